@@ -1,0 +1,183 @@
+"""``models.yaml`` -> checked pairs.
+
+A pair names two GGUF files and the rule that suits them. Several files may exist; they are read in a fixed order and the first one
+that has a pair of that name wins. Knows nothing of what is inside a GGUF file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import platformdirs
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from . import rules
+from .errors import CatalogError, SettingError
+
+#: The pair that ships with the package, used where none is named.
+BUNDLED_PAIR = "demo"
+_PACKAGE = Path(__file__).parent
+_BUNDLED = "bundled:"
+
+
+def _is_rule(text: str) -> str:
+    try:
+        return str(rules.parse(text))
+    except SettingError as error:
+        raise ValueError(str(error)) from None
+
+
+class PairEntry(BaseModel):
+    """One pair as it stands in the file. Paths are relative to the file's folder; ``bundled:NAME`` is inside this package."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    description: str = ""
+    drafter: Annotated[str, Field(min_length=1)]
+    expert: Annotated[str, Field(min_length=1)]
+    rule: Annotated[str, AfterValidator(_is_rule)] | None = None
+
+
+class CatalogFile(BaseModel):
+    """The whole of a ``models.yaml``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    pairs: dict[str, PairEntry]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two model files, ready to load, and where they were named (None: by the caller)."""
+
+    name: str
+    drafter: Path
+    expert: Path
+    rule: str | None = None
+    description: str = ""
+    source: Path | None = None
+
+    @property
+    def missing(self) -> list[Path]:
+        """The files that are not there."""
+        return [path for path in (self.drafter, self.expert) if not path.is_file()]
+
+
+def search_path(models: str | os.PathLike[str] | None = None) -> list[Path]:
+    """Where ``models.yaml`` is looked for, first to last.
+
+    ``models``, $SPECCASCADE_MODELS, the current folder, the user's configuration folder, this package. The first two must exist
+    when given; the others may be absent. Raises CatalogError.
+    """
+    named = [(models, "--models"), (os.environ.get("SPECCASCADE_MODELS"), "$SPECCASCADE_MODELS")]
+    found: list[Path] = []
+    for value, origin in named:
+        if value:
+            path = Path(value).expanduser()
+            if not path.is_file():
+                raise CatalogError(f"{path}: no such file (named by {origin})")
+            found.append(path)
+    packaged = _PACKAGE / "models.yaml"
+    if not packaged.exists():  # a checkout, where the one copy stands at the top
+        packaged = _PACKAGE.parent / "models.yaml"
+    optional = [Path("models.yaml"), platformdirs.user_config_path("speccascade") / "models.yaml", packaged]
+    found += [path for path in optional if path.is_file()]
+    distinct = {path.resolve(): path for path in reversed(found)}  # a file named twice counts where it is named first
+    return [path for path in dict.fromkeys(found) if distinct[path.resolve()] == path]
+
+
+def read_file(path: Path) -> dict[str, Pair]:
+    """The pairs of one file. Raises CatalogError with file, key path and line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except OSError as error:
+        raise CatalogError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise CatalogError(f"{path}: not UTF-8 text ({error})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise CatalogError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if node is not None:
+        _refuse_repeated_keys(path, node)
+    try:
+        catalog = CatalogFile.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole file"
+        seen = "" if first["type"] == "missing" else f"; seen: {first['input']!r}"
+        raise CatalogError(f"{path}, line {_line(node, first['loc'])}: {where}: {_said(first)}{seen}") from error
+    return {
+        name: Pair(name, _resolve(entry.drafter, path), _resolve(entry.expert, path), entry.rule, entry.description, path)
+        for name, entry in catalog.pairs.items()
+    }
+
+
+def known_pairs(models: str | os.PathLike[str] | None = None) -> dict[str, Pair]:
+    """All pairs of all files on the search path, by name. Raises CatalogError."""
+    pairs: dict[str, Pair] = {}
+    for path in search_path(models):
+        for name, pair in read_file(path).items():
+            pairs.setdefault(name, pair)
+    return pairs
+
+
+def find(name: str, models: str | os.PathLike[str] | None = None) -> Pair:
+    """The pair of this name. Raises CatalogError with the known names."""
+    pairs = known_pairs(models)
+    if name not in pairs:
+        close = difflib.get_close_matches(name, pairs, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise CatalogError(
+            f"unknown pair {name!r}; known are {', '.join(sorted(pairs))}{hint} "
+            "(add your own to models.yaml, or name two files with --drafter and --expert)"
+        )
+    return pairs[name]
+
+
+def _resolve(text: str, source: Path) -> Path:
+    if text.startswith(_BUNDLED):
+        return _PACKAGE / "demo" / text.removeprefix(_BUNDLED)
+    return source.parent / Path(text).expanduser()
+
+
+def _refuse_repeated_keys(path: Path, node: yaml.Node) -> None:
+    """YAML would silently let the last of two equal keys win."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise CatalogError(f"{path}, line {key.start_mark.line + 1}: the key {key.value!r} stands here for the second time")
+            seen.add(key.value)
+            _refuse_repeated_keys(path, value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_repeated_keys(path, value)
+
+
+def _line(node: yaml.Node | None, keys: tuple[int | str, ...]) -> int:
+    """The line (from 1) of the innermost key on the way that exists."""
+    line = node.start_mark.line if node else 0
+    for key in keys:
+        if not isinstance(node, yaml.MappingNode):
+            break
+        for name, value in node.value:
+            if name.value == str(key):
+                line, node = name.start_mark.line, value
+                break
+        else:
+            break
+    return line + 1
+
+
+def _said(error: Any) -> str:
+    known = {"extra_forbidden": "this key is not known", "missing": "this key is missing"}
+    message: str = known.get(error["type"], error["msg"])
+    return message[0].lower() + message[1:]

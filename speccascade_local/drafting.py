@@ -1,0 +1,62 @@
+"""Where drafts come from: the small model writes a block, token by token.
+
+Every drafted token is drawn from the drafter's own sampling distribution, and its raw row travels with it, because the
+rejection test needs the whole distribution and not only the token. Knows nothing of the expert or of rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from .sampling import Array, Sampler, draw
+from .verify import Draft
+
+
+class Session(Protocol):
+    """One mutable timeline over a model: what the decoding loop needs, and all that it needs.
+
+    :class:`speccascade_local.session.LlamaSession` is the real one; a toy of ten lines will do in a test.
+    """
+
+    @property
+    def n_vocab(self) -> int:
+        """Width of the rows, and bound of the ids."""
+
+    @property
+    def n_ctx(self) -> int:
+        """How many tokens the timeline can hold."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """What the timeline holds, in order. Not to be changed by the caller."""
+
+    def extend(self, tokens: list[int], keep: int) -> Array:
+        """Append ``tokens`` and return the logits after each of the last ``keep`` of them, [keep, n_vocab] float32.
+
+        The rows may be a view that is valid until the next call only.
+        """
+
+    def rewind(self, length: int) -> None:
+        """Forget everything after the first ``length`` tokens."""
+
+
+def propose(
+    drafter: Session, tokens: list[int], block_size: int, sampler: Sampler, rng: np.random.Generator, is_end: Callable[[int], bool]
+) -> Draft:
+    """Draft up to ``block_size`` tokens that continue ``tokens``.
+
+    The drafter first reads, in one batch, whatever it has not seen of ``tokens``, so no token is ever read twice. A draft ends early
+    after an end-of-text token: what would follow could never be used, and since that is decided from drafted tokens alone, the
+    distribution of the output does not change.
+    """
+    drafted: list[int] = []
+    rows: list[Array] = []
+    unread = tokens[len(drafter.tokens) :]
+    while len(drafted) < block_size and not (drafted and is_end(drafted[-1])):
+        rows.append(drafter.extend(unread, keep=1)[0].copy())
+        unread = [draw(sampler.probs(rows[-1]), rng)]
+        drafted += unread
+    return Draft(drafted, np.array(rows, dtype=np.float32).reshape(len(drafted), drafter.n_vocab))

@@ -1,0 +1,47 @@
+"""Everything that can go wrong on purpose, as one tree.
+
+    SpeccascadeError                 catch this to catch them all
+    ├── SettingError                 a rule, alpha, temperature, length or other setting outside what is allowed
+    ├── PromptError                  an empty prompt, ids outside the vocabulary, text for a model that has none, a bad chat message
+    │   └── ContextOverflowError     more tokens than the context holds
+    ├── CatalogError                 models.yaml: missing, malformed, unknown pair or key
+    ├── ModelLoadError               a file that is missing, no GGUF, damaged, or of a kind that cannot work here
+    ├── PairError                    two models that cannot answer as one
+    └── SessionError                 llama.cpp refused an evaluation or a rewind; a closed or superseded object was used
+
+Every message says what is wrong, the value that was seen, what is allowed and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class SpeccascadeError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class SettingError(SpeccascadeError):
+    """A setting outside its range, or of the wrong type."""
+
+
+class PromptError(SpeccascadeError):
+    """A prompt that cannot be evaluated."""
+
+
+class ContextOverflowError(PromptError):
+    """More tokens than the context holds."""
+
+
+class CatalogError(SpeccascadeError):
+    """``models.yaml`` cannot be found, read or understood, or has no such pair."""
+
+
+class ModelLoadError(SpeccascadeError):
+    """A model file cannot be used."""
+
+
+class PairError(SpeccascadeError):
+    """Two models whose vocabularies do not match."""
+
+
+class SessionError(SpeccascadeError):
+    """llama.cpp refused a step, or a closed or superseded object was used."""

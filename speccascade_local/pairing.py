@@ -1,0 +1,51 @@
+"""Whether two models can answer as one: their vocabularies must be the same thing.
+
+The conditions are llama.cpp's (``common/speculative.cpp``), which refuses a pair and keeps the reason to itself; here the reason is
+the result. Knows nothing of files or of how the pair will be used.
+"""
+
+from __future__ import annotations
+
+from .errors import PairError
+from .session import LlamaModel
+
+MAX_SIZE_DIFFERENCE = 128
+FIRST_COMPARED_ID = 5  # the first few ids are unk, bos, eos and the like, which converters name differently
+
+_KINDS = {0: "no text", 1: "SentencePiece (SPM)", 2: "byte-level BPE", 3: "WordPiece", 4: "Unigram", 5: "RWKV", 6: "PLaMo-2"}
+
+
+def shared_vocab_size(drafter: LlamaModel, expert: LlamaModel) -> int:
+    """The number of ids that both models have; nothing outside is ever emitted.
+
+    Raises PairError with the first difference when the two cannot be paired.
+    """
+    advice = "choose a drafter of the same model family as the expert"
+    if drafter.vocab_type != expert.vocab_type:
+        raise PairError(f"the drafter's vocabulary is {_kind(drafter)}, the expert's {_kind(expert)}; {advice}")
+    for name in ("bos_id", "eos_id"):
+        ours, theirs = getattr(drafter, name), getattr(expert, name)
+        if ours != theirs:
+            raise PairError(
+                f"the models frame a text differently: {name} is {_added(ours)} for the drafter, {_added(theirs)} for the expert; {advice}"
+            )
+    difference = abs(drafter.n_vocab - expert.n_vocab)
+    if difference > MAX_SIZE_DIFFERENCE:
+        raise PairError(
+            f"the drafter has {drafter.n_vocab} token ids, the expert {expert.n_vocab}: {difference} apart, "
+            f"allowed are {MAX_SIZE_DIFFERENCE}; {advice}"
+        )
+    shared = min(drafter.n_vocab, expert.n_vocab)
+    for token in range(FIRST_COMPARED_ID, shared) if drafter.has_text else ():
+        ours, theirs = drafter.token_text(token), expert.token_text(token)
+        if ours != theirs:
+            raise PairError(f"token id {token} is {ours!r} for the drafter and {theirs!r} for the expert; {advice}")
+    return shared
+
+
+def _kind(model: LlamaModel) -> str:
+    return _KINDS.get(model.vocab_type, f"of type {model.vocab_type}")
+
+
+def _added(token: int | None) -> str:
+    return "not added" if token is None else f"id {token}"

@@ -1,0 +1,434 @@
+"""The object that users hold: two loaded models that answer as one.
+
+Turns text into ids and ids into text around the loop in cascade.py, and carries both caches from call to call. One call at a
+time: a new call supersedes a stream that was not read to its end. Knows nothing of terminals, and of files only their paths.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+
+from . import catalog, routing, rules
+from .cascade import Block, FinishReason, decode
+from .catalog import Pair
+from .drafting import Session
+from .errors import ContextOverflowError, PromptError, SessionError, SettingError
+from .pairing import shared_vocab_size
+from .rules import Rule
+from .sampling import Sampler
+from .session import MAX_ROWS, LlamaModel, LlamaSession
+from .stats import Stats
+from .text import ChatTemplate, Message, TextStream
+from .verify import Origin
+
+#: The context that is made where none is asked for, if both models were trained for as much.
+DEFAULT_CONTEXT = 4096
+
+Prompt = str | Sequence[int]
+
+
+def _whole(name: str, value: object, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise SettingError(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
+    return value
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one reply is made; every default of generate, stream and chat is written here and nowhere else.
+
+    rule None: the pair's own. temperature 0: greedy. block_size: drafted tokens per block, 0 for the expert alone. seed None: a
+    fresh one, told in ``Reply.seed``. Raises SettingError for a value outside its range.
+    """
+
+    rule: str | Rule | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    block_size: int = 5
+    max_tokens: int = 256
+    seed: int | None = None
+    stop: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        self.sampler  # noqa: B018  (validates the four sampling values)
+        _whole("block_size", self.block_size, 0, MAX_ROWS - 1)
+        _whole("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        if self.seed is not None:
+            _whole("seed", self.seed, 0, 2**63 - 1)
+        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+            raise SettingError(f"stop is {self.stop!r}; it must be a list of texts, none of them empty")
+        if self.rule is not None and not rules.parse(self.rule).asks_expert and self.block_size == 0:
+            raise SettingError(f"rule {self.rule} with block_size 0 asks neither model; give a block_size of 1 or more")
+
+    @property
+    def sampler(self) -> Sampler:
+        """The sampling part of the settings."""
+        return Sampler(self.temperature, self.top_k, self.top_p, self.min_p)
+
+
+DEFAULTS = Settings()
+
+
+class Token(NamedTuple):
+    """One emitted token. ``text`` may be empty (control tokens, parts of a character)."""
+
+    id: int
+    text: str
+    origin: Origin
+    dropped: str | None = None  # text of the drafted token that this one, a corrected one, replaces
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one block added to the text. ``stats`` is a copy as of this block; ``finish_reason`` is set on the last chunk."""
+
+    tokens: tuple[Token, ...]
+    finish_reason: FinishReason | None
+    stats: Stats
+    rule: Rule
+    seed: int
+
+    @property
+    def text(self) -> str:
+        """The visible text of this chunk."""
+        return "".join(token.text for token in self.tokens)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The ids, an end-of-text id included."""
+        return [token.id for token in self.tokens]
+
+    @property
+    def origins(self) -> list[Origin]:
+        """Who wrote each token, in the order of ``token_ids``."""
+        return [token.origin for token in self.tokens]
+
+
+@dataclass(frozen=True)
+class Reply(Chunk):
+    """A whole answer. With the same ``seed`` and settings, the same prompt gives the same text again.
+
+    What a seed does not promise: another block size draws other random numbers, and another build, machine or cache state
+    evaluates in other batches, which may flip a near-tie.
+    """
+
+    confidence: float | None = None  # of a sequential cascade: the drafter's mean margin
+
+
+class Runtime:
+    """A loaded pair. Made by :func:`load`; use it as a context manager, or close it.
+
+    A runtime answers one call at a time, from any thread. Ctrl-C or a stream that is dropped half-way leaves it usable, and what both
+    caches hold is reused by the next call that begins with the same tokens.
+    """
+
+    def __init__(self, pair: Pair, drafter: LlamaSession, expert: LlamaSession, resources: ExitStack) -> None:
+        self.pair = pair
+        self.rule: Rule = rules.parse(pair.rule) if pair.rule else rules.DEFAULT
+        self.n_ctx = expert.n_ctx
+        self.n_vocab = expert.n_vocab
+        self._drafter, self._expert = drafter, expert
+        self._model = expert.model
+        self._resources = resources
+        self._lock = threading.Lock()
+        self._turn = 0
+        source = self._model.chat_template
+        self._template = (
+            ChatTemplate(source, special_texts=self._model.special_texts, control_texts=self._model.control_texts)
+            if source and self._model.has_text
+            else None
+        )
+
+    # ------------------------------------------------------------------ the verbs
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        rule: str | Rule | None = DEFAULTS.rule,
+        temperature: float = DEFAULTS.temperature,
+        top_k: int = DEFAULTS.top_k,
+        top_p: float = DEFAULTS.top_p,
+        min_p: float = DEFAULTS.min_p,
+        block_size: int = DEFAULTS.block_size,
+        max_tokens: int = DEFAULTS.max_tokens,
+        seed: int | None = DEFAULTS.seed,
+        stop: Sequence[str] = DEFAULTS.stop,
+    ) -> Reply:
+        """Continue a raw prompt (text, in which control tokens are read, or a list of ids) and return the whole reply.
+
+        Raises PromptError, ContextOverflowError and SettingError before anything is evaluated.
+        """
+        settings = Settings(rule, temperature, top_k, top_p, min_p, block_size, max_tokens, seed, stop)
+        return _join(chunk for chunk, _ in self._start(prompt, settings))
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        rule: str | Rule | None = DEFAULTS.rule,
+        temperature: float = DEFAULTS.temperature,
+        top_k: int = DEFAULTS.top_k,
+        top_p: float = DEFAULTS.top_p,
+        min_p: float = DEFAULTS.min_p,
+        block_size: int = DEFAULTS.block_size,
+        max_tokens: int = DEFAULTS.max_tokens,
+        seed: int | None = DEFAULTS.seed,
+        stop: Sequence[str] = DEFAULTS.stop,
+    ) -> Iterator[Chunk]:
+        """Like :meth:`generate`, block by block. Bad input is refused by the call itself, not by the first chunk."""
+        settings = Settings(rule, temperature, top_k, top_p, min_p, block_size, max_tokens, seed, stop)
+        run = self._start(prompt, settings)
+        return (chunk for chunk, _ in run)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        rule: str | Rule | None = DEFAULTS.rule,
+        temperature: float = DEFAULTS.temperature,
+        top_k: int = DEFAULTS.top_k,
+        top_p: float = DEFAULTS.top_p,
+        min_p: float = DEFAULTS.min_p,
+        block_size: int = DEFAULTS.block_size,
+        max_tokens: int = DEFAULTS.max_tokens,
+        seed: int | None = DEFAULTS.seed,
+        stop: Sequence[str] = DEFAULTS.stop,
+    ) -> Reply:
+        """Answer a conversation, ``[{"role": "user", "content": "Hi"}, ...]``, through the expert's chat template."""
+        return self.generate(
+            self.chat_ids(messages),
+            rule=rule,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            block_size=block_size,
+            max_tokens=max_tokens,
+            seed=seed,
+            stop=stop,
+        )
+
+    def sequential(
+        self,
+        prompt: Prompt,
+        *,
+        threshold: float = routing.DEFAULT_THRESHOLD,
+        temperature: float = DEFAULTS.temperature,
+        top_k: int = DEFAULTS.top_k,
+        top_p: float = DEFAULTS.top_p,
+        min_p: float = DEFAULTS.min_p,
+        max_tokens: int = DEFAULTS.max_tokens,
+        seed: int | None = DEFAULTS.seed,
+        stop: Sequence[str] = DEFAULTS.stop,
+    ) -> Reply:
+        """A plain cascade, for comparison: the drafter answers in full; below the threshold the expert answers from scratch.
+
+        ``Reply.confidence`` is the drafter's mean margin, see :func:`routing.margins`; the statistics count both answers.
+        """
+        if not 0 <= threshold <= 1:
+            raise SettingError(f"threshold is {threshold}; it must be between 0 (never ask the expert) and 1")
+        settings = Settings(rules.Never(), temperature, top_k, top_p, min_p, DEFAULTS.block_size, max_tokens, seed, stop)
+        run = list(self._start(prompt, settings))
+        answer = _join(chunk for chunk, _ in run)
+        confidence = float(np.concatenate([routing.margins(block.draft.logits) for _, block in run]).mean())
+        if confidence >= threshold:
+            return replace(answer, confidence=confidence)
+        settings = replace(settings, rule=rules.Strict(), block_size=0, seed=answer.seed)
+        second = _join(chunk for chunk, _ in self._start(prompt, settings))
+        total = replace(answer.stats + second.stats, tokens=second.stats.tokens, prompt_tokens=second.stats.prompt_tokens)
+        return replace(second, stats=total, confidence=confidence)
+
+    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt that the expert's chat template makes of a conversation.
+
+        A control token that a message merely spells out stays plain text. Raises PromptError when the expert has no template.
+        """
+        if self._template is None:
+            raise PromptError(f"{self._model.path.name} has no chat template; use a raw prompt (generate, or --raw)")
+        parts = self._template.render(messages)
+        bos, bos_id = self._model.special_texts["bos_token"], self._model.bos_id
+        written = bool(bos) and parts[0][1] and parts[0][0].startswith(bos)  # many templates write the BOS themselves
+        ids = [] if bos_id is None or written else [bos_id]
+        for text, may_hold_control in parts:
+            ids += self._model.tokenize(text, add_special=False, parse_special=may_hold_control)
+        return ids
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether :meth:`chat` works for this pair."""
+        return self._template is not None
+
+    def reset(self) -> None:
+        """Forget what both caches hold, so that the next call starts cold."""
+        with self._lock:
+            self._turn += 1
+            self._drafter.rewind(0)
+            self._expert.rewind(0)
+
+    def close(self) -> None:
+        """Free both models. Harmless when repeated; every other method raises SessionError afterwards."""
+        with self._lock:
+            self._turn += 1
+            self._resources.close()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ how
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if self._model.closed:
+            raise SessionError("this runtime is closed; load the pair again")
+        if isinstance(prompt, str):
+            ids = self._model.tokenize(prompt, add_special=True, parse_special=True) if prompt else []
+        else:
+            ids = [int(token) for token in prompt]
+        if not ids:
+            raise PromptError("the prompt is empty; give at least one token of text")
+        if not 0 <= min(ids) <= max(ids) < self.n_vocab:
+            wrong = next(token for token in ids if not 0 <= token < self.n_vocab)
+            raise PromptError(f"the prompt holds token id {wrong}; the ids that both models have are 0 to {self.n_vocab - 1}")
+        if len(ids) > self.n_ctx:
+            raise ContextOverflowError(
+                f"the prompt has {len(ids)} tokens and the context holds {self.n_ctx}; "
+                "shorten the prompt or load with a larger context (--ctx)"
+            )
+        return ids
+
+    def _start(self, prompt: Prompt, settings: Settings) -> Iterator[tuple[Chunk, Block]]:
+        """Refuse bad input now; evaluate when the first block is asked for."""
+        rule = self.rule if settings.rule is None else rules.parse(settings.rule)
+        seed = secrets.randbits(32) if settings.seed is None else settings.seed
+        return self._run(self._ids(prompt), settings, rule, seed)
+
+    def _run(self, ids: list[int], settings: Settings, rule: Rule, seed: int) -> Iterator[tuple[Chunk, Block]]:
+        """The loop with text around it. Each block is decoded under the lock, and only while no later call has begun."""
+        stats = Stats(prompt_tokens=len(ids))
+        text = TextStream(self._model.piece, self._model.is_end, settings.stop)
+        tokens = list(ids)
+        with self._lock:
+            self._turn += 1
+            turn = self._turn
+            shared = [_rewind_to_shared(session, ids) for session in (self._drafter, self._expert)]
+            stats.cached_tokens = shared[rule.asks_expert]
+        blocks = decode(
+            tokens,
+            self._drafter,
+            self._expert,
+            rule=rule,
+            sampler=settings.sampler,
+            rng=np.random.default_rng(seed),
+            block_size=settings.block_size,
+            max_tokens=settings.max_tokens,
+            is_end=self._model.is_end,
+            stops=text.feed,
+            stats=stats,
+        )
+        finished = False
+        while not finished:
+            with self._lock:
+                if self._model.closed or turn != self._turn:
+                    raise SessionError(
+                        "this stream was ended by a later call on its runtime (or by closing it); "
+                        "read a stream to its end first, or load a second runtime"
+                    )
+                block = next(blocks)
+                finished = block.finish_reason is not None
+                if finished:
+                    text.finish()
+                chunk = self._chunk(block, text, stats, rule, seed)
+            yield chunk, block
+
+    def _chunk(self, block: Block, text: TextStream, stats: Stats, rule: Rule, seed: int) -> Chunk:
+        verdict = block.verdict
+        pieces = text.pieces[len(text.pieces) - len(verdict.token_ids) :]
+        tokens = [Token(*fields) for fields in zip(verdict.token_ids, pieces, verdict.origins)]
+        if verdict.dropped_id is not None:
+            tokens[-1] = tokens[-1]._replace(dropped=self._model.piece(verdict.dropped_id).decode(errors="replace"))
+        return Chunk(tuple(tokens), block.finish_reason, replace(stats), rule, seed)
+
+
+def load(
+    pair: str | None = None,
+    *,
+    drafter: str | os.PathLike[str] | None = None,
+    expert: str | os.PathLike[str] | None = None,
+    models: str | os.PathLike[str] | None = None,
+    n_ctx: int | None = None,
+    n_threads: int | None = None,
+    n_gpu_layers: int = -1,
+    on_progress: Callable[[str, float], None] | None = None,
+) -> Runtime:
+    """Load a pair: by name from ``models.yaml`` (None: the bundled one), or by the paths of two GGUF files.
+
+    models: a ``models.yaml`` to look in first. n_ctx: tokens that both contexts hold (default: 4096, or what both models were
+    trained for). n_threads: default the physical cores. n_gpu_layers: layers on the GPU, -1 for all, where the build has one.
+    on_progress: called with ("drafter" or "expert", 0..1).
+
+    Raises CatalogError, ModelLoadError, PairError, SettingError or SessionError; whatever was loaded by then is freed.
+    """
+    chosen = _choose(pair, drafter, expert, models)
+    if n_threads is not None:
+        _whole("n_threads", n_threads, 1, 1024)
+    _whole("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1)
+
+    def open_model(role: str, path: Path) -> LlamaModel:
+        report = (lambda fraction: on_progress(role, fraction)) if on_progress else None
+        model = LlamaModel(path, n_gpu_layers=n_gpu_layers, on_progress=report)
+        resources.callback(model.close)
+        return model
+
+    def open_session(model: LlamaModel) -> LlamaSession:
+        session = LlamaSession(model, n_ctx=size, n_threads=n_threads, n_vocab=n_vocab)
+        resources.callback(session.close)
+        return session
+
+    with ExitStack() as resources:  # frees in the order sessions, models, if anything below fails
+        drafter_model, expert_model = open_model("drafter", chosen.drafter), open_model("expert", chosen.expert)
+        n_vocab = shared_vocab_size(drafter_model, expert_model)
+        trained = min(drafter_model.n_ctx_train, expert_model.n_ctx_train)
+        size = min(DEFAULT_CONTEXT, trained) if n_ctx is None else _whole("n_ctx", n_ctx, 1, trained)
+        return Runtime(chosen, open_session(drafter_model), open_session(expert_model), resources.pop_all())
+
+
+def _choose(
+    pair: str | None, drafter: str | os.PathLike[str] | None, expert: str | os.PathLike[str] | None, models: str | os.PathLike[str] | None
+) -> Pair:
+    if drafter is None and expert is None:
+        return catalog.find(catalog.BUNDLED_PAIR if pair is None else pair, models)
+    if drafter is None or expert is None or pair is not None:
+        raise SettingError("name either a pair, or both a drafter and an expert file, not a mixture")
+    return Pair("custom", Path(drafter).expanduser(), Path(expert).expanduser())
+
+
+def _rewind_to_shared(session: Session, ids: list[int]) -> int:
+    """Keep what the session holds of ``ids``, all but the last, which must be evaluated anew. Returns how much that is."""
+    shared = 0
+    for held, wanted in zip(session.tokens, ids[:-1]):
+        if held != wanted:
+            break
+        shared += 1
+    session.rewind(shared)
+    return shared
+
+
+def _join(chunks: Iterator[Chunk]) -> Reply:
+    read = list(chunks)
+    last = read[-1]
+    return Reply(tuple(token for chunk in read for token in chunk.tokens), last.finish_reason, last.stats, last.rule, last.seed)
