@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+import speccascade_local as sc
+
+# The machine may be slow or busy: how long an example takes is never a reason to fail.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
+
+
+@pytest.fixture(scope="session")
+def demo() -> Iterator[sc.Runtime]:
+    """The bundled pair, loaded once. Tests that count evaluations call ``demo.reset()`` first."""
+    with sc.load() as runtime:
+        yield runtime

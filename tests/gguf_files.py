@@ -1,0 +1,194 @@
+"""Tiny GGUF files with random weights, of every kind that the tests need: one layer, a few hundred kB, written in milliseconds.
+
+    text_model(path)       Llama with a byte-level BPE vocabulary: CONTROLS, then the 256 bytes, then WORDS, then extra_0, extra_1, ...
+    textless_model(path)   Llama with ids only (tokenizer.ggml.model = no_vocab)
+    recurrent_model(path)  Mamba, whose memory cannot drop its tail
+    embedding_model(path)  BERT, which has no rows of logits at all
+
+Every function returns ``path``. The same ``seed`` and shape give the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+WIDTH = 32
+CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+ENDOFTEXT, IM_START, IM_END = range(3)
+WORDS = ("th", "he", "the", "Ġthe")  # what MERGES make of bytes; Ġ is a space in the byte-level alphabet
+MERGES = ("t h", "h e", "th e", "Ġ the")
+BASE_VOCABULARY = len(CONTROLS) + 256 + len(WORDS)
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def byte_id(byte: int) -> int:
+    """The id of the token that stands for one byte."""
+    return len(CONTROLS) + byte
+
+
+def text_model(
+    path: Path,
+    *,
+    n_vocab: int = BASE_VOCABULARY,
+    texts: Mapping[int, str] | None = None,
+    kind: str = "gpt2",
+    bos_id: int = IM_START,
+    eos_id: int = IM_END,
+    add_bos: bool = False,
+    add_eos: bool = False,
+    chat_template: str = "",
+    n_ctx_train: int = 2048,
+    heads: int = 2,
+    seed: int = 0,
+    loud_from: int | None = None,
+) -> Path:
+    """Write a Llama with text. texts: other texts for some ids. kind: ``tokenizer.ggml.model``, of which ``llama`` is SentencePiece.
+
+    loud_from: ids from here on get far larger output rows, so that one of them has the largest logit nearly always.
+    """
+    tokens = [*CONTROLS, *_byte_alphabet(), *WORDS]
+    tokens += [f"extra_{i}" for i in range(n_vocab - len(tokens))]
+    for token, text in (texts or {}).items():
+        tokens[token] = text
+    writer = _llama(path, n_vocab, n_ctx_train, heads, seed, loud_from)
+    writer.add_tokenizer_model(kind)
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens[:n_vocab])
+    writer.add_token_types([gguf.TokenType.CONTROL if i < len(CONTROLS) else gguf.TokenType.NORMAL for i in range(n_vocab)])
+    writer.add_token_scores([0.0] * n_vocab)
+    writer.add_token_merges(list(MERGES))
+    writer.add_bos_token_id(bos_id)
+    writer.add_eos_token_id(eos_id)
+    writer.add_add_bos_token(add_bos)
+    writer.add_add_eos_token(add_eos)
+    if chat_template:
+        writer.add_chat_template(chat_template)
+    return _finish(writer, path)
+
+
+def textless_model(
+    path: Path, *, n_vocab: int = 96, n_ctx_train: int = 2048, heads: int = 1, seed: int = 0, loud_from: int | None = None
+) -> Path:
+    """Write a Llama whose file holds token ids and no text for them."""
+    writer = _llama(path, n_vocab, n_ctx_train, heads, seed, loud_from)
+    writer.add_tokenizer_model("no_vocab")
+    return _finish(writer, path)
+
+
+def recurrent_model(path: Path, *, n_vocab: int = 96, seed: int = 0) -> Path:
+    """Write a Mamba model with ids only."""
+    inner, state, kernel, rank = 2 * WIDTH, 4, 4, 2
+    writer = gguf.GGUFWriter(path, "mamba")
+    writer.add_context_length(2048)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(0)
+    writer.add_head_count(0)
+    writer.add_ssm_conv_kernel(kernel)
+    writer.add_ssm_inner_size(inner)
+    writer.add_ssm_state_size(state)
+    writer.add_ssm_time_step_rank(rank)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(n_vocab)
+    writer.add_tokenizer_model("no_vocab")
+    shapes = {
+        "token_embd.weight": (n_vocab, WIDTH),
+        "output_norm.weight": (WIDTH,),
+        "blk.0.attn_norm.weight": (WIDTH,),
+        "blk.0.ssm_in.weight": (2 * inner, WIDTH),
+        "blk.0.ssm_conv1d.weight": (inner, kernel),
+        "blk.0.ssm_conv1d.bias": (inner,),
+        "blk.0.ssm_x.weight": (rank + 2 * state, inner),
+        "blk.0.ssm_dt.weight": (inner, rank),
+        "blk.0.ssm_dt.bias": (inner,),
+        "blk.0.ssm_a": (inner, state),
+        "blk.0.ssm_d": (inner,),
+        "blk.0.ssm_out.weight": (WIDTH, inner),
+    }
+    _add_random(writer, shapes, seed)
+    return _finish(writer, path)
+
+
+def embedding_model(path: Path, *, n_vocab: int = 96, seed: int = 0) -> Path:
+    """Write a BERT model with ids only."""
+    writer = gguf.GGUFWriter(path, "bert")
+    writer.add_context_length(128)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(WIDTH)
+    writer.add_head_count(2)
+    writer.add_layer_norm_eps(1e-5)
+    writer.add_causal_attention(False)
+    writer.add_vocab_size(n_vocab)
+    writer.add_tokenizer_model("no_vocab")
+    writer.add_token_type_count(2)
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (n_vocab, WIDTH),
+        "token_types.weight": (2, WIDTH),
+        "position_embd.weight": (128, WIDTH),
+        "token_embd_norm.weight": (WIDTH,),
+        "token_embd_norm.bias": (WIDTH,),
+    }
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down"):
+        shapes[f"blk.0.{name}.weight"] = (WIDTH, WIDTH)
+        shapes[f"blk.0.{name}.bias"] = (WIDTH,)
+    for name in ("attn_output_norm", "layer_output_norm"):
+        shapes[f"blk.0.{name}.weight"] = shapes[f"blk.0.{name}.bias"] = (WIDTH,)
+    _add_random(writer, shapes, seed)
+    return _finish(writer, path)
+
+
+def _llama(path: Path, n_vocab: int, n_ctx_train: int, heads: int, seed: int, loud_from: int | None) -> gguf.GGUFWriter:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(n_ctx_train)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(WIDTH)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads)
+    writer.add_rope_dimension_count(WIDTH // heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(n_vocab)
+    shapes: dict[str, tuple[int, ...]] = {"output_norm.weight": (WIDTH,)}
+    for name in ("attn_norm", "ffn_norm"):
+        shapes[f"blk.0.{name}.weight"] = (WIDTH,)
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
+        shapes[f"blk.0.{name}.weight"] = (WIDTH, WIDTH)
+    shapes["token_embd.weight"] = (n_vocab, WIDTH)
+    _add_random(writer, shapes, seed)
+    output = np.random.default_rng(seed + 1).normal(size=(n_vocab, WIDTH)).astype(np.float32) / 2
+    if loud_from is not None:
+        output[loud_from:] *= 8
+    writer.add_tensor("output.weight", output)
+    return writer
+
+
+def _add_random(writer: gguf.GGUFWriter, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
+    """Norm weights near 1, everything else so that rows keep their size."""
+    rng = np.random.default_rng(seed)
+    for name, shape in shapes.items():
+        values = rng.normal(size=shape)
+        weights = 1 + values / 10 if name.endswith("norm.weight") else values / np.sqrt(shape[-1])
+        writer.add_tensor(name, weights.astype(np.float32))
+
+
+def _byte_alphabet() -> list[str]:
+    """How byte-level BPE writes each byte: printable Latin-1 as itself, the others as the characters from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def _finish(writer: gguf.GGUFWriter, path: Path) -> Path:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

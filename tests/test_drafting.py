@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+from toys import ToySession, certain, random_rows
+
+from speccascade_local.drafting import propose
+from speccascade_local.sampling import Sampler
+
+
+def never_ends(_token: int) -> bool:
+    return False
+
+
+@given(st.integers(0, 6), st.integers(0, 4))
+def test_the_drafter_reads_each_token_once_and_never_its_last_own(block_size, already_read):
+    drafter = ToySession(random_rows(5, 1), 5)
+    text = [1, 2, 3, 4, 0]
+    if already_read:
+        drafter.extend(text[:already_read], keep=1)
+        drafter.calls.clear()
+    draft = propose(drafter, text, block_size, Sampler(), np.random.default_rng(0), never_ends)
+    assert len(draft.token_ids) == block_size
+    assert drafter.calls == ([5 - already_read] + [1] * (block_size - 1) if block_size else [])
+    if block_size:
+        assert drafter.tokens == text + draft.token_ids[:-1]
+
+
+def test_the_rows_are_those_that_the_tokens_were_drawn_from_and_outlive_the_buffer():
+    row = random_rows(5, 2)
+    drafter = ToySession(row, 5)
+    draft = propose(drafter, [3], 4, Sampler(), np.random.default_rng(0), never_ends)
+    expected = [row([3, *draft.token_ids[:i]]) for i in range(4)]
+    np.testing.assert_allclose(draft.logits, expected, rtol=1e-6)
+
+
+def test_a_draft_ends_at_an_end_of_text_token():
+    drafter = ToySession(certain(lambda text: (text[-1] + 1) % 5, 5), 5)
+    draft = propose(drafter, [0], 10, Sampler(0), np.random.default_rng(0), lambda token: token == 3)
+    assert draft.token_ids == [1, 2, 3]
+
+
+def test_no_draft_leaves_the_drafter_untouched_and_has_rows_of_the_right_width():
+    drafter = ToySession(random_rows(5, 2), 5)
+    draft = propose(drafter, [1, 2], 0, Sampler(), np.random.default_rng(0), never_ends)
+    assert draft.logits.shape == (0, 5)
+    assert drafter.tokens == []
+
+
+def test_drafted_tokens_follow_the_filtered_distribution():
+    row, sampler = random_rows(6, 4), Sampler(temperature=0.8, top_k=4)
+    rng = np.random.default_rng(3)
+    counts = np.bincount([propose(ToySession(row, 6), [2], 1, sampler, rng, never_ends).token_ids[0] for _ in range(4_000)], minlength=6)
+    expected = 4_000 * sampler.probs(row([2]))
+    assert not counts[expected == 0].any()
+    assert chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 1e-4
