@@ -11,8 +11,9 @@ Start with :func:`load`, or on the command line with ``speccascade compare``.
 """
 
 from .errors import CatalogError, ContextOverflowError, ModelLoadError, PairError, PromptError, SessionError, SettingError, SpeccascadeError
+from .reply import Chunk, Reply, Token
 from .rules import Rule
-from .runtime import Chunk, Reply, Runtime, Token, load
+from .runtime import Runtime, load
 from .stats import Stats
 from .verify import target_probs
 

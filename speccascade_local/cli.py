@@ -16,31 +16,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 from typer.core import TyperGroup
 
 from . import __version__, catalog, routing, rules
-from .compare import Row, compare, dropped_pairs
+from .compare import compare
 from .errors import PromptError, SettingError, SpeccascadeError
-from .runtime import DEFAULTS, Chunk, Prompt, Runtime, Token, load
-from .verify import Origin
+from .reply import Chunk, Reply
+from .runtime import DEFAULTS, Prompt, Runtime, Settings, load
+from .terminal import comparison_table, legend, number, print_row, print_tokens, stderr, stdout
 
 DEFAULT_QUESTION = "Who is Buzz Aldrin?"
-STYLES: dict[Origin, str] = {"accepted": "green", "matched": "cyan", "corrected": "bold yellow", "bonus": "magenta", "expert": "blue"}
-MEANINGS: dict[Origin, str] = {
-    "accepted": "draft kept by the rule",
-    "matched": "draft kept by the strict test",
-    "corrected": "expert's token in place of a dropped draft",
-    "bonus": "expert's token after a kept draft",
-    "expert": "expert alone",
-}
-DROPPED_STYLE = "strike dim red"
-
-stdout, stderr = Console(highlight=False), Console(stderr=True, highlight=False)
 
 
 class Verbs(TyperGroup):
@@ -135,50 +123,25 @@ def run(
     """Answer one prompt. The text goes to stdout as it is made."""
     _log(verbose)
     pair, prompt = _pair_and_prompt(words, has_files=drafter is not None or expert is not None)
-    settings = {
-        "rule": rule,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "block_size": block_size,
-        "max_tokens": max_tokens,
-        "seed": seed,
-    }
+    settings = Settings(rule, temperature, top_k, top_p, min_p, block_size, max_tokens, seed)  # refused before anything is loaded
     with _loaded(pair, drafter, expert, models, ctx, threads, gpu_layers) as runtime:
-        chunks = runtime.stream(_ids(runtime, prompt, raw), **settings)  # type: ignore[arg-type]
         read: list[Chunk] = []
-        for chunk in chunks:
+        for chunk in runtime.stream(_ids(runtime, prompt, raw), **vars(settings)):
             if not read and verbose:
                 stderr.print(f"rule {chunk.rule}: {chunk.rule.trade}; seed {chunk.seed}", soft_wrap=True)
             read.append(chunk)
             if not as_json:
-                _show(chunk.tokens, coloured=show_origin)
-    last = read[-1]
-    tokens = [token for chunk in read for token in chunk.tokens]
+                print_tokens(chunk.tokens, coloured=show_origin)
+    reply = Reply.of(read)
     if as_json:
-        settings |= {"rule": str(last.rule), "seed": last.seed}
-        print(
-            json.dumps(
-                {
-                    "pair": runtime.pair.name,
-                    **settings,
-                    "text": "".join(token.text for token in tokens),
-                    "token_ids": [token.id for token in tokens],
-                    "origins": [token.origin for token in tokens],
-                    "finish_reason": last.finish_reason,
-                    "stats": last.stats.counts(),
-                },
-                ensure_ascii=False,
-            )
-        )
+        print(json.dumps({"pair": runtime.pair.name, **vars(settings), **reply.as_dict()}, ensure_ascii=False))
     else:
         print(flush=True)
         if show_origin and stdout.is_terminal:
-            stderr.print(_legend())
+            stderr.print(legend())
     if verbose:
-        for name, value in (last.stats.counts() | last.stats.clocks()).items():
-            stderr.print(f"  {name:16} {_number(value)}")
+        for name, value in (reply.stats.counts() | reply.stats.clocks()).items():
+            stderr.print(f"  {name:16} {number(value)}")
 
 
 @app.command("compare")
@@ -193,7 +156,7 @@ def compare_verb(
     max_tokens: MaxTokens = DEFAULTS.max_tokens,
     seed: Annotated[int, typer.Option(help="The same for every arm.")] = 0,
     threshold: Annotated[
-        float, typer.Option(help="Sequential cascade: below this confidence the expert starts over.")
+        float, typer.Option(min=0, max=1, help="Sequential cascade: below this confidence the expert starts over.")
     ] = routing.DEFAULT_THRESHOLD,
     repeat: Annotated[int, typer.Option(min=1, help="Ask this often in turns; times are medians.")] = 1,
     ctx: Context = None,
@@ -210,26 +173,18 @@ def compare_verb(
     _log(verbose)
     has_files = drafter is not None or expert is not None
     pair, prompt = _pair_and_prompt(words or [DEFAULT_QUESTION], has_files=has_files)
-    chosen = rules.parse(rule) if rule is not None else None
+    settings = Settings(rule, temperature, top_k, top_p, min_p, block_size, max_tokens, seed)  # refused before anything is loaded
     with _loaded(pair, drafter, expert, models, ctx, threads, gpu_layers) as runtime:
         ids = _ids(runtime, prompt, raw)
-        own = chosen or runtime.rule
-        with Progress(TextColumn("asking"), BarColumn(), TimeRemainingColumn(), console=stderr, transient=True) as bar:
-            task = bar.add_task("", total=None)
+        with _progress("asking") as bar:
+            task = bar.add_task("", total=1.0)
             rows = compare(
                 runtime,
                 ids,
-                rule=own,
+                settings,
                 threshold=threshold,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=min_p,
-                block_size=block_size,
-                max_tokens=max_tokens,
-                seed=seed,
                 repeat=repeat,
-                on_step=lambda: bar.advance(task),
+                on_step=lambda fraction: bar.update(task, completed=fraction),
             )
     if as_json:
         print(
@@ -248,9 +203,10 @@ def compare_verb(
         )
         return
     for row in rows:
-        _show_row(row, threshold)
-    stdout.print(_legend())
-    stdout.print(_table(rows))
+        print_row(row, threshold)
+    if stdout.is_terminal:
+        stdout.print(legend(), end="\n\n")
+    stdout.print(comparison_table(rows))
 
 
 @app.command("models")
@@ -307,7 +263,7 @@ def _ids(runtime: Runtime, prompt: str, raw: bool) -> Prompt:
 def _loaded(
     pair: str | None, drafter: Path | None, expert: Path | None, models: Path | None, ctx: int | None, threads: int | None, gpu_layers: int
 ) -> Iterator[Runtime]:
-    with Progress(TextColumn("loading {task.description}"), BarColumn(), console=stderr, transient=True) as bar:
+    with _progress("loading") as bar:
         tasks = {role: bar.add_task(role, total=1.0) for role in ("drafter", "expert")}
         runtime = load(
             pair,
@@ -323,75 +279,12 @@ def _loaded(
         yield runtime
 
 
+def _progress(doing: str) -> Progress:
+    """A bar on stderr that leaves nothing behind; silent where nobody watches."""
+    columns = (TextColumn(doing + " {task.description}"), BarColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
+
+
 def _log(verbose: int) -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("speccascade_local").setLevel([logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)])
-
-
-# --------------------------------------------------------------------------- output
-
-
-def _show(tokens: tuple[Token, ...], *, coloured: bool) -> None:
-    if coloured and stdout.is_terminal:
-        stdout.print(_coloured(tokens), end="", soft_wrap=True)
-    else:
-        print("".join(token.text for token in tokens), end="", flush=True)
-
-
-def _coloured(tokens: tuple[Token, ...]) -> Text:
-    text = Text()
-    for token in tokens:
-        if token.dropped:
-            text.append(token.dropped, DROPPED_STYLE)
-        text.append(token.text, STYLES[token.origin])
-    return text
-
-
-def _legend() -> Text:
-    parts = [Text(f"{origin}", STYLES[origin]) + Text(f" {meaning}") for origin, meaning in MEANINGS.items()]
-    return Text("  ").join([*parts, Text("dropped", DROPPED_STYLE) + Text(" draft thrown away")])
-
-
-def _show_row(row: Row, threshold: float) -> None:
-    title = Text(row.name, "bold")
-    reply = row.reply
-    if reply.confidence is not None:
-        verdict = "kept the drafter's answer" if reply.confidence >= threshold else "asked the expert from scratch"
-        title += Text(f"  confidence {reply.confidence:.2f}, threshold {threshold:g}: {verdict}", "dim")
-    stdout.print(title)
-    stdout.print(_coloured(reply.tokens), soft_wrap=True)
-    dropped = dropped_pairs(reply)
-    if dropped:
-        shown = ", ".join(f"{old.strip()!r} → {new.strip()!r}" for old, new in dropped[:4])
-        more = f" and {len(dropped) - 4} more" if len(dropped) > 4 else ""
-        stdout.print(Text(f"thrown away: {shown}{more}", "dim"), soft_wrap=True)
-    stdout.print()
-
-
-def _table(rows: list[Row]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    for name in ("tokens", "expert calls", "tokens/block", "accepted", "deferred", "tok/s", "ms", "speed-up"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        stats = row.reply.stats
-        table.add_row(
-            row.name,
-            str(stats.tokens),
-            str(stats.expert_calls),
-            _number(stats.tokens_per_block),
-            _percent(stats.acceptance_rate),
-            _percent(stats.deferral_rate),
-            f"{row.tokens_per_s:.0f}",
-            f"{1000 * row.wall_s:.1f}",
-            f"{row.speedup:.2f} ×",
-        )
-    return table
-
-
-def _percent(rate: float | None) -> str:
-    return "–" if rate is None else f"{100 * rate:.0f} %"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

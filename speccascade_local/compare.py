@@ -6,15 +6,17 @@ Every arm starts with cold caches. Knows nothing of how the result is shown.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from .rules import Opt, Rule, Strict
-from .runtime import Prompt, Reply, Runtime
+from .reply import Reply
+from .rules import Never, Opt, Strict, parse
+from .runtime import DEFAULTS, Prompt, Runtime, Settings
 
 #: The rule of the paper, shown beside the pair's own.
 PAPER_RULE = Opt(0.2)
+SEQUENTIAL = "sequential cascade"
 
 
 @dataclass(frozen=True)
@@ -34,21 +36,9 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """For result files."""
-        return {
-            "arm": self.name,
-            "rule": str(self.reply.rule),
-            "block_size": self.block_size,
-            "seed": self.reply.seed,
-            "text": self.reply.text,
-            "finish_reason": self.reply.finish_reason,
-            "origins": self.reply.origins,
-            "dropped": dropped_pairs(self.reply),
-            "confidence": self.reply.confidence,
-            "stats": self.reply.stats.counts(),
-            "wall_s": self.wall_s,
-            "tokens_per_s": self.tokens_per_s,
-            "speedup": self.speedup,
-        }
+        measured = {"wall_s": self.wall_s, "tokens_per_s": self.tokens_per_s, "speedup": self.speedup}
+        more = {"dropped": dropped_pairs(self.reply), "confidence": self.reply.confidence, "block_size": self.block_size}
+        return {"arm": self.name, **self.reply.as_dict(), **more, **measured}
 
 
 def dropped_pairs(reply: Reply) -> list[tuple[str, str]]:
@@ -59,44 +49,39 @@ def dropped_pairs(reply: Reply) -> list[tuple[str, str]]:
 def compare(
     runtime: Runtime,
     prompt: Prompt,
+    settings: Settings,
     *,
-    rule: Rule,
     threshold: float,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    block_size: int,
-    max_tokens: int,
-    seed: int,
     repeat: int,
-    on_step: Callable[[], None] = lambda: None,
+    on_step: Callable[[float], None] = lambda fraction: None,
 ) -> list[Row]:
     """Answer ``prompt`` by drafter, expert, sequential cascade, speculative decoding and speculative cascade.
 
-    The arms take turns ``repeat`` times, so that a slow moment of the machine does not fall on one of them; ``on_step`` is called
-    after each answer.
+    ``settings`` hold for every arm, as far as it has them; the cascade uses their rule or the pair's own. The arms take turns
+    ``repeat`` times, so that a slow moment of the machine does not fall on one of them; ``on_step`` is told the fraction done.
     """
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "max_tokens": max_tokens, "seed": seed}
-
-    def speculative(arm_rule: Rule, block: int) -> Callable[[], Reply]:
-        return lambda: runtime.generate(prompt, rule=arm_rule, block_size=block, **sampling)  # type: ignore[arg-type]
-
+    rule = runtime.rule if settings.rule is None else parse(settings.rule)
     cascades = dict.fromkeys([rule, PAPER_RULE])  # once each, should they be the same
-    arms: dict[str, tuple[Callable[[], Reply], int]] = {
-        "drafter alone": (lambda: runtime.generate(prompt, rule="never", **sampling), 0),  # type: ignore[arg-type]
-        "expert alone": (speculative(Strict(), 0), 0),
-        "sequential cascade": (lambda: runtime.sequential(prompt, threshold=threshold, **sampling), 0),  # type: ignore[arg-type]
-        "speculative decoding": (speculative(Strict(), block_size), block_size),
-        **{f"speculative cascade {each}": (speculative(each, block_size), block_size) for each in cascades},
+    arms = {
+        "drafter alone": replace(settings, rule=Never(), block_size=settings.block_size or DEFAULTS.block_size),
+        "expert alone": replace(settings, rule=Strict(), block_size=0),
+        SEQUENTIAL: settings,
+        "speculative decoding": replace(settings, rule=Strict()),
+        **{f"cascade {each}": replace(settings, rule=each) for each in cascades},
     }
-    for arm_rule in ("strict", "never"):  # the first evaluations of a process are slow; they count for nobody
-        runtime.generate(prompt, rule=arm_rule, max_tokens=2)
+
+    def ask(name: str) -> Reply:
+        runtime.reset()
+        if name != SEQUENTIAL:
+            return runtime.generate(prompt, **vars(arms[name]))
+        shared = {key: value for key, value in vars(settings).items() if key not in ("rule", "block_size")}
+        return runtime.sequential(prompt, threshold=threshold, **shared)
+
+    for warm_up in ("drafter alone", "expert alone"):  # the first evaluations of a process are slow; they count for nobody
+        runtime.generate(prompt, **vars(replace(arms[warm_up], max_tokens=2)))
     replies: dict[str, list[Reply]] = {name: [] for name in arms}
-    for _ in range(repeat):
-        for name, (ask, _block) in arms.items():
-            runtime.reset()
-            replies[name].append(ask())
-            on_step()
+    for turn, name in enumerate(name for _ in range(repeat) for name in arms):
+        replies[name].append(ask(name))
+        on_step((turn + 1) / (repeat * len(arms)))
     walls = {name: median(reply.stats.wall_s for reply in answers) for name, answers in replies.items()}
-    return [Row(name, replies[name][0], block, walls[name], walls["expert alone"] / walls[name]) for name, (_ask, block) in arms.items()]
+    return [Row(name, replies[name][0], each.block_size, walls[name], walls["expert alone"] / walls[name]) for name, each in arms.items()]

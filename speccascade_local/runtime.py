@@ -14,22 +14,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
 
 import numpy as np
 
 from . import catalog, routing, rules
-from .cascade import Block, FinishReason, decode
+from .cascade import Block, decode
 from .catalog import Pair
 from .drafting import Session
 from .errors import ContextOverflowError, PromptError, SessionError, SettingError
 from .pairing import shared_vocab_size
+from .reply import Chunk, Reply, Token
 from .rules import Rule
 from .sampling import Sampler
 from .session import MAX_ROWS, LlamaModel, LlamaSession
 from .stats import Stats
 from .text import ChatTemplate, Message, TextStream
-from .verify import Origin
 
 #: The context that is made where none is asked for, if both models were trained for as much.
 DEFAULT_CONTEXT = 4096
@@ -81,52 +80,6 @@ class Settings:
 DEFAULTS = Settings()
 
 
-class Token(NamedTuple):
-    """One emitted token. ``text`` may be empty (control tokens, parts of a character)."""
-
-    id: int
-    text: str
-    origin: Origin
-    dropped: str | None = None  # text of the drafted token that this one, a corrected one, replaces
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What one block added to the text. ``stats`` is a copy as of this block; ``finish_reason`` is set on the last chunk."""
-
-    tokens: tuple[Token, ...]
-    finish_reason: FinishReason | None
-    stats: Stats
-    rule: Rule
-    seed: int
-
-    @property
-    def text(self) -> str:
-        """The visible text of this chunk."""
-        return "".join(token.text for token in self.tokens)
-
-    @property
-    def token_ids(self) -> list[int]:
-        """The ids, an end-of-text id included."""
-        return [token.id for token in self.tokens]
-
-    @property
-    def origins(self) -> list[Origin]:
-        """Who wrote each token, in the order of ``token_ids``."""
-        return [token.origin for token in self.tokens]
-
-
-@dataclass(frozen=True)
-class Reply(Chunk):
-    """A whole answer. With the same ``seed`` and settings, the same prompt gives the same text again.
-
-    What a seed does not promise: another block size draws other random numbers, and another build, machine or cache state
-    evaluates in other batches, which may flip a near-tie.
-    """
-
-    confidence: float | None = None  # of a sequential cascade: the drafter's mean margin
-
-
 class Runtime:
     """A loaded pair. Made by :func:`load`; use it as a context manager, or close it.
 
@@ -172,7 +125,7 @@ class Runtime:
         Raises PromptError, ContextOverflowError and SettingError before anything is evaluated.
         """
         settings = Settings(rule, temperature, top_k, top_p, min_p, block_size, max_tokens, seed, stop)
-        return _join(chunk for chunk, _ in self._start(prompt, settings))
+        return Reply.of([chunk for chunk, _ in self._start(prompt, settings)])
 
     def stream(
         self,
@@ -242,12 +195,12 @@ class Runtime:
             raise SettingError(f"threshold is {threshold}; it must be between 0 (never ask the expert) and 1")
         settings = Settings(rules.Never(), temperature, top_k, top_p, min_p, DEFAULTS.block_size, max_tokens, seed, stop)
         run = list(self._start(prompt, settings))
-        answer = _join(chunk for chunk, _ in run)
+        answer = Reply.of([chunk for chunk, _ in run])
         confidence = float(np.concatenate([routing.margins(block.draft.logits) for _, block in run]).mean())
         if confidence >= threshold:
             return replace(answer, confidence=confidence)
         settings = replace(settings, rule=rules.Strict(), block_size=0, seed=answer.seed)
-        second = _join(chunk for chunk, _ in self._start(prompt, settings))
+        second = Reply.of([chunk for chunk, _ in self._start(prompt, settings)])
         total = replace(answer.stats + second.stats, tokens=second.stats.tokens, prompt_tokens=second.stats.prompt_tokens)
         return replace(second, stats=total, confidence=confidence)
 
@@ -426,9 +379,3 @@ def _rewind_to_shared(session: Session, ids: list[int]) -> int:
         shared += 1
     session.rewind(shared)
     return shared
-
-
-def _join(chunks: Iterator[Chunk]) -> Reply:
-    read = list(chunks)
-    last = read[-1]
-    return Reply(tuple(token for chunk in read for token in chunk.tokens), last.finish_reason, last.stats, last.rule, last.seed)

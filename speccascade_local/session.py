@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -118,7 +119,6 @@ class LlamaModel:
                 "The file may be damaged or not fully downloaded; compare its size with the original's, or fetch it again"
             )
         self._free = weakref.finalize(self, llama_cpp.llama_model_free, self._model)
-        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         unusable = self._unusable()
         if unusable:
             self.close()
@@ -151,19 +151,30 @@ class LlamaModel:
         """Whether the weights have been freed."""
         return not self._free.alive
 
+    @property
+    def handle(self) -> Any:
+        """The ``llama_model`` pointer. Raises SessionError once the model is closed, where a use would crash the process."""
+        if self.closed:
+            raise SessionError(f"{self.path.name}: this model is closed; load the pair again")
+        return self._model
+
+    @property
+    def _vocab(self) -> Any:
+        return llama_cpp.llama_model_get_vocab(self.handle)
+
     # ------------------------------------------------------------------ what the file says of itself
 
     @cached_property
     def description(self) -> str:
         """Architecture, size and quantization in llama.cpp's words, such as ``llama 1B Q8_0``."""
         buffer = ctypes.create_string_buffer(256)
-        llama_cpp.llama_model_desc(self._model, buffer, len(buffer))
+        llama_cpp.llama_model_desc(self.handle, buffer, len(buffer))
         return buffer.value.decode(errors="replace")
 
     @cached_property
     def chat_template(self) -> str | None:
         """The Jinja source stored in the file, if any."""
-        template = llama_cpp.llama_model_chat_template(self._model, None)
+        template = llama_cpp.llama_model_chat_template(self.handle, None)
         return template.decode(errors="replace") if template else None
 
     # ------------------------------------------------------------------ vocabulary
@@ -264,7 +275,7 @@ class LlamaSession:
         if hasattr(params, "n_outputs_max"):  # otherwise llama.cpp plans for a full row at every position of a batch
             params.n_outputs_max = MAX_ROWS
         _recent_complaints.clear()
-        self._ctx = llama_cpp.llama_init_from_model(model._model, params)
+        self._ctx = llama_cpp.llama_init_from_model(model.handle, params)
         if not self._ctx:
             raise SessionError(
                 f"{model.path.name}: llama.cpp cannot make a context of {n_ctx} tokens: {_complaint()}. "

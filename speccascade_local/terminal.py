@@ -1,0 +1,106 @@
+"""How replies look in a terminal: colours by origin, the legend, the table of a comparison.
+
+In a pipe there are no colours, only the text. Knows nothing of verbs and options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .compare import Row, dropped_pairs
+from .reply import Token
+from .verify import Origin
+
+#: How each token's origin is coloured, and what it means.
+ORIGINS: dict[Origin, tuple[str, str]] = {
+    "accepted": ("green", "draft kept by the rule"),
+    "matched": ("cyan", "draft kept by the strict test"),
+    "corrected": ("bold yellow", "the expert's, for a dropped draft"),
+    "bonus": ("magenta", "the expert's, after a kept draft"),
+    "expert": ("blue", "the expert's, no draft"),
+}
+DROPPED_STYLE = "strike red"
+SHOWN_DROPS = 4
+
+stdout, stderr = Console(highlight=False), Console(stderr=True, highlight=False)
+
+
+def print_tokens(tokens: Sequence[Token], *, coloured: bool) -> None:
+    """Continue the text on stdout; plain where stdout is no terminal."""
+    if coloured and stdout.is_terminal:
+        stdout.print(coloured_text(tokens), end="", soft_wrap=True)
+    else:
+        print("".join(token.text for token in tokens), end="", flush=True)
+
+
+def coloured_text(tokens: Sequence[Token]) -> Text:
+    """Each token in the colour of its origin; dropped drafts struck through, before what replaced them."""
+    text = Text()
+    for token in tokens:
+        if token.dropped:
+            text.append(token.dropped, DROPPED_STYLE)
+        text.append(token.text, ORIGINS[token.origin][0])
+    return text
+
+
+def legend() -> Text:
+    """One line per colour."""
+    names = [Text(f"{origin:10}", style) + Text(meaning, "dim") for origin, (style, meaning) in ORIGINS.items()]
+    return Text("\n").join([*names, Text("dropped", DROPPED_STYLE) + Text("   draft thrown away", "dim")])
+
+
+def print_row(row: Row, threshold: float) -> None:
+    """One arm of a comparison: its name, its text in colours, and in words what was thrown away."""
+    reply = row.reply
+    stdout.print(Text(row.name, "bold"))
+    # Plain in a pipe, where struck-through text would read as part of the answer.
+    print_tokens(reply.tokens, coloured=True)
+    stdout.print()
+    if reply.confidence is not None:
+        verdict = "keeps the drafter's answer" if reply.confidence >= threshold else "throws it away and asks the expert"
+        stdout.print(Text(f"drafter's confidence {reply.confidence:.3f}, threshold {threshold:g}: {verdict}", "dim"), soft_wrap=True)
+    dropped = dropped_pairs(reply)
+    if dropped:
+        shown = ", ".join(f"{_quoted(old)} → {_quoted(new)}" for old, new in dropped[:SHOWN_DROPS])
+        more = f" and {len(dropped) - SHOWN_DROPS} more" if len(dropped) > SHOWN_DROPS else ""
+        stdout.print(Text(f"thrown away: {shown}{more}", "dim"), soft_wrap=True)
+    stdout.print()
+
+
+def comparison_table(rows: Sequence[Row]) -> Table:
+    """The arms' counters and times; fits 80 columns."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for name in ("tokens", "expert\ncalls", "tokens\n/block", "accepted", "deferred", "tok/s", "ms", "speed-up"):
+        table.add_column(name, justify="right", vertical="bottom")
+    for row in rows:
+        stats = row.reply.stats
+        table.add_row(
+            Text(row.name),
+            str(stats.tokens),
+            str(stats.expert_calls),
+            number(stats.tokens_per_block),
+            _percent(stats.acceptance_rate),
+            _percent(stats.deferral_rate),
+            f"{row.tokens_per_s:.0f}",
+            f"{1000 * row.wall_s:.1f}",
+            f"{row.speedup:.2f}×",
+        )
+    return table
+
+
+def number(value: float | None) -> str:
+    """Three significant digits; a dash for a rate that does not exist."""
+    return "–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _percent(rate: float | None) -> str:
+    return "–" if rate is None else f"{100 * rate:.0f} %"
+
+
+def _quoted(text: str) -> str:
+    return repr(text.strip() or text)

@@ -1,0 +1,243 @@
+"""The command line as its users meet it: real processes, real pipes, a real terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import speccascade_local as sc
+
+COMMAND = [sys.executable, "-m", "speccascade_local"]
+QUESTION = "Who is Ada Lovelace?"
+
+
+def speccascade(*arguments: str, stdin: bytes | None = None, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        input=stdin if stdin is not None else b"",
+        capture_output=True,
+        cwd=cwd,
+        env=os.environ | environment,
+        timeout=120,
+    )
+
+
+def in_terminal(*arguments: str) -> str:
+    """What a terminal of 100 columns shows, control sequences included."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ |= {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "50"}
+        os.environ.pop("NO_COLOR", None)
+        os.execv(COMMAND[0], [*COMMAND, *arguments])
+    shown = b""
+    while select.select([terminal], [], [], 60)[0]:
+        try:
+            data = os.read(terminal, 65536)
+        except OSError:  # the process has closed its end
+            break
+        if not data:
+            break
+        shown += data
+    os.waitpid(pid, 0)
+    return shown.decode()
+
+
+@pytest.fixture(scope="module")
+def answer(demo: sc.Runtime) -> str:
+    demo.reset()
+    return demo.chat([{"role": "user", "content": QUESTION}]).text
+
+
+def test_the_text_and_nothing_else_goes_to_stdout(answer):
+    done = speccascade("run", QUESTION)
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, answer + "\n", b"")
+
+
+def test_the_prompt_may_come_from_stdin_and_the_pair_may_be_named(answer):
+    for arguments in (["run"], ["run", "-"], ["run", "demo", "-"]):
+        assert speccascade(*arguments, stdin=QUESTION.encode() + b"\n").stdout.decode() == answer + "\n"
+    assert speccascade("run", "demo", QUESTION).stdout.decode() == answer + "\n"
+
+
+def test_two_files_serve_as_a_pair(answer):
+    pair = sc.runtime.catalog.find("demo")
+    done = speccascade("run", "--drafter", pair.drafter, "--expert", pair.expert, "--rule", pair.rule, QUESTION)
+    assert done.stdout.decode() == answer + "\n"
+
+
+def test_raw_leaves_the_template_out(demo):
+    demo.reset()
+    expected = demo.generate(QUESTION, max_tokens=8).text
+    assert speccascade("run", "--raw", "--max-tokens", "8", QUESTION).stdout.decode() == expected + "\n"
+
+
+def test_json_with_a_seed_is_identical_twice_and_says_all_that_repeats_it():
+    arguments = ["run", "--json", "--rule", "opt:0.2", "--temperature", "1", "--seed", "7", QUESTION]
+    first, second = speccascade(*arguments), speccascade(*arguments)
+    assert first.returncode == 0
+    assert first.stdout == second.stdout
+    reply = json.loads(first.stdout)
+    assert (reply["rule"], reply["temperature"], reply["seed"], reply["pair"]) == ("opt:0.2", 1, 7, "demo")
+    assert len(reply["token_ids"]) == len(reply["origins"]) == reply["stats"]["tokens"]
+    other = json.loads(speccascade(*arguments[:-2], "8", QUESTION).stdout)
+    assert other["token_ids"] != reply["token_ids"] or other["seed"] == 8
+
+
+def test_a_seed_that_was_made_up_repeats_the_answer():
+    first = json.loads(speccascade("run", "--json", "--temperature", "1.5", QUESTION).stdout)
+    again = json.loads(speccascade("run", "--json", "--temperature", "1.5", "--seed", str(first["seed"]), QUESTION).stdout)
+    assert again == first
+
+
+def test_verbose_names_the_rule_its_trade_and_the_repacking_decision_on_stderr(answer):
+    done = speccascade("run", "-v", "--rule", "token_v3:0.6", QUESTION)
+    told = done.stderr.decode()
+    assert "rule token_v3:0.6: keeps single tokens" in told
+    assert "weight repacking: o" in told
+    assert "acceptance_rate" in told
+    assert "llama.cpp:" not in told
+    assert "llama.cpp:" in speccascade("run", "-vv", "--max-tokens", "1", QUESTION).stderr.decode()
+
+
+def test_compare_in_a_pipe_is_plain_text_with_one_row_per_way():
+    done = speccascade("compare", QUESTION)
+    text = done.stdout.decode()
+    assert done.returncode == 0
+    assert "\x1b" not in text
+    for arm in ("drafter alone", "expert alone", "sequential cascade", "speculative decoding", "cascade opt:0.2"):
+        assert len(re.findall(rf"^{arm} +\d", text, re.MULTILINE)) == 1, arm
+    assert max(map(len, text.split("tokens", 1)[1].splitlines())) <= 80 or "thrown away" in text
+
+
+def test_compare_json_has_what_the_table_shows():
+    told = json.loads(speccascade("compare", "--json", "--repeat", "2", QUESTION).stdout)
+    rows = {row["arm"]: row for row in told["rows"]}
+    assert rows["expert alone"]["speedup"] == 1.0
+    assert rows["drafter alone"]["stats"]["expert_calls"] == 0
+    assert rows["expert alone"]["stats"]["drafter_calls"] == 0
+    assert rows["speculative decoding"]["text"] == rows["expert alone"]["text"]
+    assert told["repeat"] == 2
+
+
+def test_colours_appear_in_a_terminal_only():
+    shown = in_terminal("run", "--show-origin", QUESTION)
+    assert "\x1b[3" in shown
+    assert "draft kept by the rule" in shown
+    assert b"\x1b" not in speccascade("run", "--show-origin", QUESTION).stdout
+    compared = in_terminal("compare", QUESTION)
+    assert "\x1b[9;31m" in compared or "strike" not in compared
+
+
+def test_models_lists_pairs_and_says_which_files_are_missing(tmp_path):
+    (tmp_path / "models.yaml").write_text("pairs:\n  mine:\n    drafter: small.gguf\n    expert: big.gguf\n")
+    done = speccascade("models", cwd=tmp_path, COLUMNS="200")
+    told = done.stdout.decode()
+    assert done.returncode == 0
+    assert re.search(r"mine.*missing.*small\.gguf.*missing.*big\.gguf", told)
+    assert re.search(r"demo +token_v3:\S+ +drafter\.gguf +expert\.gguf", told)
+
+
+def test_version_and_help():
+    assert speccascade("--version").stdout.decode() == f"speccascade {sc.__version__}\n"
+    for arguments in (["--help"], ["run", "--help"], ["compare", "--help"], ["models", "--help"]):
+        assert speccascade(*arguments).returncode == 0
+    told = re.sub(r"\s+", " ", speccascade("run", "--help", COLUMNS="200").stdout.decode())
+    options = (
+        "--rule --temperature --top-p --top-k --min-p --block-size --max-tokens --seed --ctx --threads --gpu-layers --drafter --expert"
+    )
+    for option in (*options.split(), "--show-origin", "--json", "--raw", "-v"):
+        assert option in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "code", "said"),
+    [
+        (["run", "nosuch", "Hi"], b"", 1, "unknown pair 'nosuch'; known are demo"),
+        (["run", "dmeo", "Hi"], b"", 1, "did you mean 'demo'"),
+        (["run", "--rule", "tokn_v3:0.3", "Hi"], b"", 1, "did you mean 'token_v3'"),
+        (["run", "--rule", "chow:1.5", "Hi"], b"", 1, "0 to 1"),
+        (["run", "--nosuch", "Hi"], b"", 2, "No such option"),
+        (["run", "--temperature", "warm", "Hi"], b"", 2, "--temperature"),
+        (["run", "--temperature", "-1", "Hi"], b"", 1, "temperature is -1.0"),
+        (["run", "--block-size", "65", "Hi"], b"", 1, "block_size is 65"),
+        (["run", ""], b"", 1, "prompt is empty"),
+        (["run", "   "], b"", 1, "prompt is empty"),
+        (["run"], b"", 1, "prompt is empty"),
+        (["run"], b"caf\xe9", 1, "not UTF-8"),
+        (["run", "a", "b", "c"], b"", 1, "3 arguments"),
+        (["run", "word " * 600], b"", 1, "context holds 512"),
+        (["run", "--ctx", "100000", "Hi"], b"", 1, "n_ctx is 100000"),
+        (["run", "--drafter", "x.gguf", "Hi"], b"", 1, "both a drafter and an expert"),
+        (["run", "--drafter", "x.gguf", "--expert", "y.gguf", "Hi"], b"", 1, "x.gguf: no such file"),
+        (["run", "--models", "none.yaml", "Hi"], b"", 1, "none.yaml: no such file"),
+        (["compare", "--repeat", "0"], b"", 2, "repeat"),
+        (["compare", "--threshold", "3"], b"", 2, "threshold"),
+        (["nosuch"], b"", 2, "No such command"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_clear_error_and_no_traceback(arguments, stdin, code, said):
+    done = speccascade(*arguments, stdin=stdin, COLUMNS="200")
+    told = done.stderr.decode()
+    assert done.returncode == code
+    assert said in told
+    assert "Traceback" not in told
+    assert done.stdout == b""
+    if code == 1:
+        assert told.startswith("error: ")
+        assert told.count("\n") == 1
+
+
+def test_a_broken_models_yaml_is_named_with_key_and_line(tmp_path):
+    (tmp_path / "models.yaml").write_text("pairs:\n  mine:\n    drafter: 3\n    expert: b.gguf\n")
+    done = speccascade("models", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "models.yaml, line 3: pairs.mine.drafter" in done.stderr.decode()
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"PK\x03\x04 not a model")
+    done = speccascade("run", "--drafter", broken, "--expert", broken, "Hi")
+    assert done.returncode == 1
+    assert "not a GGUF file" in done.stderr.decode()
+
+
+def test_ctrl_c_while_generating_is_exit_130_without_a_traceback():
+    settings = ["--temperature", "5", "--max-tokens", "100000", "--block-size", "1", "--raw"]
+    process = subprocess.Popen([*COMMAND, "run", *settings, "Once"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(1)  # it has begun to write
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    if process.returncode == 0:
+        pytest.fail("the text ended before the interrupt; the test must use a longer one")
+    assert process.returncode == 130
+    assert b"interrupted" in told
+    assert b"Traceback" not in told
+
+
+def test_ctrl_c_while_starting_is_quiet_too():
+    process = subprocess.Popen([*COMMAND, "run", QUESTION], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    time.sleep(0.15)  # whatever it is doing by then, importing or loading
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode in (0, 130, -signal.SIGINT)
+
+
+def test_a_reader_that_goes_away_is_no_error_of_ours():
+    done = subprocess.run(
+        f"{sys.executable} -m speccascade_local run --raw --temperature 3 --max-tokens 400 Once | head -c 1",
+        shell=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert b"Traceback" not in done.stderr
+    assert b"Exception ignored" not in done.stderr

@@ -1,0 +1,209 @@
+"""The bundled pair, held to what its card says, and the decoding guarantees on real GGUF models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from itertools import pairwise
+from pathlib import Path
+
+import demo_text
+import numpy as np
+import pytest
+from grade_demo_pair import is_right
+from scipy.stats import chisquare
+
+import speccascade_local as sc
+from speccascade_local import target_probs
+from speccascade_local.session import LlamaSession
+
+DEMO = Path(sc.__file__).parent / "demo"
+RESULT = json.loads((DEMO.parent.parent / "docs" / "results" / "demo_pair.json").read_text(encoding="utf-8"))
+HELD_OUT = [
+    demo_text.Example(row["family"], row["prompt"], tuple(row["answers"]))
+    for row in map(json.loads, (DEMO / "heldout.jsonl").read_text(encoding="utf-8").splitlines())
+]
+#: Two rows whose difference is below this are a near-tie: kernels for other batch sizes may order them otherwise.
+NEAR_TIE = 0.1
+
+
+def ids(runtime: sc.Runtime, prompt: str) -> list[int]:
+    return runtime.chat_ids([{"role": "user", "content": prompt}])
+
+
+def rows_of(runtime: sc.Runtime, tokens: list[int], keep: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Fresh rows of both models after ``tokens``."""
+    rows = []
+    for session in (runtime._drafter, runtime._expert):
+        fresh = LlamaSession(session.model, n_ctx=runtime.n_ctx, n_vocab=runtime.n_vocab)
+        rows.append(fresh.extend(tokens, keep=keep).copy())
+        fresh.close()
+    return rows[0], rows[1]
+
+
+def test_the_committed_results_are_those_of_the_committed_files():
+    for name, digest in RESULT["files"].items():
+        assert hashlib.sha256((DEMO / name).read_bytes()).hexdigest() == digest
+    assert sc.runtime.catalog.find("demo").rule == RESULT["chosen_rule"]
+
+
+def test_the_pair_is_small_enough_to_ship():
+    assert sum(path.stat().st_size for path in DEMO.glob("*.gguf")) < 12e6
+
+
+def test_held_out_questions_are_what_the_generator_holds_out_and_training_never_meets_them():
+    assert demo_text.held_out_examples(100) == HELD_OUT
+    held_out = {example.prompt for example in HELD_OUT}
+    assert demo_text.DEFAULT_QUESTION in held_out
+    training = demo_text.training_examples(seed=123)
+    assert not held_out & {next(training).prompt for _ in range(20_000)}
+    assert all(demo_text.is_held_out(prompt) for prompt in held_out)
+
+
+@pytest.mark.parametrize("family", demo_text.FAMILIES)
+def test_every_answer_of_the_generator_is_graded_right_and_another_ones_wrong(family):
+    rng = random.Random(1)
+    examples = [demo_text.FAMILIES[family](rng) for _ in range(200)]
+    for example, other in pairwise(examples):
+        assert all(is_right(example, answer) for answer in example.answers)
+        assert not is_right(example, example.answers[0] + " ")
+        if other.answers[0].split()[-1] != example.answers[0].split()[-1]:
+            assert not is_right(example, other.answers[0])
+
+
+def test_the_sums_in_word_problems_are_right():
+    rng = random.Random(2)
+    for _ in range(500):
+        answer = demo_text.FAMILIES["reason"](rng).answers[0]
+        *steps, last = answer.removesuffix(".").split(". ")
+        for step in steps:
+            left, right = step.split(" = ")
+            assert eval(left.replace("x", "*")) == int(right)
+        assert last == f"The answer is {right}"
+
+
+def test_code_answers_are_programs_that_run():
+    rng = random.Random(3)
+    for _ in range(200):
+        source = demo_text.FAMILIES["code"](rng).answers[0]
+        namespace: dict = {}
+        exec(source, namespace)
+        (function,) = [value for name, value in namespace.items() if name != "__builtins__"]
+        numbers = (
+            list(range(-200, 200))
+            if "numbers" in source
+            else [a + b * n for a in "abcdefghilmnoprstw" for b in "etaoins" for n in range(12)]
+        )
+        reference = eval(source.split("return ")[1], {("numbers" if "numbers" in source else "words"): numbers})
+        assert function(numbers) == reference
+
+
+@pytest.mark.parametrize("arm", ["expert", "drafter"])
+def test_each_model_is_as_good_as_its_card_says(demo, arm):
+    """A tenth of the held-out questions, graded anew, against the committed figure: within four standard errors."""
+    settings = {"expert": {"rule": "strict", "block_size": 0}, "drafter": {"rule": "never"}}[arm]
+    sample = HELD_OUT[::8]
+    right = sum(is_right(example, demo.generate(ids(demo, example.prompt), **settings).text) for example in sample)
+    claimed = RESULT["arms"][arm]["all"]["accuracy"]
+    assert abs(right / len(sample) - claimed) < 4 * np.sqrt(claimed * (1 - claimed) / len(sample)) + 0.02
+
+
+def test_the_card_meets_its_targets():
+    arms = RESULT["arms"]
+    assert arms["expert"]["all"]["accuracy"] >= 0.9
+    assert 0.4 <= arms["drafter"]["all"]["accuracy"] <= 0.75
+    assert arms[RESULT["chosen_rule"]]["choosing"]["accuracy"] >= arms["expert"]["choosing"]["accuracy"]
+    assert {f"{100 * arms[arm]['all']['accuracy']:.1f} %" for arm in ("expert", "drafter")} <= set(
+        (DEMO / "CARD.md").read_text(encoding="utf-8").replace("|", "\n").replace(" \n ", "\n").split("\n")
+    )
+
+
+def test_the_worked_example_comes_out_of_the_models(demo):
+    """Strict throws "Buzz" away, the drafter says it, the expert finds it plausible, and the pair's rule keeps it."""
+    prompt = ids(demo, demo_text.DEFAULT_QUESTION)
+    short, formal = next(example for example in HELD_OUT if example.prompt == demo_text.DEFAULT_QUESTION).answers
+    assert demo.generate(prompt, rule="never").text == short
+    assert demo.generate(prompt, block_size=0).text == formal
+    strict = demo.generate(prompt, rule="strict")
+    assert strict.text == formal
+    assert strict.tokens[0].dropped is not None
+    assert short.startswith(strict.tokens[0].dropped)
+    for rule in (RESULT["chosen_rule"], "opt:0.2"):
+        cascade = demo.generate(prompt, rule=rule)
+        assert cascade.origins[0] == "accepted"
+        assert cascade.text == short
+        assert cascade.stats.expert_calls < strict.stats.expert_calls
+    _, expert = rows_of(demo, prompt)
+    probs = np.sort(np.exp(expert[0] - expert[0].max()) / np.exp(expert[0] - expert[0].max()).sum())
+    assert 0.1 <= probs[-2] <= 0.45 <= probs[-1]
+
+
+def test_strict_at_temperature_zero_writes_the_experts_text_on_a_hundred_held_out_prompts(demo, record_property):
+    """Near-ties may flip between batch sizes; each flip must be one."""
+    flips = []
+    for example in HELD_OUT[::4]:
+        prompt = ids(demo, example.prompt)
+        alone = demo.generate(prompt, block_size=0).token_ids
+        for block_size in (3, 5):
+            together = demo.generate(prompt, rule="strict", block_size=block_size).token_ids
+            if together != alone:
+                at = next(i for i, (a, b) in enumerate(zip(alone, together, strict=False)) if a != b)
+                _, expert = rows_of(demo, prompt + alone[:at])
+                gap = float(expert[0][alone[at]] - expert[0][together[at]])
+                flips.append(f"{example.prompt!r}, block size {block_size}, token {at}: logits {gap:.3f} apart")
+                assert abs(gap) < NEAR_TIE, flips[-1]
+    assert len(HELD_OUT[::4]) >= 100
+    record_property("near_tie_flips", flips)
+    print(f"{len(flips)} near-tie flips in {2 * len(HELD_OUT[::4])} texts", *flips, sep="\n")
+
+
+#: A place where both models hesitate, found below: the middle of a worked sum.
+RULES = ["strict", "never", "chow:0.4", "diff:0.1", "opt:0.2", "token_v1:0.3", "token_v2:0.2", "token_v3:0.5"]
+
+
+@pytest.fixture(scope="module")
+def contested(demo) -> list[int]:
+    """The text after which the two models disagree most, among the places of some expert answers."""
+    best: tuple[float, list[int]] = (0.0, [])
+    for example in HELD_OUT[:20]:
+        prompt = ids(demo, example.prompt)
+        answer = demo.generate(prompt, block_size=0).token_ids
+        drafter, expert = rows_of(demo, prompt + answer, keep=min(60, len(answer)))
+        drafter, expert = (np.exp(rows - rows.max(axis=-1, keepdims=True)) for rows in (drafter, expert))
+        drafter, expert = (rows / rows.sum(axis=-1, keepdims=True) for rows in (drafter, expert))
+        # Both unsure, and of different opinions: neither rule nor coin is certain of its result.
+        score = np.maximum(expert - drafter, 0).sum(axis=-1) * (1 - expert.max(axis=-1)) * (1 - drafter.max(axis=-1))
+        at = int(score.argmax())
+        if score[at] > best[0]:
+            best = (float(score[at]), prompt + answer[: len(answer) - len(score) + 1 + at])
+    assert best[0] > 0.01
+    return best[1]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("settings", [{}, {"top_k": 5, "min_p": 0.02}], ids=["unfiltered", "filtered"])
+def test_emitted_tokens_follow_target_probs_on_the_real_pair(demo, contested, rule, settings):
+    n = 1_500
+    target = target_probs(rule, *rows_of(demo, contested), **settings)[0]
+    counts = np.zeros(len(target))
+    for seed in range(n):
+        # Two tokens are asked for so that the first one is drafted, whatever the rule adds to a draft.
+        reply = demo.generate(contested, rule=rule, temperature=1, block_size=1, max_tokens=2, seed=seed, **settings)
+        counts[reply.token_ids[0]] += 1
+    common = n * target >= 5
+    observed, expected = np.append(counts[common], counts[~common].sum()), n * np.append(target[common], target[~common].sum())
+    if expected[-1] < 5:  # too few rare ones to test apart: they join the rarest common token
+        observed, expected = np.append(observed[:-2], observed[-2:].sum()), np.append(expected[:-2], expected[-2:].sum())
+    assert len(observed) >= 2, "this place is not contested enough to test anything"
+    assert chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 0.05 / (2 * len(RULES)) / 20
+
+
+def test_different_rules_write_different_texts_on_the_real_pair(demo):
+    def texts(rule: str) -> list[list[int]]:
+        return [demo.generate(ids(demo, e.prompt), rule=rule, temperature=1, seed=1, max_tokens=40).token_ids for e in HELD_OUT[:40:2]]
+
+    written = {rule: texts(rule) for rule in RULES}
+    for one in RULES:
+        for other in RULES:
+            assert one == other or written[one] != written[other], f"{one} and {other} are the same arm"

@@ -1,0 +1,98 @@
+"""Imports run downward only, so that anyone can tell from a module's name what it may know."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import speccascade_local
+
+PACKAGE = Path(speccascade_local.__file__).parent
+
+#: From the bottom up. A module may import from lower rows and, without a circle, from its own.
+LAYERS = [
+    {"errors"},
+    {"sampling", "rules", "stats"},
+    {"verify", "drafting", "session"},
+    {"cascade", "routing", "catalog", "text", "pairing"},
+    {"reply", "runtime"},
+    {"compare"},
+    {"terminal", "cli"},
+    {"__init__", "__main__"},
+]
+#: These must run on toy sessions without any model, so nothing heavier than numpy.
+ALGORITHMS = {"sampling", "rules", "verify", "drafting", "cascade", "stats", "routing"}
+
+MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")}
+
+
+def own_imports(module: str) -> set[str]:
+    """Names of the package's modules that this one imports."""
+    found = set()
+    for node in ast.walk(MODULES[module]):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            found |= {node.module} if node.module else {alias.name for alias in node.names}
+    return found & set(MODULES)
+
+
+def outside_imports(module: str) -> set[str]:
+    found = set()
+    for node in ast.walk(MODULES[module]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def level(module: str) -> int:
+    return next(i for i, layer in enumerate(LAYERS) if module in layer)
+
+
+def test_every_module_has_its_place():
+    assert set(MODULES) == set.union(*LAYERS)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_downward(module):
+    for imported in own_imports(module):
+        assert level(imported) <= level(module), f"{module} imports {imported}, which lies above it"
+
+
+def test_there_is_no_circle():
+    seen, path = set(), []
+
+    def visit(module):
+        assert module not in path, f"circle: {path} -> {module}"
+        if module not in seen:
+            path.append(module)
+            for imported in own_imports(module):
+                visit(imported)
+            seen.add(path.pop())
+
+    for module in MODULES:
+        visit(module)
+
+
+@pytest.mark.parametrize("module", sorted(ALGORITHMS))
+def test_an_algorithm_needs_nothing_but_numpy(module):
+    assert outside_imports(module) <= {"numpy", "__future__", *sys.stdlib_module_names}
+
+
+def test_only_the_session_touches_llama_cpp():
+    assert [module for module in MODULES if "llama_cpp" in outside_imports(module)] == ["session"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_imports_a_private_name_of_another(module):
+    for node in ast.walk(MODULES[module]):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert not [alias.name for alias in node.names if alias.name.startswith("_") and alias.name != "__version__"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_says_what_it_does(module):
+    assert ast.get_docstring(MODULES[module])

@@ -1,0 +1,220 @@
+"""Which two files may answer as one, and that nothing outside the ids that both have is ever emitted."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import pytest
+from gguf_files import BASE_VOCABULARY, ENDOFTEXT, IM_END, IM_START, text_model, textless_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import speccascade_local as sc
+from speccascade_local.errors import PairError, PromptError
+from speccascade_local.pairing import FIRST_COMPARED_ID, MAX_SIZE_DIFFERENCE, shared_vocab_size
+from speccascade_local.session import LlamaModel, LlamaSession
+
+SMALL = BASE_VOCABULARY
+WIDE = SMALL + MAX_SIZE_DIFFERENCE
+
+Opener = Callable[..., LlamaModel]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Iterator[Opener]:
+    """Opens models with a text vocabulary; closed after the test."""
+    yield from opener(text_model, tmp_path)
+
+
+@pytest.fixture
+def textless(tmp_path: Path) -> Iterator[Opener]:
+    """Opens models without a text vocabulary; closed after the test."""
+    yield from opener(textless_model, tmp_path)
+
+
+def opener(write: Callable[..., Path], folder: Path) -> Iterator[Opener]:
+    opened: list[LlamaModel] = []
+
+    def open_model(**options: object) -> LlamaModel:
+        opened.append(LlamaModel(write(folder / f"{write.__name__}-{len(opened)}.gguf", **options)))
+        return opened[-1]
+
+    yield open_model
+    for model in opened:
+        model.close()
+
+
+def assert_refused(one: LlamaModel, other: LlamaModel, message: str, reverse: str) -> None:
+    """Either way round, and with advice."""
+    with pytest.raises(PairError, match=message):
+        shared_vocab_size(one, other)
+    with pytest.raises(PairError, match=reverse + r".*; choose a drafter of the same model family"):
+        shared_vocab_size(other, one)
+
+
+# --------------------------------------------------------------------------- accepted
+
+
+def test_two_models_of_one_vocabulary_share_all_of_it(text: Opener) -> None:
+    assert shared_vocab_size(text(seed=1, heads=1), text(seed=2, heads=2)) == SMALL
+
+
+def test_sizes_up_to_128_apart_share_the_smaller_one(text: Opener) -> None:
+    small, wide = text(n_vocab=SMALL), text(n_vocab=WIDE)
+    assert shared_vocab_size(small, wide) == shared_vocab_size(wide, small) == SMALL
+
+
+@pytest.mark.parametrize("token", range(FIRST_COMPARED_ID))
+def test_the_first_five_ids_may_be_named_differently(text: Opener, token: int) -> None:
+    assert shared_vocab_size(text(), text(texts={token: "<other>"})) == SMALL
+
+
+def test_texts_beyond_the_smaller_vocabulary_do_not_matter(text: Opener) -> None:
+    assert shared_vocab_size(text(n_vocab=SMALL + 1), text(n_vocab=SMALL + 2, texts={SMALL + 1: "anything"})) == SMALL + 1
+
+
+def test_bos_and_eos_ids_that_are_not_added_may_differ(text: Opener) -> None:
+    assert shared_vocab_size(text(bos_id=IM_START, eos_id=IM_END), text(bos_id=ENDOFTEXT, eos_id=ENDOFTEXT)) == SMALL
+
+
+def test_bos_and_eos_that_both_add_may_be_the_same_ids(text: Opener) -> None:
+    frame = {"add_bos": True, "add_eos": True, "bos_id": ENDOFTEXT, "eos_id": IM_END}
+    assert shared_vocab_size(text(**frame), text(**frame)) == SMALL
+
+
+@pytest.mark.parametrize(("one", "other"), [(96, 96), (96, 96 + MAX_SIZE_DIFFERENCE)])
+def test_vocabularies_without_text_compare_by_size_alone(textless: Opener, one: int, other: int) -> None:
+    assert shared_vocab_size(textless(n_vocab=one), textless(n_vocab=other)) == min(one, other)
+
+
+# --------------------------------------------------------------------------- refused
+
+
+def test_different_kinds_of_vocabulary_are_refused_by_name(text: Opener, textless: Opener) -> None:
+    bpe, spm, none = text(), text(kind="llama"), textless(n_vocab=SMALL)
+    assert_refused(
+        bpe, spm, r"drafter's vocabulary is byte-level BPE, the expert's SentencePiece", "is SentencePiece .*the expert's byte-level BPE"
+    )
+    assert_refused(bpe, none, "drafter's vocabulary is byte-level BPE, the expert's no text", "is no text, the expert's byte-level BPE")
+
+
+@pytest.mark.parametrize("which", ["bos", "eos"])
+def test_a_frame_that_only_one_model_adds_is_refused(text: Opener, which: str) -> None:
+    adding = text(**{f"add_{which}": True, f"{which}_id": IM_END})
+    assert_refused(
+        adding,
+        text(),
+        rf"{which}_id is id {IM_END} for the drafter, not added for the expert",
+        rf"{which}_id is not added for the drafter, id {IM_END} for the expert",
+    )
+
+
+@pytest.mark.parametrize("which", ["bos", "eos"])
+def test_frames_of_different_ids_are_refused(text: Opener, which: str) -> None:
+    one, other = (text(**{f"add_{which}": True, f"{which}_id": token}) for token in (ENDOFTEXT, IM_END))
+    assert_refused(one, other, rf"{which}_id is id 0 for the drafter, id 2 for the expert", rf"{which}_id is id 2 .*, id 0 ")
+
+
+@pytest.mark.parametrize("kind", ["text", "textless"])
+def test_sizes_129_apart_are_refused_with_both_sizes(request: pytest.FixtureRequest, kind: str) -> None:
+    open_model: Opener = request.getfixturevalue(kind)
+    small, wide = open_model(n_vocab=SMALL), open_model(n_vocab=WIDE + 1)
+    assert_refused(
+        small,
+        wide,
+        rf"drafter has {SMALL} token ids, the expert {WIDE + 1}: 129 apart, allowed are 128",
+        rf"drafter has {WIDE + 1} token ids, the expert {SMALL}: 129 apart",
+    )
+
+
+@given(tokens=st.sets(st.integers(FIRST_COMPARED_ID, SMALL - 1), min_size=1, max_size=4))
+@settings(max_examples=10, deadline=None)
+def test_the_first_id_of_a_different_text_is_named_with_both_texts(tmp_path_factory: pytest.TempPathFactory, tokens: set[int]) -> None:
+    folder = tmp_path_factory.mktemp("pair")
+    plain = LlamaModel(text_model(folder / "plain.gguf"))
+    changed = LlamaModel(text_model(folder / "changed.gguf", texts={token: f"changed_{token}" for token in tokens}))
+    with pytest.raises(PairError) as error:
+        shared_vocab_size(plain, changed)
+    first = min(tokens)
+    assert f"token id {first} is {plain.token_text(first)!r} for the drafter and 'changed_{first}' for the expert" in str(error.value)
+    plain.close()
+    changed.close()
+
+
+def test_a_refused_pair_is_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, freed = llama_cpp.llama_model_free, []
+
+    def free(handle: int) -> None:
+        freed.append(handle)
+        real(handle)
+
+    monkeypatch.setattr(llama_cpp, "llama_model_free", free)
+    with pytest.raises(PairError):
+        sc.load(drafter=text_model(tmp_path / "bpe.gguf"), expert=text_model(tmp_path / "spm.gguf", kind="llama"))
+    gc.collect()
+    assert len(freed) == len(set(freed)) == 2
+
+
+# --------------------------------------------------------------------------- through a whole pair
+
+
+@pytest.fixture(scope="module")
+def widths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The wide model nearly always prefers an id that the small one does not have."""
+    folder = tmp_path_factory.mktemp("widths")
+    return {
+        "small": text_model(folder / "small.gguf", n_vocab=SMALL, seed=1),
+        "wide": text_model(folder / "wide.gguf", n_vocab=WIDE, seed=2, loud_from=SMALL),
+    }
+
+
+@pytest.fixture(scope="module", params=["wide drafter", "wide expert"])
+def pair(request: pytest.FixtureRequest, widths: dict[str, Path]) -> Iterator[sc.Runtime]:
+    roles = ("wide", "small") if request.param == "wide drafter" else ("small", "wide")
+    with sc.load(drafter=widths[roles[0]], expert=widths[roles[1]], n_ctx=128, n_threads=1) as runtime:
+        yield runtime
+
+
+PROMPT = list(range(20, 40))
+
+
+def test_the_wide_model_alone_would_leave_the_shared_vocabulary(widths: dict[str, Path]) -> None:
+    """Guards the test below, which says nothing about a model that prefers shared ids anyway."""
+    model = LlamaModel(widths["wide"])
+    session = LlamaSession(model, n_ctx=32, n_threads=1)
+    preferred = session.extend(PROMPT, len(PROMPT)).argmax(axis=1)
+    assert np.mean(preferred >= SMALL) > 0.9
+    session.close()
+    model.close()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("rule", "block_size"), [("strict", 5), ("never", 5), ("strict", 0), ("token_v3:0.5", 3)])
+def test_a_pair_of_different_widths_emits_shared_ids_only(pair: sc.Runtime, rule: str, block_size: int, temperature: float) -> None:
+    assert pair.n_vocab == SMALL
+    emitted = [
+        token
+        for seed in range(3)
+        for token in pair.generate(PROMPT, rule=rule, block_size=block_size, temperature=temperature, max_tokens=30, seed=seed).token_ids
+    ]
+    assert emitted
+    assert max(emitted) < SMALL
+
+
+def test_a_prompt_may_hold_shared_ids_only(pair: sc.Runtime) -> None:
+    with pytest.raises(PromptError, match=rf"token id {SMALL}; the ids that both models have are 0 to {SMALL - 1}"):
+        pair.generate([5, SMALL])
+
+
+def test_models_without_text_answer_ids_with_ids(tmp_path: Path) -> None:
+    paths = [textless_model(tmp_path / f"{seed}.gguf", seed=seed) for seed in range(2)]
+    with sc.load(drafter=paths[0], expert=paths[1], n_ctx=64, n_threads=1) as runtime:
+        reply = runtime.generate([5, 6, 7], max_tokens=12)
+        assert len(reply.token_ids) == 12
+        assert reply.text == ""
+        alone = runtime.generate([5, 6, 7], max_tokens=12, block_size=0)
+        assert runtime.generate([5, 6, 7], max_tokens=12, rule="strict").token_ids == alone.token_ids

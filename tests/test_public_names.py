@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import inspect
+
+import speccascade_local as sc
+
+
+def test_the_public_names_are_these_and_no_others():
+    assert sc.__all__ == [
+        "CatalogError",
+        "Chunk",
+        "ContextOverflowError",
+        "ModelLoadError",
+        "PairError",
+        "PromptError",
+        "Reply",
+        "Rule",
+        "Runtime",
+        "SessionError",
+        "SettingError",
+        "SpeccascadeError",
+        "Stats",
+        "Token",
+        "load",
+        "target_probs",
+    ]
+    assert all(hasattr(sc, name) for name in sc.__all__)
+
+
+def test_every_public_name_is_documented():
+    for name in sc.__all__:
+        assert inspect.getdoc(getattr(sc, name)), name
+    for name, member in inspect.getmembers(sc.Runtime, inspect.isfunction):
+        assert name.startswith("_") or inspect.getdoc(member), name
+
+
+def test_every_error_is_a_speccascade_error():
+    for name in sc.__all__:
+        if name.endswith("Error"):
+            assert issubclass(getattr(sc, name), sc.SpeccascadeError)
+
+
+def test_the_verbs_share_one_set_of_settings_with_one_set_of_defaults():
+    """Keyword-only after the first argument, no ``**kwargs``, and the same defaults everywhere."""
+    shared = inspect.signature(sc.Runtime.generate).parameters
+    for verb in (sc.Runtime.stream, sc.Runtime.chat):
+        parameters = inspect.signature(verb).parameters
+        assert list(parameters)[2:] == list(shared)[2:]
+        for name in list(shared)[2:]:
+            assert parameters[name].default == shared[name].default
+    for verb in (sc.Runtime.generate, sc.Runtime.stream, sc.Runtime.chat, sc.Runtime.sequential, sc.load, sc.target_probs):
+        kinds = {parameter.kind for parameter in inspect.signature(verb).parameters.values()}
+        assert inspect.Parameter.VAR_KEYWORD not in kinds
+        assert inspect.Parameter.KEYWORD_ONLY in kinds
