@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
@@ -97,12 +98,6 @@ class Runtime:
         self._resources = resources
         self._lock = threading.Lock()
         self._turn = 0
-        source = self._model.chat_template
-        self._template = (
-            ChatTemplate(source, special_texts=self._model.special_texts, control_texts=self._model.control_texts)
-            if source and self._model.has_text
-            else None
-        )
 
     # ------------------------------------------------------------------ the verbs
 
@@ -209,9 +204,7 @@ class Runtime:
 
         A control token that a message merely spells out stays plain text. Raises PromptError when the expert has no template.
         """
-        if self._template is None:
-            raise PromptError(f"{self._model.path.name} has no chat template; use a raw prompt (generate, or --raw)")
-        parts = self._template.render(messages)
+        parts = self._template.render(messages) or [("", True)]
         bos, bos_id = self._model.special_texts["bos_token"], self._model.bos_id
         written = bool(bos) and parts[0][1] and parts[0][0].startswith(bos)  # many templates write the BOS themselves
         ids = [] if bos_id is None or written else [bos_id]
@@ -222,7 +215,7 @@ class Runtime:
     @property
     def has_chat_template(self) -> bool:
         """Whether :meth:`chat` works for this pair."""
-        return self._template is not None
+        return self._model.has_text and bool(self._model.chat_template)
 
     def reset(self) -> None:
         """Forget what both caches hold, so that the next call starts cold."""
@@ -244,6 +237,14 @@ class Runtime:
         self.close()
 
     # ------------------------------------------------------------------ how
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        """Compiled when first needed, so that a pair with a broken template still takes raw prompts."""
+        if not self.has_chat_template:
+            raise PromptError(f"{self._model.path.name} has no chat template; use a raw prompt (generate, or --raw)")
+        source = self._model.chat_template or ""
+        return ChatTemplate(source, special_texts=self._model.special_texts, control_texts=self._model.control_texts)
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if self._model.closed:

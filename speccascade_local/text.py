@@ -44,9 +44,10 @@ class TextStream:
             self.pieces.append("")
             return True
         text = self._held + self._decoder.decode(self._piece(token))
-        found = [at for at in map(text.find, self._stop) if at >= 0]
+        found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stop if stop in text]
         if found:
-            self.pieces.append(text[: min(found)])
+            # The stop string that is complete first ends the text (of those, the longest): so token borders make no difference.
+            self.pieces.append(text[: min(found)[1]])
             self._held = ""
             self._decoder.reset()
             return True
@@ -84,7 +85,7 @@ class ChatTemplate:
         environment.globals.update(raise_exception=_refuse, strftime_now=lambda form: datetime.datetime.now().strftime(form))
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # the source is a stranger's: whatever it does to the compiler is no fault of ours
             raise PromptError(f"the chat template in the model file does not compile: {error}; use a raw prompt (--raw)") from error
         self._special_texts = dict(special_texts)
         longest_first = sorted(filter(None, control_texts), key=len, reverse=True)
@@ -109,7 +110,7 @@ class ChatTemplate:
         ]
         try:
             text = self._template.render(messages=safe, add_generation_prompt=True, **self._special_texts)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except Exception as error:  # as above: a stranger's program may fail in any way
             raise PromptError(
                 f"the model's chat template refuses these messages: {error}; check the roles and their order, or use a raw prompt (--raw)"
             ) from error

@@ -1,0 +1,80 @@
+"""Run the default comparison and put it into the README, as text and as a picture.
+
+    python scripts/update_readme.py
+
+Writes docs/results/compare.json (every figure), docs/results/compare.txt (what a pipe shows), docs/compare.svg (what a terminal
+shows) and the transcript in README.md.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import llama_cpp
+from rich.console import Console
+from rich.terminal_theme import TerminalTheme
+
+import speccascade_local as sc
+from speccascade_local import terminal
+from speccascade_local.compare import Row, compare
+from speccascade_local.routing import DEFAULT_THRESHOLD
+from speccascade_local.runtime import Settings
+from speccascade_local.session import physical_cores
+
+ROOT = Path(__file__).parent.parent
+QUESTION = "Who is Buzz Aldrin?"
+REPEAT = 21
+COMMAND = f'speccascade compare --repeat {REPEAT} "{QUESTION}"'
+THEME = TerminalTheme(
+    (24, 26, 31), (220, 223, 228), [(60, 60, 60), (235, 110, 110), (120, 210, 130), (240, 200, 90), (110, 170, 255),
+                                    (215, 140, 245), (95, 205, 215), (220, 223, 228)],
+)  # fmt: skip
+
+
+def shown(rows: list[Row], *, coloured: bool) -> Console:
+    """What ``speccascade compare`` prints, in a terminal of 100 columns or in a pipe."""
+    console = Console(record=True, force_terminal=coloured, width=100, file=io.StringIO(), highlight=False)
+    terminal.stdout = console
+    for row in rows:
+        terminal.print_row(row, DEFAULT_THRESHOLD)
+    if coloured:
+        console.print(terminal.legend(), end="\n\n")
+    console.print(terminal.comparison_table(rows))
+    return console
+
+
+def main() -> None:
+    with sc.load() as runtime:
+        prompt = runtime.chat_ids([{"role": "user", "content": QUESTION}])
+        rows = compare(runtime, prompt, Settings(seed=0), threshold=DEFAULT_THRESHOLD, repeat=REPEAT)
+    result = {
+        "command": COMMAND,
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip(),
+        "machine": f"{platform.machine()}, {physical_cores()} physical cores",
+        "llama_cpp_python": llama_cpp.__version__,
+        "quantization": "Q8_0",
+        "temperature": 0,
+        "repeat": REPEAT,
+        "rows": [row.as_dict() for row in rows],
+    }
+    results = ROOT / "docs" / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "compare.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    svg = shown(rows, coloured=True).export_svg(title=COMMAND, theme=THEME)
+    # The font would be fetched from outside; any monospace font does.
+    (ROOT / "docs" / "compare.svg").write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL), encoding="utf-8")
+    text = "\n".join(line.rstrip() for line in shown(rows, coloured=False).export_text().splitlines()) + "\n"
+    (results / "compare.txt").write_text(text, encoding="utf-8")
+    readme = ROOT / "README.md"
+    block = f"<!-- transcript -->\n```console\n$ {COMMAND}\n{text}```\n<!-- /transcript -->"
+    parts = re.split(r"<!-- transcript -->.*?<!-- /transcript -->", readme.read_text(encoding="utf-8"), flags=re.DOTALL)
+    readme.write_text(block.join(parts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

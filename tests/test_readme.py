@@ -1,0 +1,69 @@
+"""What the README says is so."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import speccascade_local as sc
+from speccascade_local import rules
+from speccascade_local.catalog import CatalogFile
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_python_block_runs_as_it_stands():
+    (block,) = blocks("python")
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Buzz Aldrin" in done.stdout
+
+
+def test_the_python_block_is_about_ten_lines():
+    assert len(blocks("python")[0].strip().splitlines()) <= 12
+
+
+def test_the_transcript_is_the_committed_result_file():
+    transcript = (ROOT / "docs" / "results" / "compare.txt").read_text(encoding="utf-8")
+    assert transcript in README
+    result = json.loads((ROOT / "docs" / "results" / "compare.json").read_text(encoding="utf-8"))
+    assert f"$ {result['command']}\n{transcript}" in README
+    for row in result["rows"]:
+        assert row["text"] in transcript
+        assert re.search(rf"^{row['arm']} +{row['stats']['tokens']} +{row['stats']['expert_calls']} ", transcript, re.MULTILINE)
+
+
+def test_the_yaml_block_is_a_valid_models_yaml():
+    (block,) = blocks("yaml")
+    assert "mine" in CatalogFile.model_validate(yaml.safe_load(block)).pairs
+
+
+def test_the_table_of_rules_names_each_rule_once_and_no_other():
+    named = re.findall(r"^\| `(\w+)(?::α)?` \|", README, re.MULTILINE)
+    assert named == [*rules.PLAIN_RULES, *rules.ALPHA_RULES]
+    assert f"the default is `{rules.DEFAULT}`".replace("0.3", "0.3") in README
+
+
+@pytest.mark.parametrize("place", [ROOT, Path(sc.__file__).parent, ROOT / "scripts"], ids=lambda path: path.name)
+def test_the_file_tree_names_every_module_and_script(place):
+    listed = re.search(r"```\n(pyproject.*?)```", README, re.DOTALL).group(1)
+    tracked = subprocess.run(["git", "ls-files", "--", "."], cwd=place, capture_output=True, text=True, check=True).stdout.split()
+    for name in tracked:
+        if "/" not in name and name.endswith((".py", ".toml", ".yaml")) and not name.startswith("__"):
+            assert re.search(rf"\b{re.escape(name)}\b", listed), name
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
