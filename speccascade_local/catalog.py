@@ -65,7 +65,7 @@ class Pair:
     @property
     def missing(self) -> list[Path]:
         """The files that are not there."""
-        return [path for path in (self.drafter, self.expert) if not path.is_file()]
+        return [path for path in (self.drafter, self.expert) if not _is_file(path)]
 
 
 def search_path(models: str | os.PathLike[str] | None = None) -> list[Path]:
@@ -78,15 +78,15 @@ def search_path(models: str | os.PathLike[str] | None = None) -> list[Path]:
     found: list[Path] = []
     for value, origin in named:
         if value:
-            path = Path(value).expanduser()
-            if not path.is_file():
+            path = _expanded(value)
+            if not _is_file(path):
                 raise CatalogError(f"{path}: no such file (named by {origin})")
             found.append(path)
     packaged = _PACKAGE / "models.yaml"
     if not packaged.exists():  # a checkout, where the one copy stands at the top
         packaged = _PACKAGE.parent / "models.yaml"
     optional = [Path("models.yaml"), platformdirs.user_config_path("speccascade") / "models.yaml", packaged]
-    found += [path for path in optional if path.is_file()]
+    found += [path for path in optional if _is_file(path)]
     distinct = {path.resolve(): path for path in reversed(found)}  # a file named twice counts where it is named first
     return [path for path in dict.fromkeys(found) if distinct[path.resolve()] == path]
 
@@ -101,7 +101,7 @@ def read_file(path: Path) -> dict[str, Pair]:
         raise CatalogError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise CatalogError(f"{path}: not UTF-8 text ({error})") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date or a number and is none
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise CatalogError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
@@ -145,21 +145,37 @@ def find(name: str, models: str | os.PathLike[str] | None = None) -> Pair:
 def _resolve(text: str, source: Path) -> Path:
     if text.startswith(_BUNDLED):
         return _PACKAGE / "demo" / text.removeprefix(_BUNDLED)
-    return source.parent / Path(text).expanduser()
+    return source.parent / _expanded(text)
 
 
-def _refuse_repeated_keys(path: Path, node: yaml.Node) -> None:
-    """YAML would silently let the last of two equal keys win."""
+def _is_file(path: Path) -> bool:
+    """Like ``Path.is_file``, and False also for a name that no file can have."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _expanded(text: str | os.PathLike[str]) -> Path:
+    """``~`` resolved; a home that does not exist stays as it is written, and the file is then missing."""
+    return Path(os.path.expanduser(text))
+
+
+def _refuse_repeated_keys(path: Path, node: yaml.Node, inside: tuple[yaml.Node, ...] = ()) -> None:
+    """YAML would silently let the last of two equal keys win, and lets a mapping hold itself."""
+    if node in inside:
+        raise CatalogError(f"{path}, line {node.start_mark.line + 1}: this mapping holds itself")
+    inside = (*inside, node)
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
             if key.value in seen:
                 raise CatalogError(f"{path}, line {key.start_mark.line + 1}: the key {key.value!r} stands here for the second time")
             seen.add(key.value)
-            _refuse_repeated_keys(path, value)
+            _refuse_repeated_keys(path, value, inside)
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
-            _refuse_repeated_keys(path, value)
+            _refuse_repeated_keys(path, value, inside)
 
 
 def _line(node: yaml.Node | None, keys: tuple[int | str, ...]) -> int:

@@ -368,7 +368,7 @@ def _choose(
         return catalog.find(catalog.BUNDLED_PAIR if pair is None else pair, models)
     if drafter is None or expert is None or pair is not None:
         raise SettingError("name either a pair, or both a drafter and an expert file, not a mixture")
-    return Pair("custom", Path(drafter).expanduser(), Path(expert).expanduser())
+    return Pair("custom", Path(os.path.expanduser(drafter)), Path(os.path.expanduser(expert)))
 
 
 def _rewind_to_shared(session: Session, ids: list[int]) -> int:

@@ -78,11 +78,12 @@ class LlamaModel:
     n_gpu_layers: layers to put on the GPU, -1 for all; without a GPU build it has no effect. on_progress: called with 0..1 while
     loading; an exception raised in it, Ctrl-C included, ends the loading cleanly.
 
-    Raises ModelLoadError for a file that is missing, no GGUF, damaged, or of an architecture that cannot be used here.
+    Raises ModelLoadError for a file that is missing, no GGUF, truncated or refused by llama.cpp, or of an architecture that cannot be
+    used here.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, n_gpu_layers: int = -1, on_progress: Callable[[float], None] | None = None) -> None:
-        self.path = Path(path).expanduser()
+        self.path = Path(os.path.expanduser(path))
         _check_file(self.path)
         info = system_info()
         params = llama_cpp.llama_model_default_params()
@@ -232,7 +233,13 @@ class LlamaModel:
         """
         if not self.has_text:
             raise PromptError(f"{self.path.name} has token ids but no text vocabulary; pass the prompt as a list of ids")
-        data = text.encode()
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"the text holds {text[error.start]!r} at position {error.start}, which is no character; "
+                "it was probably not UTF-8 where it came from"
+            ) from error
         room = len(data) + 2
         ids = (llama_cpp.llama_token * room)()
         count = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, add_special, parse_special)
@@ -267,10 +274,16 @@ class LlamaSession:
     def __init__(self, model: LlamaModel, *, n_ctx: int, n_threads: int | None = None, n_vocab: int | None = None) -> None:
         self.model = model
         self.n_vocab = n_vocab or model.n_vocab
+        self.n_ctx = n_ctx  # llama.cpp rounds the size of a context up; what was asked for is the limit that users see
         self.tokens: list[int] = []
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = BATCH_TOKENS
+        if not llama_cpp.llama_supports_gpu_offload():
+            # On the CPU, flash attention rounds single tokens and batches differently, by enough to part strict from the expert
+            # alone in long texts. Without it the attention matrix of a whole ubatch is held, so that is kept small.
+            params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            params.n_ubatch = BATCH_TOKENS // 4
         params.n_threads = params.n_threads_batch = n_threads or physical_cores()
         if hasattr(params, "n_outputs_max"):  # otherwise llama.cpp plans for a full row at every position of a batch
             params.n_outputs_max = MAX_ROWS
@@ -282,7 +295,18 @@ class LlamaSession:
                 "Try a smaller context (--ctx) or a smaller model"
             )
         self._free_ctx = weakref.finalize(self, llama_cpp.llama_free, self._ctx)
+        try:
+            self._prepare()
+        except BaseException:
+            self._free_ctx()  # now, not when collected: the caller may free the model first
+            raise
+
+    def _prepare(self) -> None:
         self._memory = llama_cpp.llama_get_memory(self._ctx)
+        if not self._memory:
+            raise ModelLoadError(
+                f"{self.model.path}: this model keeps no memory of a text (an embedding model?); choose one that generates"
+            )
         self._batch = llama_cpp.llama_batch_init(BATCH_TOKENS, 0, 1)
         self._free_batch = weakref.finalize(self, llama_cpp.llama_batch_free, self._batch)
         self._ids = np.ctypeslib.as_array(self._batch.token, (BATCH_TOKENS,))
@@ -291,8 +315,6 @@ class LlamaSession:
         np.ctypeslib.as_array(self._batch.n_seq_id, (BATCH_TOKENS,))[:] = 1
         for i in range(BATCH_TOKENS):
             self._batch.seq_id[i][0] = 0
-        # llama.cpp rounds the size of a context up; what was asked for is the limit that users see.
-        self.n_ctx = n_ctx
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -378,10 +400,11 @@ class LlamaSession:
 def _interrupts_noted(noted: list[BaseException]) -> Iterator[None]:
     """Within the block Ctrl-C is appended to ``noted``.
 
-    While llama.cpp loads, Python runs only inside callbacks, where ctypes would swallow a KeyboardInterrupt.
+    While llama.cpp loads, Python runs only inside callbacks, where ctypes would swallow a KeyboardInterrupt. An application's own
+    handler is left alone.
     """
     handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+    if threading.current_thread() is not threading.main_thread() or handler is not signal.default_int_handler:
         yield
         return
     signal.signal(signal.SIGINT, lambda _signal, _frame: noted.append(KeyboardInterrupt()))
@@ -393,15 +416,16 @@ def _interrupts_noted(noted: list[BaseException]) -> Iterator[None]:
 
 def _check_file(path: Path) -> None:
     """Refuse early, with a better reason than llama.cpp gives, what cannot be a GGUF file."""
-    if not path.exists():
-        raise ModelLoadError(f"{path}: no such file; check the path, or run 'speccascade models' to see what is present")
-    if not path.is_file():
-        raise ModelLoadError(f"{path}: not a file; name the .gguf file itself")
     try:
         with path.open("rb") as file:
             magic = file.read(4)
-    except OSError as error:
-        raise ModelLoadError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    except FileNotFoundError:
+        raise ModelLoadError(f"{path}: no such file; check the path, or run 'speccascade models' to see what is present") from None
+    except IsADirectoryError:
+        raise ModelLoadError(f"{path}: a folder; name the .gguf file itself") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelLoadError(f"{path}: cannot be read ({reason}); check its name and permissions") from error
     if magic != b"GGUF":
         raise ModelLoadError(
             f"{path}: not a GGUF file: it begins with {magic!r}, not b'GGUF'; "

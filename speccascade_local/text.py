@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import datetime
+import json
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -82,6 +83,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, *, special_texts: Mapping[str, str], control_texts: Iterable[str]) -> None:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        environment.filters["tojson"] = _to_json
         environment.globals.update(raise_exception=_refuse, strftime_now=lambda form: datetime.datetime.now().strftime(form))
         try:
             self._template = environment.from_string(source)
@@ -95,9 +97,11 @@ class ChatTemplate:
         """The prompt up to where the assistant speaks, as (text, may hold control tokens) parts.
 
         Wherever a message spells a control token, that spelling becomes a part of its own, marked False: to be read as plain text.
+        (One gap is left: a template that joins two fields of messages without anything between them can complete a spelling whose
+        halves stand in both.)
         Raises PromptError for messages that are malformed or that the template refuses.
         """
-        nonce = secrets.token_hex(8)  # unguessable, so a message cannot forge a mark
+        nonce = str(secrets.randbits(64))  # unguessable, so a message cannot forge a mark; digits, so filters like upper keep it
         spelled: list[str] = []
 
         def mark(match: re.Match[str]) -> str:
@@ -115,17 +119,24 @@ class ChatTemplate:
                 f"the model's chat template refuses these messages: {error}; check the roles and their order, or use a raw prompt (--raw)"
             ) from error
         parts = re.split(f"\ue000{nonce}:(\\d+)\ue001", text)  # text, index, text, index, ... text
+        if any(nonce in part for part in parts[0::2]):
+            raise PromptError("the model's chat template takes a message apart that spells a control token; leave that spelling out")
         return [(spelled[int(part)], False) if i % 2 else (part, True) for i, part in enumerate(parts) if part]
 
 
 def _checked(messages: Sequence[Message]) -> list[dict[str, str]]:
-    if not messages or isinstance(messages, (str, bytes)):
+    if not messages or isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         raise PromptError("a chat needs a list of at least one message, such as [{'role': 'user', 'content': 'Hi'}]")
     for position, message in enumerate(messages):
         complete = isinstance(message, Mapping) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
         if not complete or not all(isinstance(value, str) for value in message.values()):
             raise PromptError(f"message {position} is {message!r}; each message is a mapping with the texts 'role' and 'content'")
     return [dict(message) for message in messages]
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    """Plain JSON, as chat templates expect; Jinja's own filter escapes for HTML."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _refuse(message: Any) -> NoReturn:

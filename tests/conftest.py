@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+
+# Before llama.cpp is loaded: its threads sleep while they wait, or the suite crawls beside any other work on the machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from collections.abc import Iterator
 
 import pytest

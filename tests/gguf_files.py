@@ -38,6 +38,7 @@ def text_model(
     *,
     n_vocab: int = BASE_VOCABULARY,
     texts: Mapping[int, str] | None = None,
+    types: Mapping[int, gguf.TokenType] | None = None,
     kind: str = "gpt2",
     bos_id: int = IM_START,
     eos_id: int = IM_END,
@@ -49,7 +50,9 @@ def text_model(
     seed: int = 0,
     loud_from: int | None = None,
 ) -> Path:
-    """Write a Llama with text. texts: other texts for some ids. kind: ``tokenizer.ggml.model``, of which ``llama`` is SentencePiece.
+    """Write a Llama with text. texts, types: other texts and types for some ids.
+
+    kind: ``tokenizer.ggml.model``, of which ``llama`` is SentencePiece.
 
     loud_from: ids from here on get far larger output rows, so that one of them has the largest logit nearly always.
     """
@@ -61,7 +64,10 @@ def text_model(
     writer.add_tokenizer_model(kind)
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens[:n_vocab])
-    writer.add_token_types([gguf.TokenType.CONTROL if i < len(CONTROLS) else gguf.TokenType.NORMAL for i in range(n_vocab)])
+    kinds = [gguf.TokenType.CONTROL] * len(CONTROLS) + [gguf.TokenType.NORMAL] * (n_vocab - len(CONTROLS))
+    for token, token_type in (types or {}).items():
+        kinds[token] = token_type
+    writer.add_token_types(kinds)
     writer.add_token_scores([0.0] * n_vocab)
     writer.add_token_merges(list(MERGES))
     writer.add_bos_token_id(bos_id)

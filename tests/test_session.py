@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import gguf
 import llama_cpp
 import numpy as np
 import pytest
@@ -389,6 +390,18 @@ def test_a_failed_evaluation_names_its_code_and_loses_nothing(
     session.close()
 
 
+def test_a_failure_is_not_blamed_on_what_llama_cpp_said_of_an_older_one(
+    session: LlamaSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(b"GGUF" + b"\xff" * 40)
+    with pytest.raises(ModelLoadError):
+        LlamaModel(damaged)
+    decode_that_fails(monkeypatch, 1, lambda _: -3)
+    with pytest.raises(SessionError, match=r"no reason given$"):
+        session.extend([5], 1)
+
+
 @pytest.mark.parametrize("at_call", [1, 2])
 def test_ctrl_c_right_after_an_evaluation_loses_nothing(ids_model: LlamaModel, monkeypatch: pytest.MonkeyPatch, at_call: int) -> None:
     def interrupt(_code: int) -> int:
@@ -484,7 +497,7 @@ def test_a_path_that_no_file_can_have_is_a_load_error(tmp_path: Path, name: str)
 
 
 def test_a_folder_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match=r"not a file; name the \.gguf file itself"):
+    with pytest.raises(ModelLoadError, match=r"a folder; name the \.gguf file itself"):
         LlamaModel(tmp_path)
 
 
@@ -717,6 +730,14 @@ def test_control_tokens_are_read_only_where_asked_and_show_nothing(model: LlamaM
     assert model.tokenize(text, add_special=False, parse_special=True) == [byte_id(ord("a")), IM_END]
     assert not {ENDOFTEXT, IM_START, IM_END} & set(model.tokenize(text, add_special=False, parse_special=False))
     assert [model.piece(token) for token in range(3)] == [b""] * 3
+
+
+def test_the_unknown_token_counts_as_a_control_token(tmp_path: Path) -> None:
+    model = LlamaModel(text_model(tmp_path / "unknown.gguf", texts={200: "<unk>"}, types={200: gguf.TokenType.UNKNOWN}))
+    assert model.control_texts == {*CONTROLS, "<unk>"}
+    assert model.tokenize("<unk>", add_special=False, parse_special=True) == [200]
+    assert 200 not in model.tokenize("<unk>", add_special=False, parse_special=False)
+    model.close()
 
 
 def test_text_that_utf8_cannot_hold_is_a_prompt_error(model: LlamaModel) -> None:

@@ -339,6 +339,12 @@ def test_malformed_messages_are_refused(messages: object) -> None:
         template(CHATML).render(messages)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("messages", [[], "Hi", b"Hi"])
+def test_what_is_no_list_of_messages_is_told_what_one_looks_like(messages: object) -> None:
+    with pytest.raises(PromptError, match="list of at least one message, such as"):
+        template(CHATML).render(messages)  # type: ignore[arg-type]
+
+
 def test_the_position_of_a_malformed_message_is_told() -> None:
     with pytest.raises(PromptError, match=r"message 1 is \{'role': 'user'\}"):
         template(CHATML).render([*USER, {"role": "user"}])
