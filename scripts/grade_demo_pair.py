@@ -158,7 +158,7 @@ Two tiny Llama models, made by this project for demonstration and tests. They kn
 
 | | drafter | expert |
 |---|---|---|
-| parameters | 0.32 M (d 96, 2 layers) | 4.28 M (d 256, 5 layers) |
+| parameters | 0.16 M (d 64, 2 layers) | 4.28 M (d 256, 5 layers) |
 | file (Q8_0) | drafter.gguf, {size["drafter.gguf"]} | expert.gguf, {size["expert.gguf"]} |
 
 Both have the same byte-level BPE of 1,024 ids with single digits, a context of 512 tokens and a ChatML template.

@@ -1,7 +1,7 @@
 """Make the bundled pair: generate its text, train a tokenizer and two small Llama models, export both as Q8_0 GGUF.
 
     pip install -e '.[train]'
-    python scripts/train_demo_pair.py            # about an hour on two CPU cores; writes speccascade_local/demo/*.gguf
+    python scripts/train_demo_pair.py            # about 45 minutes on two CPU cores; writes speccascade_local/demo/*.gguf
     python scripts/grade_demo_pair.py            # grades the files through the product and writes the card
 
 The drafter learns the short answers only. The expert learns both styles of ``qa``, mostly the formal one, so that it finds
@@ -58,7 +58,7 @@ class Recipe:
         return self.dim // self.head_dim
 
 
-DRAFTER = Recipe("drafter", dim=96, layers=2, head_dim=32, ffn=256, steps=2500, learning_rate=4e-3, formal_share=0.0, seed=11)
+DRAFTER = Recipe("drafter", dim=64, layers=2, head_dim=32, ffn=160, steps=600, learning_rate=4e-3, formal_share=0.0, seed=11)
 EXPERT = Recipe("expert", dim=256, layers=5, head_dim=64, ffn=704, steps=2600, learning_rate=2e-3, formal_share=0.65, seed=12)
 BATCH_ROWS = 16
 PROMPT_WEIGHT = 0.1  # the question is worth learning a little, so that raw text continues sensibly; the answer is the point

@@ -6,6 +6,7 @@ time: a new call supersedes a stream that was not read to its end. Knows nothing
 
 from __future__ import annotations
 
+import operator
 import os
 import secrets
 import threading
@@ -189,9 +190,11 @@ class Runtime:
         if not 0 <= threshold <= 1:
             raise SettingError(f"threshold is {threshold}; it must be between 0 (never ask the expert) and 1")
         settings = Settings(rules.Never(), temperature, top_k, top_p, min_p, DEFAULTS.block_size, max_tokens, seed, stop)
-        run = list(self._start(prompt, settings))
-        answer = Reply.of([chunk for chunk, _ in run])
-        confidence = float(np.concatenate([routing.margins(block.draft.logits) for _, block in run]).mean())
+        chunks, margins = [], []
+        for chunk, block in self._start(prompt, settings):
+            chunks.append(chunk)
+            margins.append(routing.margins(block.draft.logits))
+        answer, confidence = Reply.of(chunks), float(np.concatenate(margins).mean())
         if confidence >= threshold:
             return replace(answer, confidence=confidence)
         settings = replace(settings, rule=rules.Strict(), block_size=0, seed=answer.seed)
@@ -252,7 +255,10 @@ class Runtime:
         if isinstance(prompt, str):
             ids = self._model.tokenize(prompt, add_special=True, parse_special=True) if prompt else []
         else:
-            ids = [int(token) for token in prompt]
+            try:
+                ids = [operator.index(token) for token in prompt]
+            except TypeError:
+                raise PromptError(f"the prompt is {prompt!r:.80}; it must be a text or a list of token ids") from None
         if not ids:
             raise PromptError("the prompt is empty; give at least one token of text")
         if not 0 <= min(ids) <= max(ids) < self.n_vocab:

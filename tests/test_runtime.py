@@ -216,7 +216,19 @@ def test_a_bad_setting_is_refused_at_the_call_and_by_name(demo, change, said):
         demo.stream("Hello", **change)
 
 
-@pytest.mark.parametrize(("prompt", "said"), [("", "empty"), ([], "empty"), ([5, 1024], "token id 1024"), ([-1], "token id -1")])
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("", "empty"),
+        ([], "empty"),
+        ([5, 1024], "token id 1024"),
+        ([-1], "token id -1"),
+        ([5, 1.5], "list of token ids"),
+        (["5"], "list of token ids"),
+        (7, "list of token ids"),
+        (None, "list of token ids"),
+    ],
+)
 def test_a_bad_prompt_is_refused_at_the_call(demo, prompt, said):
     with pytest.raises(sc.PromptError, match=said):
         demo.stream(prompt)
