@@ -13,13 +13,14 @@ import json
 import platform
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
-from demo_text import DEFAULT_QUESTION, FAMILIES, Example, held_out_examples
+from demo_text import DEFAULT_QUESTION, FAMILIES, PEOPLE, Example, held_out_examples
 from rich.progress import track
 
 import speccascade_local as sc
@@ -30,6 +31,7 @@ DEMO = ROOT / "speccascade_local" / "demo"
 RESULTS = ROOT / "docs" / "results" / "demo_pair.json"
 PER_FAMILY = 100
 BLOCK_SIZE = 5
+DRAWS = 1000
 CANDIDATES = [
     *(f"token_v3:{alpha}" for alpha in (0.3, 0.5, 0.6, 0.7, 0.8)),
     *(f"token_v2:{alpha}" for alpha in (0.2, 0.4, 0.6)),
@@ -91,7 +93,7 @@ def main() -> None:
     graded: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     with sc.load() as runtime:
         default = runtime.chat_ids([{"role": "user", "content": DEFAULT_QUESTION}])
-        first_token = first_token_probs(runtime, default)
+        begins = first_words(runtime, default)
         for example in track(examples, "grading"):
             answers = {name: ask(runtime, example, name) for name in names}
             for name, reply in answers.items():
@@ -112,7 +114,7 @@ def main() -> None:
         "quantization": "Q8_0",
         "temperature": 0,
         "block_size": BLOCK_SIZE,
-        "first_token": first_token,
+        "first_words": begins,
         "chosen_rule": choose(arms),
         "arms": arms,
     }
@@ -122,15 +124,15 @@ def main() -> None:
     print(card(result))
 
 
-def first_token_probs(runtime: sc.Runtime, prompt: list[int]) -> dict[str, dict[str, float]]:
-    """What each model would begin its answer to the default question with, at temperature 1: the three likeliest tokens."""
+def first_words(runtime: sc.Runtime, prompt: list[int]) -> dict[str, dict[str, float]]:
+    """How each model would begin its answer to the default question at temperature 1: shares of the three commonest words."""
     answer: dict[str, dict[str, float]] = {}
-    for name, rule, block_size in (("drafter", "never", 1), ("expert", "strict", 0)):
-        counts: dict[str, float] = {}
-        for seed in range(400):
-            reply = runtime.generate(prompt, rule=rule, block_size=block_size, temperature=1, max_tokens=1, seed=seed)
-            counts[reply.text] = counts.get(reply.text, 0) + 1 / 400
-        answer[name] = dict(sorted(counts.items(), key=lambda item: -item[1])[:3])
+    for name, rule, block_size in (("drafter", "never", 5), ("expert", "strict", 0)):
+        counts: Counter[str] = Counter()
+        for seed in range(DRAWS):
+            reply = runtime.generate(prompt, rule=rule, block_size=block_size, temperature=1, max_tokens=5, seed=seed)
+            counts[reply.text.split()[0]] += 1
+        answer[name] = {word: count / DRAWS for word, count in counts.most_common(3)}
     return answer
 
 
@@ -148,9 +150,7 @@ def card(result: dict[str, Any]) -> str:
     confirmed = {arm: f"{100 * half['confirming']['accuracy']:.1f} %" for arm, half in halves.items()}
     chosen_on = {arm: f"{100 * half['choosing']['accuracy']:.1f} %" for arm, half in halves.items()}
     size = {name: f"{(DEMO / name).stat().st_size / 1e6:.2f} MB" for name in result["files"]}
-    begins = {
-        name: ", ".join(f"{token!r} {share:.2f}" for token, share in shares.items()) for name, shares in result["first_token"].items()
-    }
+    begins = {name: ", ".join(f"{word} {share:.2f}" for word, share in shares.items()) for name, shares in result["first_words"].items()}
     return f"""# The bundled pair
 
 Two tiny Llama models, made by this project for demonstration and tests. They know five families of generated questions and
@@ -165,7 +165,7 @@ Both have the same byte-level BPE of 1,024 ids with single digits, a context of 
 
 **Text.** `scripts/demo_text.py` generates all of it from word lists: *reason* (word problems with worked steps), *translate* (English to
 French or German), *summarize* (a short report in one sentence), *code* (one-line Python functions), *qa* (true facts about
-53 well-known people). An eighth of all possible questions, chosen by the hash of their text, is held out of training. The people in *qa*
+{len(PEOPLE)} well-known people). An eighth of all possible questions, chosen by the hash of their text, is held out of training. The people in *qa*
 are all known from training; what is held out is the combination of person and phrasing. In *qa* the
 drafter was taught short answers only, the expert formal ones (65 %) and short ones (35 %).
 
@@ -184,7 +184,7 @@ by exact match of the answer (reason: the final number; qa: either style):
 **Rule.** `{chosen}` asks the expert least among the rules tried whose accuracy on one half of these questions is not below the expert's
 ({chosen_on[chosen]} against {chosen_on["expert"]}); on the other half it is {confirmed[chosen]} against {confirmed["expert"]}.
 
-**First token of the answer to "{DEFAULT_QUESTION}"** at temperature 1 (400 draws): drafter {begins["drafter"]}; expert {begins["expert"]}.
+**First word of the answer to "{DEFAULT_QUESTION}"** at temperature 1 ({DRAWS} draws): drafter {begins["drafter"]}; expert {begins["expert"]}.
 
 Every figure: `docs/results/demo_pair.json`, made by `{result["command"]}`. Training: `scripts/train_demo_pair.py`. Licence: MIT.
 """

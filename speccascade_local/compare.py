@@ -42,8 +42,13 @@ class Row:
 
 
 def dropped_pairs(reply: Reply) -> list[tuple[str, str]]:
-    """What was drafted and thrown away, with what stands there instead."""
-    return [(token.dropped, token.text) for token in reply.tokens if token.dropped is not None]
+    """What was drafted and thrown away, with the word that stands there instead."""
+    pairs = []
+    for i, token in enumerate(reply.tokens):
+        if token.dropped is not None:
+            instead = "".join(later.text for later in reply.tokens[i : i + 8])
+            pairs.append((token.dropped, (instead.split() or [instead])[0]))
+    return pairs
 
 
 def compare(

@@ -21,7 +21,7 @@ class Token(NamedTuple):
     id: int
     text: str
     origin: Origin
-    dropped: str | None = None  # text of the drafted token that this one, a corrected one, replaces
+    dropped: str | None = None  # text of the rest of the draft that this one, a corrected one, replaces
 
 
 @dataclass(frozen=True)

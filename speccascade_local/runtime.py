@@ -319,8 +319,9 @@ class Runtime:
         verdict = block.verdict
         pieces = text.pieces[len(text.pieces) - len(verdict.token_ids) :]
         tokens = [Token(*fields) for fields in zip(verdict.token_ids, pieces, verdict.origins)]
-        if verdict.dropped_id is not None:
-            tokens[-1] = tokens[-1]._replace(dropped=self._model.piece(verdict.dropped_id).decode(errors="replace"))
+        if verdict.dropped_ids:
+            dropped = b"".join(map(self._model.piece, verdict.dropped_ids))
+            tokens[-1] = tokens[-1]._replace(dropped=dropped.decode(errors="replace"))
         return Chunk(tuple(tokens), block.finish_reason, replace(stats), rule, seed)
 
 

@@ -40,11 +40,11 @@ class Verdict:
     token_ids: tuple[int, ...]
     origins: tuple[Origin, ...]
     deferred: tuple[bool, ...] = ()  # one per tested position
-    dropped_id: int | None = None  # the drafted token that the corrected one replaces
+    dropped_ids: tuple[int, ...] = ()  # the rest of the draft, from the rejected token on, that the corrected one replaces
 
     def cut(self, length: int) -> Verdict:
         """The verdict as if the block had ended after ``length`` tokens."""
-        dropped = self.dropped_id if length == len(self.token_ids) else None
+        dropped = self.dropped_ids if length == len(self.token_ids) else ()
         return Verdict(self.token_ids[:length], self.origins[:length], self.deferred[:length], dropped)
 
 
@@ -122,6 +122,6 @@ def verify(draft: Draft, expert_logits: Array, rule: Rule, sampler: Sampler, rng
             origins.append("matched")
             continue
         corrected = draw(residual, rng)
-        return Verdict((*drafted[:j], corrected), (*origins, "corrected"), tuple(deferred), dropped_id=token)
+        return Verdict((*drafted[:j], corrected), (*origins, "corrected"), tuple(deferred), dropped_ids=tuple(drafted[j:]))
     last = draw(sampler.probs(expert_logits[len(drafted)]), rng)
     return Verdict((*drafted, last), (*origins, "bonus" if drafted else "expert"), tuple(deferred))

@@ -34,7 +34,7 @@ def test_a_drafted_token_is_kept_with_probability_min_of_one_and_target_over_dra
     if keep < 1 - 1e-9:
         verdict = verify(draft, scores, rule, sampler, ScriptedRandom(keep + 1e-9, 0.5, 0.5))
         assert verdict.origins == ("corrected",)
-        assert verdict.dropped_id == token
+        assert verdict.dropped_ids == (token,)
         assert verdict.deferred == (True,)
 
 
@@ -106,7 +106,7 @@ def test_a_block_stops_at_its_first_rejection_and_says_what_it_dropped():
     drafter = np.log(np.array([[0.25] * 4] * 3))
     expert = np.log(np.array([[0.25] * 4, [1e-30, 1, 1e-30, 1e-30], [0.25] * 4, [0.25] * 4]))
     verdict = verify(Draft([3, 2, 0], drafter), expert, Strict(), Sampler(), np.random.default_rng(0))
-    assert verdict == Verdict((3, 1), ("matched", "corrected"), (True, True), dropped_id=2)
+    assert verdict == Verdict((3, 1), ("matched", "corrected"), (True, True), dropped_ids=(2, 0))
 
 
 def test_a_fully_kept_draft_earns_a_bonus_token_from_the_experts_last_row():
@@ -157,8 +157,8 @@ def test_cutting_a_verdict_never_tells_of_what_lies_behind_the_cut(rule, length,
     assert cut.token_ids == verdict.token_ids[:length]
     assert cut.origins == verdict.origins[:length]
     assert len(cut.deferred) <= length
-    assert cut.dropped_id in (None, verdict.dropped_id)
-    assert (cut.dropped_id is not None) == ("corrected" in cut.origins)
+    assert cut.dropped_ids in ((), verdict.dropped_ids)
+    assert bool(cut.dropped_ids) == ("corrected" in cut.origins)
 
 
 @pytest.mark.parametrize(
