@@ -165,9 +165,8 @@ Both have the same byte-level BPE of 1,024 ids with single digits, a context of 
 
 **Text.** `scripts/demo_text.py` generates all of it from word lists: *reason* (word problems with worked steps), *translate* (English to
 French or German), *summarize* (a short report in one sentence), *code* (one-line Python functions), *qa* (true facts about
-{len(PEOPLE)} well-known people). An eighth of all possible questions, chosen by the hash of their text, is held out of training. The people in *qa*
-are all known from training; what is held out is the combination of person and phrasing. In *qa* the
-drafter was taught short answers only, the expert formal ones (65 %) and short ones (35 %).
+{len(PEOPLE)} well-known people). An eighth of all possible questions, chosen by the hash of their text, is held out of training.
+The people in *qa* are all known from training; what is held out is the combination of person and phrasing. In *qa* the drafter was taught short answers only, the expert formal ones (65 %) and short ones (35 %).
 
 **Accuracy** on {arms["expert"]["all"]["n"]} held-out questions (`heldout.jsonl`) at temperature 0, block size {result["block_size"]},
 by exact match of the answer (reason: the final number; qa: either style):
@@ -181,10 +180,11 @@ by exact match of the answer (reason: the final number; qa: either style):
 {line(f"speculative cascade ({chosen}, the pair's rule)", chosen)}
 {line("speculative cascade (opt:0.2)", "opt:0.2")}
 
-**Rule.** `{chosen}` asks the expert least among the rules tried whose accuracy on one half of these questions is not below the expert's
-({chosen_on[chosen]} against {chosen_on["expert"]}); on the other half it is {confirmed[chosen]} against {confirmed["expert"]}.
+**Rule.** `{chosen}` asks the expert least among the rules tried whose accuracy on one half of these questions is not below the
+expert's ({chosen_on[chosen]} against {chosen_on["expert"]}); on the other half it is {confirmed[chosen]} against {confirmed["expert"]}.
 
-**First word of the answer to "{DEFAULT_QUESTION}"** at temperature 1 ({DRAWS} draws): drafter {begins["drafter"]}; expert {begins["expert"]}.
+**First word of the answer to "{DEFAULT_QUESTION}"** at temperature 1 ({DRAWS} draws): drafter {begins["drafter"]};
+expert {begins["expert"]}.
 
 Every figure: `docs/results/demo_pair.json`, made by `{result["command"]}`. Training: `scripts/train_demo_pair.py`. Licence: MIT.
 """

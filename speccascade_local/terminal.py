@@ -29,12 +29,12 @@ SHOWN_DROPS = 4
 stdout, stderr = Console(highlight=False), Console(stderr=True, highlight=False)
 
 
-def print_tokens(tokens: Sequence[Token], *, coloured: bool) -> None:
-    """Continue the text on stdout; plain where stdout is no terminal."""
+def print_tokens(tokens: Sequence[Token], *, coloured: bool, end: str = "") -> None:
+    """Continue the text on stdout; plain where stdout is no terminal, since dropped drafts would read as part of it."""
     if coloured and stdout.is_terminal:
-        stdout.print(coloured_text(tokens), end="", soft_wrap=True)
+        stdout.print(coloured_text(tokens), end=end, soft_wrap=True)
     else:
-        print("".join(token.text for token in tokens), end="", flush=True)
+        stdout.out("".join(token.text for token in tokens), end=end, highlight=False)
 
 
 def coloured_text(tokens: Sequence[Token]) -> Text:
@@ -57,9 +57,7 @@ def print_row(row: Row, threshold: float) -> None:
     """One arm of a comparison: its name, its text in colours, and in words what was thrown away."""
     reply = row.reply
     stdout.print(Text(row.name, "bold"))
-    # Plain in a pipe, where struck-through text would read as part of the answer.
-    print_tokens(reply.tokens, coloured=True)
-    stdout.print()
+    print_tokens(reply.tokens, coloured=True, end="\n")
     if reply.confidence is not None:
         verdict = "keeps the drafter's answer" if reply.confidence >= threshold else "throws it away and asks the expert"
         stdout.print(Text(f"drafter's confidence {reply.confidence:.3f}, threshold {threshold:g}: {verdict}", "dim"), soft_wrap=True)
