@@ -107,7 +107,9 @@ def main() -> None:
     }
     result = {
         "command": "python scripts/grade_demo_pair.py",
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip(),
+        "commit": subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip(),
         "machine": f"{platform.machine()}, {physical_cores()} physical cores",
         "llama_cpp_python": llama_cpp.__version__,
         "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(DEMO.glob("*.gguf"))},
@@ -166,7 +168,8 @@ Both have the same byte-level BPE of 1,024 ids with single digits, a context of 
 **Text.** `scripts/demo_text.py` generates all of it from word lists: *reason* (word problems with worked steps), *translate* (English to
 French or German), *summarize* (a short report in one sentence), *code* (one-line Python functions), *qa* (true facts about
 {len(PEOPLE)} well-known people). An eighth of all possible questions, chosen by the hash of their text, is held out of training.
-The people in *qa* are all known from training; what is held out is the combination of person and phrasing. In *qa* the drafter was taught short answers only, the expert formal ones (65 %) and short ones (35 %).
+The people in *qa* are all known from training; what is held out is the combination of person and phrasing. In *qa* the drafter was
+taught short answers only, the expert formal ones (65 %) and short ones (35 %).
 
 **Accuracy** on {arms["expert"]["all"]["n"]} held-out questions (`heldout.jsonl`) at temperature 0, block size {result["block_size"]},
 by exact match of the answer (reason: the final number; qa: either style):

@@ -36,16 +36,17 @@ THEME = TerminalTheme(
 )  # fmt: skip
 
 
-def shown(rows: list[Row], *, coloured: bool) -> Console:
-    """What ``speccascade compare`` prints, in a terminal of 100 columns or in a pipe."""
-    console = Console(record=True, force_terminal=coloured, width=100, file=io.StringIO(), highlight=False)
+def shown(rows: list[Row], *, coloured: bool) -> tuple[Console, str]:
+    """What ``speccascade compare`` prints, in a terminal of 100 columns or in a pipe: the recording, and the characters."""
+    written = io.StringIO()
+    console = Console(record=True, force_terminal=coloured, width=100, file=written, highlight=False)
     terminal.stdout = console
     for row in rows:
         terminal.print_row(row, DEFAULT_THRESHOLD)
     if coloured:
         console.print(terminal.legend(), end="\n\n")
     console.print(terminal.comparison_table(rows))
-    return console
+    return console, written.getvalue()
 
 
 def main() -> None:
@@ -54,7 +55,9 @@ def main() -> None:
         rows = compare(runtime, prompt, Settings(seed=0), threshold=DEFAULT_THRESHOLD, repeat=REPEAT)
     result = {
         "command": COMMAND,
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip(),
+        "commit": subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip(),
         "machine": f"{platform.machine()}, {physical_cores()} physical cores",
         "llama_cpp_python": llama_cpp.__version__,
         "quantization": "Q8_0",
@@ -65,10 +68,10 @@ def main() -> None:
     results = ROOT / "docs" / "results"
     results.mkdir(parents=True, exist_ok=True)
     (results / "compare.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    svg = shown(rows, coloured=True).export_svg(title=COMMAND, theme=THEME)
+    svg = shown(rows, coloured=True)[0].export_svg(title=COMMAND, theme=THEME)
     # The font would be fetched from outside; any monospace font does.
     (ROOT / "docs" / "compare.svg").write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL), encoding="utf-8")
-    text = "\n".join(line.rstrip() for line in shown(rows, coloured=False).export_text().splitlines()) + "\n"
+    text = "\n".join(line.rstrip() for line in shown(rows, coloured=False)[1].splitlines()) + "\n"
     (results / "compare.txt").write_text(text, encoding="utf-8")
     readme = ROOT / "README.md"
     block = f"<!-- transcript -->\n```console\n$ {COMMAND}\n{text}```\n<!-- /transcript -->"

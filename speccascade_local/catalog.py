@@ -82,13 +82,11 @@ def search_path(models: str | os.PathLike[str] | None = None) -> list[Path]:
             if not _is_file(path):
                 raise CatalogError(f"{path}: no such file (named by {origin})")
             found.append(path)
-    packaged = _PACKAGE / "models.yaml"
-    if not packaged.exists():  # a checkout, where the one copy stands at the top
-        packaged = _PACKAGE.parent / "models.yaml"
-    optional = [Path("models.yaml"), platformdirs.user_config_path("speccascade") / "models.yaml", packaged]
-    found += [path for path in optional if _is_file(path)]
-    distinct = {path.resolve(): path for path in reversed(found)}  # a file named twice counts where it is named first
-    return [path for path in dict.fromkeys(found) if distinct[path.resolve()] == path]
+    found += [path for path in (Path("models.yaml"), platformdirs.user_config_path("speccascade") / "models.yaml") if _is_file(path)]
+    distinct: dict[Path, Path] = {}
+    for path in [*found, _packaged()]:
+        distinct.setdefault(path.resolve(), path)  # a file named twice counts where it is named first
+    return list(distinct.values())
 
 
 def read_file(path: Path) -> dict[str, Pair]:
@@ -96,17 +94,19 @@ def read_file(path: Path) -> dict[str, Pair]:
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is not None:
+            _refuse_repeated_keys(path, node)
         data = yaml.safe_load(text)
     except OSError as error:
         raise CatalogError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise CatalogError(f"{path}: not UTF-8 text ({error})") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date or a number and is none
+    except CatalogError:
+        raise
+    except Exception as error:  # besides YAMLError, whatever PyYAML trips over: dates that are none, tags that do not fit, depth
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise CatalogError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
-    if node is not None:
-        _refuse_repeated_keys(path, node)
     try:
         catalog = CatalogFile.model_validate(data)
     except ValidationError as error:
@@ -130,16 +130,28 @@ def known_pairs(models: str | os.PathLike[str] | None = None) -> dict[str, Pair]
 
 
 def find(name: str, models: str | os.PathLike[str] | None = None) -> Pair:
-    """The pair of this name. Raises CatalogError with the known names."""
-    pairs = known_pairs(models)
-    if name not in pairs:
-        close = difflib.get_close_matches(name, pairs, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise CatalogError(
-            f"unknown pair {name!r}; known are {', '.join(sorted(pairs))}{hint} "
-            "(add your own to models.yaml, or name two files with --drafter and --expert)"
-        )
-    return pairs[name]
+    """The pair of this name, from the first file that has it. Raises CatalogError with the known names."""
+    for path in search_path(models):
+        pairs = read_file(path)
+        if name in pairs:
+            return pairs[name]
+    known = known_pairs(models)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise CatalogError(
+        f"unknown pair {name!r}; known are {', '.join(sorted(known))}{hint} "
+        "(add your own to models.yaml, or name two files with --drafter and --expert)"
+    )
+
+
+def bundled() -> Pair:
+    """The pair that ships with the package, whatever other files say."""
+    return read_file(_packaged())[BUNDLED_PAIR]
+
+
+def _packaged() -> Path:
+    inside = _PACKAGE / "models.yaml"
+    return inside if inside.exists() else _PACKAGE.parent / "models.yaml"  # in a checkout the one copy stands at the top
 
 
 def _resolve(text: str, source: Path) -> Path:
@@ -161,21 +173,27 @@ def _expanded(text: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(text))
 
 
-def _refuse_repeated_keys(path: Path, node: yaml.Node, inside: tuple[yaml.Node, ...] = ()) -> None:
+def _refuse_repeated_keys(path: Path, root: yaml.Node) -> None:
     """YAML would silently let the last of two equal keys win, and lets a mapping hold itself."""
-    if node in inside:
-        raise CatalogError(f"{path}, line {node.start_mark.line + 1}: this mapping holds itself")
-    inside = (*inside, node)
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if key.value in seen:
+    done: set[int] = set()
+
+    def visit(node: yaml.Node, inside: tuple[yaml.Node, ...]) -> None:
+        if node in inside:
+            raise CatalogError(f"{path}, line {node.start_mark.line + 1}: this holds itself")
+        if id(node) in done:  # an alias of something that was looked at
+            return
+        keys: set[str] = set()
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key.value in keys:
                 raise CatalogError(f"{path}, line {key.start_mark.line + 1}: the key {key.value!r} stands here for the second time")
-            seen.add(key.value)
-            _refuse_repeated_keys(path, value, inside)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_repeated_keys(path, value, inside)
+            if isinstance(key.value, str):
+                keys.add(key.value)
+            visit(value, (*inside, node))
+        for value in node.value if isinstance(node, yaml.SequenceNode) else ():
+            visit(value, (*inside, node))
+        done.add(id(node))
+
+    visit(root, ())
 
 
 def _line(node: yaml.Node | None, keys: tuple[int | str, ...]) -> int:

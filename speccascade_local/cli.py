@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -23,7 +24,7 @@ from typer.core import TyperGroup
 
 from . import __version__, catalog, routing, rules
 from .compare import compare
-from .errors import PromptError, SettingError, SpeccascadeError
+from .errors import CatalogError, PromptError, SettingError, SpeccascadeError
 from .reply import Chunk, Reply
 from .runtime import DEFAULTS, Prompt, Runtime, Settings, load
 from .terminal import comparison_table, legend, number, print_row, print_tokens, stderr, stdout
@@ -39,13 +40,15 @@ class Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except SpeccascadeError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print("error:", " ".join(str(error).split()), file=sys.stderr)  # one line, whatever a file put into it
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interruption:
             print("interrupted", file=sys.stderr)
             raise typer.Exit(130) from interruption
-        except BrokenPipeError as error:  # the reader of a pipe has gone; there is nobody to tell
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):  # else the reader of a pipe has gone; there is nobody to tell
+                print(f"error: stdout: {error.strerror or error}", file=sys.stderr)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still unwritten would fail again at exit
             raise typer.Exit(1) from error
 
 
@@ -122,13 +125,13 @@ def run(
 ) -> None:
     """Answer one prompt. The text goes to stdout as it is made."""
     _log(verbose)
-    pair, prompt = _pair_and_prompt(words, has_files=drafter is not None or expert is not None)
+    pair, prompt = _pair_and_prompt(words, models, has_files=drafter is not None or expert is not None)
     settings = Settings(rule, temperature, top_k, top_p, min_p, block_size, max_tokens, seed)  # refused before anything is loaded
     with _loaded(pair, drafter, expert, models, ctx, threads, gpu_layers) as runtime:
         read: list[Chunk] = []
         for chunk in runtime.stream(_ids(runtime, prompt, raw), **vars(settings)):
             if not read and verbose:
-                stderr.print(f"rule {chunk.rule}: {chunk.rule.trade}; seed {chunk.seed}", soft_wrap=True)
+                _tell_rule(chunk.rule, chunk.seed)
             read.append(chunk)
             if not as_json:
                 print_tokens(chunk.tokens, coloured=show_origin)
@@ -169,12 +172,14 @@ def compare_verb(
     as_json: Json = False,
     verbose: Verbose = 0,
 ) -> None:
-    """Ask one question five ways: drafter, expert, plain cascade, speculative decoding, speculative cascade."""
+    """Ask one question in every way: drafter, expert, plain cascade, speculative decoding, speculative cascade."""
     _log(verbose)
     has_files = drafter is not None or expert is not None
-    pair, prompt = _pair_and_prompt(words or [DEFAULT_QUESTION], has_files=has_files)
+    pair, prompt = _pair_and_prompt(words or [DEFAULT_QUESTION], models, has_files=has_files)
     settings = Settings(rule, temperature, top_k, top_p, min_p, block_size, max_tokens, seed)  # refused before anything is loaded
     with _loaded(pair, drafter, expert, models, ctx, threads, gpu_layers) as runtime:
+        if verbose:
+            _tell_rule(rules.parse(rule or runtime.rule), seed)
         ids = _ids(runtime, prompt, raw)
         with _progress("asking") as bar:
             task = bar.add_task("", total=1.0)
@@ -187,20 +192,8 @@ def compare_verb(
                 on_step=lambda fraction: bar.update(task, completed=fraction),
             )
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "pair": runtime.pair.name,
-                    "prompt": prompt,
-                    "temperature": temperature,
-                    "repeat": repeat,
-                    "threshold": threshold,
-                    "rows": [row.as_dict() for row in rows],
-                },
-                ensure_ascii=False,
-                indent=1,
-            )
-        )
+        asked = {"pair": runtime.pair.name, "prompt": prompt, **vars(settings), "repeat": repeat, "threshold": threshold}
+        print(json.dumps({**asked, "rows": [row.as_dict() for row in rows]}, ensure_ascii=False, indent=1))
         return
     for row in rows:
         print_row(row, threshold)
@@ -218,7 +211,7 @@ def models_verb(models: Models = None) -> None:
             f"[red]missing[/] {escape(str(path))}" if path in pair.missing else escape(path.name) for path in (pair.drafter, pair.expert)
         ]
         table.add_row(escape(name), pair.rule or f"{rules.DEFAULT} (default)", *files, escape(str(pair.source)))
-    stdout.print(table)
+    (stdout if stdout.is_terminal else Console(width=10_000)).print(table)  # a pipe has no width, and no path is cut short for it
 
 
 def main() -> None:
@@ -232,14 +225,16 @@ def main() -> None:
 # --------------------------------------------------------------------------- input
 
 
-def _pair_and_prompt(words: list[str] | None, *, has_files: bool) -> tuple[str | None, str]:
+def _pair_and_prompt(words: list[str] | None, models: Path | None, *, has_files: bool) -> tuple[str | None, str]:
     words = words or ["-"]
     if len(words) > (1 if has_files else 2):
         expected = "one prompt (the pair is given by --drafter and --expert)" if has_files else "[PAIR] PROMPT"
         raise SettingError(f"{len(words)} arguments, expected {expected}; put the prompt in quotes")
     prompt = words[-1]
+    if len(words) == 1 and not has_files and _names_a_pair(prompt, models):
+        raise PromptError(f"{prompt!r} is the name of a pair; add the prompt, or - to read it from stdin")
     if prompt == "-":
-        if sys.stdin.isatty():
+        if sys.stdin is None or sys.stdin.isatty():
             raise PromptError("no prompt; give one in quotes, or pipe it in")
         try:
             prompt = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
@@ -251,6 +246,12 @@ def _pair_and_prompt(words: list[str] | None, *, has_files: bool) -> tuple[str |
     if not prompt.strip():
         raise PromptError("the prompt is empty; give at least one word")
     return (words[0] if len(words) == 2 else None), prompt
+
+
+def _names_a_pair(word: str, models: Path | None) -> bool:
+    with contextlib.suppress(CatalogError):  # whatever is wrong with a models.yaml matters only to whoever asks for a pair in it
+        return word in catalog.known_pairs(models)
+    return False
 
 
 def _ids(runtime: Runtime, prompt: str, raw: bool) -> Prompt:
@@ -277,6 +278,10 @@ def _loaded(
         )
     with runtime:
         yield runtime
+
+
+def _tell_rule(rule: rules.Rule, seed: int) -> None:
+    stderr.print(f"rule {rule}: {rule.trade}; seed {seed}", soft_wrap=True)
 
 
 def _progress(doing: str) -> Progress:

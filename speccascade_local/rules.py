@@ -21,6 +21,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import finite_number
 from .errors import SettingError
 from .sampling import Array, Mask, Sampler, softmax
 
@@ -39,14 +40,18 @@ class Evidence:
         return self.sampler.probs(self.drafter_logits)
 
     @cached_property
+    def _expert(self) -> tuple[NDArray[np.float64], Mask]:
+        return self.sampler.probs_and_support(self.expert_logits)
+
+    @property
     def expert_probs(self) -> NDArray[np.float64]:
         """Sampling distribution of the expert. [k, n_vocab]"""
-        return self.sampler.probs(self.expert_logits)
+        return self._expert[0]
 
-    @cached_property
+    @property
     def expert_support(self) -> Mask:
         """Tokens that the user's filters let the expert say. [k, n_vocab]"""
-        return self.sampler.support(self.expert_logits)
+        return self._expert[1]
 
     @cached_property
     def drafter_plain(self) -> NDArray[np.float64]:
@@ -63,6 +68,14 @@ class Evidence:
         """The drafter's confidence, max q. [k]"""
         top: NDArray[np.float64] = self.drafter_plain.max(axis=-1)
         return top
+
+    @cached_property
+    def drafter_doubt(self) -> NDArray[np.float64]:
+        """1 - max q, summed from the other tokens: it stays above 0 where max q rounds to 1. [k]"""
+        others = self.drafter_plain.copy()
+        np.put_along_axis(others, others.argmax(axis=-1)[:, None], 0.0, axis=-1)
+        doubt: NDArray[np.float64] = others.sum(axis=-1)
+        return doubt
 
     @cached_property
     def expert_max(self) -> NDArray[np.float64]:
@@ -127,16 +140,13 @@ class AlphaRule(Rule):
     high: ClassVar[float]
 
     def __post_init__(self) -> None:
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)):
-            raise SettingError(f"{self.name}: alpha is {self.alpha!r}; it must be a number")
-        object.__setattr__(self, "alpha", float(self.alpha))  # 1 and 1.0 are the same rule and print alike
-        if not (math.isfinite(self.alpha) and self.low <= self.alpha <= self.high):
-            raise SettingError(f"{self.name}: alpha is {self.alpha}; allowed is {self.range()}")
+        # 1 and 1.0 are the same rule and print alike.
+        object.__setattr__(self, "alpha", finite_number(f"alpha of {self.name}", self.alpha, self.low, self.high, self.allowed()))
 
     @classmethod
-    def range(cls) -> str:
-        """The allowed values in words."""
-        return "any finite number" if math.isinf(cls.low) else f"{cls.low:g} to {cls.high:g}"
+    def allowed(cls) -> str:
+        """The range of alpha in words."""
+        return "any finite number" if math.isinf(cls.low) else f"a number from {cls.low:g} to {cls.high:g}"
 
     def __str__(self) -> str:
         return f"{self.name}:{self.alpha!r}"
@@ -144,7 +154,7 @@ class AlphaRule(Rule):
 
 @dataclass(frozen=True)
 class Chow(AlphaRule):
-    """Defer iff max q < 1 - alpha. alpha 0 is lossless, 1 the drafter alone. At temperature 0 the same test."""
+    """Defer iff max q < 1 - alpha. alpha 0 is lossless, 1 keeps every draft. At temperature 0 the same test."""
 
     name: ClassVar[str] = "chow"
     trade: ClassVar[str] = "keeps what the drafter is sure of, without looking at the expert's opinion"
@@ -152,12 +162,12 @@ class Chow(AlphaRule):
     high: ClassVar[float] = 1.0
 
     def defer(self, evidence: Evidence) -> Mask:
-        return evidence.drafter_max < 1 - self.alpha
+        return evidence.drafter_doubt > self.alpha
 
 
 @dataclass(frozen=True)
 class Diff(AlphaRule):
-    """Defer iff max q < max p - alpha. alpha -1 is lossless, 1 the drafter alone. At temperature 0 the same test."""
+    """Defer iff max q < max p - alpha. alpha -1 is lossless, 1 keeps every draft. At temperature 0 the same test."""
 
     name: ClassVar[str] = "diff"
     trade: ClassVar[str] = "keeps the draft where the expert is hardly surer than the drafter"
@@ -173,7 +183,7 @@ class Opt(AlphaRule):
     """Defer iff max q < max p - alpha * TV(q, p).
 
     Deferring costs one rejection, which happens with probability TV: more disagreement means *less* deferral. A very negative
-    alpha is lossless, a very large one the drafter alone. At temperature 0, where the two tokens differ, TV = 1 and the rule is
+    alpha is lossless, a very large one keeps every draft. At temperature 0, where the two tokens differ, TV = 1 and the rule is
     Diff.
     """
 
@@ -201,7 +211,7 @@ class TokenV1(AlphaRule):
 
 @dataclass(frozen=True)
 class TokenV2(AlphaRule):
-    """Trust {v : p(v) >= max p - alpha}, defer the rest. alpha below 0 is lossless, 1 the drafter alone."""
+    """Trust {v : p(v) >= max p - alpha}, defer the rest. alpha below 0 is lossless, 1 keeps every draft."""
 
     name: ClassVar[str] = "token_v2"
     trade: ClassVar[str] = "keeps single tokens whose probability under the expert is within alpha of its favourite's"
@@ -217,7 +227,7 @@ class TokenV3(AlphaRule):
     """Trust {v : p(v) >= (1 - alpha) * max p}, defer the rest.
 
     alpha below 0 is lossless (nothing is trusted); alpha 0 trusts the expert's favourite alone, a mild sharpening and *not*
-    lossless; 1 is the drafter alone. At temperature 0 it is greedy lenience with l = 1 - alpha (Leviathan et al., A.5).
+    lossless; 1 keeps every draft. At temperature 0 it is greedy lenience with l = 1 - alpha (Leviathan et al., A.5).
     """
 
     name: ClassVar[str] = "token_v3"
@@ -256,4 +266,4 @@ def parse(spec: str | Rule) -> Rule:
     try:
         return rule(float(alpha))
     except ValueError:
-        raise SettingError(f"rule {spec!r}: {name} needs an alpha, {rule.range()}, such as '{name}:0.3'") from None
+        raise SettingError(f"rule {spec!r}: {name} needs an alpha, {rule.allowed()}, such as '{name}:0.3'") from None

@@ -10,7 +10,7 @@ import operator
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +22,7 @@ import numpy as np
 from . import catalog, routing, rules
 from .cascade import Block, decode
 from .catalog import Pair
+from .checks import finite_number, whole_number
 from .drafting import Session
 from .errors import ContextOverflowError, PromptError, SessionError, SettingError
 from .pairing import shared_vocab_size
@@ -36,12 +37,6 @@ from .text import ChatTemplate, Message, TextStream
 DEFAULT_CONTEXT = 4096
 
 Prompt = str | Sequence[int]
-
-
-def _whole(name: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise SettingError(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
-    return value
 
 
 @dataclass(frozen=True)
@@ -63,15 +58,18 @@ class Settings:
     stop: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        self.sampler  # noqa: B018  (validates the four sampling values)
-        _whole("block_size", self.block_size, 0, MAX_ROWS - 1)
-        _whole("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        _ = self.sampler  # validates the four sampling values
+        whole_number("block_size", self.block_size, 0, MAX_ROWS - 1)
+        whole_number("max_tokens", self.max_tokens, 1, 2**31 - 1)
         if self.seed is not None:
-            _whole("seed", self.seed, 0, 2**63 - 1)
-        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
-            raise SettingError(f"stop is {self.stop!r}; it must be a list of texts, none of them empty")
-        if self.rule is not None and not rules.parse(self.rule).asks_expert and self.block_size == 0:
-            raise SettingError(f"rule {self.rule} with block_size 0 asks neither model; give a block_size of 1 or more")
+            whole_number("seed", self.seed, 0, 2**63 - 1)
+        if isinstance(self.stop, (str, bytes)) or not isinstance(self.stop, Iterable):
+            raise SettingError(f"stop is {self.stop!r:.40}; it must be a list of texts")
+        object.__setattr__(self, "stop", tuple(self.stop))
+        if not all(isinstance(text, str) and text for text in self.stop):
+            raise SettingError(f"stop is {self.stop!r:.40}; it must be a list of texts, none of them empty")
+        if self.rule is not None:
+            rules.parse(self.rule)
 
     @property
     def sampler(self) -> Sampler:
@@ -85,8 +83,9 @@ DEFAULTS = Settings()
 class Runtime:
     """A loaded pair. Made by :func:`load`; use it as a context manager, or close it.
 
-    A runtime answers one call at a time, from any thread. Ctrl-C or a stream that is dropped half-way leaves it usable, and what both
-    caches hold is reused by the next call that begins with the same tokens.
+    A runtime answers one call at a time: calls from several threads wait for one another, and a stream that was not read to its
+    end is ended by the next call. Ctrl-C or a stream that is dropped half-way leaves the runtime usable, and what both caches hold
+    is reused by the next call that begins with the same tokens.
     """
 
     def __init__(self, pair: Pair, drafter: LlamaSession, expert: LlamaSession, resources: ExitStack) -> None:
@@ -97,8 +96,9 @@ class Runtime:
         self._drafter, self._expert = drafter, expert
         self._model = expert.model
         self._resources = resources
-        self._lock = threading.Lock()
-        self._turn = 0
+        self._whole_calls = threading.RLock()  # held while a whole reply is made
+        self._block = threading.Lock()  # held while one block is made
+        self._turn = 0  # the latest call; streams of earlier ones are over
 
     # ------------------------------------------------------------------ the verbs
 
@@ -121,7 +121,8 @@ class Runtime:
         Raises PromptError, ContextOverflowError and SettingError before anything is evaluated.
         """
         settings = Settings(rule, temperature, top_k, top_p, min_p, block_size, max_tokens, seed, stop)
-        return Reply.of([chunk for chunk, _ in self._start(prompt, settings)])
+        with self._whole_calls:
+            return Reply.of([chunk for chunk, _ in self._start(prompt, settings)])
 
     def stream(
         self,
@@ -187,19 +188,27 @@ class Runtime:
 
         ``Reply.confidence`` is the drafter's mean margin, see :func:`routing.margins`; the statistics count both answers.
         """
-        if not 0 <= threshold <= 1:
-            raise SettingError(f"threshold is {threshold}; it must be between 0 (never ask the expert) and 1")
+        finite_number("threshold", threshold, 0, 1, "between 0 (never ask the expert) and 1")
         settings = Settings(rules.Never(), temperature, top_k, top_p, min_p, DEFAULTS.block_size, max_tokens, seed, stop)
-        chunks, margins = [], []
-        for chunk, block in self._start(prompt, settings):
-            chunks.append(chunk)
-            margins.append(routing.margins(block.draft.logits))
-        answer, confidence = Reply.of(chunks), float(np.concatenate(margins).mean())
-        if confidence >= threshold:
-            return replace(answer, confidence=confidence)
-        settings = replace(settings, rule=rules.Strict(), block_size=0, seed=answer.seed)
-        second = Reply.of([chunk for chunk, _ in self._start(prompt, settings)])
-        total = replace(answer.stats + second.stats, tokens=second.stats.tokens, prompt_tokens=second.stats.prompt_tokens)
+        with self._whole_calls:
+            chunks, margins = [], []
+            for chunk, block in self._start(prompt, settings):
+                chunks.append(chunk)
+                margins.append(routing.margins(block.draft.logits[: len(chunk.tokens)]))  # not of what lies behind a stop
+            answer, confidence = Reply.of(chunks), float(np.concatenate(margins).mean())
+            if confidence >= threshold:
+                return replace(answer, confidence=confidence)
+            settings = replace(settings, rule=rules.Strict(), block_size=0, seed=answer.seed)
+            second = Reply.of([chunk for chunk, _ in self._start(prompt, settings)])
+        wasted = answer.stats
+        total = replace(
+            second.stats,
+            drafter_calls=wasted.drafter_calls,
+            draft_s=wasted.draft_s,
+            verify_s=wasted.verify_s + second.stats.verify_s,
+            wall_s=wasted.wall_s + second.stats.wall_s,
+            ttft_s=wasted.wall_s + second.stats.ttft_s,
+        )
         return replace(second, stats=total, confidence=confidence)
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -222,14 +231,14 @@ class Runtime:
 
     def reset(self) -> None:
         """Forget what both caches hold, so that the next call starts cold."""
-        with self._lock:
+        with self._block:
             self._turn += 1
             self._drafter.rewind(0)
             self._expert.rewind(0)
 
     def close(self) -> None:
         """Free both models. Harmless when repeated; every other method raises SessionError afterwards."""
-        with self._lock:
+        with self._block:
             self._turn += 1
             self._resources.close()
 
@@ -272,21 +281,21 @@ class Runtime:
         return ids
 
     def _start(self, prompt: Prompt, settings: Settings) -> Iterator[tuple[Chunk, Block]]:
-        """Refuse bad input now; evaluate when the first block is asked for."""
+        """Refuse bad input and end earlier streams now; evaluate when the first block is asked for."""
         rule = self.rule if settings.rule is None else rules.parse(settings.rule)
+        if not rule.asks_expert and settings.block_size == 0:
+            raise SettingError(f"rule {rule} with block_size 0 asks neither model; give a block_size of 1 or more")
         seed = secrets.randbits(32) if settings.seed is None else settings.seed
-        return self._run(self._ids(prompt), settings, rule, seed)
+        ids = self._ids(prompt)
+        with self._whole_calls, self._block:
+            self._turn += 1
+            return self._run(ids, settings, rule, seed, self._turn)
 
-    def _run(self, ids: list[int], settings: Settings, rule: Rule, seed: int) -> Iterator[tuple[Chunk, Block]]:
-        """The loop with text around it. Each block is decoded under the lock, and only while no later call has begun."""
+    def _run(self, ids: list[int], settings: Settings, rule: Rule, seed: int, turn: int) -> Iterator[tuple[Chunk, Block]]:
+        """The loop with text around it. Each block is decoded under the lock, and only while no later call has come."""
         stats = Stats(prompt_tokens=len(ids))
         text = TextStream(self._model.piece, self._model.is_end, settings.stop)
         tokens = list(ids)
-        with self._lock:
-            self._turn += 1
-            turn = self._turn
-            shared = [_rewind_to_shared(session, ids) for session in (self._drafter, self._expert)]
-            stats.cached_tokens = shared[rule.asks_expert]
         blocks = decode(
             tokens,
             self._drafter,
@@ -302,12 +311,15 @@ class Runtime:
         )
         finished = False
         while not finished:
-            with self._lock:
-                if self._model.closed or turn != self._turn:
+            with self._block:
+                if turn != self._turn:
                     raise SessionError(
                         "this stream was ended by a later call on its runtime (or by closing it); "
                         "read a stream to its end first, or load a second runtime"
                     )
+                if not stats.blocks:
+                    shared = {session: _rewind_to_shared(session, ids) for session in (self._drafter, self._expert)}
+                    stats.cached_tokens = shared[self._expert if rule.asks_expert else self._drafter]
                 block = next(blocks)
                 finished = block.finish_reason is not None
                 if finished:
@@ -346,8 +358,8 @@ def load(
     """
     chosen = _choose(pair, drafter, expert, models)
     if n_threads is not None:
-        _whole("n_threads", n_threads, 1, 1024)
-    _whole("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1)
+        whole_number("n_threads", n_threads, 1, 1024)
+    whole_number("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1)
 
     def open_model(role: str, path: Path) -> LlamaModel:
         report = (lambda fraction: on_progress(role, fraction)) if on_progress else None
@@ -364,7 +376,7 @@ def load(
         drafter_model, expert_model = open_model("drafter", chosen.drafter), open_model("expert", chosen.expert)
         n_vocab = shared_vocab_size(drafter_model, expert_model)
         trained = min(drafter_model.n_ctx_train, expert_model.n_ctx_train)
-        size = min(DEFAULT_CONTEXT, trained) if n_ctx is None else _whole("n_ctx", n_ctx, 1, trained)
+        size = min(DEFAULT_CONTEXT, trained) if n_ctx is None else whole_number("n_ctx", n_ctx, 1, trained)
         return Runtime(chosen, open_session(drafter_model), open_session(expert_model), resources.pop_all())
 
 
@@ -372,9 +384,11 @@ def _choose(
     pair: str | None, drafter: str | os.PathLike[str] | None, expert: str | os.PathLike[str] | None, models: str | os.PathLike[str] | None
 ) -> Pair:
     if drafter is None and expert is None:
+        if pair is None and models is None:
+            return catalog.bundled()
         return catalog.find(catalog.BUNDLED_PAIR if pair is None else pair, models)
-    if drafter is None or expert is None or pair is not None:
-        raise SettingError("name either a pair, or both a drafter and an expert file, not a mixture")
+    if drafter is None or expert is None or pair is not None or models is not None:
+        raise SettingError("name either a pair (and perhaps a models.yaml), or both a drafter and an expert file, not a mixture")
     return Pair("custom", Path(os.path.expanduser(drafter)), Path(os.path.expanduser(expert)))
 
 

@@ -9,25 +9,24 @@ Knows nothing of models, rules or blocks. Rows are the last axis; any number of 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import SettingError
+from .checks import finite_number, whole_number
+from .errors import SessionError
 
 Array = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 
 
 def softmax(logits: Array) -> NDArray[np.float64]:
-    """Row-wise softmax in float64. ``-inf`` becomes exactly 0.
+    """Row-wise softmax in float64, ``-inf`` becoming exactly 0. Raises SessionError for rows that are no logits (nan, +inf).
 
-    float64, because confidence tests compare ``max p`` with 1 - alpha: in float32 a confident drafter rounds to 1.0 and
-    an alpha of 0 would no longer mean "always ask the expert".
+    float64, because rules compare confidences: in float32 a confident drafter rounds to 1.0.
     """
-    rows = np.asarray(logits, dtype=np.float64)
-    weights: NDArray[np.float64] = np.exp(rows - rows.max(axis=-1, keepdims=True))
+    weights: NDArray[np.float64] = np.exp(_below_top(logits))
     weights /= weights.sum(axis=-1, keepdims=True)
     return weights
 
@@ -60,61 +59,71 @@ class Sampler:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise SettingError(f"{field.name} is {value!r}; it must be a finite number")
-        if self.temperature < 0:
-            raise SettingError(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
-        if self.top_k < 0 or self.top_k != int(self.top_k):
-            raise SettingError(f"top_k is {self.top_k}; it must be a whole number, 0 (off) or more")
-        if not 0 < self.top_p <= 1:
-            raise SettingError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (off)")
-        if not 0 <= self.min_p <= 1:
-            raise SettingError(f"min_p is {self.min_p}; it must be between 0 (off) and 1")
-
-    @property
-    def filters(self) -> bool:
-        """Whether any of top-k, top-p, min-p is on."""
-        return bool(self.top_k) or self.top_p < 1 or self.min_p > 0
+        finite_number("temperature", self.temperature, 0, math.inf, "0 (greedy) or more")
+        whole_number("top_k", self.top_k, 0, 2**31 - 1)
+        finite_number("top_p", self.top_p, math.ulp(0), 1, "above 0 and at most 1 (off)")
+        finite_number("min_p", self.min_p, 0, 1, "between 0 (off) and 1")
 
     def probs(self, logits: Array) -> NDArray[np.float64]:
         """The sampling distribution of each row. [.., n_vocab] -> [.., n_vocab] float64."""
-        if self.temperature == 0:
-            one_hot = np.zeros(np.shape(logits))
-            np.put_along_axis(one_hot, np.argmax(logits, axis=-1)[..., None], 1.0, axis=-1)
-            return one_hot
-        return softmax(self._filtered(logits))
+        return self.probs_and_support(logits)[0]
 
-    def support(self, logits: Array) -> Mask:
-        """Which tokens the filters leave possible. [.., n_vocab] -> [.., n_vocab] bool.
+    def probs_and_support(self, logits: Array) -> tuple[NDArray[np.float64], Mask]:
+        """The sampling distribution, and which tokens the filters leave possible. Both [.., n_vocab].
 
-        At temperature 0 the filters are read at temperature 1: a greedy expert has one *answer*, but not only one token that
+        At temperature 0 the filters are read at temperature 1: a greedy model has one *answer*, but not only one token that
         the user's filters allow. Ids whose logit is ``-inf`` are never in the support.
         """
-        return np.isfinite(self._filtered(logits))
-
-    def _filtered(self, logits: Array) -> NDArray[np.float64]:
-        """Logits after temperature, with ``-inf`` where a filter removed the token."""
-        rows: NDArray[np.float64] = np.asarray(logits, dtype=np.float64)
-        # The largest logit is subtracted first, so that a tiny temperature overflows to -inf (probability 0), never to nan.
-        rows = (rows - rows.max(axis=-1, keepdims=True)) / (self.temperature or 1.0)
-        if not self.filters:
-            return rows
-        kept = np.isfinite(rows)
-        # A stable sort, so that among equal logits the lower id comes first and exactly top_k tokens stay.
-        order = np.argsort(-rows, axis=-1, kind="stable")
-        if self.top_k:
-            _drop(kept, order[..., self.top_k :])
-        if self.top_p < 1:
-            probs = np.take_along_axis(softmax(np.where(kept, rows, -np.inf)), order, axis=-1)
-            before = np.cumsum(probs, axis=-1) - probs  # mass of everything more probable
-            past = before >= self.top_p
-            np.put_along_axis(kept, order, np.take_along_axis(kept, order, axis=-1) & ~past, axis=-1)
+        rows = _below_top(logits) / (self.temperature or 1.0)
+        support = np.isfinite(logits)
+        if self.top_k or self.top_p < 1:
+            for place in np.ndindex(rows.shape[:-1]):
+                support[place] &= self._most_probable(rows[place])
         if self.min_p > 0:
-            kept &= rows >= math.log(self.min_p)  # the largest row value is 0
-        return np.where(kept, rows, -np.inf)
+            support &= rows >= math.log(self.min_p)  # the largest value of a row is 0
+        if self.temperature == 0:
+            probs = np.zeros(rows.shape)
+            np.put_along_axis(probs, np.argmax(rows, axis=-1)[..., None], 1.0, axis=-1)
+            return probs, support
+        return softmax(np.where(support, rows, -np.inf)), support
+
+    def _most_probable(self, row: NDArray[np.float64]) -> Mask:
+        """Top-k, then top-p within what it keeps, of one row whose largest value is 0. Among equal logits lower ids come first."""
+        kept = np.ones(len(row), dtype=bool)
+        if 0 < self.top_k < len(row):
+            kept = _first(row, self.top_k)
+        if self.top_p < 1:
+            total = np.exp(row[kept]).sum()
+            candidates = min(256, len(row))
+            # Sorting a whole vocabulary is slow, and the tokens that carry the mass are nearly always few.
+            while True:
+                ids = np.flatnonzero(kept & _first(row, candidates))
+                ids = ids[np.argsort(-row[ids], kind="stable")]
+                mass = np.cumsum(np.exp(row[ids])) / total
+                if mass[-1] >= self.top_p or candidates == len(row):
+                    break
+                candidates = min(16 * candidates, len(row))
+            kept = np.zeros(len(row), dtype=bool)
+            kept[ids[: int(np.searchsorted(mass, self.top_p)) + 1]] = True
+        return kept
 
 
-def _drop(kept: Mask, ids: NDArray[np.intp]) -> None:
-    np.put_along_axis(kept, ids, False, axis=-1)
+def _below_top(logits: Array) -> NDArray[np.float64]:
+    """Rows shifted so that their largest value is 0: nothing overflows, whatever the temperature."""
+    rows = np.asarray(logits, dtype=np.float64)
+    top = rows.max(axis=-1, keepdims=True)
+    if not np.isfinite(top).all():
+        raise SessionError(
+            "a model computed logits that are no numbers (nan or inf); its file is damaged, or its build is broken on this machine"
+        )
+    shifted: NDArray[np.float64] = rows - top
+    return shifted
+
+
+def _first(row: NDArray[np.float64], k: int) -> Mask:
+    """The k largest values of a row; among equal ones the lower ids."""
+    smallest = np.partition(row, len(row) - k)[len(row) - k]
+    kept: Mask = row > smallest
+    ties = np.flatnonzero(row == smallest)
+    kept[ties[: k - int(kept.sum())]] = True
+    return kept

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import llama_cpp
 import numpy as np
@@ -124,6 +124,7 @@ class LlamaModel:
         if unusable:
             self.close()
             raise ModelLoadError(f"{self.path}: {unusable}; choose a decoder-only model with plain attention")
+        self._vocab_pointer = llama_cpp.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.n_ctx_train: int = llama_cpp.llama_model_n_ctx_train(self._model)
         log.info(
@@ -156,12 +157,17 @@ class LlamaModel:
     def handle(self) -> Any:
         """The ``llama_model`` pointer. Raises SessionError once the model is closed, where a use would crash the process."""
         if self.closed:
-            raise SessionError(f"{self.path.name}: this model is closed; load the pair again")
+            self._refuse_closed()
         return self._model
+
+    def _refuse_closed(self) -> NoReturn:
+        raise SessionError(f"{self.path.name}: this model is closed; load the pair again")
 
     @property
     def _vocab(self) -> Any:
-        return llama_cpp.llama_model_get_vocab(self.handle)
+        if self.closed:
+            self._refuse_closed()
+        return self._vocab_pointer
 
     # ------------------------------------------------------------------ what the file says of itself
 
@@ -241,8 +247,12 @@ class LlamaModel:
                 "it was probably not UTF-8 where it came from"
             ) from error
         room = len(data) + 2
-        ids = (llama_cpp.llama_token * room)()
-        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, add_special, parse_special)
+        for _ in range(2):
+            ids = (llama_cpp.llama_token * room)()
+            count = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, add_special, parse_special)
+            if count >= 0:
+                break
+            room = -count  # a vocabulary that normalises text may need more ids than bytes, and says how many
         if count < 0:
             raise PromptError(
                 f"llama_tokenize returned {count} for a text of {len(data)} bytes; "
@@ -285,6 +295,7 @@ class LlamaSession:
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
             params.n_ubatch = BATCH_TOKENS // 4
         params.n_threads = params.n_threads_batch = n_threads or physical_cores()
+        log.info("%s: a context of %d tokens, %d threads", model.path.name, n_ctx, params.n_threads)
         if hasattr(params, "n_outputs_max"):  # otherwise llama.cpp plans for a full row at every position of a batch
             params.n_outputs_max = MAX_ROWS
         _recent_complaints.clear()
@@ -294,7 +305,7 @@ class LlamaSession:
                 f"{model.path.name}: llama.cpp cannot make a context of {n_ctx} tokens: {_complaint()}. "
                 "Try a smaller context (--ctx) or a smaller model"
             )
-        self._free_ctx = weakref.finalize(self, llama_cpp.llama_free, self._ctx)
+        self._free_ctx = weakref.finalize(self, _free_context, self._ctx, model)
         try:
             self._prepare()
         except BaseException:
@@ -384,7 +395,7 @@ class LlamaSession:
             self._drop(length)
 
     def _require_open(self) -> None:
-        if not self._free_ctx.alive:
+        if not self._free_ctx.alive or self.model.closed:
             raise SessionError(f"{self.model.path.name}: this session is closed; load the pair again")
 
     def _drop(self, length: int) -> None:
@@ -394,6 +405,11 @@ class LlamaSession:
                 f"(from {len(self.tokens)} to {length} tokens); its architecture does not allow rejecting drafts"
             )
         del self.tokens[length:]
+
+
+def _free_context(context: Any, _model: LlamaModel) -> None:
+    """A finalizer that holds the model: even when both end up in a reference cycle, the weights are freed after the context."""
+    llama_cpp.llama_free(context)
 
 
 @contextmanager
@@ -434,5 +450,5 @@ def _check_file(path: Path) -> None:
 
 
 def _complaint() -> str:
-    """The last thing that llama.cpp warned of; the first lines tend to be the cause, the last ones 'failed to load'."""
+    """What llama.cpp warned of last, a few lines: the first tend to be the cause, the last say that it failed."""
     return "; ".join(dict.fromkeys(_recent_complaints)) or "no reason given"

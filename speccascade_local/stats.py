@@ -56,10 +56,6 @@ class Stats:
         """Seconds per token after the first block, spread over all tokens but the first."""
         return _ratio(self.wall_s - self.ttft_s, self.tokens - 1)
 
-    def __add__(self, other: Stats) -> Stats:
-        """Both runs together, counter by counter and clock by clock."""
-        return Stats(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
-
     def counts(self) -> dict[str, Any]:
         """The repeatable part: counters and their rates, without clocks."""
         counted = {field.name: getattr(self, field.name) for field in fields(self) if not field.name.endswith("_s")}

@@ -24,7 +24,6 @@ ORIGINS: dict[Origin, tuple[str, str]] = {
     "expert": ("blue", "the expert's, no draft"),
 }
 DROPPED_STYLE = "strike red"
-SHOWN_DROPS = 4
 
 stdout, stderr = Console(highlight=False), Console(stderr=True, highlight=False)
 
@@ -34,7 +33,8 @@ def print_tokens(tokens: Sequence[Token], *, coloured: bool, end: str = "") -> N
     if coloured and stdout.is_terminal:
         stdout.print(coloured_text(tokens), end=end, soft_wrap=True)
     else:
-        stdout.out("".join(token.text for token in tokens), end=end, highlight=False)
+        stdout.file.write("".join(token.text for token in tokens) + end)  # not through rich, which would expand tabs
+        stdout.file.flush()
 
 
 def coloured_text(tokens: Sequence[Token]) -> Text:
@@ -63,9 +63,9 @@ def print_row(row: Row, threshold: float) -> None:
         stdout.print(Text(f"drafter's confidence {reply.confidence:.3f}, threshold {threshold:g}: {verdict}", "dim"), soft_wrap=True)
     dropped = dropped_pairs(reply)
     if dropped:
-        shown = ", ".join(f"{_quoted(old)} → {_quoted(new)}" for old, new in dropped[:SHOWN_DROPS])
-        more = f" and {len(dropped) - SHOWN_DROPS} more" if len(dropped) > SHOWN_DROPS else ""
-        stdout.print(Text(f"thrown away: {shown}{more}", "dim"), soft_wrap=True)
+        (draft, instead), *others = dropped
+        more = f", and {len(others)} more drafts" if others else ""
+        stdout.print(Text(f"thrown away: {draft.strip()!r}, for {instead!r}{more}", "dim"), soft_wrap=True)
     stdout.print()
 
 
@@ -98,7 +98,3 @@ def number(value: float | None) -> str:
 
 def _percent(rate: float | None) -> str:
     return "–" if rate is None else f"{100 * rate:.0f} %"
-
-
-def _quoted(text: str) -> str:
-    return repr(text.strip() or text)

@@ -4,7 +4,8 @@ Every method is a choice of target π; the executor is always the rejection test
 2211.17192, Theorem 1): keep x ~ q with probability min(1, π(x)/q(x)), else draw from norm(max(0, π - q)). The emitted token's
 marginal is exactly π, and the probability of a rejection is TV(π, q). Temperature 0 is no special case: one-hot rows make the
 same test exact. Inside this file q = drafter and p = expert, both as sampling distributions.
-Knows nothing of sessions, caches or text.
+The target rules drafted positions. After a fully kept draft, and where there is none, the token is the expert's own, as in all
+speculative decoding. Knows nothing of sessions, caches or text.
 """
 
 from __future__ import annotations
@@ -79,12 +80,15 @@ def target_probs(
     top_p: float = 1.0,
     min_p: float = 0.0,
 ) -> NDArray[np.float64]:
-    """The exact distribution π from which ``rule`` emits a token, given both models' raw logits.
+    """The exact distribution π of the token that ``rule`` emits at a drafted position, given both models' raw logits.
 
     Both arrays are [k, n_vocab] (or [n_vocab], read as k = 1); the result is [k, n_vocab] float64 with rows that sum to 1.
     Raises SettingError for an unknown rule, a value out of range, or arrays of different or unusable shape.
     """
-    drafter_logits, expert_logits = np.atleast_2d(drafter_logits), np.atleast_2d(expert_logits)
+    try:
+        drafter_logits, expert_logits = (np.atleast_2d(np.asarray(rows, np.float64)) for rows in (drafter_logits, expert_logits))
+    except (TypeError, ValueError) as error:
+        raise SettingError(f"drafter_logits and expert_logits must be arrays of numbers, [k, n_vocab]: {error}") from None
     if drafter_logits.shape != expert_logits.shape or drafter_logits.ndim != 2 or not drafter_logits.shape[-1]:
         raise SettingError(
             f"drafter_logits have shape {drafter_logits.shape}, expert_logits {expert_logits.shape}; both must be [k, n_vocab]"

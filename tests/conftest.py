@@ -19,6 +19,9 @@ settings.load_profile("patient")
 
 @pytest.fixture(scope="session")
 def demo() -> Iterator[sc.Runtime]:
-    """The bundled pair, loaded once. Tests that count evaluations call ``demo.reset()`` first."""
-    with sc.load() as runtime:
+    """The bundled pair, loaded once; on one thread, which is the fastest for models this small.
+
+    Tests that count evaluations call ``demo.reset()`` first.
+    """
+    with sc.load(n_threads=1) as runtime:
         yield runtime

@@ -89,8 +89,10 @@ def test_json_with_a_seed_is_identical_twice_and_says_all_that_repeats_it():
     reply = json.loads(first.stdout)
     assert (reply["rule"], reply["temperature"], reply["seed"], reply["pair"]) == ("opt:0.2", 1, 7, "demo")
     assert len(reply["token_ids"]) == len(reply["origins"]) == reply["stats"]["tokens"]
-    other = json.loads(speccascade(*arguments[:-2], "8", QUESTION).stdout)
-    assert other["token_ids"] != reply["token_ids"] or other["seed"] == 8
+    texts = {
+        json.loads(speccascade(*arguments[:4], "--temperature", "5", "--seed", str(seed), QUESTION).stdout)["text"] for seed in range(3)
+    }
+    assert len(texts) > 1
 
 
 def test_a_seed_that_was_made_up_repeats_the_answer():
@@ -104,6 +106,8 @@ def test_verbose_names_the_rule_its_trade_and_the_repacking_decision_on_stderr(a
     told = done.stderr.decode()
     assert "rule token_v3:0.6: keeps single tokens" in told
     assert "weight repacking: o" in told
+    assert "a context of 512 tokens" in told
+    assert "rule token_v3:0.6" in speccascade("compare", "-v", "--rule", "token_v3:0.6", QUESTION).stderr.decode()
     assert "acceptance_rate" in told
     assert "llama.cpp:" not in told
     assert "llama.cpp:" in speccascade("run", "-vv", "--max-tokens", "1", QUESTION).stderr.decode()
@@ -142,7 +146,7 @@ def test_colours_appear_in_a_terminal_only():
 
 def test_models_lists_pairs_and_says_which_files_are_missing(tmp_path):
     (tmp_path / "models.yaml").write_text("pairs:\n  mine:\n    drafter: small.gguf\n    expert: big.gguf\n")
-    done = speccascade("models", cwd=tmp_path, COLUMNS="200")
+    done = speccascade("models", cwd=tmp_path)
     told = done.stdout.decode()
     assert done.returncode == 0
     assert re.search(r"mine.*missing.*small\.gguf.*missing.*big\.gguf", told)
@@ -177,6 +181,10 @@ def test_version_and_help():
         (["run"], b"", 1, "prompt is empty"),
         (["run"], b"caf\xe9", 1, "not UTF-8"),
         (["run", "a", "b", "c"], b"", 1, "3 arguments"),
+        (["run", "demo"], b"Hi", 1, "'demo' is the name of a pair"),
+        (["run", "--top-k", "9" * 30, "Hi"], b"", 1, "top_k is"),
+        (["run", "--rule", "opt:1e999", "Hi"], b"", 1, "any finite number"),
+        (["run", "--models", "models.yaml", "--drafter", "a", "--expert", "b", "Hi"], b"", 1, "not a mixture"),
         (["run", "word " * 600], b"", 1, "context holds 512"),
         (["run", "--ctx", "100000", "Hi"], b"", 1, "n_ctx is 100000"),
         (["run", "--drafter", "x.gguf", "Hi"], b"", 1, "both a drafter and an expert"),
@@ -228,12 +236,31 @@ def test_ctrl_c_while_generating_is_exit_130_without_a_traceback():
     assert b"Traceback" not in told
 
 
-def test_ctrl_c_while_starting_is_quiet_too():
+def test_ctrl_c_while_starting_ends_the_process():
     process = subprocess.Popen([*COMMAND, "run", QUESTION], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     time.sleep(0.15)  # whatever it is doing by then, importing or loading
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode in (0, 130, -signal.SIGINT)
+
+
+def test_a_full_disk_behind_stdout_is_an_error_without_a_traceback():
+    for verb in (["run", QUESTION], ["compare"], ["models"]):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run([*COMMAND, *verb], stdout=full, stderr=subprocess.PIPE, timeout=120)
+        assert done.returncode == 1
+        assert done.stderr == b"error: stdout: No space left on device\n"
+
+
+def test_a_closed_stdin_is_no_prompt():
+    done = subprocess.run(f"{sys.executable} -m speccascade_local run <&-", shell=True, capture_output=True, timeout=120)
+    assert (done.returncode, done.stderr) == (1, b"error: no prompt; give one in quotes, or pipe it in\n")
+
+
+def test_a_strangers_models_yaml_does_not_stand_in_the_way_of_the_bundled_pair(tmp_path, answer):
+    (tmp_path / "models.yaml").write_text("gpt: [1, 2]\n")
+    assert speccascade("run", QUESTION, cwd=tmp_path).stdout.decode() == answer + "\n"
+    assert b"models.yaml, line 1" in speccascade("run", "mine", QUESTION, cwd=tmp_path).stderr
 
 
 def test_a_reader_that_goes_away_is_no_error_of_ours():

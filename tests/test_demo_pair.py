@@ -16,6 +16,7 @@ from scipy.stats import chisquare
 
 import speccascade_local as sc
 from speccascade_local import target_probs
+from speccascade_local.sampling import softmax
 from speccascade_local.session import LlamaSession
 
 DEMO = Path(sc.__file__).parent / "demo"
@@ -36,7 +37,7 @@ def rows_of(runtime: sc.Runtime, tokens: list[int], keep: int = 1) -> tuple[np.n
     """Fresh rows of both models after ``tokens``."""
     rows = []
     for session in (runtime._drafter, runtime._expert):
-        fresh = LlamaSession(session.model, n_ctx=runtime.n_ctx, n_vocab=runtime.n_vocab)
+        fresh = LlamaSession(session.model, n_ctx=runtime.n_ctx, n_vocab=runtime.n_vocab, n_threads=1)
         rows.append(fresh.extend(tokens, keep=keep).copy())
         fresh.close()
     return rows[0], rows[1]
@@ -135,14 +136,14 @@ def test_the_worked_example_comes_out_of_the_models(demo):
         assert cascade.text == short
         assert cascade.stats.expert_calls < strict.stats.expert_calls
     _, expert = rows_of(demo, prompt)
-    probs = np.sort(np.exp(expert[0] - expert[0].max()) / np.exp(expert[0] - expert[0].max()).sum())
+    probs = np.sort(softmax(expert[0]))
     assert 0.1 <= probs[-2] <= 0.45 <= probs[-1]
 
 
 def test_strict_at_temperature_zero_writes_the_experts_text_on_a_hundred_held_out_prompts(demo, record_property):
     """Near-ties may flip between batch sizes; each flip must be one."""
     flips = []
-    for example in HELD_OUT[::4]:
+    for example in HELD_OUT[::2]:
         prompt = ids(demo, example.prompt)
         alone = demo.generate(prompt, block_size=0).token_ids
         for block_size in (3, 5):
@@ -153,38 +154,35 @@ def test_strict_at_temperature_zero_writes_the_experts_text_on_a_hundred_held_ou
                 gap = float(expert[0][alone[at]] - expert[0][together[at]])
                 flips.append(f"{example.prompt!r}, block size {block_size}, token {at}: logits {gap:.3f} apart")
                 assert abs(gap) < NEAR_TIE, flips[-1]
-    assert len(HELD_OUT[::4]) >= 100
+    assert len(HELD_OUT[::2]) >= 100
     record_property("near_tie_flips", flips)
-    print(f"{len(flips)} near-tie flips in {2 * len(HELD_OUT[::4])} texts", *flips, sep="\n")
+    print(f"{len(flips)} near-tie flips in {2 * len(HELD_OUT[::2])} texts", *flips, sep="\n")
 
 
-#: A place where both models hesitate, found below: the middle of a worked sum.
 RULES = ["strict", "never", "chow:0.4", "diff:0.1", "opt:0.2", "token_v1:0.3", "token_v2:0.2", "token_v3:0.5"]
 
 
 @pytest.fixture(scope="module")
 def contested(demo) -> list[int]:
-    """The text after which the two models disagree most, among the places of some expert answers."""
+    """The text after which both models hesitate and disagree most, among all places of some expert answers."""
     best: tuple[float, list[int]] = (0.0, [])
-    for example in HELD_OUT[:20]:
+    for example in HELD_OUT[::20]:
         prompt = ids(demo, example.prompt)
-        answer = demo.generate(prompt, block_size=0).token_ids
-        drafter, expert = rows_of(demo, prompt + answer, keep=min(60, len(answer)))
-        drafter, expert = (np.exp(rows - rows.max(axis=-1, keepdims=True)) for rows in (drafter, expert))
-        drafter, expert = (rows / rows.sum(axis=-1, keepdims=True) for rows in (drafter, expert))
-        # Both unsure, and of different opinions: neither rule nor coin is certain of its result.
-        score = np.maximum(expert - drafter, 0).sum(axis=-1) * (1 - expert.max(axis=-1)) * (1 - drafter.max(axis=-1))
+        answer = demo.generate(prompt, block_size=0).token_ids[:60]
+        rows = rows_of(demo, prompt + answer, keep=len(answer))
+        q, p = (softmax(each) for each in rows)
+        hesitation = [-(each * np.log(each + 1e-30)).sum(axis=-1) for each in (q, p)]
+        score = np.maximum(p - q, 0).sum(axis=-1) * hesitation[0] * hesitation[1]
         at = int(score.argmax())
         if score[at] > best[0]:
-            best = (float(score[at]), prompt + answer[: len(answer) - len(score) + 1 + at])
-    assert best[0] > 0.01
+            best = (float(score[at]), prompt + answer[: at + 1])
     return best[1]
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("settings", [{}, {"top_k": 5, "min_p": 0.02}], ids=["unfiltered", "filtered"])
 def test_emitted_tokens_follow_target_probs_on_the_real_pair(demo, contested, rule, settings):
-    n = 1_500
+    n = 4_000
     target = target_probs(rule, *rows_of(demo, contested), **settings)[0]
     counts = np.zeros(len(target))
     for seed in range(n):
@@ -201,7 +199,7 @@ def test_emitted_tokens_follow_target_probs_on_the_real_pair(demo, contested, ru
 
 def test_different_rules_write_different_texts_on_the_real_pair(demo):
     def texts(rule: str) -> list[list[int]]:
-        return [demo.generate(ids(demo, e.prompt), rule=rule, temperature=1, seed=1, max_tokens=40).token_ids for e in HELD_OUT[:40:2]]
+        return [demo.generate(ids(demo, e.prompt), rule=rule, temperature=1, seed=1, max_tokens=40).token_ids for e in HELD_OUT[::20]]
 
     written = {rule: texts(rule) for rule in RULES}
     for one in RULES:

@@ -15,6 +15,7 @@ PACKAGE = Path(speccascade_local.__file__).parent
 #: From the bottom up. A module may import from lower rows and, without a circle, from its own.
 LAYERS = [
     {"errors"},
+    {"checks"},
     {"sampling", "rules", "stats"},
     {"verify", "drafting", "session"},
     {"cascade", "routing", "catalog", "text", "pairing"},
@@ -24,7 +25,7 @@ LAYERS = [
     {"__init__", "__main__"},
 ]
 #: These must run on toy sessions without any model, so nothing heavier than numpy.
-ALGORITHMS = {"sampling", "rules", "verify", "drafting", "cascade", "stats", "routing"}
+ALGORITHMS = {"sampling", "rules", "verify", "drafting", "cascade", "stats", "routing", "checks"}
 
 MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")}
 

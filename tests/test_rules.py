@@ -52,7 +52,7 @@ def _near_a_threshold(rule: rules.Rule, drafter_row: np.ndarray, expert_row: np.
     evidence = Evidence(drafter_row[None], expert_row[None], Sampler(**settings))
     alpha = getattr(rule, "alpha", 0.0)
     gaps = {
-        "chow": lambda: evidence.drafter_max - (1 - alpha),
+        "chow": lambda: evidence.drafter_doubt - alpha,
         "diff": lambda: evidence.drafter_max - evidence.expert_max + alpha,
         "opt": lambda: evidence.drafter_max - evidence.expert_max + alpha * evidence.tv,
         "token_v1": lambda: evidence.drafter_plain - evidence.expert_max + alpha,
@@ -81,7 +81,7 @@ def test_every_target_is_a_distribution(rule, rows, settings):
 @given(all_rules.filter(lambda rule: rule.asks_expert), row_pairs(), sampler_settings)
 def test_no_rule_but_never_emits_what_the_filters_deny_the_expert(rule, rows, settings):
     drafter, expert = rows
-    denied = ~Sampler(**settings).support(expert)
+    denied = ~Sampler(**settings).probs_and_support(expert)[1]
     assert not target_probs(rule, drafter, expert, **settings)[denied].any()
 
 
@@ -126,6 +126,11 @@ def test_at_temperature_zero_each_rule_keeps_the_draft_exactly_when_its_table_sa
         if abs(margin) > 1e-9:
             target = target_probs(rule, drafter, expert, temperature=0)[0]
             assert target[a if margin > 0 else b] == 1.0, rule
+
+
+def test_the_lossless_end_of_chow_holds_for_a_drafter_that_is_as_sure_as_floats_can_be():
+    drafter, expert = np.array([[60.0, 0.0, 0.0]]), np.array([[1.0, 2.0, 0.0]])
+    np.testing.assert_allclose(target_probs("chow:0", drafter, expert), Sampler().probs(expert))
 
 
 def test_ties_keep_the_draft():
@@ -174,7 +179,7 @@ def test_alpha_outside_its_range_is_refused_with_the_range(rule, data):
     with pytest.raises(SettingError, match=rule.name) as caught:
         rule(wrong)
     assert str(wrong) in str(caught.value)
-    assert rule.range() in str(caught.value)
+    assert rule.allowed() in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import logit_rows, sampler_settings
 
-from speccascade_local.errors import SettingError
+from speccascade_local.errors import SessionError, SettingError
 from speccascade_local.sampling import Sampler, draw, softmax
 
 
@@ -51,8 +51,8 @@ def test_rows_sum_to_one_and_are_independent_of_their_neighbours(rows, settings)
 @given(logit_rows(), sampler_settings)
 def test_only_supported_tokens_have_probability_and_masked_ids_are_never_supported(rows, settings):
     sampler = Sampler(**settings)
-    support = sampler.support(rows)
-    assert not (sampler.probs(rows) > 0)[~support].any()
+    probs, support = sampler.probs_and_support(rows)
+    assert not (probs > 0)[~support].any()
     assert not support[np.isneginf(rows)].any()
 
 
@@ -98,8 +98,19 @@ def test_draw_follows_its_weights():
     assert chisquare(counts[weights > 0], 20_000 * weights[weights > 0] / weights.sum()).pvalue > 1e-4
 
 
-def test_a_confident_row_stays_below_one_so_that_alpha_zero_can_mean_always_ask():
-    assert softmax(np.array([[20.0, 0.0]], np.float32)).max() < 1.0
+@given(st.integers(0, 5), st.sampled_from([0, 1, 300, 2000]), st.sampled_from([1.0, 0.9137, 0.4321]), st.sampled_from([0.3, 1.0, 4.0]))
+def test_wide_rows_are_filtered_like_narrow_ones(seed, top_k, top_p, temperature):
+    """A vocabulary wider than the candidates that top-p looks at first, with ties."""
+    row = np.round(np.random.default_rng(seed).normal(size=1_000), 1)
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": 0.0}
+    np.testing.assert_allclose(Sampler(**settings).probs(row), reference_probs(row.tolist(), **settings), atol=1e-12)
+
+
+@pytest.mark.parametrize("broken", [[0.0, math.nan], [0.0, math.inf], [-math.inf, -math.inf]])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_rows_that_are_no_logits_are_refused_and_never_drawn_from(broken, temperature):
+    with pytest.raises(SessionError, match="no numbers"):
+        Sampler(temperature).probs(np.array([broken]))
 
 
 @pytest.mark.parametrize(
@@ -112,6 +123,10 @@ def test_a_confident_row_stays_below_one_so_that_alpha_zero_can_mean_always_ask(
         {"temperature": True},
         {"top_k": -1},
         {"top_k": 1.5},
+        {"top_k": 2.0},
+        {"temperature": 10**400},
+        {"top_k": 10**400},
+        {"top_p": None},
         {"top_p": 0.0},
         {"top_p": 1.01},
         {"min_p": -0.1},
@@ -122,4 +137,9 @@ def test_a_value_out_of_range_is_refused_by_name_and_value(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(SettingError, match=name) as caught:
         Sampler(**wrong)
-    assert str(value) in str(caught.value)
+    assert repr(value)[:20] in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.int64(1), 1])
+def test_numpy_numbers_are_numbers(number):
+    assert Sampler(temperature=number, top_p=number).temperature == number

@@ -57,8 +57,8 @@ def test_a_corrected_token_is_drawn_from_the_residual(rule, rows, settings, data
 
 
 @given(all_rules.filter(lambda rule: rule.asks_expert), row_pairs(), sampler_settings)
-def test_the_rejection_rate_is_the_total_variation_and_the_marginal_is_the_target(rule, rows, settings):
-    """The two facts of the executor, from the acceptance and the residual that the tests above pin down."""
+def test_such_coins_and_residuals_make_the_target_the_marginal_and_its_distance_the_rejection_rate(rule, rows, settings):
+    """The algebra that joins the two exact tests above; test_emitted_tokens_follow_the_target draws for real."""
     drafter, expert = rows
     q, target = Sampler(**settings).probs(drafter)[0], target_probs(rule, drafter, expert, **settings)[0]
     keep = np.divide(np.minimum(q, target), q, out=np.zeros_like(q), where=q > 0)
@@ -171,6 +171,9 @@ def test_cutting_a_verdict_never_tells_of_what_lies_behind_the_cut(rule, length,
         (np.full((1, 2), np.nan), np.zeros((1, 2)), "drafter_logits"),
         (np.zeros((1, 2)), np.full((1, 2), -np.inf), "expert_logits"),
         (np.zeros((1, 2)), np.array([[0, np.inf]]), "expert_logits"),
+        ([[0, 1], [2]], np.zeros((1, 2)), "arrays of numbers"),
+        ("rows", np.zeros((1, 2)), "arrays of numbers"),
+        (None, np.zeros((1, 1)), "drafter_logits"),
     ],
 )
 def test_target_probs_refuses_unusable_rows(drafter, expert, said):

@@ -1,0 +1,26 @@
+"""Numbers that come from users: the right kind, within their range, or a clear error."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+
+from .errors import SettingError
+
+
+def whole_number(name: str, value: object, low: int, high: int) -> int:
+    """``value`` as an int in low..high. Raises SettingError."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
+        raise SettingError(f"{name} is {value!r:.40}; it must be a whole number from {low} to {high}")
+    return int(value)
+
+
+def finite_number(name: str, value: object, low: float, high: float, allowed: str) -> float:
+    """``value`` as a finite float in low..high, which ``allowed`` says in words. Raises SettingError."""
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not (math.isfinite(number) and low <= number <= high):
+        raise SettingError(f"{name} is {value!r:.40}; it must be {allowed}")
+    return number
