@@ -5,6 +5,7 @@ In a pipe there are no colours, only the text. Knows nothing of verbs and option
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -24,6 +25,7 @@ ORIGINS: dict[Origin, tuple[str, str]] = {
     "expert": ("blue", "the expert's, no draft"),
 }
 DROPPED_STYLE = "strike red"
+FIRST_WORD = re.compile(r"(\s*)(\S*)")
 
 stdout, stderr = Console(highlight=False), Console(stderr=True, highlight=False)
 
@@ -38,26 +40,31 @@ def print_tokens(tokens: Sequence[Token], *, coloured: bool, end: str = "") -> N
 
 
 def coloured_text(tokens: Sequence[Token]) -> Text:
-    """Each token in the colour of its origin; dropped drafts struck through, before what replaced them."""
+    """Each token in the colour of its origin; the first word of a dropped draft struck through, before what replaced it."""
     text = Text()
     for token in tokens:
         if token.dropped:
-            text.append(token.dropped, DROPPED_STYLE)
+            space, word = FIRST_WORD.match(token.dropped).groups()  # type: ignore[union-attr]  # matches any text
+            text.append(space).append(word, DROPPED_STYLE)
         text.append(token.text, ORIGINS[token.origin][0])
     return text
 
 
 def legend() -> Text:
     """One line per colour."""
-    names = [Text(f"{origin:10}", style) + Text(meaning, "dim") for origin, (style, meaning) in ORIGINS.items()]
-    return Text("\n").join([*names, Text("dropped", DROPPED_STYLE) + Text("   draft thrown away", "dim")])
+    lines = [(origin, style, meaning) for origin, (style, meaning) in ORIGINS.items()]
+    lines.append(("dropped", DROPPED_STYLE, "draft thrown away"))
+    return Text("\n").join(Text.assemble((name, style), (f"{'':{11 - len(name)}}{meaning}", "dim")) for name, style, meaning in lines)
 
 
 def print_row(row: Row, threshold: float) -> None:
     """One arm of a comparison: its name, its text in colours, and in words what was thrown away."""
     reply = row.reply
     stdout.print(Text(row.name, "bold"))
-    print_tokens(reply.tokens, coloured=True, end="\n")
+    if stdout.is_terminal:
+        stdout.print(coloured_text(reply.tokens))
+    else:
+        print_tokens(reply.tokens, coloured=False, end="\n")
     if reply.confidence is not None:
         verdict = "keeps the drafter's answer" if reply.confidence >= threshold else "throws it away and asks the expert"
         stdout.print(Text(f"drafter's confidence {reply.confidence:.3f}, threshold {threshold:g}: {verdict}", "dim"), soft_wrap=True)
