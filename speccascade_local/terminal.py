@@ -52,8 +52,10 @@ def coloured_text(tokens: Sequence[Token]) -> Text:
 
 def legend() -> Text:
     """One line per colour."""
-    lines = [(origin, style, meaning) for origin, (style, meaning) in ORIGINS.items()]
-    lines.append(("dropped", DROPPED_STYLE, "draft thrown away"))
+    lines = [
+        *((str(origin), style, meaning) for origin, (style, meaning) in ORIGINS.items()),
+        ("dropped", DROPPED_STYLE, "draft thrown away"),
+    ]
     return Text("\n").join(Text.assemble((name, style), (f"{'':{11 - len(name)}}{meaning}", "dim")) for name, style, meaning in lines)
 
 
