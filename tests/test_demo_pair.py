@@ -205,3 +205,45 @@ def test_different_rules_write_different_texts_on_the_real_pair(demo):
     for one in RULES:
         for other in RULES:
             assert one == other or written[one] != written[other], f"{one} and {other} are the same arm"
+
+
+LOSSLESS = ["chow:0", "diff:-1", "opt:-1e9", "token_v1:-1", "token_v2:-1", "token_v3:-1"]
+KEEPS_EVERYTHING = ["chow:1", "diff:1", "opt:1e9", "token_v1:1", "token_v2:1", "token_v3:1", "never"]
+
+
+@pytest.mark.parametrize("rule", LOSSLESS)
+def test_the_lossless_end_of_each_dial_writes_the_text_of_strict_on_the_real_pair(demo, rule):
+    for seed, example in enumerate(HELD_OUT[::40]):
+        replies = []
+        for each in ("strict", rule):
+            demo.reset()  # so that both evaluate the same batches
+            replies.append(demo.generate(ids(demo, example.prompt), rule=each, temperature=1, seed=seed, max_tokens=60))
+        strict, lossless = replies
+        assert lossless.token_ids == strict.token_ids
+        assert lossless.origins == strict.origins
+
+
+@pytest.mark.parametrize("rule", KEEPS_EVERYTHING)
+def test_the_other_end_of_each_dial_keeps_every_draft_on_the_real_pair(demo, rule):
+    for seed, example in enumerate(HELD_OUT[::40]):
+        reply = demo.generate(ids(demo, example.prompt), rule=rule, temperature=1, seed=seed, max_tokens=60)
+        assert set(reply.origins) <= {"accepted", "bonus"}
+        assert reply.stats.rejected == reply.stats.deferred == 0
+
+
+@pytest.mark.parametrize("rule", ["strict", "token_v3:0.5", "never"])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_between_blocks_both_real_caches_hold_the_text_and_not_its_last_token(demo, rule, temperature):
+    """After a rejection, a fully kept draft, an end of text and a full budget alike."""
+    endings = set()
+    for seed, example in enumerate(HELD_OUT[::60]):
+        tokens = ids(demo, example.prompt)
+        for chunk in demo.stream(tokens, rule=rule, temperature=temperature, seed=seed, max_tokens=9 + 60 * (seed % 2)):
+            tokens += chunk.token_ids
+            endings |= {chunk.origins[-1], chunk.finish_reason}
+            drafter, expert = demo._drafter.tokens, demo._expert.tokens
+            assert drafter == tokens[: len(drafter)]
+            assert expert == tokens[: len(expert)]
+            assert rule == "never" or len(expert) == len(tokens) - 1
+            assert len(tokens) - 1 - len(drafter) <= ("bonus" in chunk.origins)
+    assert endings >= {"stop", "length"} | ({"corrected", "bonus"} if rule != "never" else set())
