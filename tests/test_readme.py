@@ -44,6 +44,18 @@ def test_the_transcript_is_the_committed_result_file():
         assert re.search(rf"^{row['arm']} +{row['stats']['tokens']} +{row['stats']['expert_calls']} ", transcript, re.MULTILINE)
 
 
+def test_the_table_of_accuracies_is_the_committed_result_file():
+    result = json.loads((ROOT / "docs" / "results" / "demo_pair.json").read_text(encoding="utf-8"))
+    arms = {"drafter alone": "drafter", "expert alone": "expert", "sequential cascade": "sequential"}
+    table = re.findall(r"^\| ([a-z ]+?)(?: \(`(.+)`\))? \| ([\d.]+) % \| ([\d.–]+) \|$", README, re.MULTILINE)
+    assert len(table) == 6
+    assert f"on the {result['arms']['expert']['all']['n']} questions" in README
+    for name, rule, accuracy, per_call in table:
+        graded = result["arms"][rule or arms[name]]["all"]
+        assert accuracy == f"{100 * graded['accuracy']:.1f}", name
+        assert per_call == (f"{graded['tokens_per_expert_call']:.2f}" if graded["tokens_per_expert_call"] else "–"), name
+
+
 def test_the_yaml_block_is_a_valid_models_yaml():
     (block,) = blocks("yaml")
     assert "mine" in CatalogFile.model_validate(yaml.safe_load(block)).pairs
