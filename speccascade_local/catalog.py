@@ -138,9 +138,10 @@ def find(name: str, models: str | os.PathLike[str] | None = None) -> Pair:
     known = known_pairs(models)
     close = difflib.get_close_matches(str(name), known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
+    files = ", ".join(map(str, search_path(models)))
     raise CatalogError(
         f"unknown pair {name!r}; known are {', '.join(sorted(known))}{hint} "
-        "(add your own to models.yaml, or name two files with --drafter and --expert)"
+        f"(read: {files}; add your own to a models.yaml, or name two files with --drafter and --expert)"
     )
 
 
@@ -212,6 +213,11 @@ def _line(node: yaml.Node | None, keys: tuple[int | str, ...]) -> int:
 
 
 def _said(error: Any) -> str:
-    known = {"extra_forbidden": "this key is not known", "missing": "this key is missing"}
-    message: str = known.get(error["type"], error["msg"])
+    known = {
+        "extra_forbidden": "this key is not known",
+        "missing": "this key is missing",
+        "model_type": "this must be a mapping of keys and values",
+        "dict_type": "this must be a mapping of keys and values",
+    }
+    message: str = known.get(error["type"], error["msg"]).removeprefix("Value error, ")
     return message[0].lower() + message[1:]

@@ -27,7 +27,7 @@ from .compare import compare
 from .errors import CatalogError, PromptError, SettingError, SpeccascadeError
 from .reply import Chunk, Reply
 from .runtime import DEFAULTS, Prompt, Runtime, Settings, load
-from .terminal import comparison_table, legend, number, print_row, print_tokens, stderr, stdout
+from .terminal import comparison_table, legend, number, print_row, print_tokens, stderr, stdout, styled
 
 DEFAULT_QUESTION = "Who is Buzz Aldrin?"
 
@@ -43,7 +43,7 @@ class Verbs(TyperGroup):
             print("error:", " ".join(str(error).split()), file=sys.stderr)  # one line, whatever a file put into it
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interruption:
-            print("interrupted", file=sys.stderr)
+            print("\ninterrupted" if stdout.is_terminal else "interrupted", file=sys.stderr)
             raise typer.Exit(130) from interruption
         except OSError as error:
             if not isinstance(error, BrokenPipeError):  # else the reader of a pipe has gone; there is nobody to tell
@@ -58,6 +58,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Two local GGUF models answer as one: the small one drafts, the large one checks, you set the dial.",
 )
 
@@ -83,7 +84,7 @@ Seed = Annotated[int | None, typer.Option(show_default="a fresh one, told in --j
 Context = Annotated[
     int | None, typer.Option("--ctx", show_default="4096, or what both were trained for", help=("Tokens that the context holds."))
 ]
-Threads = Annotated[int | None, typer.Option(show_default="physical cores", help="Threads for single tokens and batches.")]
+Threads = Annotated[int | None, typer.Option(show_default="physical cores", help="Threads; fewer where the machine is busy otherwise.")]
 GpuLayers = Annotated[int, typer.Option(help="Layers on the GPU, -1 for all; needs a build with one.")]
 DrafterFile = Annotated[Path | None, typer.Option("--drafter", help="The small model's GGUF file, in place of a pair.")]
 ExpertFile = Annotated[Path | None, typer.Option("--expert", help="The large model's GGUF file, in place of a pair.")]
@@ -127,7 +128,7 @@ def run(
     _log(verbose)
     pair, prompt = _pair_and_prompt(words, models, has_files=drafter is not None or expert is not None)
     settings = Settings(rule, temperature, top_k, top_p, min_p, block_size, max_tokens, seed)  # refused before anything is loaded
-    with _loaded(pair, drafter, expert, models, ctx, threads, gpu_layers) as runtime:
+    with _loaded(pair, drafter, expert, models, ctx, threads, gpu_layers, verbose) as runtime:
         read: list[Chunk] = []
         for chunk in runtime.stream(_ids(runtime, prompt, raw), **vars(settings)):
             if not read and verbose:
@@ -137,11 +138,13 @@ def run(
                 print_tokens(chunk.tokens, coloured=show_origin)
     reply = Reply.of(read)
     if as_json:
-        print(json.dumps({"pair": runtime.pair.name, **vars(settings), **reply.as_dict()}, ensure_ascii=False))
+        print(json.dumps({"pair": runtime.pair.name, "prompt": prompt, **vars(settings), **reply.as_dict()}, ensure_ascii=False))
     else:
         print(flush=True)
-        if show_origin and stdout.is_terminal:
+        if show_origin and styled():
             stderr.print(legend())
+        if reply.finish_reason == "length":
+            stderr.print(f"(cut off after {len(reply.tokens)} tokens: --max-tokens {max_tokens}, a context of {runtime.n_ctx})")
     if verbose:
         for name, value in (reply.stats.counts() | reply.stats.clocks()).items():
             stderr.print(f"  {name:16} {number(value)}")
@@ -172,16 +175,21 @@ def compare_verb(
     as_json: Json = False,
     verbose: Verbose = 0,
 ) -> None:
-    """Ask one question in every way: drafter, expert, plain cascade, speculative decoding, speculative cascade."""
+    """Ask one question in every way: drafter, expert, plain cascade, speculative decoding, speculative cascade.
+
+    The cascade's rule is --rule or the pair's own, and beside it the paper's, opt:0.2. Without a prompt the question is
+    "Who is Buzz Aldrin?".
+    """
     _log(verbose)
     has_files = drafter is not None or expert is not None
     pair, prompt = _pair_and_prompt(words or [DEFAULT_QUESTION], models, has_files=has_files)
     settings = Settings(rule, temperature, top_k, top_p, min_p, block_size, max_tokens, seed)  # refused before anything is loaded
-    with _loaded(pair, drafter, expert, models, ctx, threads, gpu_layers) as runtime:
+    with _loaded(pair, drafter, expert, models, ctx, threads, gpu_layers, verbose) as runtime:
+        own = rules.parse(rule or runtime.rule)
         if verbose:
-            _tell_rule(rules.parse(rule or runtime.rule), seed)
+            _tell_rule(own, seed)
         ids = _ids(runtime, prompt, raw)
-        with _progress("asking") as bar:
+        with _progress("asking", verbose) as bar:
             task = bar.add_task("", total=1.0)
             rows = compare(
                 runtime,
@@ -192,12 +200,12 @@ def compare_verb(
                 on_step=lambda fraction: bar.update(task, completed=fraction),
             )
     if as_json:
-        asked = {"pair": runtime.pair.name, "prompt": prompt, **vars(settings), "repeat": repeat, "threshold": threshold}
+        asked = {"pair": runtime.pair.name, "prompt": prompt, **vars(settings), "rule": str(own), "repeat": repeat, "threshold": threshold}
         print(json.dumps({**asked, "rows": [row.as_dict() for row in rows]}, ensure_ascii=False, indent=1))
         return
     for row in rows:
         print_row(row, threshold)
-    if stdout.is_terminal:
+    if styled():
         stdout.print(legend(), end="\n\n")
     stdout.print(comparison_table(rows))
 
@@ -205,12 +213,12 @@ def compare_verb(
 @app.command("models")
 def models_verb(models: Models = None) -> None:
     """List the pairs in models.yaml, and whether their files are there."""
-    table = Table("pair", "rule", "drafter", "expert", "named in", box=None, pad_edge=False)
+    table = Table("pair", "rule", "drafter", "expert", "named in", "description", box=None, pad_edge=False)
     for name, pair in catalog.known_pairs(models).items():
         files = [
             f"[red]missing[/] {escape(str(path))}" if path in pair.missing else escape(path.name) for path in (pair.drafter, pair.expert)
         ]
-        table.add_row(escape(name), pair.rule or f"{rules.DEFAULT} (default)", *files, escape(str(pair.source)))
+        table.add_row(escape(name), pair.rule or f"{rules.DEFAULT} (default)", *files, escape(str(pair.source)), escape(pair.description))
     (stdout if stdout.is_terminal else Console(width=10_000)).print(table)  # a pipe has no width, and no path is cut short for it
 
 
@@ -232,7 +240,9 @@ def _pair_and_prompt(words: list[str] | None, models: Path | None, *, has_files:
         raise SettingError(f"{len(words)} arguments, expected {expected}; put the prompt in quotes")
     prompt = words[-1]
     if len(words) == 1 and not has_files and _names_a_pair(prompt, models):
-        raise PromptError(f"{prompt!r} is the name of a pair; add the prompt, or - to read it from stdin")
+        if sys.stdin is None or sys.stdin.isatty():
+            raise PromptError(f"{prompt!r} is the name of a pair; add the prompt")
+        words, prompt = [prompt, "-"], "-"
     if prompt == "-":
         if sys.stdin is None or sys.stdin.isatty():
             raise PromptError("no prompt; give one in quotes, or pipe it in")
@@ -255,16 +265,26 @@ def _names_a_pair(word: str, models: Path | None) -> bool:
 
 
 def _ids(runtime: Runtime, prompt: str, raw: bool) -> Prompt:
-    if raw or not runtime.has_chat_template:
+    if raw:
+        return prompt
+    if not runtime.has_chat_template:
+        stderr.print("(the expert has no chat template: the prompt is continued as it is, as with --raw)")
         return prompt
     return runtime.chat_ids([{"role": "user", "content": prompt}])
 
 
 @contextlib.contextmanager
 def _loaded(
-    pair: str | None, drafter: Path | None, expert: Path | None, models: Path | None, ctx: int | None, threads: int | None, gpu_layers: int
+    pair: str | None,
+    drafter: Path | None,
+    expert: Path | None,
+    models: Path | None,
+    ctx: int | None,
+    threads: int | None,
+    gpu_layers: int,
+    verbose: int,
 ) -> Iterator[Runtime]:
-    with _progress("loading") as bar:
+    with _progress("loading", verbose) as bar:
         tasks = {role: bar.add_task(role, total=1.0) for role in ("drafter", "expert")}
         runtime = load(
             pair,
@@ -284,10 +304,10 @@ def _tell_rule(rule: rules.Rule, seed: int) -> None:
     stderr.print(f"rule {rule}: {rule.trade}; seed {seed}", soft_wrap=True)
 
 
-def _progress(doing: str) -> Progress:
-    """A bar on stderr that leaves nothing behind; silent where nobody watches."""
+def _progress(doing: str, verbose: int) -> Progress:
+    """A bar on stderr that leaves nothing behind; silent where nobody watches, and where it would wipe out the log."""
     columns = (TextColumn(doing + " {task.description}"), BarColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
+    return Progress(*columns, console=stderr, transient=True, disable=bool(verbose) or not stderr.is_terminal)
 
 
 def _log(verbose: int) -> None:

@@ -12,7 +12,16 @@ from .session import LlamaModel
 MAX_SIZE_DIFFERENCE = 128
 FIRST_COMPARED_ID = 5  # the first few ids are unk, bos, eos and the like, which converters name differently
 
-_KINDS = {0: "no text", 1: "SentencePiece (SPM)", 2: "byte-level BPE", 3: "WordPiece", 4: "Unigram", 5: "RWKV", 6: "PLaMo-2"}
+_KINDS = {
+    0: "no text",
+    1: "SentencePiece (SPM)",
+    2: "byte-level BPE",
+    3: "WordPiece",
+    4: "Unigram",
+    5: "RWKV",
+    6: "PLaMo-2",
+    7: "a dummy for tests",
+}
 
 
 def shared_vocab_size(drafter: LlamaModel, expert: LlamaModel) -> int:
@@ -44,7 +53,7 @@ def shared_vocab_size(drafter: LlamaModel, expert: LlamaModel) -> int:
 
 
 def _kind(model: LlamaModel) -> str:
-    return _KINDS.get(model.vocab_type, f"of type {model.vocab_type}")
+    return _KINDS[model.vocab_type] if model.vocab_type < len(_KINDS) else f"of type {model.vocab_type}"
 
 
 def _added(token: int | None) -> str:

@@ -16,7 +16,11 @@ from .verify import Origin
 
 
 class Token(NamedTuple):
-    """One emitted token. ``text`` may be empty (control tokens, parts of a character)."""
+    """One emitted token. ``text`` may be empty (control tokens, parts of a character).
+
+    origin: ``accepted`` (draft kept by the rule), ``matched`` (draft kept by the strict test), ``corrected`` (the expert's, in place
+    of a dropped draft), ``bonus`` (the expert's, after a fully kept draft) or ``expert`` (there was no draft).
+    """
 
     id: int
     text: str
@@ -26,7 +30,10 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one block added to the text. ``stats`` is a copy as of this block; ``finish_reason`` is set on the last chunk."""
+    """What one block added to the text. ``stats`` is a copy as of this block; ``finish_reason`` is set on the last chunk.
+
+    finish_reason: ``"stop"`` (the model ended its text, or a stop string came) or ``"length"`` (max_tokens, or a full context).
+    """
 
     tokens: tuple[Token, ...]
     finish_reason: FinishReason | None

@@ -265,6 +265,8 @@ class Runtime:
             ids = self._model.tokenize(prompt, add_special=True, parse_special=True) if prompt else []
         else:
             try:
+                if isinstance(prompt, (bytes, bytearray)) or any(isinstance(token, bool) for token in prompt):
+                    raise TypeError
                 ids = [operator.index(token) for token in prompt]
             except TypeError:
                 raise PromptError(f"the prompt is {prompt!r:.80}; it must be a text or a list of token ids") from None
@@ -351,8 +353,8 @@ def load(
     """Load a pair: by name from ``models.yaml`` (None: the bundled one), or by the paths of two GGUF files.
 
     models: a ``models.yaml`` to look in first. n_ctx: tokens that both contexts hold (default: 4096, or what both models were
-    trained for). n_threads: default the physical cores. n_gpu_layers: layers on the GPU, -1 for all, where the build has one.
-    on_progress: called with ("drafter" or "expert", 0..1).
+    trained for). n_threads: default the physical cores (1 for tiny models). n_gpu_layers: layers on the GPU, -1 for all, where the
+    build has one. on_progress: called with ("drafter" or "expert", 0..1).
 
     Raises CatalogError, ModelLoadError, PairError, SettingError or SessionError; whatever was loaded by then is freed.
     """
@@ -387,8 +389,10 @@ def _choose(
         if pair is None and models is None:
             return catalog.bundled()
         return catalog.find(catalog.BUNDLED_PAIR if pair is None else pair, models)
-    if drafter is None or expert is None or pair is not None or models is not None:
-        raise SettingError("name either a pair (and perhaps a models.yaml), or both a drafter and an expert file, not a mixture")
+    if drafter is None or expert is None:
+        raise SettingError("a drafter file needs an expert file and the other way round; name both, or a pair")
+    if pair is not None or models is not None:
+        raise SettingError("two files were named, and a pair or a models.yaml too; name one or the other")
     return Pair("custom", Path(os.path.expanduser(drafter)), Path(os.path.expanduser(expert)))
 
 

@@ -72,6 +72,10 @@ def physical_cores() -> int:
     return max(1, min(cores, allowed))
 
 
+#: Below this size a model is evaluated faster than threads can meet: one thread is as fast, and does not crawl on a busy machine.
+ONE_THREAD_BYTES = 8_000_000
+
+
 class LlamaModel:
     """Weights and vocabulary of one GGUF file.
 
@@ -90,7 +94,8 @@ class LlamaModel:
         params.n_gpu_layers = n_gpu_layers
         params.use_extra_bufts = extra_buffers_are_safe(info)
         log.info(
-            "weight repacking: %s",
+            "%s: weight repacking is %s",
+            self.path.name,
             "on"
             if params.use_extra_bufts
             else "off, because this llama.cpp build has AMX, which crashes on batches (llama.cpp issue 20824)",
@@ -176,7 +181,13 @@ class LlamaModel:
         """Architecture, size and quantization in llama.cpp's words, such as ``llama 1B Q8_0``."""
         buffer = ctypes.create_string_buffer(256)
         llama_cpp.llama_model_desc(self.handle, buffer, len(buffer))
-        return buffer.value.decode(errors="replace")
+        parameters = llama_cpp.llama_model_n_params(self.handle) / 1e6
+        return buffer.value.decode(errors="replace").replace("?B", f"{parameters:.2f}M")  # llama.cpp knows the usual sizes only
+
+    @cached_property
+    def default_threads(self) -> int:
+        """The physical cores; 1 for a model so small that more would not help."""
+        return 1 if llama_cpp.llama_model_size(self.handle) < ONE_THREAD_BYTES else physical_cores()
 
     @cached_property
     def chat_template(self) -> str | None:
@@ -276,7 +287,7 @@ class LlamaSession:
     """One sequence of tokens over a model: the real :class:`~speccascade_local.drafting.Session`.
 
     n_ctx: how many tokens it can hold. n_threads: for single tokens and for batches alike (a draft is verified as a batch); None
-    for the physical cores. n_vocab: crops the rows to fewer ids, for a partner with a slightly smaller vocabulary.
+    for the model's default. n_vocab: crops the rows to fewer ids, for a partner with a slightly smaller vocabulary.
 
     Raises SessionError when the context cannot be made, which mostly means that memory is short.
     """
@@ -294,8 +305,8 @@ class LlamaSession:
             # alone in long texts. Without it the attention matrix of a whole ubatch is held, so that is kept small.
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
             params.n_ubatch = BATCH_TOKENS // 4
-        params.n_threads = params.n_threads_batch = n_threads or physical_cores()
-        log.info("%s: a context of %d tokens, %d threads", model.path.name, n_ctx, params.n_threads)
+        params.n_threads = params.n_threads_batch = n_threads or model.default_threads
+        log.info("%s: a context of %d tokens, threads: %d", model.path.name, n_ctx, params.n_threads)
         if hasattr(params, "n_outputs_max"):  # otherwise llama.cpp plans for a full row at every position of a batch
             params.n_outputs_max = MAX_ROWS
         _recent_complaints.clear()
@@ -442,6 +453,8 @@ def _check_file(path: Path) -> None:
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         reason = error.strerror if isinstance(error, OSError) else error
         raise ModelLoadError(f"{path}: cannot be read ({reason}); check its name and permissions") from error
+    if not magic:
+        raise ModelLoadError(f"{path}: an empty file; fetch it again")
     if magic != b"GGUF":
         raise ModelLoadError(
             f"{path}: not a GGUF file: it begins with {magic!r}, not b'GGUF'; "

@@ -6,7 +6,7 @@ In a pipe there are no colours, only the text. Knows nothing of verbs and option
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -25,14 +25,20 @@ ORIGINS: dict[Origin, tuple[str, str]] = {
     "expert": ("blue", "the expert's, no draft"),
 }
 DROPPED_STYLE = "strike red"
+FULL_TABLE_COLUMNS = 80
 FIRST_WORD = re.compile(r"(\s*)(\S*)")
 
 stdout, stderr = Console(highlight=False), Console(stderr=True, highlight=False)
 
 
+def styled() -> bool:
+    """Whether stdout shows styles: without them a dropped draft would read as part of the answer."""
+    return stdout.is_terminal and not stdout.is_dumb_terminal
+
+
 def print_tokens(tokens: Sequence[Token], *, coloured: bool, end: str = "") -> None:
-    """Continue the text on stdout; plain where stdout is no terminal, since dropped drafts would read as part of it."""
-    if coloured and stdout.is_terminal:
+    """Continue the text on stdout; plain where stdout shows no styles."""
+    if coloured and styled():
         stdout.print(coloured_text(tokens), end=end, soft_wrap=True)
     else:
         stdout.file.write("".join(token.text for token in tokens) + end)  # not through rich, which would expand tabs
@@ -63,7 +69,7 @@ def print_row(row: Row, threshold: float) -> None:
     """One arm of a comparison: its name, its text in colours, and in words what was thrown away."""
     reply = row.reply
     stdout.print(Text(row.name, "bold"))
-    if stdout.is_terminal:
+    if styled():
         stdout.print(coloured_text(reply.tokens))
     else:
         print_tokens(reply.tokens, coloured=False, end="\n")
@@ -72,31 +78,34 @@ def print_row(row: Row, threshold: float) -> None:
         stdout.print(Text(f"drafter's confidence {reply.confidence:.3f}, threshold {threshold:g}: {verdict}", "dim"), soft_wrap=True)
     dropped = dropped_pairs(reply)
     if dropped:
-        (draft, instead), *others = dropped
-        more = f", and {len(others)} more drafts" if others else ""
-        stdout.print(Text(f"thrown away: {draft.strip()!r}, for {instead!r}{more}", "dim"), soft_wrap=True)
+        draft, instead = dropped[0]
+        stdout.print(
+            Text(f"drafts thrown away: {len(dropped)}; the first was {draft!r}, the expert wrote {instead!r}", "dim"), soft_wrap=True
+        )
     stdout.print()
 
 
 def comparison_table(rows: Sequence[Row]) -> Table:
-    """The arms' counters and times; fits 80 columns."""
+    """The arms' counters and times; fits 80 columns, and leaves out some of them where there is less room."""
+    columns: dict[str, Callable[[Row], str]] = {
+        "tokens": lambda row: str(row.reply.stats.tokens),
+        "expert\ncalls": lambda row: str(row.reply.stats.expert_calls),
+        "tokens\n/block": lambda row: number(row.reply.stats.tokens_per_block),
+        "accepted": lambda row: _percent(row.reply.stats.acceptance_rate if row.reply.stats.expert_calls else None),
+        "deferred": lambda row: _percent(row.reply.stats.deferral_rate if row.reply.stats.expert_calls else None),
+        "tok/s": lambda row: f"{row.tokens_per_s:.0f}",
+        "ms": lambda row: f"{1000 * row.wall_s:.1f}",
+        "speed-up": lambda row: f"{row.speedup:.2f}×",
+    }
+    if stdout.width < FULL_TABLE_COLUMNS:
+        for name in ("accepted", "deferred", "tok/s"):
+            del columns[name]
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", no_wrap=True)
-    for name in ("tokens", "expert\ncalls", "tokens\n/block", "accepted", "deferred", "tok/s", "ms", "speed-up"):
-        table.add_column(name, justify="right", vertical="bottom")
+    for name in columns:
+        table.add_column(name, justify="right", vertical="bottom", no_wrap=True)
     for row in rows:
-        stats = row.reply.stats
-        table.add_row(
-            Text(row.name),
-            str(stats.tokens),
-            str(stats.expert_calls),
-            number(stats.tokens_per_block),
-            _percent(stats.acceptance_rate),
-            _percent(stats.deferral_rate),
-            f"{row.tokens_per_s:.0f}",
-            f"{1000 * row.wall_s:.1f}",
-            f"{row.speedup:.2f}×",
-        )
+        table.add_row(Text(row.name), *(value(row) for value in columns.values()))
     return table
 
 

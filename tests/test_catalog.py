@@ -189,14 +189,14 @@ def test_a_rule_is_kept_in_its_full_spelling(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "said"),
     [
-        ("", 1, "the whole file: input should be a valid dictionary"),
+        ("", 1, "the whole file: this must be a mapping"),
         ("# nothing but a comment\n", 1, "the whole file: "),
         ("- a list\n", 1, "the whole file: "),
         ("just text\n", 1, "the whole file: "),
         ("pair: {}\n", 1, "pairs: this key is missing"),
-        ("# one\n\npairs:\n", 3, "pairs: input should be a valid dictionary"),
-        ("pairs:\n  - p\n", 1, "pairs: input should be a valid dictionary"),
-        ("pairs:\n  p: d.gguf\n", 2, "pairs.p: input should be a valid dictionary"),
+        ("# one\n\npairs:\n", 3, "pairs: this must be a mapping"),
+        ("pairs:\n  - p\n", 1, "pairs: this must be a mapping"),
+        ("pairs:\n  p: d.gguf\n", 2, "pairs.p: this must be a mapping"),
         ("pairs:\n  p:\n    drafter: d\n", 2, "pairs.p.expert: this key is missing"),
         ("pairs:\n  p:\n    drafter: d\n    expert: 3\n", 4, "pairs.p.expert: input should be a valid string; seen: 3"),
         ("pairs:\n  p:\n    drafter: ''\n    expert: e\n", 3, "pairs.p.drafter: string should have at least 1 character; seen: ''"),

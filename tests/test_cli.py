@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from gguf_files import text_model
 
 import speccascade_local as sc
 
@@ -32,11 +33,11 @@ def speccascade(*arguments: str, stdin: bytes | None = None, cwd: Path | None = 
     )
 
 
-def in_terminal(*arguments: str) -> str:
+def in_terminal(*arguments: str, **environment: str) -> str:
     """What a terminal of 100 columns shows, control sequences included."""
     pid, terminal = pty.fork()
     if pid == 0:
-        os.environ |= {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "50"}
+        os.environ |= {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "50"} | environment
         os.environ.pop("NO_COLOR", None)
         os.execv(COMMAND[0], [*COMMAND, *arguments])
     shown = b""
@@ -64,7 +65,7 @@ def test_the_text_and_nothing_else_goes_to_stdout(answer):
 
 
 def test_the_prompt_may_come_from_stdin_and_the_pair_may_be_named(answer):
-    for arguments in (["run"], ["run", "-"], ["run", "demo", "-"]):
+    for arguments in (["run"], ["run", "-"], ["run", "demo", "-"], ["run", "demo"]):
         assert speccascade(*arguments, stdin=QUESTION.encode() + b"\n").stdout.decode() == answer + "\n"
     assert speccascade("run", "demo", QUESTION).stdout.decode() == answer + "\n"
 
@@ -105,7 +106,7 @@ def test_verbose_names_the_rule_its_trade_and_the_repacking_decision_on_stderr(a
     done = speccascade("run", "-v", "--rule", "token_v3:0.6", QUESTION)
     told = done.stderr.decode()
     assert "rule token_v3:0.6: keeps single tokens" in told
-    assert "weight repacking: o" in told
+    assert "expert.gguf: weight repacking is o" in told
     assert "a context of 512 tokens" in told
     assert "rule token_v3:0.6" in speccascade("compare", "-v", "--rule", "token_v3:0.6", QUESTION).stderr.decode()
     assert "acceptance_rate" in told
@@ -150,7 +151,36 @@ def test_models_lists_pairs_and_says_which_files_are_missing(tmp_path):
     told = done.stdout.decode()
     assert done.returncode == 0
     assert re.search(r"mine.*missing.*small\.gguf.*missing.*big\.gguf", told)
-    assert re.search(r"demo +token_v3:\S+ +drafter\.gguf +expert\.gguf", told)
+    assert re.search(r"demo +token_v3:\S+ +drafter\.gguf +expert\.gguf .*two tiny demonstration models", told)
+
+
+def test_an_answer_that_was_cut_off_is_called_so_on_stderr():
+    done = speccascade("run", "--max-tokens", "3", QUESTION)
+    assert done.stderr.decode() == "(cut off after 3 tokens: --max-tokens 3, a context of 512)\n"
+
+
+def test_an_expert_without_a_chat_template_is_named(tmp_path):
+    path = text_model(tmp_path / "plain.gguf")
+    done = speccascade("run", "--drafter", path, "--expert", path, "--max-tokens", "2", "Hi")
+    assert done.returncode == 0
+    assert "the expert has no chat template" in done.stderr.decode()
+
+
+def test_two_vocabularies_are_refused_before_anything_is_generated(tmp_path):
+    pair = sc.runtime.catalog.bundled()
+    done = speccascade("run", "--drafter", text_model(tmp_path / "other.gguf", n_vocab=1024), "--expert", pair.expert, "Hi")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert re.match(r"error: token id \d+ is '.+' for the drafter and '.+' for the expert", done.stderr.decode())
+
+
+def test_a_terminal_without_styles_shows_no_dropped_drafts(answer):
+    shown = in_terminal("run", "--show-origin", "--rule", "strict", "Who is Buzz Aldrin?", TERM="dumb")
+    assert 'Edwin "Buzz" Aldrin, a pivotal figure' in shown
+
+
+def test_a_narrow_terminal_still_shows_a_table_that_can_be_read():
+    shown = in_terminal("compare", QUESTION, COLUMNS="60")
+    assert re.search(r"speculative decoding +\d+ +\d+ +[\d.]+ +[\d.]+ +[\d.]+×", shown)
 
 
 def test_version_and_help():
@@ -181,13 +211,13 @@ def test_version_and_help():
         (["run"], b"", 1, "prompt is empty"),
         (["run"], b"caf\xe9", 1, "not UTF-8"),
         (["run", "a", "b", "c"], b"", 1, "3 arguments"),
-        (["run", "demo"], b"Hi", 1, "'demo' is the name of a pair"),
+        (["run", "demo"], b"", 1, "prompt is empty"),
         (["run", "--top-k", "9" * 30, "Hi"], b"", 1, "top_k is"),
         (["run", "--rule", "opt:1e999", "Hi"], b"", 1, "any finite number"),
-        (["run", "--models", "models.yaml", "--drafter", "a", "--expert", "b", "Hi"], b"", 1, "not a mixture"),
+        (["run", "--models", "models.yaml", "--drafter", "a", "--expert", "b", "Hi"], b"", 1, "name one or the other"),
         (["run", "word " * 600], b"", 1, "context holds 512"),
         (["run", "--ctx", "100000", "Hi"], b"", 1, "n_ctx is 100000"),
-        (["run", "--drafter", "x.gguf", "Hi"], b"", 1, "both a drafter and an expert"),
+        (["run", "--drafter", "x.gguf", "Hi"], b"", 1, "name both, or a pair"),
         (["run", "--drafter", "x.gguf", "--expert", "y.gguf", "Hi"], b"", 1, "x.gguf: no such file"),
         (["run", "--models", "none.yaml", "Hi"], b"", 1, "none.yaml: no such file"),
         (["compare", "--repeat", "0"], b"", 2, "repeat"),

@@ -223,6 +223,8 @@ def test_a_bad_setting_is_refused_at_the_call_and_by_name(demo, change, said):
         ([5, 1.5], "list of token ids"),
         (["5"], "list of token ids"),
         (7, "list of token ids"),
+        (b"Hi", "list of token ids"),
+        ([True], "list of token ids"),
         (None, "list of token ids"),
     ],
 )
@@ -307,8 +309,8 @@ def test_a_failed_load_frees_what_was_loaded(monkeypatch, tmp_path):
     [
         ({"pair": "nosuch"}, sc.CatalogError, "known are"),
         ({"pair": 5}, sc.CatalogError, "known are"),
-        ({"drafter": "x.gguf"}, sc.SettingError, "both"),
-        ({"pair": "demo", "drafter": "x.gguf", "expert": "y.gguf"}, sc.SettingError, "mixture"),
+        ({"drafter": "x.gguf"}, sc.SettingError, "name both"),
+        ({"pair": "demo", "drafter": "x.gguf", "expert": "y.gguf"}, sc.SettingError, "one or the other"),
         ({"n_ctx": 0}, sc.SettingError, "n_ctx"),
         ({"n_threads": 0}, sc.SettingError, "n_threads"),
         ({"n_gpu_layers": -2}, sc.SettingError, "n_gpu_layers"),

@@ -496,6 +496,12 @@ def test_a_path_that_no_file_can_have_is_a_load_error(tmp_path: Path, name: str)
         LlamaModel(name if name.startswith("~") else tmp_path / name)
 
 
+def test_an_empty_file_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "empty.gguf").touch()
+    with pytest.raises(ModelLoadError, match=r"empty\.gguf: an empty file"):
+        LlamaModel(tmp_path / "empty.gguf")
+
+
 def test_a_folder_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"a folder; name the \.gguf file itself"):
         LlamaModel(tmp_path)
@@ -509,7 +515,7 @@ def test_a_file_without_read_permission_is_a_load_error(tmp_path: Path) -> None:
         LlamaModel(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"GG", b"PK\x03\x04weights", b"# text\n", b"\0" * 100])
+@pytest.mark.parametrize("content", [b"GG", b"PK\x03\x04weights", b"# text\n", b"\0" * 100])
 def test_a_file_that_does_not_begin_as_gguf_says_how_it_begins(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other.gguf"
     path.write_bytes(content)
@@ -658,7 +664,9 @@ def test_the_build_tells_its_instruction_sets() -> None:
     assert info == info.strip()
 
 
-@pytest.mark.parametrize(("info", "repacked", "said"), [(AVX512, True, "repacking: on"), (AMX, False, "repacking: off, because .* AMX")])
+@pytest.mark.parametrize(
+    ("info", "repacked", "said"), [(AVX512, True, "repacking is on"), (AMX, False, "repacking is off, because .* AMX")]
+)
 def test_weights_are_repacked_unless_the_build_has_amx_and_the_log_says_which(
     files: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, info: str, repacked: bool, said: str
 ) -> None:
@@ -676,12 +684,17 @@ def test_weights_are_repacked_unless_the_build_has_amx_and_the_log_says_which(
     assert re.search(said, caplog.text)
 
 
-@pytest.mark.parametrize("asked", [None, 1, 3])
-def test_single_tokens_and_batches_use_the_same_threads_by_default_the_physical_cores(model: LlamaModel, asked: int | None) -> None:
+@pytest.mark.parametrize(("asked", "one_thread_bytes"), [(None, 0), (None, 10**9), (1, 0), (3, 10**9)])
+def test_single_tokens_and_batches_use_the_same_threads_by_default_the_physical_cores_or_one_for_a_tiny_model(
+    files: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, asked: int | None, one_thread_bytes: int
+) -> None:
+    monkeypatch.setattr(session_module, "ONE_THREAD_BYTES", one_thread_bytes)
+    model = LlamaModel(files.text)
     session = LlamaSession(model, n_ctx=32, n_threads=asked)
     used = llama_cpp.llama_n_threads(session._ctx), llama_cpp.llama_n_threads_batch(session._ctx)
     session.close()
-    assert used == (asked or physical_cores(),) * 2
+    model.close()
+    assert used == (asked or (1 if one_thread_bytes else physical_cores()),) * 2
 
 
 @pytest.mark.parametrize(
