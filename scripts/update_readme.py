@@ -23,8 +23,8 @@ import speccascade_local as sc
 from speccascade_local import terminal
 from speccascade_local.compare import Row, compare
 from speccascade_local.routing import DEFAULT_THRESHOLD
-from speccascade_local.runtime import Settings
 from speccascade_local.session import physical_cores
+from speccascade_local.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 QUESTION = "Who is Buzz Aldrin?"

@@ -26,7 +26,8 @@ from . import __version__, catalog, routing, rules
 from .compare import compare
 from .errors import CatalogError, PromptError, SettingError, SpeccascadeError
 from .reply import Chunk, Reply
-from .runtime import DEFAULTS, Prompt, Runtime, Settings, load
+from .runtime import Prompt, Runtime, load
+from .settings import DEFAULTS, Settings
 from .terminal import comparison_table, legend, number, print_row, print_tokens, stderr, stdout, styled
 
 DEFAULT_QUESTION = "Who is Buzz Aldrin?"

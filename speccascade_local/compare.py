@@ -12,7 +12,8 @@ from typing import Any
 
 from .reply import Reply
 from .rules import Never, Opt, Strict, parse
-from .runtime import DEFAULTS, Prompt, Runtime, Settings
+from .runtime import Prompt, Runtime
+from .settings import DEFAULTS, Settings
 
 #: The rule of the paper, shown beside the pair's own.
 PAPER_RULE = Opt(0.2)

@@ -253,16 +253,15 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
     assert "not a GGUF file" in done.stderr.decode()
 
 
-def test_ctrl_c_while_generating_is_exit_130_without_a_traceback():
-    settings = ["--temperature", "5", "--max-tokens", "100000", "--block-size", "1", "--raw"]
-    process = subprocess.Popen([*COMMAND, "run", *settings, "Once"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def test_ctrl_c_while_generating_is_exit_130_without_a_traceback(tmp_path):
+    path = text_model(tmp_path / "endless.gguf", n_ctx_train=100_000)  # its greedy text goes in circles
+    pair = ["--drafter", path, "--expert", path, "--ctx", "100000", "--max-tokens", "100000"]
+    process = subprocess.Popen([*COMMAND, "run", *pair, "the"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(1)  # it has begun to write
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
-    if process.returncode == 0:
-        pytest.fail("the text ended before the interrupt; the test must use a longer one")
     assert process.returncode == 130
-    assert b"interrupted" in told
+    assert told.endswith(b"interrupted\n")
     assert b"Traceback" not in told
 
 
@@ -271,7 +270,7 @@ def test_ctrl_c_while_starting_ends_the_process():
     time.sleep(0.15)  # whatever it is doing by then, importing or loading
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
-    assert process.returncode in (0, 130, -signal.SIGINT)
+    assert process.returncode in (0, 1, 130, -signal.SIGINT)
 
 
 def test_a_full_disk_behind_stdout_is_an_error_without_a_traceback():

@@ -18,7 +18,7 @@ LAYERS = [
     {"checks"},
     {"sampling", "rules", "stats"},
     {"verify", "drafting", "session"},
-    {"cascade", "routing", "catalog", "text", "pairing"},
+    {"cascade", "routing", "catalog", "text", "pairing", "settings"},
     {"reply", "runtime"},
     {"compare"},
     {"terminal", "cli"},
