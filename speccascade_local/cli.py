@@ -145,7 +145,8 @@ def run(
         if show_origin and styled():
             stderr.print(legend())
         if reply.finish_reason == "length":
-            stderr.print(f"(cut off after {len(reply.tokens)} tokens: --max-tokens {max_tokens}, a context of {runtime.n_ctx})")
+            told = f"(cut off after {len(reply.tokens)} tokens: --max-tokens {max_tokens}, a context of {runtime.n_ctx})"
+            stderr.print(told, soft_wrap=True)
     if verbose:
         for name, value in (reply.stats.counts() | reply.stats.clocks()).items():
             stderr.print(f"  {name:16} {number(value)}")
@@ -269,7 +270,7 @@ def _ids(runtime: Runtime, prompt: str, raw: bool) -> Prompt:
     if raw:
         return prompt
     if not runtime.has_chat_template:
-        stderr.print("(the expert has no chat template: the prompt is continued as it is, as with --raw)")
+        stderr.print("(the expert has no chat template: the prompt is continued as it is, as with --raw)", soft_wrap=True)
         return prompt
     return runtime.chat_ids([{"role": "user", "content": prompt}])
 

@@ -310,7 +310,13 @@ class LlamaSession:
         if hasattr(params, "n_outputs_max"):  # otherwise llama.cpp plans for a full row at every position of a batch
             params.n_outputs_max = MAX_ROWS
         _recent_complaints.clear()
-        self._ctx = llama_cpp.llama_init_from_model(model.handle, params)
+        interruption: list[BaseException] = []
+        with _interrupts_noted(interruption):
+            self._ctx = llama_cpp.llama_init_from_model(model.handle, params)
+        if interruption:
+            if self._ctx:
+                llama_cpp.llama_free(self._ctx)
+            raise interruption[0]
         if not self._ctx:
             raise SessionError(
                 f"{model.path.name}: llama.cpp cannot make a context of {n_ctx} tokens: {_complaint()}. "
@@ -427,8 +433,8 @@ def _free_context(context: Any, _model: LlamaModel) -> None:
 def _interrupts_noted(noted: list[BaseException]) -> Iterator[None]:
     """Within the block Ctrl-C is appended to ``noted``.
 
-    While llama.cpp loads, Python runs only inside callbacks, where ctypes would swallow a KeyboardInterrupt. An application's own
-    handler is left alone.
+    While llama.cpp loads a model or makes a context, Python runs only inside callbacks (progress, log), where ctypes would swallow a
+    KeyboardInterrupt. An application's own handler is left alone.
     """
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or handler is not signal.default_int_handler:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import itertools
 import logging
 import os
 import re
 import signal
-import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -507,12 +507,33 @@ def test_a_folder_is_no_model(tmp_path: Path) -> None:
         LlamaModel(tmp_path)
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_read_permission_is_a_load_error(tmp_path: Path) -> None:
-    path = textless_model(tmp_path / "locked.gguf")
-    path.chmod(stat.S_IWUSR)
-    with pytest.raises(ModelLoadError, match=r"locked\.gguf: cannot be read.*permissions"):
-        LlamaModel(path)
+def test_a_file_that_may_not_be_read_is_a_load_error(files: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's answer is given here, because a test that runs as root may read everything."""
+
+    def refuse(*_arguments: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ModelLoadError, match=r"ids\.gguf: cannot be read \(Permission denied\); check its name and permissions"):
+        LlamaModel(files.ids)
+
+
+def test_ctrl_c_while_a_context_is_made_frees_it_and_is_raised(
+    model: LlamaModel, monkeypatch: pytest.MonkeyPatch, made: list[tuple[str, int]], freed: list[tuple[str, int]]
+) -> None:
+    """It arrives while llama.cpp logs: in that callback an exception would be lost."""
+    real = llama_cpp.llama_init_from_model
+
+    def interrupted(*arguments: object) -> int | None:
+        handle = real(*arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+        return handle
+
+    monkeypatch.setattr(llama_cpp, "llama_init_from_model", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        LlamaSession(model, n_ctx=32, n_threads=1)
+    assert freed == made
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("content", [b"GG", b"PK\x03\x04weights", b"# text\n", b"\0" * 100])
