@@ -57,7 +57,7 @@ def _final_number(text: str) -> str | None:
 def ask(runtime: sc.Runtime, example: Example, arm: str) -> sc.Reply:
     ids = runtime.chat_ids([{"role": "user", "content": example.prompt}])
     if arm == "sequential":
-        return runtime.sequential(ids)
+        return runtime.generate(ids, rule="margin:0.9")
     if arm == "expert":
         return runtime.generate(ids, rule="strict", block_size=0)
     return runtime.generate(ids, rule={"drafter": "never"}.get(arm, arm), block_size=BLOCK_SIZE)

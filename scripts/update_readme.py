@@ -21,8 +21,7 @@ from rich.terminal_theme import TerminalTheme
 
 import speccascade_local as sc
 from speccascade_local import terminal
-from speccascade_local.compare import Row, compare
-from speccascade_local.routing import DEFAULT_THRESHOLD
+from speccascade_local.compare import DEFAULT_THRESHOLD, Row, compare, few_arms
 from speccascade_local.session import physical_cores
 from speccascade_local.settings import Settings
 
@@ -42,7 +41,7 @@ def shown(rows: list[Row], *, coloured: bool) -> tuple[Console, str]:
     console = Console(record=True, force_terminal=coloured, width=100, file=written, highlight=False)
     terminal.stdout = console
     for row in rows:
-        terminal.print_row(row, DEFAULT_THRESHOLD)
+        terminal.print_row(row)
     if coloured:
         console.print(terminal.legend(), end="\n\n")
     console.print(terminal.comparison_table(rows))
@@ -52,7 +51,7 @@ def shown(rows: list[Row], *, coloured: bool) -> tuple[Console, str]:
 def main() -> None:
     with sc.load() as runtime:
         prompt = runtime.chat_ids([{"role": "user", "content": QUESTION}])
-        rows = compare(runtime, prompt, Settings(seed=0), threshold=DEFAULT_THRESHOLD, repeat=REPEAT)
+        rows = compare(runtime, prompt, few_arms(Settings(seed=0), runtime.rule, DEFAULT_THRESHOLD), repeat=REPEAT)
     result = {
         "command": COMMAND,
         "commit": subprocess.run(

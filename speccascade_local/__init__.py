@@ -1,28 +1,36 @@
 """Speculative cascades over two local GGUF models.
 
     runtime.py   load a pair, generate, stream, chat       what users hold
+    methods.py   every way to let two models answer        by name
     cascade.py   propose, verify, commit, rewind           the loop
     rules.py     where the expert is asked                 the dial
-    verify.py    draft + expert rows -> verdict            the mathematics
+    deferral.py  what a rule is, and the target it makes   the mathematics
+    verify.py    draft + expert rows -> verdict            the coin
     drafting.py  where drafts come from                    the small model
     session.py   weights and a timeline over them          llama.cpp, and nothing above it
 
 Start with :func:`load`, or on the command line with ``speccascade compare``.
 """
 
+from .account import Fidelity
+from .deferral import Rule, TargetRule
 from .errors import CatalogError, ContextOverflowError, ModelLoadError, PairError, PromptError, SessionError, SettingError, SpeccascadeError
-from .reply import Chunk, Reply, Token
-from .rules import Rule
+from .evidence import Evidence
+from .methods import target_probs
+from .reply import Candidate, Chunk, Logprobs, Reply, Token
 from .runtime import Runtime, load
 from .stats import Stats
-from .verify import target_probs
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Candidate",
     "CatalogError",
     "Chunk",
     "ContextOverflowError",
+    "Evidence",
+    "Fidelity",
+    "Logprobs",
     "ModelLoadError",
     "PairError",
     "PromptError",
@@ -33,6 +41,7 @@ __all__ = [
     "SettingError",
     "SpeccascadeError",
     "Stats",
+    "TargetRule",
     "Token",
     "load",
     "target_probs",

@@ -12,19 +12,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
+from .account import Wanted
+from .deferral import Rule
 from .drafting import Session, propose
-from .rules import Rule
+from .evidence import Place, Rows
 from .sampling import Sampler
+from .shaping import Shaper
 from .stats import Stats
-from .verify import Draft, Verdict, verify
+from .verify import Draft, Verdict, Verification, verify
+from .vocabulary import Vocabulary
 
 FinishReason = Literal["stop", "length"]
+#: What follows a draft that was kept whole.
+Bonus = Literal["expert", "cascade"]
+BONUSES: tuple[Bonus, ...] = get_args(Bonus)
 
-NO_ROWS = np.empty((0, 0), np.float32)
+NO_ROWS = Rows.of(np.empty((0, 0), np.float32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +56,11 @@ def decode(
     is_end: Callable[[int], bool],
     stops: Callable[[int], bool],
     stats: Stats,
+    shaper: Shaper | None = None,
+    verification: Verification = "token",
+    bonus: Bonus = "expert",
+    wanted: Wanted | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> Iterator[Block]:
     """Continue ``tokens``, which grows in place, and yield block after block until something ends the text.
 
@@ -56,26 +68,42 @@ def decode(
     ``stops`` is asked once for each emitted token, in order, and ends the text after the token for which it answers True (it is
     where end of text and stop strings are recognised). ``max_tokens`` >= 1 counts emitted tokens. A full context ends the text as
     ``"length"``: the last token that is predicted needs no room, so a prompt that fills the context still gets one token.
+
+    bonus: "expert" adds the expert's own token to a fully kept draft; "cascade" drafts one token more and settles it like the others,
+    against the row that the bonus would have been drawn from, so that every token follows the rule's target.
+    wanted: what to record of each token. vocabulary: for rules that look at the texts of tokens.
     """
+    shaper = shaper or Shaper(expert.n_vocab)
+    settled = 1 if bonus == "cascade" and rule.asks_expert and block_size else 0  # drafted tokens in place of a bonus
+    undrafted = 1 - settled if rule.asks_expert else 0  # the corrected or bonus token that each block adds to its draft
+    look_ahead = wanted is not None and wanted.models and rule.asks_expert and not settled
     room = min(expert.n_ctx, drafter.n_ctx) + 1 - len(tokens)
     budget = min(max_tokens, room)
-    undrafted = 1 if rule.asks_expert else 0  # the corrected or bonus token that each block adds to its draft
+    reply: list[int] = []
+    trace: list[float] = []
     finish_reason: FinishReason | None = None
     while finish_reason is None:
         before = time.perf_counter()
-        draft = propose(drafter, tokens, min(block_size, budget - undrafted), sampler, rng, is_end)
+        length = min(block_size + settled, budget - undrafted)
+        draft = propose(drafter, tokens, length, sampler, rng, is_end, shaper=shaper, reply=reply, look_ahead=look_ahead)
         drafted = time.perf_counter()
-        expert_logits = NO_ROWS
+        scores = NO_ROWS
         if rule.asks_expert:
-            unread = tokens[len(expert.tokens) :] + draft.token_ids
-            expert_logits = expert.extend(unread, keep=len(draft.token_ids) + 1)
+            # Nothing can follow an end of text, so no bonus row is asked for behind it.
+            unscored = settled or int(bool(draft.token_ids) and is_end(draft.token_ids[-1]))
+            read = draft.token_ids[: len(draft.token_ids) - unscored]
+            rows = expert.extend(tokens[len(expert.tokens) :] + read, keep=len(read) + 1)
+            scores = shaper.rows(rows, reply, read)
         scored = time.perf_counter()
-        verdict = verify(draft, expert_logits, rule, sampler, rng)
-        for length, token in enumerate(verdict.token_ids, start=1):
+        place = Place(text=tokens, emitted=len(reply), trace=trace, vocabulary=vocabulary)
+        verdict = verify(draft, scores, rule, sampler, rng, verification=verification, place=place, wanted=wanted)
+        for end, token in enumerate(verdict.token_ids, start=1):
             if stops(token):
-                verdict, finish_reason = verdict.cut(length), "stop"
+                verdict, finish_reason = verdict.cut(end), "stop"
                 break
         tokens += verdict.token_ids
+        reply += verdict.token_ids
+        trace += verdict.trace
         budget -= len(verdict.token_ids)
         for session in (drafter, expert):
             session.rewind(min(len(session.tokens), len(tokens) - 1))
@@ -93,7 +121,7 @@ def decode(
 
 def _count(stats: Stats, draft: Draft, verdict: Verdict, rule: Rule) -> None:
     stats.blocks += 1
-    stats.drafter_calls += len(draft.token_ids)
+    stats.drafter_calls += len(draft.rows)
     stats.expert_calls += rule.asks_expert
     stats.drafted += len(draft.token_ids)
     stats.tokens += len(verdict.token_ids)

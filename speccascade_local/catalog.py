@@ -16,18 +16,22 @@ import platformdirs
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from . import rules
+from . import methods
 from .errors import CatalogError, SettingError
 
 #: The pair that ships with the package, used where none is named.
 BUNDLED_PAIR = "demo"
 _PACKAGE = Path(__file__).parent
 _BUNDLED = "bundled:"
+_CALIBRATED = "calibrated:"
 
 
 def _is_rule(text: str) -> str:
+    """Checked as far as that runs no code and opens no file of the user's; the rest when the pair is loaded."""
+    if methods.is_custom(text) or text.startswith(_CALIBRATED):
+        return text
     try:
-        return str(rules.parse(text))
+        return str(methods.parse(text))
     except SettingError as error:
         raise ValueError(str(error)) from None
 
@@ -115,7 +119,7 @@ def read_file(path: Path) -> dict[str, Pair]:
         seen = "" if first["type"] == "missing" else f"; seen: {first['input']!r}"
         raise CatalogError(f"{path}, line {_line(node, first['loc'])}: {where}: {_said(first)}{seen}") from error
     return {
-        name: Pair(name, _resolve(entry.drafter, path), _resolve(entry.expert, path), entry.rule, entry.description, path)
+        name: Pair(name, _resolve(entry.drafter, path), _resolve(entry.expert, path), _rule(entry.rule, path), entry.description, path)
         for name, entry in catalog.pairs.items()
     }
 
@@ -159,6 +163,13 @@ def _resolve(text: str, source: Path) -> Path:
     if text.startswith(_BUNDLED):
         return _PACKAGE / "demo" / text.removeprefix(_BUNDLED)
     return source.parent / _expanded(text)
+
+
+def _rule(text: str | None, source: Path) -> str | None:
+    """A calibration's path starts at the file's folder too."""
+    if text is None or not text.startswith(_CALIBRATED):
+        return text
+    return f"{_CALIBRATED}{_resolve(text.removeprefix(_CALIBRATED), source)}"
 
 
 def _is_file(path: Path) -> bool:

@@ -20,15 +20,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperGroup
 
-from . import __version__, catalog, routing, rules
-from .compare import compare
+from . import __version__, catalog, methods, rules
+from .calibration import Calibrated, fit, reliability_diagram
+from .compare import DEFAULT_THRESHOLD, all_arms, compare, few_arms
+from .deferral import Method
 from .errors import CatalogError, PromptError, SettingError, SpeccascadeError
 from .reply import Chunk, Reply
 from .runtime import Prompt, Runtime, load
 from .settings import DEFAULTS, Settings
-from .terminal import comparison_table, legend, number, print_row, print_tokens, stderr, stdout, styled
+from .tasks import judged, read_tasks
+from .terminal import comparison_table, legend, number, print_groups, print_row, print_tokens, stderr, stdout, styled
 
 DEFAULT_QUESTION = "Who is Buzz Aldrin?"
 
@@ -90,6 +94,20 @@ GpuLayers = Annotated[int, typer.Option(help="Layers on the GPU, -1 for all; nee
 DrafterFile = Annotated[Path | None, typer.Option("--drafter", help="The small model's GGUF file, in place of a pair.")]
 ExpertFile = Annotated[Path | None, typer.Option("--expert", help="The large model's GGUF file, in place of a pair.")]
 Models = Annotated[Path | None, typer.Option(help="A models.yaml to look in first.")]
+StrictFirst = Annotated[int, typer.Option(help="So many first tokens are the expert's, whatever the rule says.")]
+ThinkingRule = Annotated[str | None, typer.Option("--thinking-rule", show_default="the same", help="Rule between <think> and </think>.")]
+VerificationName = Annotated[str, typer.Option("--verification", help="token, or block: coins over whole blocks, more kept drafts.")]
+BonusName = Annotated[str, typer.Option("--bonus", help="After a kept draft: the expert's own token, or cascade: one drafted token more.")]
+LogprobsCount = Annotated[
+    int | None, typer.Option("--logprobs", show_default="none", help="With --json: log-probabilities, this many per token.")
+]
+ModelLogprobs = Annotated[bool, typer.Option("--model-logprobs", help="With --logprobs: those of both models too.")]
+PresencePenalty = Annotated[float, typer.Option(help="Lowers tokens that the answer has used.")]
+FrequencyPenalty = Annotated[float, typer.Option(help="Lowers tokens by how often the answer has used them.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Divides logits of tokens in prompt or answer; 1 is off.")]
+LogitBias = Annotated[list[str] | None, typer.Option("--logit-bias", metavar="ID=BIAS", help="Added to a token's logit; may be repeated.")]
+GrammarFile = Annotated[Path | None, typer.Option("--grammar", help="A GBNF file that the answer follows.")]
+SchemaFile = Annotated[Path | None, typer.Option("--json-schema", help="A JSON schema file that the answer follows.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
 Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Tell more; -vv adds llama.cpp's own log.")]
@@ -114,6 +132,18 @@ def run(
     block_size: BlockSize = DEFAULTS.block_size,
     max_tokens: MaxTokens = DEFAULTS.max_tokens,
     seed: Seed = None,
+    strict_first: StrictFirst = DEFAULTS.strict_first,
+    thinking_rule: ThinkingRule = None,
+    verification: VerificationName = DEFAULTS.verification,
+    bonus: BonusName = DEFAULTS.bonus,
+    logprobs: LogprobsCount = None,
+    model_logprobs: ModelLogprobs = False,
+    presence_penalty: PresencePenalty = DEFAULTS.presence_penalty,
+    frequency_penalty: FrequencyPenalty = DEFAULTS.frequency_penalty,
+    repetition_penalty: RepetitionPenalty = DEFAULTS.repetition_penalty,
+    logit_bias: LogitBias = None,
+    grammar: GrammarFile = None,
+    json_schema: SchemaFile = None,
     ctx: Context = None,
     threads: Threads = None,
     gpu_layers: GpuLayers = -1,
@@ -128,7 +158,30 @@ def run(
     """Answer one prompt. The text goes to stdout as it is made."""
     _log(verbose)
     pair, prompt = _pair_and_prompt(words, models, has_files=drafter is not None or expert is not None)
-    settings = Settings(rule, temperature, top_k, top_p, min_p, block_size, max_tokens, seed)  # refused before anything is loaded
+    settings = Settings(  # refused before anything is loaded
+        rule=rule,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        block_size=block_size,
+        max_tokens=max_tokens,
+        seed=seed,
+        strict_first=strict_first,
+        thinking_rule=thinking_rule,
+        verification=verification,  # type: ignore[arg-type]  # checked there
+        bonus=bonus,  # type: ignore[arg-type]
+        logprobs=logprobs,
+        model_logprobs=model_logprobs,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        repetition_penalty=repetition_penalty,
+        logit_bias=_biases(logit_bias),
+        grammar=_read(grammar),
+        json_schema=_read(json_schema),
+    )
+    if logprobs is not None and not as_json:
+        raise SettingError("--logprobs needs --json: a terminal's text has no room for them")
     with _loaded(pair, drafter, expert, models, ctx, threads, gpu_layers, verbose) as runtime:
         read: list[Chunk] = []
         for chunk in runtime.stream(_ids(runtime, prompt, raw), **vars(settings)):
@@ -163,9 +216,20 @@ def compare_verb(
     block_size: BlockSize = DEFAULTS.block_size,
     max_tokens: MaxTokens = DEFAULTS.max_tokens,
     seed: Annotated[int, typer.Option(help="The same for every arm.")] = 0,
+    strict_first: StrictFirst = DEFAULTS.strict_first,
+    thinking_rule: ThinkingRule = None,
+    presence_penalty: PresencePenalty = DEFAULTS.presence_penalty,
+    frequency_penalty: FrequencyPenalty = DEFAULTS.frequency_penalty,
+    repetition_penalty: RepetitionPenalty = DEFAULTS.repetition_penalty,
+    logit_bias: LogitBias = None,
+    grammar: GrammarFile = None,
+    json_schema: SchemaFile = None,
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Sequential cascade: below this confidence the expert starts over.")
-    ] = routing.DEFAULT_THRESHOLD,
+    ] = DEFAULT_THRESHOLD,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every method that there is, with typical dials, and the min-p control.")
+    ] = False,
     repeat: Annotated[int, typer.Option(min=1, help="Ask this often in turns; times are medians.")] = 1,
     ctx: Context = None,
     threads: Threads = None,
@@ -185,19 +249,36 @@ def compare_verb(
     _log(verbose)
     has_files = drafter is not None or expert is not None
     pair, prompt = _pair_and_prompt(words or [DEFAULT_QUESTION], models, has_files=has_files)
-    settings = Settings(rule, temperature, top_k, top_p, min_p, block_size, max_tokens, seed)  # refused before anything is loaded
+    settings = Settings(  # refused before anything is loaded
+        rule=rule,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        block_size=block_size,
+        max_tokens=max_tokens,
+        seed=seed,
+        strict_first=strict_first,
+        thinking_rule=thinking_rule,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        repetition_penalty=repetition_penalty,
+        logit_bias=_biases(logit_bias),
+        grammar=_read(grammar),
+        json_schema=_read(json_schema),
+    )
     with _loaded(pair, drafter, expert, models, ctx, threads, gpu_layers, verbose) as runtime:
-        own = rules.parse(rule or runtime.rule)
+        own = methods.parse(rule or runtime.rule)
         if verbose:
             _tell_rule(own, seed)
+        arms = all_arms(settings, own) if everything else few_arms(settings, own, threshold)
         ids = _ids(runtime, prompt, raw)
         with _progress("asking", verbose) as bar:
             task = bar.add_task("", total=1.0)
             rows = compare(
                 runtime,
                 ids,
-                settings,
-                threshold=threshold,
+                arms,
                 repeat=repeat,
                 on_step=lambda fraction: bar.update(task, completed=fraction),
             )
@@ -205,8 +286,11 @@ def compare_verb(
         asked = {"pair": runtime.pair.name, "prompt": prompt, **vars(settings), "rule": str(own), "repeat": repeat, "threshold": threshold}
         print(json.dumps({**asked, "rows": [row.as_dict() for row in rows]}, ensure_ascii=False, indent=1))
         return
-    for row in rows:
-        print_row(row, threshold)
+    if everything:
+        print_groups(rows)
+    else:
+        for row in rows:
+            print_row(row)
     if styled():
         stdout.print(legend(), end="\n\n")
     stdout.print(comparison_table(rows))
@@ -224,8 +308,63 @@ def models_verb(models: Models = None) -> None:
     (stdout if stdout.is_terminal else Console(width=10_000)).print(table)  # a pipe has no width, and no path is cut short for it
 
 
+@app.command("rules")
+def rules_verb(as_json: Json = False) -> None:
+    """List every method: how it is written, what it does, its range, its lossless end, temperature 0, its source."""
+    rows = [methods.described(method) for method in methods.METHODS.values()]
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False, indent=1))
+        return
+    for row in rows:
+        stdout.print(Text(row.pop("method"), "bold"))
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 2), pad_edge=True)
+        for name, told in row.items():
+            table.add_row(Text(name, "dim"), Text(told))
+        stdout.print(table)
+        stdout.print()
+
+
+@app.command("calibrate")
+def calibrate_verb(
+    pair: Annotated[str | None, typer.Argument(metavar="[PAIR]", show_default="the bundled one", help="A pair from models.yaml.")] = None,
+    tasks: Annotated[Path, typer.Option(help="JSONL: one {'prompt': ..., 'answers': [...]} per line.")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option(help="Where the calibration goes; use it as --rule calibrated:FILE.")] = ...,  # type: ignore[assignment]
+    picture: Annotated[Path | None, typer.Option(help="Where the reliability diagram goes, .png or .svg.")] = None,
+    target: Annotated[
+        float | None, typer.Option(min=0, max=1, show_default="the expert's own", help="Accuracy to keep on the validation half.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split into halves.")] = 0,
+    max_tokens: MaxTokens = DEFAULTS.max_tokens,
+    ctx: Context = None,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = -1,
+    drafter: DrafterFile = None,
+    expert: ExpertFile = None,
+    models: Models = None,
+    verbose: Verbose = 0,
+) -> None:
+    """Learn from judged questions when the drafter's whole answer can be trusted (needs the extra calibrate)."""
+    _log(verbose)
+    questions = read_tasks(tasks)
+    with _loaded(pair, drafter, expert, models, ctx, threads, gpu_layers, verbose) as runtime:
+        with _progress("asking", verbose) as bar:
+            task = bar.add_task("", total=1.0)
+            found = judged(runtime, questions, max_tokens=max_tokens, on_step=lambda fraction: bar.update(task, completed=fraction))
+        calibration = fit(found, drafter=runtime.pair.drafter, expert=runtime.pair.expert, target=target, seed=seed)
+    if picture:
+        reliability_diagram(calibration, picture)
+    calibration.save(out)
+    print(f"fitted on {calibration.calibrated_on} answers, chosen on {len(calibration.validation)} others:")
+    print(f"  ask the expert where the drafter is wrong with probability above {calibration.threshold:.3f}")
+    print(f"  the drafter answers {calibration.kept:.1%} alone")
+    print(f"  right answers {calibration.accuracy:.1%}, asked for {calibration.target_accuracy:.1%}")
+    print(f"  the expert alone {calibration.expert_accuracy:.1%}, the drafter alone {calibration.drafter_accuracy:.1%}")
+    print(f"use it with: --rule {Calibrated.name}:{out}")
+
+
 def main() -> None:
     """Entry point of the console command."""
+    sys.path.append(os.getcwd())  # where a rule of the user's own is looked for last
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows ? instead of a traceback
@@ -302,7 +441,29 @@ def _loaded(
         yield runtime
 
 
-def _tell_rule(rule: rules.Rule, seed: int) -> None:
+def _biases(given: list[str] | None) -> dict[int, float]:
+    biases: dict[int, float] = {}
+    for text in given or ():
+        token, _, bias = text.partition("=")
+        try:
+            biases[int(token)] = float(bias)
+        except ValueError:
+            raise SettingError(f"--logit-bias {text!r:.40} is not ID=BIAS, such as 42=-5") from None
+    return biases
+
+
+def _read(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{path}: not UTF-8 text ({error})") from error
+
+
+def _tell_rule(rule: Method, seed: int) -> None:
     stderr.print(f"rule {rule}: {rule.trade}; seed {seed}", soft_wrap=True)
 
 

@@ -10,14 +10,19 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+from . import methods
+from .acceptance import Fly
+from .deferral import Method
 from .reply import Reply
-from .rules import Never, Opt, Strict, parse
+from .routing import Margin
+from .rules import DEFAULT, Never, Opt, Strict, TokenV3
 from .runtime import Prompt, Runtime
 from .settings import DEFAULTS, Settings
 
 #: The rule of the paper, shown beside the pair's own.
 PAPER_RULE = Opt(0.2)
-SEQUENTIAL = "sequential cascade"
+#: Below this mean margin the sequential cascade throws the drafter's answer away.
+DEFAULT_THRESHOLD = 0.9
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """For result files."""
         measured = {"wall_s": self.wall_s, "tokens_per_s": self.tokens_per_s, "speedup": self.speedup}
-        more = {"dropped": dropped_pairs(self.reply), "confidence": self.reply.confidence, "block_size": self.block_size}
+        more = {"dropped": dropped_pairs(self.reply), "block_size": self.block_size}
         return {"arm": self.name, **self.reply.as_dict(), **more, **measured}
 
 
@@ -52,42 +57,71 @@ def dropped_pairs(reply: Reply) -> list[tuple[str, str]]:
     return pairs
 
 
-def compare(
-    runtime: Runtime,
-    prompt: Prompt,
-    settings: Settings,
-    *,
-    threshold: float,
-    repeat: int,
-    on_step: Callable[[float], None] = lambda fraction: None,
-) -> list[Row]:
-    """Answer ``prompt`` by drafter, expert, sequential cascade, speculative decoding and speculative cascade.
-
-    ``settings`` hold for every arm, as far as it has them; the cascade uses their rule or the pair's own. The arms take turns
-    ``repeat`` times, so that a slow moment of the machine does not fall on one of them; ``on_step`` is told the fraction done.
-    """
-    rule = runtime.rule if settings.rule is None else parse(settings.rule)
+def few_arms(settings: Settings, rule: Method, threshold: float) -> dict[str, Settings]:
+    """Drafter, expert, sequential cascade, speculative decoding and speculative cascade, by name."""
     cascades = dict.fromkeys([rule, PAPER_RULE])  # once each, should they be the same
-    arms = {
-        "drafter alone": replace(settings, rule=Never(), block_size=settings.block_size or DEFAULTS.block_size),
-        "expert alone": replace(settings, rule=Strict(), block_size=0),
-        SEQUENTIAL: settings,
+    return {
+        **_alone(settings),
+        "sequential cascade": replace(settings, rule=Margin(threshold)),
         "speculative decoding": replace(settings, rule=Strict()),
         **{f"cascade {each}": replace(settings, rule=each) for each in cascades},
     }
 
-    def ask(name: str) -> Reply:
-        runtime.reset()
-        if name != SEQUENTIAL:
-            return runtime.generate(prompt, **vars(arms[name]))
-        shared = {key: value for key, value in vars(settings).items() if key not in ("rule", "block_size")}
-        return runtime.sequential(prompt, threshold=threshold, **shared)
 
+def all_arms(settings: Settings, rule: Method) -> dict[str, Settings]:
+    """Every method that there is, with its typical dials, and the variations of speculative decoding.
+
+    ``min-p`` is the control: truncation by itself sharpens a text and can look like the gain of a lossy rule (arXiv 2607.26627), so
+    the expert alone and speculative decoding are also asked under min-p 1 - alpha, alpha being token_v3's. Rules that mean nothing
+    under these settings are left out, such as fly above temperature 0.
+    """
+    control = 1 - max(rule.alpha if isinstance(rule, TokenV3) else DEFAULT.alpha, 0.0)
+    arms = {
+        **_alone(settings),
+        f"expert, min-p {control:.3g}": replace(settings, rule=Strict(), block_size=0, min_p=control),
+        "strict": replace(settings, rule=Strict()),
+        f"strict, min-p {control:.3g}": replace(settings, rule=Strict(), min_p=control),
+        "strict, block": replace(settings, rule=Strict(), verification="block"),
+        str(rule): replace(settings, rule=rule),
+        f"{rule}, cascade bonus": replace(settings, rule=rule, bonus="cascade"),
+    }
+    for spec in methods.examples():
+        method = methods.parse(spec)
+        if isinstance(method, Never | Strict) or (isinstance(method, Fly) and settings.temperature > 0):
+            continue
+        size = max(settings.block_size, Fly.TAIL + 4) if isinstance(method, Fly) else settings.block_size
+        arms.setdefault(
+            spec if size == settings.block_size else f"{spec}, blocks of {size}", replace(settings, rule=method, block_size=size)
+        )
+    return arms
+
+
+def _alone(settings: Settings) -> dict[str, Settings]:
+    return {
+        "drafter alone": replace(settings, rule=Never(), block_size=settings.block_size or DEFAULTS.block_size),
+        "expert alone": replace(settings, rule=Strict(), block_size=0),
+    }
+
+
+def compare(
+    runtime: Runtime,
+    prompt: Prompt,
+    arms: dict[str, Settings],
+    *,
+    repeat: int,
+    on_step: Callable[[float], None] = lambda fraction: None,
+) -> list[Row]:
+    """Answer ``prompt`` in every way of ``arms``, which must hold an "expert alone" to compare with.
+
+    The arms take turns ``repeat`` times, so that a slow moment of the machine does not fall on one of them; ``on_step`` is told the
+    fraction done.
+    """
     for warm_up in ("drafter alone", "expert alone"):  # the first evaluations of a process are slow; they count for nobody
         runtime.generate(prompt, **vars(replace(arms[warm_up], max_tokens=2)))
     replies: dict[str, list[Reply]] = {name: [] for name in arms}
     for turn, name in enumerate(name for _ in range(repeat) for name in arms):
-        replies[name].append(ask(name))
+        runtime.reset()
+        replies[name].append(runtime.generate(prompt, **vars(arms[name])))
         on_step((turn + 1) / (repeat * len(arms)))
     walls = {name: median(reply.stats.wall_s for reply in answers) for name, answers in replies.items()}
     return [Row(name, replies[name][0], each.block_size, walls[name], walls["expert alone"] / walls[name]) for name, each in arms.items()]

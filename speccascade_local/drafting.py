@@ -11,7 +11,9 @@ from typing import Protocol
 
 import numpy as np
 
+from .evidence import Rows
 from .sampling import Array, Sampler, draw
+from .shaping import Shaper
 from .verify import Draft
 
 
@@ -44,19 +46,33 @@ class Session(Protocol):
 
 
 def propose(
-    drafter: Session, tokens: list[int], block_size: int, sampler: Sampler, rng: np.random.Generator, is_end: Callable[[int], bool]
+    drafter: Session,
+    tokens: list[int],
+    length: int,
+    sampler: Sampler,
+    rng: np.random.Generator,
+    is_end: Callable[[int], bool],
+    *,
+    shaper: Shaper,
+    reply: list[int],
+    look_ahead: bool = False,
 ) -> Draft:
-    """Draft up to ``block_size`` tokens that continue ``tokens``.
+    """Draft up to ``length`` tokens that continue ``tokens``, of which ``reply`` is the end that was generated.
 
     The drafter first reads, in one batch, whatever it has not seen of ``tokens``, so no token is ever read twice. A draft ends early
     after an end-of-text token: what would follow could never be used, and since that is decided from drafted tokens alone, the
-    distribution of the output does not change.
+    distribution of the output does not change. look_ahead: let the drafter read its last token too, for the row that follows it.
     """
     drafted: list[int] = []
     rows: list[Array] = []
+    shaped: list[Array] = []
     unread = tokens[len(drafter.tokens) :]
-    while len(drafted) < block_size and not (drafted and is_end(drafted[-1])):
+    while not (drafted and is_end(drafted[-1])) and len(rows) < length + look_ahead:
         rows.append(drafter.extend(unread, keep=1)[0].copy())
-        unread = [draw(sampler.probs(rows[-1]), rng)]
-        drafted += unread
-    return Draft(drafted, np.array(rows, dtype=np.float32).reshape(len(drafted), drafter.n_vocab))
+        shaped.append(shaper.shape(rows[-1], [*reply, *drafted]))
+        if len(drafted) < length:
+            unread = [draw(sampler.probs(shaped[-1]), rng)]
+            drafted += unread
+    shape = len(rows), drafter.n_vocab
+    logits = np.array(rows, dtype=np.float32).reshape(shape)
+    return Draft(drafted, Rows(logits, np.array(shaped).reshape(shape)) if shaper.active else Rows.of(logits))

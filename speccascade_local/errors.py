@@ -4,7 +4,7 @@
     ├── SettingError                 a rule, alpha, temperature, length or other setting outside what is allowed
     ├── PromptError                  an empty prompt, ids outside the vocabulary, text for a model that has none, a bad chat message
     │   └── ContextOverflowError     more tokens than the context holds
-    ├── CatalogError                 models.yaml: missing, malformed, unknown pair or key
+    ├── CatalogError                 a file of ours (models.yaml, a calibration, tasks): missing, malformed, unknown pair or key
     ├── ModelLoadError               a file that is missing, no GGUF, damaged, or of a kind that cannot work here
     ├── PairError                    two models that cannot answer as one
     └── SessionError                 llama.cpp refused an evaluation or a rewind; a closed or superseded object was used
@@ -32,7 +32,7 @@ class ContextOverflowError(PromptError):
 
 
 class CatalogError(SpeccascadeError):
-    """``models.yaml`` cannot be found, read or understood, or has no such pair."""
+    """``models.yaml``, or another file of this package's own kinds, cannot be found, read or understood, or has no such pair."""
 
 
 class ModelLoadError(SpeccascadeError):

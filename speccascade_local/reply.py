@@ -9,10 +9,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from .account import Fidelity
 from .cascade import FinishReason
-from .rules import Rule
+from .deferral import Method
 from .stats import Stats
 from .verify import Origin
+
+
+class Candidate(NamedTuple):
+    """A token that could have stood at a place. ``bytes``: what it stands for exactly; ``text`` shows broken characters as U+FFFD."""
+
+    id: int
+    text: str
+    bytes: bytes
+    logprob: float
+
+
+class Logprobs(NamedTuple):
+    """Natural log-probabilities at one place: the emitted token's, and those of the most probable tokens, best first."""
+
+    logprob: float
+    top: tuple[Candidate, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; -inf (the model would never say it here) becomes None."""
+        top = [{"id": c.id, "text": c.text, "bytes": list(c.bytes), "logprob": c.logprob} for c in self.top]
+        return {"logprob": self.logprob if self.logprob > -float("inf") else None, "top": top}
 
 
 class Token(NamedTuple):
@@ -20,12 +42,22 @@ class Token(NamedTuple):
 
     origin: ``accepted`` (draft kept by the rule), ``matched`` (draft kept by the strict test), ``corrected`` (the expert's, in place
     of a dropped draft), ``bonus`` (the expert's, after a fully kept draft) or ``expert`` (there was no draft).
+    tv: total variation between the distribution that the token was drawn from and the expert's own. expert_logprob, drafter_logprob:
+    the token's log-probability under each model's raw logits. None where a model was not evaluated, or nothing was recorded.
+    logprobs: of the distribution that the token was drawn from; expert_logprobs, drafter_logprobs: of the models' own sampling
+    distributions, if asked for.
     """
 
     id: int
     text: str
     origin: Origin
     dropped: str | None = None  # text of the rest of the draft that this one, a corrected one, replaces
+    tv: float | None = None
+    expert_logprob: float | None = None
+    drafter_logprob: float | None = None
+    logprobs: Logprobs | None = None
+    expert_logprobs: Logprobs | None = None
+    drafter_logprobs: Logprobs | None = None
 
 
 @dataclass(frozen=True)
@@ -33,13 +65,15 @@ class Chunk:
     """What one block added to the text. ``stats`` is a copy as of this block; ``finish_reason`` is set on the last chunk.
 
     finish_reason: ``"stop"`` (the model ended its text, or a stop string came) or ``"length"`` (max_tokens, or a full context).
+    confidence: of a sequential cascade, the drafter's score of its answer.
     """
 
     tokens: tuple[Token, ...]
     finish_reason: FinishReason | None
     stats: Stats
-    rule: Rule
+    rule: Method
     seed: int
+    confidence: float | None = None
 
     @property
     def text(self) -> str:
@@ -56,8 +90,23 @@ class Chunk:
         """Who wrote each token, in the order of ``token_ids``."""
         return [token.origin for token in self.tokens]
 
+    @property
+    def fidelity(self) -> Fidelity | None:
+        """How true these tokens are to the expert; None where no account was kept (``fidelity=False``)."""
+        recorded = any(token.expert_logprob is not None or token.drafter_logprob is not None for token in self.tokens)
+        return Fidelity.of(self.tokens) if recorded else None
+
     def as_dict(self) -> dict[str, Any]:
-        """The repeatable part, for JSON: no clocks."""
+        """The repeatable part, for JSON: no clocks. Lists have one element per token."""
+        fidelity = self.fidelity
+        account: dict[str, Any] = {"fidelity": None}
+        if fidelity:
+            account = {"fidelity": fidelity.as_dict()}
+            account |= {name: [getattr(token, name) for token in self.tokens] for name in ("tv", "expert_logprob", "drafter_logprob")}
+        for name in ("logprobs", "expert_logprobs", "drafter_logprobs"):
+            found: list[Logprobs | None] = [getattr(token, name) for token in self.tokens]
+            if any(found):
+                account[name] = [each.as_dict() if each else None for each in found]
         return {
             "rule": str(self.rule),
             "seed": self.seed,
@@ -65,7 +114,9 @@ class Chunk:
             "token_ids": self.token_ids,
             "origins": self.origins,
             "finish_reason": self.finish_reason,
+            "confidence": self.confidence,
             "stats": self.stats.counts(),
+            **account,
         }
 
 
@@ -77,10 +128,9 @@ class Reply(Chunk):
     evaluates in other batches, which may flip a near-tie.
     """
 
-    confidence: float | None = None  # of a sequential cascade: the drafter's mean margin
-
     @classmethod
     def of(cls, chunks: Sequence[Chunk]) -> Reply:
         """All chunks of one stream, joined."""
         last = chunks[-1]
-        return cls(tuple(token for chunk in chunks for token in chunk.tokens), last.finish_reason, last.stats, last.rule, last.seed)
+        tokens = tuple(token for chunk in chunks for token in chunk.tokens)
+        return cls(tokens, last.finish_reason, last.stats, last.rule, last.seed, last.confidence)

@@ -1,23 +1,228 @@
-"""Sequential cascades: the drafter answers in full, and a score of its confidence decides whether the expert starts over.
+"""Sequential cascades, the baselines: the drafter answers, and a score of its confidence decides whether the expert does it instead.
 
-The baseline that speculative cascades are compared with. Knows nothing of how either answer is made.
+Query-level: the drafter answers in full; below a threshold its answer is thrown away and the expert starts over. Token-level: the
+drafter writes as long as it is sure, and the expert is called for single tokens. Knows nothing of files and of how answers are shown.
 """
 
 from __future__ import annotations
 
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
 import numpy as np
 
-from .sampling import Array, softmax
+from .account import Side, Wanted, entry
+from .cascade import Block, FinishReason
+from .deferral import ANY, Dial, Method
+from .drafting import Session
+from .evidence import Evidence, Float, Rows
+from .rules import Chow
+from .sampling import Array, Sampler, draw, softmax
+from .shaping import Shaper
+from .stats import Stats
+from .verify import Draft, Origin, Verdict
 
-#: Below this mean margin the drafter's answer is thrown away.
-DEFAULT_THRESHOLD = 0.9
+
+@dataclass(frozen=True, eq=False)
+class Signals:
+    """What an answer's tokens say of the drafter's confidence, read from its raw logits (temperature 1, nothing filtered)."""
+
+    logprobs: Float  # [n] log-probability of each emitted token
+    margins: Float  # [n] probability of the first choice minus that of the second
+
+    @classmethod
+    def of(cls, token_ids: list[int], logits: Array) -> Signals:
+        """From the answer and the rows it was drawn from. [n], [n, n_vocab]"""
+        probs = softmax(logits[: len(token_ids)])
+        chosen = np.take_along_axis(probs, np.array(token_ids, dtype=np.int64)[:, None], axis=-1)[:, 0]
+        top_two = np.partition(probs, -2, axis=-1)[:, -2:] if probs.shape[-1] > 1 else np.array([[0.0, 1.0]] * len(probs))
+        return cls(np.log(np.maximum(chosen, 1e-300)), top_two[:, 1] - top_two[:, 0])
+
+    @classmethod
+    def join(cls, parts: list[Signals]) -> Signals:
+        """The signals of a whole answer."""
+        return cls(np.concatenate([part.logprobs for part in parts]), np.concatenate([part.margins for part in parts]))
 
 
-def margins(logits: Array) -> Array:
-    """Probability of the drafter's first choice minus that of its second, at temperature 1. [k, n_vocab] -> [k]
+class Route(Method):
+    """A query-level cascade: keep the drafter's answer iff its ``score`` reaches the ``threshold``."""
 
-    Their mean over an answer is the confidence score; 1 minus it is the uncertainty u of UCCI (arXiv 2605.18796).
+    #: The least score with which the drafter's answer stands.
+    threshold: float
+
+    @abstractmethod
+    def score(self, signals: Signals) -> float:
+        """The drafter's confidence in its answer; more is surer."""
+
+    def check_pair(self, drafter: Path, expert: Path) -> None:
+        """Refuse a pair that the method was not made for. Raises SettingError."""
+
+
+@dataclass(frozen=True)
+class Scored(Route):
+    """A route whose threshold is its dial."""
+
+    threshold: float
+
+
+@dataclass(frozen=True)
+class ChowSum(Scored):
+    """Keep the drafter's answer iff Σ log q(x) >= threshold.
+
+    Lossless: threshold above 0
+    Keeps every draft: threshold to minus infinity
+    Temperature 0: the same test, over the greedy answer
+    Source: Gupta et al. 2404.10136
     """
-    top_two = np.partition(softmax(logits), -2, axis=-1)[..., -2:]
-    gap: Array = top_two[..., 1] - top_two[..., 0]
-    return gap
+
+    name: ClassVar[str] = "chow_sum"
+    trade: ClassVar[str] = "the small model's whole answer or the large one's; long answers look unsure"
+    dials: ClassVar[Mapping[str, Dial]] = {"threshold": ANY}
+    example: ClassVar[str] = "-2.0"
+
+    def score(self, signals: Signals) -> float:
+        return float(signals.logprobs.sum())
+
+
+@dataclass(frozen=True)
+class ChowAverage(Scored):
+    """Keep the drafter's answer iff the mean of log q(x) over its tokens >= threshold.
+
+    Lossless: threshold above 0
+    Keeps every draft: threshold to minus infinity
+    Temperature 0: the same test, over the greedy answer
+    Source: Gupta et al. 2404.10136
+    """
+
+    name: ClassVar[str] = "chow_average"
+    trade: ClassVar[str] = "the small model's whole answer or the large one's, whatever its length"
+    dials: ClassVar[Mapping[str, Dial]] = {"threshold": ANY}
+    example: ClassVar[str] = "-0.05"
+
+    def score(self, signals: Signals) -> float:
+        return float(signals.logprobs.mean())
+
+
+@dataclass(frozen=True)
+class ChowQuantile(Scored):
+    """Keep the drafter's answer iff the given quantile of log q(x) over its tokens >= threshold; quantile 0 is its worst token.
+
+    Lossless: threshold above 0
+    Keeps every draft: threshold to minus infinity
+    Temperature 0: the same test, over the greedy answer
+    Source: Gupta et al. 2404.10136
+    """
+
+    quantile: float = 0.0
+
+    name: ClassVar[str] = "chow_quantile"
+    trade: ClassVar[str] = "the small model's whole answer or the large one's, by its least sure tokens"
+    dials: ClassVar[Mapping[str, Dial]] = {"threshold": ANY, "quantile": Dial(0, 1)}
+    example: ClassVar[str] = "-1.0,0.0"
+
+    def score(self, signals: Signals) -> float:
+        return float(np.quantile(signals.logprobs, self.quantile))
+
+
+@dataclass(frozen=True)
+class Margin(Scored):
+    """Keep the drafter's answer iff the mean of (best - second-best probability) over its tokens >= threshold.
+
+    Lossless: threshold 1, but for a drafter that is never in doubt
+    Keeps every draft: threshold 0
+    Temperature 0: the same test, over the greedy answer
+    Source: arXiv 2605.18796 (UCCI), whose uncertainty u is 1 minus this mean
+    """
+
+    name: ClassVar[str] = "margin"
+    trade: ClassVar[str] = "the small model's whole answer or the large one's, by how clearly it chose its words"
+    dials: ClassVar[Mapping[str, Dial]] = {"threshold": Dial(0, 1)}
+    example: ClassVar[str] = "0.9"
+
+    def score(self, signals: Signals) -> float:
+        return float(signals.margins.mean())
+
+
+@dataclass(frozen=True)
+class TokenCascade(Chow):
+    """Token by token: the drafter's token iff max q >= 1 - alpha, else the expert is called for this one token.
+
+    The target is chow's, but the expert is only evaluated where it is asked, one token at a time, and reads what it missed.
+
+    Lossless: alpha 0
+    Keeps every draft: alpha 1, without asking the expert at all
+    Temperature 0: the same test
+    Source: Jitkrittum et al. 2307.02764 (Chow's rule at every token); the baseline of Narasimhan et al. 2405.19261
+    """
+
+    name: ClassVar[str] = "token_cascade"
+    trade: ClassVar[str] = "the expert is called for single tokens, where the drafter is unsure; it never reads in batches of drafts"
+    example: ClassVar[str] = "0.2"
+
+
+def token_cascade(
+    tokens: list[int],
+    drafter: Session,
+    expert: Session,
+    *,
+    rule: TokenCascade,
+    sampler: Sampler,
+    rng: np.random.Generator,
+    max_tokens: int,
+    stops: Callable[[int], bool],
+    stats: Stats,
+    shaper: Shaper,
+    wanted: Wanted | None = None,
+) -> Iterator[Block]:
+    """Like :func:`cascade.decode`, a token at a time: drafted where the drafter is sure, else drawn from the expert.
+
+    The user's filters are the drafter's own where the expert is not asked.
+    """
+    budget = min(max_tokens, min(expert.n_ctx, drafter.n_ctx) + 1 - len(tokens))
+    reply: list[int] = []
+    finish_reason: FinishReason | None = None
+    while finish_reason is None:
+        before = time.perf_counter()
+        rows = Rows(*_own_row(drafter, tokens, shaper, reply))
+        evidence = Evidence(rows, rows, sampler)  # the rule looks at the drafter alone
+        unsure = bool(rule.defer(evidence)[0])
+        drafted = time.perf_counter()
+        probs, sides = evidence.drafter_probs[0], [None, Side(rows.logits[0], evidence.drafter_probs[0])]
+        origin: Origin = "accepted"
+        if unsure:
+            asked = Rows(*_own_row(expert, tokens, shaper, reply))
+            probs, origin = sampler.probs(asked.shaped)[0], "expert"
+            sides[0] = Side(asked.logits[0], probs)
+        scored = time.perf_counter()
+        token = draw(probs, rng)
+        entries = (entry(wanted, token, probs, *sides),) if wanted else ()
+        kept = () if unsure else (token,)
+        verdict = Verdict((token,), (origin,), (False,) * len(kept), entries=entries)
+        budget -= 1
+        finish_reason = "stop" if stops(token) else "length" if budget == 0 else None
+        tokens.append(token)
+        reply.append(token)
+        stats.blocks += 1
+        stats.tokens += 1
+        stats.drafter_calls += 1
+        stats.expert_calls += unsure
+        stats.drafted += len(kept)
+        stats.tested += len(kept)
+        stats.accepted += len(kept)
+        now = time.perf_counter()
+        stats.draft_s += drafted - before
+        stats.expert_s += scored - drafted
+        stats.verify_s += now - scored
+        stats.wall_s += now - before
+        stats.ttft_s = stats.ttft_s or stats.wall_s
+        yield Block(verdict, Draft(list(kept), rows), finish_reason)
+
+
+def _own_row(session: Session, tokens: list[int], shaper: Shaper, reply: list[int]) -> tuple[Array, Array]:
+    """A model's row after ``tokens``, raw and shaped, having read what it had not. Both [1, n_vocab]."""
+    raw = session.extend(tokens[len(session.tokens) :], keep=1).copy()
+    return raw, shaper.shape(raw[0], reply)[None]

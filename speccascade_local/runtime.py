@@ -1,7 +1,7 @@
 """The object that users hold: two loaded models that answer as one.
 
-Turns text into ids and ids into text around the loop in cascade.py, and carries both caches from call to call. One call at a
-time: a new call supersedes a stream that was not read to its end. Knows nothing of terminals, and of files only their paths.
+Carries both caches from call to call, and lets calls take turns: a new call supersedes a stream that was not read to its end. How a
+reply is made is answering.py's business. Knows nothing of terminals, and of files only their paths.
 """
 
 from __future__ import annotations
@@ -10,28 +10,28 @@ import operator
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-import numpy as np
-
-from . import catalog, routing, rules
-from .cascade import Block, decode
+from . import catalog, methods, rules
+from .answering import Pairing, answer
+from .cascade import Bonus
 from .catalog import Pair
-from .checks import finite_number, whole_number
-from .drafting import Session
+from .checks import whole_number
+from .deferral import Method
 from .errors import ContextOverflowError, PromptError, SessionError, SettingError
 from .pairing import shared_vocab_size
-from .reply import Chunk, Reply, Token
-from .rules import Rule
+from .reply import Chunk, Reply
+from .routing import Route
 from .session import LlamaModel, LlamaSession
 from .settings import DEFAULTS, Settings
-from .stats import Stats
-from .text import ChatTemplate, Message, TextStream
+from .text import ChatTemplate, Message
+from .verify import Verification
+from .vocabulary import Vocabulary
 
 #: The context that is made where none is asked for, if both models were trained for as much.
 DEFAULT_CONTEXT = 4096
@@ -49,11 +49,13 @@ class Runtime:
 
     def __init__(self, pair: Pair, drafter: LlamaSession, expert: LlamaSession, resources: ExitStack) -> None:
         self.pair = pair
-        self.rule: Rule = rules.parse(pair.rule) if pair.rule else rules.DEFAULT
+        self.rule: Method = methods.parse(pair.rule) if pair.rule else rules.DEFAULT
         self.n_ctx = expert.n_ctx
         self.n_vocab = expert.n_vocab
         self._drafter, self._expert = drafter, expert
         self._model = expert.model
+        vocabulary = Vocabulary(self.n_vocab, lambda token: self._model.piece(token, special=True))
+        self._pairing = Pairing(drafter, expert, self._model, vocabulary)
         self._resources = resources
         self._whole_calls = threading.RLock()  # held while a whole reply is made
         self._block = threading.Lock()  # held while one block is made
@@ -65,7 +67,7 @@ class Runtime:
         self,
         prompt: Prompt,
         *,
-        rule: str | Rule | None = DEFAULTS.rule,
+        rule: str | Method | None = DEFAULTS.rule,
         temperature: float = DEFAULTS.temperature,
         top_k: int = DEFAULTS.top_k,
         top_p: float = DEFAULTS.top_p,
@@ -74,20 +76,57 @@ class Runtime:
         max_tokens: int = DEFAULTS.max_tokens,
         seed: int | None = DEFAULTS.seed,
         stop: Sequence[str] = DEFAULTS.stop,
+        strict_first: int = DEFAULTS.strict_first,
+        thinking_rule: str | Method | None = DEFAULTS.thinking_rule,
+        verification: Verification = DEFAULTS.verification,
+        bonus: Bonus = DEFAULTS.bonus,
+        fidelity: bool = DEFAULTS.fidelity,
+        logprobs: int | None = DEFAULTS.logprobs,
+        model_logprobs: bool = DEFAULTS.model_logprobs,
+        presence_penalty: float = DEFAULTS.presence_penalty,
+        frequency_penalty: float = DEFAULTS.frequency_penalty,
+        repetition_penalty: float = DEFAULTS.repetition_penalty,
+        logit_bias: Mapping[int, float] = DEFAULTS.logit_bias,
+        grammar: str | None = DEFAULTS.grammar,
+        json_schema: str | Mapping[str, Any] | bool | None = DEFAULTS.json_schema,
     ) -> Reply:
         """Continue a raw prompt (text, in which control tokens are read, or a list of ids) and return the whole reply.
 
-        Raises PromptError, ContextOverflowError and SettingError before anything is evaluated.
+        What each setting means: :class:`speccascade_local.settings.Settings`. Raises PromptError, ContextOverflowError and
+        SettingError before anything is evaluated, and SettingError where a rule of the user's own or a grammar fails on the way.
         """
-        settings = Settings(rule, temperature, top_k, top_p, min_p, block_size, max_tokens, seed, stop)
+        settings = Settings(
+            rule,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            block_size,
+            max_tokens,
+            seed,
+            stop,
+            strict_first,
+            thinking_rule,
+            verification,
+            bonus,
+            fidelity,
+            logprobs,
+            model_logprobs,
+            presence_penalty,
+            frequency_penalty,
+            repetition_penalty,
+            logit_bias,
+            grammar,
+            json_schema,
+        )
         with self._whole_calls:
-            return Reply.of([chunk for chunk, _ in self._start(prompt, settings)])
+            return Reply.of(list(self._start(prompt, settings)))
 
     def stream(
         self,
         prompt: Prompt,
         *,
-        rule: str | Rule | None = DEFAULTS.rule,
+        rule: str | Method | None = DEFAULTS.rule,
         temperature: float = DEFAULTS.temperature,
         top_k: int = DEFAULTS.top_k,
         top_p: float = DEFAULTS.top_p,
@@ -96,17 +135,52 @@ class Runtime:
         max_tokens: int = DEFAULTS.max_tokens,
         seed: int | None = DEFAULTS.seed,
         stop: Sequence[str] = DEFAULTS.stop,
+        strict_first: int = DEFAULTS.strict_first,
+        thinking_rule: str | Method | None = DEFAULTS.thinking_rule,
+        verification: Verification = DEFAULTS.verification,
+        bonus: Bonus = DEFAULTS.bonus,
+        fidelity: bool = DEFAULTS.fidelity,
+        logprobs: int | None = DEFAULTS.logprobs,
+        model_logprobs: bool = DEFAULTS.model_logprobs,
+        presence_penalty: float = DEFAULTS.presence_penalty,
+        frequency_penalty: float = DEFAULTS.frequency_penalty,
+        repetition_penalty: float = DEFAULTS.repetition_penalty,
+        logit_bias: Mapping[int, float] = DEFAULTS.logit_bias,
+        grammar: str | None = DEFAULTS.grammar,
+        json_schema: str | Mapping[str, Any] | bool | None = DEFAULTS.json_schema,
     ) -> Iterator[Chunk]:
         """Like :meth:`generate`, block by block. Bad input is refused by the call itself, not by the first chunk."""
-        settings = Settings(rule, temperature, top_k, top_p, min_p, block_size, max_tokens, seed, stop)
-        run = self._start(prompt, settings)
-        return (chunk for chunk, _ in run)
+        settings = Settings(
+            rule,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            block_size,
+            max_tokens,
+            seed,
+            stop,
+            strict_first,
+            thinking_rule,
+            verification,
+            bonus,
+            fidelity,
+            logprobs,
+            model_logprobs,
+            presence_penalty,
+            frequency_penalty,
+            repetition_penalty,
+            logit_bias,
+            grammar,
+            json_schema,
+        )
+        return self._start(prompt, settings)
 
     def chat(
         self,
         messages: Sequence[Message],
         *,
-        rule: str | Rule | None = DEFAULTS.rule,
+        rule: str | Method | None = DEFAULTS.rule,
         temperature: float = DEFAULTS.temperature,
         top_k: int = DEFAULTS.top_k,
         top_p: float = DEFAULTS.top_p,
@@ -115,6 +189,19 @@ class Runtime:
         max_tokens: int = DEFAULTS.max_tokens,
         seed: int | None = DEFAULTS.seed,
         stop: Sequence[str] = DEFAULTS.stop,
+        strict_first: int = DEFAULTS.strict_first,
+        thinking_rule: str | Method | None = DEFAULTS.thinking_rule,
+        verification: Verification = DEFAULTS.verification,
+        bonus: Bonus = DEFAULTS.bonus,
+        fidelity: bool = DEFAULTS.fidelity,
+        logprobs: int | None = DEFAULTS.logprobs,
+        model_logprobs: bool = DEFAULTS.model_logprobs,
+        presence_penalty: float = DEFAULTS.presence_penalty,
+        frequency_penalty: float = DEFAULTS.frequency_penalty,
+        repetition_penalty: float = DEFAULTS.repetition_penalty,
+        logit_bias: Mapping[int, float] = DEFAULTS.logit_bias,
+        grammar: str | None = DEFAULTS.grammar,
+        json_schema: str | Mapping[str, Any] | bool | None = DEFAULTS.json_schema,
     ) -> Reply:
         """Answer a conversation, ``[{"role": "user", "content": "Hi"}, ...]``, through the expert's chat template."""
         return self.generate(
@@ -128,47 +215,20 @@ class Runtime:
             max_tokens=max_tokens,
             seed=seed,
             stop=stop,
+            strict_first=strict_first,
+            thinking_rule=thinking_rule,
+            verification=verification,
+            bonus=bonus,
+            fidelity=fidelity,
+            logprobs=logprobs,
+            model_logprobs=model_logprobs,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            repetition_penalty=repetition_penalty,
+            logit_bias=logit_bias,
+            grammar=grammar,
+            json_schema=json_schema,
         )
-
-    def sequential(
-        self,
-        prompt: Prompt,
-        *,
-        threshold: float = routing.DEFAULT_THRESHOLD,
-        temperature: float = DEFAULTS.temperature,
-        top_k: int = DEFAULTS.top_k,
-        top_p: float = DEFAULTS.top_p,
-        min_p: float = DEFAULTS.min_p,
-        max_tokens: int = DEFAULTS.max_tokens,
-        seed: int | None = DEFAULTS.seed,
-        stop: Sequence[str] = DEFAULTS.stop,
-    ) -> Reply:
-        """A plain cascade, for comparison: the drafter answers in full; below the threshold the expert answers from scratch.
-
-        ``Reply.confidence`` is the drafter's mean margin, see :func:`routing.margins`; the statistics count both answers.
-        """
-        finite_number("threshold", threshold, 0, 1, "between 0 (never ask the expert) and 1")
-        settings = Settings(rules.Never(), temperature, top_k, top_p, min_p, DEFAULTS.block_size, max_tokens, seed, stop)
-        with self._whole_calls:
-            chunks, margins = [], []
-            for chunk, block in self._start(prompt, settings):
-                chunks.append(chunk)
-                margins.append(routing.margins(block.draft.logits[: len(chunk.tokens)]))  # not of what lies behind a stop
-            answer, confidence = Reply.of(chunks), float(np.concatenate(margins).mean())
-            if confidence >= threshold:
-                return replace(answer, confidence=confidence)
-            settings = replace(settings, rule=rules.Strict(), block_size=0, seed=answer.seed)
-            second = Reply.of([chunk for chunk, _ in self._start(prompt, settings)])
-        wasted = answer.stats
-        total = replace(
-            second.stats,
-            drafter_calls=wasted.drafter_calls,
-            draft_s=wasted.draft_s,
-            verify_s=wasted.verify_s + second.stats.verify_s,
-            wall_s=wasted.wall_s + second.stats.wall_s,
-            ttft_s=wasted.wall_s + second.stats.ttft_s,
-        )
-        return replace(second, stats=total, confidence=confidence)
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt that the expert's chat template makes of a conversation.
@@ -241,35 +301,21 @@ class Runtime:
             )
         return ids
 
-    def _start(self, prompt: Prompt, settings: Settings) -> Iterator[tuple[Chunk, Block]]:
+    def _start(self, prompt: Prompt, settings: Settings) -> Iterator[Chunk]:
         """Refuse bad input and end earlier streams now; evaluate when the first block is asked for."""
-        rule = self.rule if settings.rule is None else rules.parse(settings.rule)
-        if not rule.asks_expert and settings.block_size == 0:
-            raise SettingError(f"rule {rule} with block_size 0 asks neither model; give a block_size of 1 or more")
+        rule = self.rule if settings.rule is None else settings.rule
+        method = methods.guard(rule, settings.strict_first, settings.thinking_rule)
+        if isinstance(method, Route):
+            method.check_pair(self.pair.drafter, self.pair.expert)
         seed = secrets.randbits(32) if settings.seed is None else settings.seed
         ids = self._ids(prompt)
+        chunks = answer(self._pairing, ids, settings, method, seed)
         with self._whole_calls, self._block:
             self._turn += 1
-            return self._run(ids, settings, rule, seed, self._turn)
+            return self._in_turn(chunks, self._turn)
 
-    def _run(self, ids: list[int], settings: Settings, rule: Rule, seed: int, turn: int) -> Iterator[tuple[Chunk, Block]]:
-        """The loop with text around it. Each block is decoded under the lock, and only while no later call has come."""
-        stats = Stats(prompt_tokens=len(ids))
-        text = TextStream(self._model.piece, self._model.is_end, settings.stop)
-        tokens = list(ids)
-        blocks = decode(
-            tokens,
-            self._drafter,
-            self._expert,
-            rule=rule,
-            sampler=settings.sampler,
-            rng=np.random.default_rng(seed),
-            block_size=settings.block_size,
-            max_tokens=settings.max_tokens,
-            is_end=self._model.is_end,
-            stops=text.feed,
-            stats=stats,
-        )
+    def _in_turn(self, chunks: Iterator[Chunk | None], turn: int) -> Iterator[Chunk]:
+        """Each block is decoded under the lock, and only while no later call has come."""
         finished = False
         while not finished:
             with self._block:
@@ -278,24 +324,10 @@ class Runtime:
                         "this stream was ended by a later call on its runtime (or by closing it); "
                         "read a stream to its end first, or load a second runtime"
                     )
-                if not stats.blocks:
-                    shared = {session: _rewind_to_shared(session, ids) for session in (self._drafter, self._expert)}
-                    stats.cached_tokens = shared[self._expert if rule.asks_expert else self._drafter]
-                block = next(blocks)
-                finished = block.finish_reason is not None
-                if finished:
-                    text.finish()
-                chunk = self._chunk(block, text, stats, rule, seed)
-            yield chunk, block
-
-    def _chunk(self, block: Block, text: TextStream, stats: Stats, rule: Rule, seed: int) -> Chunk:
-        verdict = block.verdict
-        pieces = text.pieces[len(text.pieces) - len(verdict.token_ids) :]
-        tokens = [Token(*fields) for fields in zip(verdict.token_ids, pieces, verdict.origins)]
-        if verdict.dropped_ids:
-            dropped = b"".join(map(self._model.piece, verdict.dropped_ids))
-            tokens[-1] = tokens[-1]._replace(dropped=dropped.decode(errors="replace"))
-        return Chunk(tuple(tokens), block.finish_reason, replace(stats), rule, seed)
+                chunk = next(chunks)
+            if chunk is not None:
+                finished = chunk.finish_reason is not None
+                yield chunk
 
 
 def load(
@@ -353,14 +385,3 @@ def _choose(
     if pair is not None or models is not None:
         raise SettingError("two files were named, and a pair or a models.yaml too; name one or the other")
     return Pair("custom", Path(os.path.expanduser(drafter)), Path(os.path.expanduser(expert)))
-
-
-def _rewind_to_shared(session: Session, ids: list[int]) -> int:
-    """Keep what the session holds of ``ids``, all but the last, which must be evaluated anew. Returns how much that is."""
-    shared = 0
-    for held, wanted in zip(session.tokens, ids[:-1]):
-        if held != wanted:
-            break
-        shared += 1
-    session.rewind(shared)
-    return shared

@@ -24,6 +24,8 @@ from typing import Any, NoReturn
 import llama_cpp
 import numpy as np
 import psutil
+from llguidance import LLTokenizer
+from llguidance.llamacpp import lltokenizer_from_vocab
 
 from .errors import ContextOverflowError, ModelLoadError, PromptError, SessionError, SettingError
 from .sampling import Array
@@ -271,16 +273,26 @@ class LlamaModel:
             )
         return list(ids[:count])
 
-    def piece(self, token: int) -> bytes:
-        """The bytes that an id stands for: none for control tokens, and possibly only a part of a UTF-8 character."""
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes that an id stands for, possibly only a part of a UTF-8 character. special: control tokens as they are written,
+        otherwise they stand for nothing.
+        """
         if not self.has_text:
             return b""
         buffer = ctypes.create_string_buffer(64)
-        length = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+        length = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
         if length < 0:
             buffer = ctypes.create_string_buffer(-length)
-            length = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+            length = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
         return buffer.raw[:length]
+
+    @cached_property
+    def grammar_tokenizer(self) -> LLTokenizer:
+        """The vocabulary as grammars need it; made when first asked for. Raises PromptError for a vocabulary without text."""
+        if not self.has_text:
+            raise PromptError(f"{self.path.name} has token ids but no text vocabulary, so no text can be asked to follow a grammar")
+        ends = [token for token in range(self.n_vocab) if self.is_end(token)]
+        return lltokenizer_from_vocab(self._vocab, eos_token=ends or None)
 
 
 class LlamaSession:

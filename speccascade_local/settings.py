@@ -5,15 +5,20 @@ Knows nothing of models; where a pair has a rule of its own, that is filled in l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from . import rules
+from . import grammar, methods
+from .account import Wanted
+from .cascade import BONUSES, Bonus
 from .checks import whole_number
+from .deferral import Method
 from .errors import SettingError
-from .rules import Rule
 from .sampling import Sampler
 from .session import MAX_ROWS
+from .shaping import Penalties
+from .verify import VERIFICATIONS, Verification
 
 
 @dataclass(frozen=True)
@@ -21,10 +26,15 @@ class Settings:
     """How one reply is made; every default of generate, stream and chat is written here and nowhere else.
 
     rule None: the pair's own. temperature 0: greedy. block_size: drafted tokens per block, 0 for the expert alone. seed None: a
-    fresh one, told in ``Reply.seed``. Raises SettingError for a value outside its range.
+    fresh one, told in ``Reply.seed``. strict_first: so many first tokens are the expert's whatever the rule says. thinking_rule: the
+    rule between ``<think>`` and ``</think>``; None for the same. verification "block": coins over whole blocks, same distribution,
+    more kept drafts. bonus "cascade": one drafted token more in place of the expert's own after a kept draft. fidelity: keep the
+    account of every token (``Token.tv``, ``Reply.fidelity``). logprobs: so many of the most probable tokens at each place, of the
+    distribution that the token was drawn from; with model_logprobs of the two models' too. Penalties, logit_bias, grammar (GBNF) and
+    json_schema hold for both models, along the draft. Raises SettingError for a value outside its range.
     """
 
-    rule: str | Rule | None = None
+    rule: str | Method | None = None
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -33,25 +43,71 @@ class Settings:
     max_tokens: int = 256
     seed: int | None = None
     stop: Sequence[str] = ()
+    strict_first: int = 0
+    thinking_rule: str | Method | None = None
+    verification: Verification = "token"
+    bonus: Bonus = "expert"
+    fidelity: bool = True
+    logprobs: int | None = None
+    model_logprobs: bool = False
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    grammar: str | None = None
+    json_schema: str | Mapping[str, Any] | bool | None = None
 
     def __post_init__(self) -> None:
-        _ = self.sampler  # validates the four sampling values
+        _ = self.sampler, self.penalties, self.constraint  # validates what they are made of
         whole_number("block_size", self.block_size, 0, MAX_ROWS - 1)
         whole_number("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        whole_number("strict_first", self.strict_first, 0, 2**31 - 1)
         if self.seed is not None:
             whole_number("seed", self.seed, 0, 2**63 - 1)
+        if self.logprobs is not None:
+            whole_number("logprobs", self.logprobs, 0, 2**31 - 1)
+        for name, known in (("verification", VERIFICATIONS), ("bonus", BONUSES)):
+            if getattr(self, name) not in known:
+                raise SettingError(f"{name} is {getattr(self, name)!r:.40}; it must be {' or '.join(map(repr, known))}")
+        for name in ("fidelity", "model_logprobs"):
+            if not isinstance(getattr(self, name), bool):
+                raise SettingError(f"{name} is {getattr(self, name)!r:.40}; it must be True or False")
+        if self.model_logprobs and self.logprobs is None:
+            raise SettingError("model_logprobs adds the two models' log-probabilities to those of logprobs; give logprobs a number too")
+        if self.bonus == "cascade" and self.block_size == 0:
+            raise SettingError("bonus 'cascade' settles one drafted token more, and with block_size 0 nothing is drafted; give 1 or more")
         if isinstance(self.stop, (str, bytes)) or not isinstance(self.stop, Iterable):
             raise SettingError(f"stop is {self.stop!r:.40}; it must be a list of texts")
         object.__setattr__(self, "stop", tuple(self.stop))
         if not all(isinstance(text, str) and text for text in self.stop):
             raise SettingError(f"stop is {self.stop!r:.40}; it must be a list of texts, none of them empty")
-        if self.rule is not None:
-            rules.parse(self.rule)
+        for rule in (self.rule, self.thinking_rule):
+            if rule is not None:
+                methods.parse(rule)
 
     @property
     def sampler(self) -> Sampler:
         """The sampling part of the settings."""
         return Sampler(self.temperature, self.top_k, self.top_p, self.min_p)
+
+    @property
+    def penalties(self) -> Penalties:
+        """What is added to logits."""
+        return Penalties(self.logit_bias, self.presence_penalty, self.frequency_penalty, self.repetition_penalty)
+
+    @property
+    def constraint(self) -> str | None:
+        """The grammar or schema, as grammar.py's classes take it."""
+        if self.grammar is not None and self.json_schema is not None:
+            raise SettingError("a grammar and a JSON schema were given; one text cannot follow both, choose one")
+        if self.json_schema is not None:
+            return grammar.from_json_schema(self.json_schema)
+        return None if self.grammar is None else grammar.from_gbnf(self.grammar)
+
+    @property
+    def wanted(self) -> Wanted | None:
+        """What is recorded of each token."""
+        return Wanted(self.logprobs, self.model_logprobs) if self.fidelity or self.logprobs is not None else None
 
 
 DEFAULTS = Settings()

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .compare import Row, dropped_pairs
-from .reply import Token
+from .reply import Reply, Token
+from .routing import Route
 from .verify import Origin
 
 #: How each token's origin is coloured, and what it means.
@@ -65,24 +66,34 @@ def legend() -> Text:
     return Text("\n").join(Text.assemble((name, style), (f"{'':{11 - len(name)}}{meaning}", "dim")) for name, style, meaning in lines)
 
 
-def print_row(row: Row, threshold: float) -> None:
-    """One arm of a comparison: its name, its text in colours, and in words what was thrown away."""
+def print_row(row: Row, *also: str) -> None:
+    """One arm of a comparison: its name, its text in colours, and in words what was thrown away. also: arms with the same text."""
     reply = row.reply
-    stdout.print(Text(row.name, "bold"))
+    stdout.print(Text(", ".join((row.name, *also)), "bold"), soft_wrap=not stdout.is_terminal)
     if styled():
         stdout.print(coloured_text(reply.tokens))
     else:
         print_tokens(reply.tokens, coloured=False, end="\n")
-    if reply.confidence is not None:
+    if isinstance(reply.rule, Route) and reply.confidence is not None and not also:
+        threshold = reply.rule.threshold
         verdict = "keeps the drafter's answer" if reply.confidence >= threshold else "throws it away and asks the expert"
         stdout.print(Text(f"drafter's confidence {reply.confidence:.3f}, threshold {threshold:g}: {verdict}", "dim"), soft_wrap=True)
-    dropped = dropped_pairs(reply)
+    dropped = [] if also else dropped_pairs(reply)
     if dropped:
         draft, instead = dropped[0]
         stdout.print(
             Text(f"drafts thrown away: {len(dropped)}; the first was {draft!r}, the expert wrote {instead!r}", "dim"), soft_wrap=True
         )
     stdout.print()
+
+
+def print_groups(rows: Sequence[Row]) -> None:
+    """Many arms: each text once, under the names of all that wrote it."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.reply.text, []).append(row)
+    for first, *others in groups.values():
+        print_row(first, *(row.name for row in others))
 
 
 def comparison_table(rows: Sequence[Row]) -> Table:
@@ -93,15 +104,15 @@ def comparison_table(rows: Sequence[Row]) -> Table:
         "tokens\n/block": lambda row: number(row.reply.stats.tokens_per_block),
         "accepted": lambda row: _percent(row.reply.stats.acceptance_rate if row.reply.stats.expert_calls else None),
         "deferred": lambda row: _percent(row.reply.stats.deferral_rate if row.reply.stats.expert_calls else None),
-        "tok/s": lambda row: f"{row.tokens_per_s:.0f}",
+        "TV": lambda row: _distance(row.reply),
         "ms": lambda row: f"{1000 * row.wall_s:.1f}",
         "speed-up": lambda row: f"{row.speedup:.2f}×",
     }
     if stdout.width < FULL_TABLE_COLUMNS:
-        for name in ("accepted", "deferred", "tok/s"):
+        for name in ("accepted", "deferred", "TV"):
             del columns[name]
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("", no_wrap=True)
+    table.add_column("", overflow="fold")
     for name in columns:
         table.add_column(name, justify="right", vertical="bottom", no_wrap=True)
     for row in rows:
@@ -112,6 +123,12 @@ def comparison_table(rows: Sequence[Row]) -> Table:
 def number(value: float | None) -> str:
     """Three significant digits; a dash for a rate that does not exist."""
     return "–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _distance(reply: Reply) -> str:
+    """Mean total variation from the expert, over the reply's tokens."""
+    mean = reply.fidelity.mean_tv if reply.fidelity else None
+    return "–" if mean is None else f"{mean:.3f}"
 
 
 def _percent(rate: float | None) -> str:

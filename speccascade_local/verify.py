@@ -3,35 +3,43 @@
 Every method is a choice of target π; the executor is always the rejection test of speculative sampling (Leviathan et al.
 2211.17192, Theorem 1): keep x ~ q with probability min(1, π(x)/q(x)), else draw from norm(max(0, π - q)). The emitted token's
 marginal is exactly π, and the probability of a rejection is TV(π, q). Temperature 0 is no special case: one-hot rows make the
-same test exact. Inside this file q = drafter and p = expert, both as sampling distributions.
-The target rules drafted positions. After a fully kept draft, and where there is none, the token is the expert's own, as in all
-speculative decoding. Knows nothing of sessions, caches or text.
+same test exact. Block verification (Sun et al. 2403.10444) draws from the same distribution and keeps at least as many tokens on
+average, by tossing its coins over the block as a whole.
+Where the expert has one row more than there are drafted tokens, a draft that was kept whole earns a bonus token from that row.
+Inside this file q = drafter and p = expert, both as sampling distributions. Knows nothing of sessions, caches or text.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from . import rules
-from .errors import SettingError
-from .rules import Evidence, Rule
-from .sampling import Array, Mask, Sampler, draw
+from .account import Entry, Side, Wanted, entry
+from .deferral import Decision, Rule
+from .evidence import Evidence, Float, Place, Rows
+from .sampling import Sampler, draw
 
 #: accepted: kept by the rule. matched: deferred, and kept by the strict coin. corrected: drawn from the residual in place of a
 #: dropped draft. bonus: the expert's own token after a fully kept draft. expert: there was no draft.
 Origin = Literal["accepted", "matched", "corrected", "bonus", "expert"]
 
+#: token: each position settled on its own. block: the coins are tossed over the whole block.
+Verification = Literal["token", "block"]
+VERIFICATIONS: tuple[Verification, ...] = get_args(Verification)
+
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """γ drafted tokens and the rows they were drawn from, copied out of the drafter's buffer."""
+    """γ drafted tokens and the rows they were drawn from, copied out of the drafter's buffer.
+
+    There may be one row more: what the drafter would say after its own draft, which the account of a bonus token wants to know.
+    """
 
     token_ids: list[int]
-    logits: Array  # [γ, n_vocab] float32
+    rows: Rows  # [γ or γ + 1, n_vocab]
 
 
 @dataclass(frozen=True)
@@ -42,90 +50,133 @@ class Verdict:
     origins: tuple[Origin, ...]
     deferred: tuple[bool, ...] = ()  # one per tested position
     dropped_ids: tuple[int, ...] = ()  # the rest of the draft, from the rejected token on, that the corrected one replaces
+    trace: tuple[float, ...] = ()  # what the rule remembers, one per tested position; empty for rules that do not
+    entries: tuple[Entry, ...] = ()  # one per token, if wanted
 
     def cut(self, length: int) -> Verdict:
         """The verdict as if the block had ended after ``length`` tokens."""
         dropped = self.dropped_ids if length == len(self.token_ids) else ()
-        return Verdict(self.token_ids[:length], self.origins[:length], self.deferred[:length], dropped)
-
-
-def deferred_tokens(rule: Rule, evidence: Evidence) -> Mask:
-    """The rule's decision per token, [k, n_vocab], with everything deferred that the user's filters deny the expert.
-
-    Without this a token could be emitted that the user filtered out, because the drafter's own filters kept it.
-    """
-    defer = rule.defer(evidence)
-    if defer.ndim == 1:
-        defer = np.broadcast_to(defer[:, None], evidence.drafter_logits.shape)
-    return defer | ~evidence.expert_support if rule.asks_expert else defer
-
-
-def blend(defer: Mask, drafter_probs: Array, expert_probs: Array) -> NDArray[np.float64]:
-    """The target π = q·¬defer + p·Σ(q·defer), row by row. [k, n_vocab]
-
-    The mass that the drafter puts on deferred tokens (η) is given out again as the expert would, over *every* token.
-    """
-    handed_over = np.where(defer, drafter_probs, 0.0).sum(axis=-1, keepdims=True)
-    target: NDArray[np.float64] = np.where(defer, 0.0, drafter_probs) + handed_over * expert_probs
-    return target
-
-
-def target_probs(
-    rule: str | Rule,
-    drafter_logits: Array,
-    expert_logits: Array,
-    *,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-) -> NDArray[np.float64]:
-    """The exact distribution π of the token that ``rule`` emits at a drafted position, given both models' raw logits.
-
-    Both arrays are [k, n_vocab] (or [n_vocab], read as k = 1); the result is [k, n_vocab] float64 with rows that sum to 1.
-    Raises SettingError for an unknown rule, a value out of range, or arrays of different or unusable shape.
-    """
-    try:
-        drafter_logits, expert_logits = (np.atleast_2d(np.asarray(rows, np.float64)) for rows in (drafter_logits, expert_logits))
-    except (TypeError, ValueError) as error:
-        raise SettingError(f"drafter_logits and expert_logits must be arrays of numbers, [k, n_vocab]: {error}") from None
-    if drafter_logits.shape != expert_logits.shape or drafter_logits.ndim != 2 or not drafter_logits.shape[-1]:
-        raise SettingError(
-            f"drafter_logits have shape {drafter_logits.shape}, expert_logits {expert_logits.shape}; both must be [k, n_vocab]"
+        return Verdict(
+            self.token_ids[:length], self.origins[:length], self.deferred[:length], dropped, self.trace[:length], self.entries[:length]
         )
-    for name, logits in (("drafter_logits", drafter_logits), ("expert_logits", expert_logits)):
-        if not np.isfinite(logits.max(axis=-1)).all():
-            raise SettingError(f"{name} have a row with nan, +inf or nothing but -inf; each row needs at least one finite logit")
-    evidence = Evidence(drafter_logits, expert_logits, Sampler(temperature, top_k, top_p, min_p))
-    defer = deferred_tokens(rules.parse(rule), evidence)
-    return blend(defer, evidence.drafter_probs, evidence.expert_probs)
 
 
-def verify(draft: Draft, expert_logits: Array, rule: Rule, sampler: Sampler, rng: np.random.Generator) -> Verdict:
-    """Settle a draft of γ tokens against the expert's γ + 1 rows ([γ + 1, n_vocab]; the last one is for the bonus token).
+def verify(
+    draft: Draft,
+    expert: Rows,
+    rule: Rule,
+    sampler: Sampler,
+    rng: np.random.Generator,
+    *,
+    verification: Verification = "token",
+    place: Place = Place(),  # noqa: B008  # a frozen value
+    wanted: Wanted | None = None,
+) -> Verdict:
+    """Settle a draft of γ tokens against the expert's γ or γ + 1 rows ([.., n_vocab]; the last of γ + 1 is for the bonus token).
 
-    A rule that never asks the expert keeps the draft as it is and adds nothing; the rows are then not read.
+    place: where the block begins. wanted: what to record of each token. A rule that never asks the expert keeps the draft as it is
+    and adds nothing; the expert's rows are then not read.
     """
     drafted = draft.token_ids
     if not rule.asks_expert:
-        return Verdict(tuple(drafted), tuple("accepted" for _ in drafted), (False,) * len(drafted))
-    origins: list[Origin] = []
-    deferred: list[bool] = []
-    for j, token in enumerate(drafted):
-        evidence = Evidence(draft.logits[j : j + 1], expert_logits[j : j + 1], sampler)
-        defer = deferred_tokens(rule, evidence)
-        deferred.append(bool(defer[0, token]))
-        if not deferred[-1]:  # π(x) >= q(x): kept with certainty, so neither π nor a coin is needed
-            origins.append("accepted")
+        entries = _drafters_entries(draft, sampler, wanted) if wanted else ()
+        return Verdict(tuple(drafted), tuple("accepted" for _ in drafted), (False,) * len(drafted), entries=entries)
+    settle = _settle_block if verification == "block" else _settle_tokens
+    decisions = _Decisions(draft, expert, rule, sampler, place)
+    kept, corrected = settle(decisions, drafted, rng)
+    judged = decisions.made[: kept + (corrected is not None)]
+    tokens = [*drafted[:kept], *([] if corrected is None else [corrected])]
+    deferred = tuple(bool(decision.deferred[0, token]) for decision, token in zip(judged, drafted))
+    origins: list[Origin] = ["matched" if handed_over else "accepted" for handed_over in deferred[:kept]]
+    if corrected is not None:
+        origins.append("corrected")
+    entries = tuple(_entry(wanted, token, decision) for token, decision in zip(tokens, judged)) if wanted else ()
+    if corrected is None and len(expert) > len(drafted):
+        probs = sampler.probs(expert.row(len(drafted)).shaped)[0]
+        tokens.append(draw(probs, rng))
+        origins.append("bonus" if drafted else "expert")
+        entries += (_experts_entry(wanted, tokens[-1], probs, draft, expert, sampler),) if wanted else ()
+    return Verdict(tuple(tokens), tuple(origins), deferred, tuple(drafted[kept:]), tuple(decisions.trace[: len(judged)]), entries)
+
+
+class _Decisions:
+    """The rule's decision at one position after the other, each made when the one before is settled."""
+
+    def __init__(self, draft: Draft, expert: Rows, rule: Rule, sampler: Sampler, place: Place) -> None:
+        self.made: list[Decision] = []
+        self.trace: list[float] = []
+        self._draft, self._expert, self._rule, self._sampler = draft, expert, rule, sampler
+        self._place = replace(place, drafted=draft.token_ids, expert=expert)
+
+    def __iter__(self) -> Iterator[Decision]:
+        for j in range(len(self._draft.token_ids)):
+            trace = (*self._place.trace, *self.trace)
+            place = replace(self._place, position=j, emitted=self._place.emitted + j, trace=trace)
+            evidence = Evidence(self._draft.rows.row(j), self._expert.row(j), self._sampler, place)
+            self.made.append(Decision(self._rule.at(evidence), evidence))
+            if self._rule.remembers:
+                self.trace.append(self._rule.remember(self.made[-1]))
+            yield self.made[-1]
+
+
+def _settle_tokens(decisions: _Decisions, drafted: list[int], rng: np.random.Generator) -> tuple[int, int | None]:
+    """How many drafted tokens are kept, and the token that replaces the next one, if one was rejected."""
+    for j, (token, decision) in enumerate(zip(drafted, decisions)):
+        if not decision.deferred[0, token]:  # π(x) >= q(x): kept with certainty, so no coin is needed
             continue
-        drafter_probs = evidence.drafter_probs[0]
-        target = blend(defer, evidence.drafter_probs, evidence.expert_probs)[0]
+        target, drafter_probs = decision.target[0], decision.evidence.drafter_probs[0]
         residual = np.maximum(target - drafter_probs, 0.0)
         # A residual without mass means π = q up to rounding: then the drafted token is as good as any.
-        if rng.random() * drafter_probs[token] < target[token] or not residual.any():
-            origins.append("matched")
-            continue
-        corrected = draw(residual, rng)
-        return Verdict((*drafted[:j], corrected), (*origins, "corrected"), tuple(deferred), dropped_ids=tuple(drafted[j:]))
-    last = draw(sampler.probs(expert_logits[len(drafted)]), rng)
-    return Verdict((*drafted, last), (*origins, "bonus" if drafted else "expert"), tuple(deferred))
+        if rng.random() * drafter_probs[token] >= target[token] and residual.any():
+            return j, draw(residual, rng)
+    return len(drafted), None
+
+
+def _settle_block(decisions: _Decisions, drafted: list[int], rng: np.random.Generator) -> tuple[int, int | None]:
+    """The same by block verification: Sun et al. 2403.10444, Algorithm 2, with π in place of the large model."""
+    made = list(decisions)
+    kept, kept_share, share = 0, 1.0, 1.0
+    for i, token in enumerate(drafted, start=1):
+        probability = made[i - 1].evidence.drafter_probs[0, token]
+        share = min(1.0, share * made[i - 1].target[0, token] / probability)
+        if i < len(drafted):
+            missing = _residual(made[i], share).sum()
+            chance = missing / (missing + 1 - share) if share < 1 else 1.0
+        else:
+            chance = share
+        if rng.random() < chance:
+            kept, kept_share = i, share
+    if kept == len(drafted):
+        return kept, None
+    residual = _residual(made[kept], kept_share)
+    return kept, draw(residual if residual.any() else made[kept].target[0], rng)
+
+
+def _residual(decision: Decision, share: float) -> Float:
+    """What is left to draw from after a kept prefix of which π supports ``share``. [n_vocab]"""
+    left: Float = np.maximum(share * decision.target[0] - decision.evidence.drafter_probs[0], 0.0)
+    return left
+
+
+def _entry(wanted: Wanted, token: int, decision: Decision) -> Entry:
+    evidence = decision.evidence
+    expert = Side(evidence.expert.logits[0], evidence.expert_probs[0])
+    drafter = Side(evidence.drafter.logits[0], evidence.drafter_probs[0])
+    return entry(wanted, token, decision.target[0], expert, drafter)
+
+
+def _experts_entry(wanted: Wanted, token: int, probs: Float, draft: Draft, expert: Rows, sampler: Sampler) -> Entry:
+    """The account of a token that the expert drew by itself; the drafter is known where it looked that far."""
+    after = draft.rows.row(len(draft.token_ids))
+    drafter = Side(after.logits[0], sampler.probs(after.shaped)[0]) if len(after) else None
+    return entry(wanted, token, probs, Side(expert.logits[-1], probs), drafter)
+
+
+def _drafters_entries(draft: Draft, sampler: Sampler, wanted: Wanted) -> tuple[Entry, ...]:
+    """The account of a draft that nobody judged."""
+    found = []
+    for j, token in enumerate(draft.token_ids):
+        row = draft.rows.row(j)
+        probs = sampler.probs(row.shaped)[0]
+        found.append(entry(wanted, token, probs, None, Side(row.logits[0], probs)))
+    return tuple(found)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from speccascade_local import rules
+from speccascade_local import methods
+from speccascade_local.acceptance import Fly
+from speccascade_local.deferral import Method, Rule
+from speccascade_local.guards import Budget
+from speccascade_local.routing import TokenCascade
 
 #: A grid: values tie exactly or differ clearly, so that no test hangs on the last bit of a comparison.
 _values = st.one_of(st.sampled_from([-3.0, -1.0, 0.0, 0.5, 2.0, 8.0]), st.integers(-12 * 64, 12 * 64).map(lambda n: n / 64))
@@ -30,17 +34,30 @@ def row_pairs(draw, n_rows: int = 1, masked: bool = True) -> tuple[np.ndarray, n
     return draw(logit_rows(n_rows, width, masked)), draw(logit_rows(n_rows, width, masked))
 
 
-def alphas(rule: type[rules.AlphaRule]) -> st.SearchStrategy[float]:
-    low, high = max(rule.low, -3.0), min(rule.high, 3.0)
-    return st.one_of(st.sampled_from([low, high, 0.0]), st.floats(low, high))
+def dial_values(method: type[Method], name: str) -> st.SearchStrategy[float]:
+    dial = method.dials[name]
+    low, high = max(dial.low, -3.0), min(dial.high, 3.0)
+    if dial.whole:
+        return st.integers(int(max(dial.low, 1)), 5)
+    low = max(low, 1e-3) if dial.low > 0 else low
+    return st.one_of(st.sampled_from([low, high, max(low, 0.0)]), st.floats(low, high))
 
 
-all_rules = st.one_of(
-    st.just(rules.Strict()),
-    st.just(rules.Never()),
-    *(alphas(rule).map(rule) for rule in rules.ALPHA_RULES.values()),
-)
+def rules_of(method: type[Rule]) -> st.SearchStrategy[Rule]:
+    """Any setting of one rule's dials."""
+    if method is Budget:
+        return st.builds(Budget, dial_values(Budget, "limit"), st.sampled_from(["token_v3", "diff", "lenience"]))
+    return st.builds(method, *(dial_values(method, name) for name in method.dials))
 
+
+#: Rules that have a target at a single position: all but fly, which looks at whole blocks.
+POSITION_RULES: list[type[Rule]] = [rule for rule in methods.RULES.values() if rule is not Fly]
+all_rules = st.one_of(*(rules_of(rule) for rule in POSITION_RULES))
+#: Those that go through the block loop and ask the expert.
+judged_rules = all_rules.filter(lambda rule: rule.asks_expert and not isinstance(rule, TokenCascade))
+#: One of each, with typical dials.
+EVERY_RULE: list[Rule] = [methods.parse(spec) for spec in methods.examples() if spec.split(":")[0] in methods.RULES]
+JUDGED_RULES = [rule for rule in EVERY_RULE if rule.asks_expert and not isinstance(rule, TokenCascade | Fly)]
 sampler_settings = st.fixed_dictionaries(
     {
         "temperature": st.sampled_from([0.0, 0.3, 1.0, 2.0]),

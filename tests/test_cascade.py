@@ -8,14 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from strategies import all_rules
+from strategies import EVERY_RULE, JUDGED_RULES, all_rules
 from toys import ToySession, always_accepts, certain, never_accepts, sometimes_accepts
 
+from speccascade_local.acceptance import Fly
 from speccascade_local.cascade import Block, decode
+from speccascade_local.methods import target_probs
+from speccascade_local.routing import TokenCascade
 from speccascade_local.rules import Chow, Diff, Never, Opt, Strict, TokenV1, TokenV2, TokenV3
 from speccascade_local.sampling import Sampler
 from speccascade_local.stats import Stats
-from speccascade_local.verify import target_probs
 
 PAIRS = {"always accepts": always_accepts, "never accepts": never_accepts, "sometimes accepts": sometimes_accepts}
 
@@ -88,7 +90,7 @@ def test_the_drafter_only_end_of_each_dial_accepts_everything(rule):
 
 
 def test_different_rules_write_different_texts():
-    settings = (Strict(), Never(), Chow(0.4), Diff(0.1), Opt(0.6), TokenV1(0.3), TokenV2(0.3), TokenV3(0.7))
+    settings = [rule for rule in EVERY_RULE if not isinstance(rule, Fly | TokenCascade)]
     texts = [tuple(run(sometimes_accepts(n_ctx=256), rule, max_tokens=200)[0]) for rule in settings]
     assert len(set(texts)) == len(settings)
 
@@ -154,7 +156,7 @@ def test_a_stop_in_the_middle_of_a_kept_block_forgets_what_lies_behind_it():
     assert (stats.drafted, stats.tested, stats.accepted, stats.bonus) == (6, 3, 3, 0)
 
 
-@pytest.mark.parametrize("rule", [Strict(), Never(), Chow(0.5), Diff(0.1), Opt(0.3), TokenV1(0.3), TokenV2(0.2), TokenV3(0.5)], ids=str)
+@pytest.mark.parametrize("rule", [Never(), *JUDGED_RULES], ids=str)
 def test_three_tokens_written_in_blocks_follow_the_chain_of_targets(rule):
     """The whole path, drafts, coins, residuals and caches, against the product of the exact conditional distributions.
 

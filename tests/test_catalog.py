@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speccascade_local import catalog, rules
+from speccascade_local import catalog, methods
 from speccascade_local.errors import CatalogError
 
 PAIR = "  {name}:\n    drafter: d.gguf\n    expert: e.gguf\n    description: from {origin}\n"
@@ -151,7 +151,7 @@ def test_the_bundled_pair_is_found_from_anywhere_and_is_complete() -> None:
     pair = catalog.find(catalog.BUNDLED_PAIR)
     assert pair.drafter == Path(catalog.__file__).parent / "demo" / "drafter.gguf"
     assert pair.missing == []
-    assert rules.parse(pair.rule)
+    assert methods.parse(pair.rule)
 
 
 def test_bundled_files_may_be_named_in_any_catalog(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_an_unknown_pair_is_told_with_the_known_ones_and_the_nearest(tmp_path: P
 def test_a_rule_is_kept_in_its_full_spelling(tmp_path: Path) -> None:
     for text in ("strict", "never", "token_v3:0.30", "opt:0.2"):
         pair = catalog.read_file(write(tmp_path / "m.yaml", f"pairs: {{p: {{drafter: d, expert: e, rule: '{text}'}}}}"))["p"]
-        assert pair.rule == str(rules.parse(text))
+        assert pair.rule == str(methods.parse(text))
 
 
 # --------------------------------------------------------------------------- what is wrong in a file

@@ -6,8 +6,13 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from toys import ToySession, certain, random_rows
 
-from speccascade_local.drafting import propose
+from speccascade_local import drafting
 from speccascade_local.sampling import Sampler
+from speccascade_local.shaping import Shaper
+
+
+def propose(drafter, tokens, length, sampler, rng, is_end, **settings):
+    return drafting.propose(drafter, tokens, length, sampler, rng, is_end, shaper=Shaper(drafter.n_vocab), reply=[], **settings)
 
 
 def never_ends(_token: int) -> bool:
@@ -33,7 +38,7 @@ def test_the_rows_are_those_that_the_tokens_were_drawn_from_and_outlive_the_buff
     drafter = ToySession(row, 5)
     draft = propose(drafter, [3], 4, Sampler(), np.random.default_rng(0), never_ends)
     expected = [row([3, *draft.token_ids[:i]]) for i in range(4)]
-    np.testing.assert_allclose(draft.logits, expected, rtol=1e-6)
+    np.testing.assert_allclose(draft.rows.logits, expected, rtol=1e-6)
 
 
 def test_a_draft_ends_at_an_end_of_text_token():
@@ -45,7 +50,7 @@ def test_a_draft_ends_at_an_end_of_text_token():
 def test_no_draft_leaves_the_drafter_untouched_and_has_rows_of_the_right_width():
     drafter = ToySession(random_rows(5, 2), 5)
     draft = propose(drafter, [1, 2], 0, Sampler(), np.random.default_rng(0), never_ends)
-    assert draft.logits.shape == (0, 5)
+    assert draft.rows.logits.shape == (0, 5)
     assert drafter.tokens == []
 
 

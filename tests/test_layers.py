@@ -16,16 +16,26 @@ PACKAGE = Path(speccascade_local.__file__).parent
 LAYERS = [
     {"errors"},
     {"checks"},
-    {"sampling", "rules", "stats"},
-    {"verify", "drafting", "session"},
-    {"cascade", "routing", "catalog", "text", "pairing", "settings"},
-    {"reply", "runtime"},
-    {"compare"},
+    {"sampling", "stats"},
+    {"vocabulary", "evidence"},
+    {"deferral", "account", "shaping", "grammar"},
+    {"rules", "acceptance", "custom"},
+    {"guards", "verify", "drafting", "session"},
+    {"cascade", "text", "pairing"},
+    {"routing"},
+    {"calibration"},
+    {"methods"},
+    {"settings", "catalog"},
+    {"reply", "answering", "runtime"},
+    {"compare", "tasks"},
     {"terminal", "cli"},
     {"__init__", "__main__"},
 ]
 #: These must run on toy sessions without any model, so nothing heavier than numpy.
-ALGORITHMS = {"sampling", "rules", "verify", "drafting", "cascade", "stats", "routing", "checks"}
+ALGORITHMS = {
+    *("checks", "sampling", "stats", "vocabulary", "evidence", "deferral", "account", "shaping", "rules", "acceptance", "custom"),
+    *("guards", "verify", "drafting", "cascade", "routing"),
+}
 
 MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")}
 

@@ -7,9 +7,13 @@ import speccascade_local as sc
 
 def test_the_public_names_are_these_and_no_others():
     assert sc.__all__ == [
+        "Candidate",
         "CatalogError",
         "Chunk",
         "ContextOverflowError",
+        "Evidence",
+        "Fidelity",
+        "Logprobs",
         "ModelLoadError",
         "PairError",
         "PromptError",
@@ -20,6 +24,7 @@ def test_the_public_names_are_these_and_no_others():
         "SettingError",
         "SpeccascadeError",
         "Stats",
+        "TargetRule",
         "Token",
         "load",
         "target_probs",
@@ -48,7 +53,7 @@ def test_the_verbs_share_one_set_of_settings_with_one_set_of_defaults():
         assert list(parameters)[2:] == list(shared)[2:]
         for name in list(shared)[2:]:
             assert parameters[name].default == shared[name].default
-    for verb in (sc.Runtime.generate, sc.Runtime.stream, sc.Runtime.chat, sc.Runtime.sequential, sc.load, sc.target_probs):
+    for verb in (sc.Runtime.generate, sc.Runtime.stream, sc.Runtime.chat, sc.load, sc.target_probs):
         kinds = {parameter.kind for parameter in inspect.signature(verb).parameters.values()}
         assert inspect.Parameter.VAR_KEYWORD not in kinds
         assert inspect.Parameter.KEYWORD_ONLY in kinds

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import speccascade_local as sc
-from speccascade_local import routing
 from speccascade_local.session import LlamaModel, LlamaSession
 
 QUESTION = [{"role": "user", "content": "Who is Ada Lovelace?"}]
@@ -252,34 +251,6 @@ def test_a_pair_whose_own_rule_is_never_needs_a_block_size_too(tmp_path):
 def test_malformed_messages_are_refused(demo, messages):
     with pytest.raises(sc.PromptError):
         demo.chat(messages)
-
-
-def test_a_sequential_cascade_keeps_a_confident_answer_and_pays_twice_for_an_unsure_one(demo):
-    ids = demo.chat_ids(QUESTION)
-    kept = demo.sequential(ids, threshold=0, max_tokens=30)
-    assert kept.text == demo.generate(ids, rule="never", max_tokens=30).text
-    assert kept.stats.expert_calls == 0
-    again = demo.sequential(ids, threshold=1, max_tokens=30)
-    expert = demo.generate(ids, max_tokens=30, **ALONE)
-    assert again.text == expert.text
-    assert again.stats.tokens == expert.stats.tokens
-    assert again.stats.expert_calls == expert.stats.expert_calls
-    assert again.stats.drafter_calls == kept.stats.drafter_calls
-    assert 0 <= again.confidence == kept.confidence <= 1
-    with pytest.raises(sc.SettingError, match="threshold"):
-        demo.sequential(ids, threshold=1.5)
-    with pytest.raises(sc.SettingError, match="threshold"):
-        demo.sequential(ids, threshold="high")
-    assert again.stats.acceptance_rate is None
-
-
-def test_the_confidence_of_a_sequential_cascade_is_the_mean_margin_of_the_drafters_rows(demo):
-    ids = demo.chat_ids(QUESTION)
-    reply = demo.sequential(ids, threshold=0, max_tokens=20)
-    session = LlamaSession(demo._drafter.model, n_ctx=256, n_threads=1)
-    rows = session.extend((ids + reply.token_ids)[:-1], keep=len(reply.token_ids))
-    assert reply.confidence == pytest.approx(float(routing.margins(rows).mean()), abs=0.01)
-    session.close()
 
 
 def test_a_closed_runtime_says_so_and_closing_twice_is_harmless():

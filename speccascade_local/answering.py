@@ -1,0 +1,186 @@
+"""One reply in the making: the decoding loop with text, account and statistics around it, as chunks.
+
+Chooses the loop that a method needs: blocks (cascade.py), single tokens or whole answers (routing.py). Knows nothing of how calls
+take turns, and leaves both sessions fit for the next one after every chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .account import Distribution, Entry
+from .cascade import Block, decode
+from .deferral import Method, Rule
+from .drafting import Session
+from .errors import SettingError
+from .grammar import Grammar
+from .reply import Candidate, Chunk, Logprobs, Token
+from .routing import Route, Signals, TokenCascade, token_cascade
+from .rules import Never, Strict
+from .session import LlamaModel
+from .settings import DEFAULTS, Settings
+from .shaping import Shaper
+from .stats import Stats
+from .text import TextStream
+from .vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, eq=False)
+class Pairing:
+    """What a reply is made with: two sessions, and the expert's model for texts."""
+
+    drafter: Session
+    expert: Session
+    model: LlamaModel
+    vocabulary: Vocabulary
+
+
+def answer(pairing: Pairing, ids: list[int], settings: Settings, method: Method, seed: int) -> Iterator[Chunk | None]:
+    """Continue ``ids``, chunk by chunk; None for a block that shows nothing yet, because it is not decided who answers.
+
+    Everything is checked before this returns, evaluated when the first chunk is asked for. Raises SettingError.
+    """
+    _check(settings, method)
+    shaper = _shaper(pairing, ids, settings)
+    if isinstance(method, Route):
+        return _routed(pairing, ids, settings, method, seed, shaper)
+    assert isinstance(method, Rule)
+    return (chunk for chunk, _ in _decoded(pairing, ids, settings, method, seed, shaper))
+
+
+def _check(settings: Settings, method: Method) -> None:
+    method.check(settings.sampler, settings.block_size)
+    if not method.asks_expert and settings.block_size == 0:
+        raise SettingError(f"rule {method} with block_size 0 asks neither model; give a block_size of 1 or more")
+    if isinstance(method, (Route, TokenCascade)) or not method.asks_expert:
+        for name in ("verification", "bonus"):
+            if getattr(settings, name) != getattr(DEFAULTS, name):
+                raise SettingError(f"{name} {getattr(settings, name)!r} is about blocks that an expert checks, and {method} has none")
+
+
+def _shaper(pairing: Pairing, ids: list[int], settings: Settings) -> Shaper:
+    n_vocab, source = pairing.expert.n_vocab, settings.constraint
+    grammar = Grammar(pairing.model.grammar_tokenizer, source, n_vocab) if source is not None else None
+    return Shaper(n_vocab, ids, settings.penalties, grammar)
+
+
+def _decoded(pairing: Pairing, ids: list[int], settings: Settings, rule: Rule, seed: int, shaper: Shaper) -> Iterator[tuple[Chunk, Block]]:
+    """The loop with text around it."""
+    stats = Stats(prompt_tokens=len(ids))
+    text = TextStream(pairing.model.piece, pairing.model.is_end, settings.stop)
+    shared = {session: rewind_to_shared(session, ids) for session in (pairing.drafter, pairing.expert)}
+    stats.cached_tokens = shared[pairing.expert if rule.asks_expert else pairing.drafter]
+    for block in _blocks(pairing, list(ids), settings, rule, seed, shaper, text, stats):
+        if block.finish_reason is not None:
+            text.finish()
+        yield _chunk(pairing, block, text, stats, rule, seed), block
+
+
+def _blocks(
+    pairing: Pairing, tokens: list[int], settings: Settings, rule: Rule, seed: int, shaper: Shaper, text: TextStream, stats: Stats
+) -> Iterator[Block]:
+    rng = np.random.default_rng(seed)
+    if isinstance(rule, TokenCascade):
+        return token_cascade(
+            tokens,
+            pairing.drafter,
+            pairing.expert,
+            rule=rule,
+            sampler=settings.sampler,
+            rng=rng,
+            max_tokens=settings.max_tokens,
+            stops=text.feed,
+            stats=stats,
+            shaper=shaper,
+            wanted=settings.wanted,
+        )
+    return decode(
+        tokens,
+        pairing.drafter,
+        pairing.expert,
+        rule=rule,
+        sampler=settings.sampler,
+        rng=rng,
+        block_size=settings.block_size,
+        max_tokens=settings.max_tokens,
+        is_end=pairing.model.is_end,
+        stops=text.feed,
+        stats=stats,
+        shaper=shaper,
+        verification=settings.verification,
+        bonus=settings.bonus,
+        wanted=settings.wanted,
+        vocabulary=pairing.vocabulary,
+    )
+
+
+def _routed(pairing: Pairing, ids: list[int], settings: Settings, route: Route, seed: int, shaper: Shaper) -> Iterator[Chunk | None]:
+    """The drafter's whole answer, or, where its score is too low, the expert's. The statistics count both."""
+    chunks: list[Chunk] = []
+    signals: list[Signals] = []
+    drafting = replace(settings, block_size=settings.block_size or DEFAULTS.block_size)
+    for chunk, block in _decoded(pairing, ids, drafting, Never(), seed, shaper):
+        chunks.append(chunk)
+        signals.append(Signals.of(chunk.token_ids, block.draft.rows.logits))
+        yield None
+    score = route.score(Signals.join(signals))
+    if score >= route.threshold:
+        yield from (replace(chunk, rule=route, confidence=score) for chunk in chunks)
+        return
+    wasted = chunks[-1].stats
+    alone = replace(settings, block_size=0)
+    for chunk, _ in _decoded(pairing, ids, alone, Strict(), seed, shaper):
+        stats = replace(
+            chunk.stats,
+            drafter_calls=wasted.drafter_calls,
+            draft_s=wasted.draft_s,
+            verify_s=wasted.verify_s + chunk.stats.verify_s,
+            wall_s=wasted.wall_s + chunk.stats.wall_s,
+            ttft_s=wasted.wall_s + chunk.stats.ttft_s,
+        )
+        yield replace(chunk, stats=stats, rule=route, confidence=score)
+
+
+def rewind_to_shared(session: Session, ids: list[int]) -> int:
+    """Keep what the session holds of ``ids``, all but the last, which must be evaluated anew. Returns how much that is."""
+    shared = 0
+    for held, wanted in zip(session.tokens, ids[:-1]):
+        if held != wanted:
+            break
+        shared += 1
+    session.rewind(shared)
+    return shared
+
+
+def _chunk(pairing: Pairing, block: Block, text: TextStream, stats: Stats, rule: Rule, seed: int) -> Chunk:
+    verdict = block.verdict
+    pieces = text.pieces[len(text.pieces) - len(verdict.token_ids) :]
+    tokens = [Token(*fields) for fields in zip(verdict.token_ids, pieces, verdict.origins)]
+    if verdict.dropped_ids:
+        dropped = b"".join(map(pairing.model.piece, verdict.dropped_ids))
+        tokens[-1] = tokens[-1]._replace(dropped=dropped.decode(errors="replace"))
+    if verdict.entries:
+        tokens = [_accounted(token, entry, pairing.vocabulary) for token, entry in zip(tokens, verdict.entries)]
+    return Chunk(tuple(tokens), block.finish_reason, replace(stats), rule, seed)
+
+
+def _accounted(token: Token, entry: Entry, vocabulary: Vocabulary) -> Token:
+    return token._replace(
+        tv=entry.tv,
+        expert_logprob=entry.expert_logprob,
+        drafter_logprob=entry.drafter_logprob,
+        logprobs=_named(entry.target, vocabulary),
+        expert_logprobs=_named(entry.expert, vocabulary),
+        drafter_logprobs=_named(entry.drafter, vocabulary),
+    )
+
+
+def _named(distribution: Distribution | None, vocabulary: Vocabulary) -> Logprobs | None:
+    if distribution is None:
+        return None
+    pieces = [(token, vocabulary.pieces[token], logprob) for token, logprob in distribution.top]
+    top = (Candidate(token, piece.decode(errors="replace"), piece, logprob) for token, piece, logprob in pieces)
+    return Logprobs(distribution.logprob, tuple(top))

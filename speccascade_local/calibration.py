@@ -1,0 +1,236 @@
+"""Calibrated routing: how often the drafter is wrong at a given uncertainty, learnt from answers that were judged.
+
+An isotonic fit maps the uncertainty u = 1 - mean margin to the probability of a wrong answer; the expert is asked where that is above
+a threshold, chosen on other answers than the fit. Saved as JSON together with the fingerprints of the two model files, because a
+calibration says nothing of any other pair. Fitting needs scikit-learn and drawing matplotlib (the extra ``calibrate``); using a
+calibration needs neither.
+Source: arXiv 2605.18796 (UCCI). Knows nothing of how the answers were made or judged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .checks import finite_number
+from .errors import CatalogError, SettingError
+from .routing import Route, Signals
+
+#: Fewer judged answers than this, in both splits together, say too little to choose a threshold by.
+FEWEST_ANSWERS = 20
+_EDGE_BYTES = 1 << 20
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Outcome(NamedTuple):
+    """One question: the drafter's uncertainty, and whether either model's answer was right."""
+
+    uncertainty: float
+    drafter_right: bool
+    expert_right: bool
+
+
+class Calibration(BaseModel):
+    """The file. ``uncertainty`` and ``error`` are the knots of the fit, straight lines between them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    drafter: str
+    expert: str
+    uncertainty: list[Share]
+    error: list[Share]
+    threshold: Annotated[float, Field(ge=-1, le=1)]  # ask the expert where the error is above; -1: always
+    target_accuracy: Share
+    accuracy: Share  # of the cascade, on the validation split
+    kept: Share  # the part of the validation split that the drafter answered
+    expert_accuracy: Share
+    drafter_accuracy: Share
+    validation: list[tuple[Share, bool]]  # predicted error, and whether the drafter was wrong
+    calibrated_on: int
+
+    @model_validator(mode="after")
+    def _sound(self) -> Calibration:
+        if len(self.uncertainty) != len(self.error) or not self.error:
+            raise ValueError("uncertainty and error must be equally many knots, at least one")
+        if sorted(self.uncertainty) != self.uncertainty or sorted(self.error) != self.error:
+            raise ValueError("uncertainty and error must not decrease")
+        return self
+
+    def error_at(self, uncertainty: float) -> float:
+        """The probability that the drafter's answer is wrong."""
+        return float(np.interp(uncertainty, self.uncertainty, self.error))
+
+    def save(self, path: Path) -> None:
+        """Write the file. Raises CatalogError."""
+        try:
+            path.write_text(json.dumps(self.model_dump(), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise CatalogError(f"{path}: cannot be written ({error.strerror})") from error
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        """Read the file. Raises CatalogError."""
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise CatalogError(f"{path}: cannot be read ({error.strerror}); make it with 'speccascade calibrate'") from error
+        except UnicodeDecodeError as error:
+            raise CatalogError(f"{path}: not UTF-8 text ({error})") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the whole file"
+            raise CatalogError(f"{path}: not a calibration: {where}: {first['msg']}; make it anew with 'speccascade calibrate'") from error
+
+
+@dataclass(frozen=True)
+class Calibrated(Route):
+    """Keep the drafter's answer iff its calibrated probability of being wrong <= the threshold in the file at ``path``.
+
+    Lossless: a file whose threshold is -1
+    Keeps every draft: a file whose threshold is 1
+    Temperature 0: the same test, over the greedy answer, which is what a calibration is made of
+    Source: arXiv 2605.18796 (UCCI)
+    """
+
+    path: str
+    calibration: Calibration = field(init=False, compare=False, repr=False)
+
+    name: ClassVar[str] = "calibrated"
+    trade: ClassVar[str] = "the small model's whole answer or the large one's, at the accuracy that you asked for on your own questions"
+    example: ClassVar[str] = "pair.json"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "calibration", Calibration.load(Path(self.path).expanduser()))
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.path}"
+
+    @property
+    def threshold(self) -> float:  # type: ignore[override]
+        """The least probability of a right answer with which the drafter's answer stands."""
+        return 1 - self.calibration.threshold
+
+    def score(self, signals: Signals) -> float:
+        return 1 - self.calibration.error_at(1 - float(signals.margins.mean()))
+
+    def check_pair(self, drafter: Path, expert: Path) -> None:
+        for role, path in (("drafter", drafter), ("expert", expert)):
+            if getattr(self.calibration, role) != fingerprint(path):
+                raise SettingError(
+                    f"{self.path}: this calibration is of another pair: its {role} is not {path.name}; "
+                    "make one for this pair with 'speccascade calibrate'"
+                )
+
+
+def fingerprint(path: Path) -> str:
+    """What tells a model file from others: SHA-256 of its size, its first and its last MiB (a whole large file takes too long)."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        digest.update(str(size).encode())
+        for start in (0, max(0, size - _EDGE_BYTES)):
+            file.seek(start)
+            digest.update(file.read(_EDGE_BYTES))
+    return digest.hexdigest()
+
+
+def fit(outcomes: Sequence[Outcome], *, drafter: Path, expert: Path, target: float | None = None, seed: int = 0) -> Calibration:
+    """Fit on one half of the judged answers, choose the threshold on the other: the largest whose accuracy there reaches ``target``.
+
+    target: None for the expert's own accuracy on that half. Raises SettingError when there are too few answers, when even asking
+    the expert always does not reach the target, or without scikit-learn.
+    """
+    if target is not None:
+        finite_number("the target accuracy", target, 0, 1, "between 0 and 1")
+    if len(outcomes) < FEWEST_ANSWERS:
+        raise SettingError(f"{len(outcomes)} judged answers are too few for a calibration; give at least {FEWEST_ANSWERS}")
+    try:
+        from sklearn.isotonic import IsotonicRegression
+    except ImportError:
+        raise SettingError("fitting needs scikit-learn; install the extra: pip install 'speccascade-local[calibrate]'") from None
+    order = np.random.default_rng(seed).permutation(len(outcomes))
+    halves = [[outcomes[i] for i in part] for part in np.array_split(order, 2)]
+    calibrating, validating = halves
+    regression = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
+    regression.fit([row.uncertainty for row in calibrating], [not row.drafter_right for row in calibrating])
+    knots, errors = regression.X_thresholds_.tolist(), regression.y_thresholds_.tolist()
+    predicted = [float(np.interp(row.uncertainty, knots, errors)) for row in validating]
+    wanted = _mean([row.expert_right for row in validating]) if target is None else target
+    best = -1.0
+    for best in sorted({-1.0, 1.0, *predicted}, reverse=True):
+        accuracy = _mean([row.drafter_right if error <= best else row.expert_right for row, error in zip(validating, predicted)])
+        if accuracy >= wanted:
+            break
+    else:
+        raise SettingError(
+            f"no threshold reaches an accuracy of {wanted:.3f} on the {len(validating)} validation answers; "
+            f"the expert alone is right in {_mean([row.expert_right for row in validating]):.3f} of them"
+        )
+    return Calibration(
+        drafter=fingerprint(drafter),
+        expert=fingerprint(expert),
+        uncertainty=knots,
+        error=errors,
+        threshold=best,
+        target_accuracy=wanted,
+        accuracy=accuracy,
+        kept=_mean([error <= best for error in predicted]),
+        expert_accuracy=_mean([row.expert_right for row in validating]),
+        drafter_accuracy=_mean([row.drafter_right for row in validating]),
+        validation=[(error, not row.drafter_right) for row, error in zip(validating, predicted)],
+        calibrated_on=len(calibrating),
+    )
+
+
+def reliability_diagram(calibration: Calibration, path: Path, bins: int = 5) -> None:
+    """Draw predicted against observed errors on the validation split, with 95 % intervals, into a .png or .svg file.
+
+    Raises SettingError without matplotlib or for another kind of file.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise SettingError("drawing needs matplotlib; install the extra: pip install 'speccascade-local[calibrate]'") from None
+    if path.suffix not in (".png", ".svg"):
+        raise SettingError(f"the picture is {path.name!r}; its name must end with .png or .svg")
+    figure = Figure(figsize=(5.5, 5.5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
+    upper.plot([0, 1], [0, 1], linestyle="--", color="0.6", label="perfectly calibrated")
+    predicted, wrong = (np.array(column, dtype=float) for column in zip(*calibration.validation))
+    for part in np.array_split(np.argsort(predicted, kind="stable"), min(bins, len(predicted))):
+        rate, low, high = _wilson(int(wrong[part].sum()), len(part))
+        upper.errorbar(
+            predicted[part].mean(), rate, yerr=[[rate - low], [high - rate]], fmt="o", color="#1f5fa8", capsize=4,
+            label="validation answers, in equal parts, 95 % interval" if predicted[part][0] == predicted.min() else None,
+        )  # fmt: skip
+    upper.axvline(max(calibration.threshold, 0), color="#c0392b", label=f"ask the expert above {calibration.threshold:.3f}")
+    upper.set(ylabel="observed share of wrong answers", ylim=(-0.02, 1.02))
+    upper.set_title(f"{calibration.accuracy:.1%} right, {calibration.kept:.0%} answered by the drafter alone", fontsize=10)
+    handles, labels = upper.get_legend_handles_labels()
+    unique: dict[str, Any] = dict(zip(labels, handles))
+    upper.legend(unique.values(), unique.keys(), loc="upper left", fontsize=8)
+    lower.hist(predicted, bins=20, range=(0, 1), color="0.5")
+    lower.set(xlabel="predicted probability that the drafter is wrong", ylabel="answers", xlim=(-0.02, 1.02))
+    try:
+        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {})
+    except OSError as error:
+        raise CatalogError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _mean(flags: Sequence[bool]) -> float:
+    return sum(flags) / len(flags)
+
+
+def _wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float, float]:
+    """A share and its Wilson 95 % interval."""
+    share = successes / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return share, min(share, float(middle - half)), max(share, float(middle + half))

@@ -1,0 +1,139 @@
+"""Rules made of rules: a fidelity budget, a strict beginning, another rule inside a thinking span.
+
+Each only chooses which rule holds at a place (``at``), so targets, coins and accounts are those of the chosen rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .acceptance import Lenience
+from .deferral import AlphaRule, Decision, Dial, Rule
+from .errors import SettingError
+from .evidence import Evidence, Place
+from .rules import Chow, Diff, Fuzzy, Strict, TokenV1, TokenV2, TokenV3
+from .sampling import Mask, Sampler
+
+#: Rules that a budget can move: their dial runs between two finite ends.
+ADJUSTABLE: dict[str, type[AlphaRule]] = {rule.name: rule for rule in (TokenV3, TokenV2, TokenV1, Chow, Diff, Fuzzy, Lenience)}
+#: How far a budget turns its inner dial, in shares of its range, for each token's worth of total variation that is left unspent.
+GAIN = 0.2
+
+
+class Composed(Rule):
+    """A rule that leaves every decision to the rule that holds at a place."""
+
+    def defer(self, evidence: Evidence) -> Mask:
+        return Decision(self.at(evidence), evidence).deferred
+
+
+@dataclass(frozen=True)
+class Budget(Composed):
+    """Hold the mean of TV(π, p) over the reply's tokens at or under ``limit``, by moving alpha of an inner rule.
+
+    alpha rises while there is something left to spend and falls where too much was spent; a position whose TV would overdraw the
+    account is strict. So the bound holds after every token, not only in the long run.
+
+    Lossless: limit 0
+    Keeps every draft: limit 1, as far as the inner rule's alpha reaches
+    Temperature 0: a kept mismatch costs 1, so one token in 1/limit may be the drafter's
+    Source: this project
+    """
+
+    limit: float
+    inner: str = TokenV3.name
+
+    name: ClassVar[str] = "budget"
+    trade: ClassVar[str] = "you say how far from the expert the text may be on average, and the dial turns itself"
+    dials: ClassVar[Mapping[str, Dial]] = {"limit": Dial(0, 1)}
+    example: ClassVar[str] = "0.05"
+    remembers: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.inner not in ADJUSTABLE:
+            raise SettingError(f"a budget cannot move {self.inner!r}; it can move {', '.join(ADJUSTABLE)}")
+
+    def __str__(self) -> str:
+        return super().__str__() + ("" if self.inner == TokenV3.name else f",{self.inner}")
+
+    def at(self, evidence: Evidence) -> Rule:
+        place = evidence.place
+        spent = sum(place.trace)
+        lossless, lenient = ADJUSTABLE[self.inner].ends
+        share = min(max(0.5 + GAIN * (self.limit * place.emitted - spent), 0.0), 1.0)
+        rule = ADJUSTABLE[self.inner](lossless + share * (lenient - lossless))
+        affordable = self.limit * (place.emitted + 1) - spent
+        return rule if Decision(rule, evidence).tv[0] <= affordable else Strict()
+
+    def remember(self, decision: Decision) -> float:
+        return float(decision.tv[0])
+
+
+@dataclass(frozen=True)
+class Guarded(Composed):
+    """``rule``, with the first tokens strict, and another rule inside a thinking span.
+
+    strict_first: the first tokens of a reply that are the expert's whatever the rule says; lossy acceptance is known to hurt refusals
+    first, and they are decided there (use 4 to 8). thinking: the rule between ``<think>`` and ``</think>``; None for the same one.
+
+    Lossless: as the rules that it is made of
+    Keeps every draft: as the rules that it is made of
+    Temperature 0: as the rules that it is made of
+    Source: this project
+    """
+
+    rule: Rule
+    strict_first: int = 0
+    thinking: Rule | None = None
+
+    name: ClassVar[str] = "guarded"
+    trade: ClassVar[str] = "one rule for the answer, another for the thinking, and a strict beginning"
+    dials: ClassVar[Mapping[str, Dial]] = {"strict_first": Dial(0, 2**31 - 1, whole=True)}
+    TAGS: ClassVar[tuple[bytes, bytes]] = (b"<think>", b"</think>")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for rule in (self.rule, self.thinking):
+            if rule and not rule.asks_expert:
+                raise SettingError(
+                    f"rule {rule} never asks the expert, so it cannot be one of several; chow:1 keeps every draft and can be combined"
+                )
+        if self.thinking and self.rule.remembers and self.thinking.remembers:
+            raise SettingError(f"{self.rule} and {self.thinking} both look at their own past; only one of two rules may")
+
+    @property
+    def remembers(self) -> bool:  # type: ignore[override]
+        """Whether one of the rules looks at its own past."""
+        return self.rule.remembers or bool(self.thinking and self.thinking.remembers)
+
+    def __str__(self) -> str:
+        first = f"+strict_first:{self.strict_first}" if self.strict_first else ""
+        return f"{self.rule}{first}" + (f"+thinking:{self.thinking}" if self.thinking else "")
+
+    def check(self, sampler: Sampler, block_size: int) -> None:
+        for rule in (self.rule, self.thinking):
+            if rule:
+                rule.check(sampler, block_size)
+
+    def at(self, evidence: Evidence) -> Rule:
+        if evidence.place.emitted < self.strict_first:
+            return Strict()
+        return self._regional(evidence).at(evidence)
+
+    def remember(self, decision: Decision) -> float:
+        """What the one rule that remembers keeps of this position, whichever rule decided it."""
+        remembering = self.thinking if self.thinking and self.thinking.remembers else self.rule
+        return remembering.remember(decision)
+
+    def _regional(self, evidence: Evidence) -> Rule:
+        return self.thinking if self.thinking and _thinks(evidence, *self.TAGS) else self.rule
+
+
+def _thinks(evidence: Evidence, opening: bytes, closing: bytes) -> bool:
+    """Whether the last opening tag before this place, in prompt or reply, is still open."""
+    place: Place = evidence.place
+    text = evidence.vocabulary.bytes_of(place.tokens)
+    return text.rfind(opening) > text.rfind(closing)

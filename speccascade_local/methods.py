@@ -1,0 +1,209 @@
+"""Every method by its name: what the command line, YAML, Python and result files write as one line of text.
+
+    token_v3:0.3                                    a name, and its dials with commas
+    token_v3:0.3+strict_first:8+thinking:opt:0.5    with a strict beginning, and another rule inside <think>...</think>
+    budget:0.02,diff                                a fidelity budget, moving another rule than its own
+    my_rules:Digits(0.3)                            the user's own: a module, and a class or function in it that makes a rule
+
+Also the public :func:`target_probs`. Knows nothing of models or files but calibrations.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+import numpy as np
+
+from . import acceptance, guards, routing, rules
+from .calibration import Calibrated
+from .custom import CUSTOM, CustomRule, CustomTarget, custom_rule
+from .deferral import Decision, Method, Rule
+from .errors import SettingError
+from .evidence import Evidence, Float, Rows
+from .routing import Route
+from .sampling import Array, Sampler
+
+#: By name, in the order in which they are shown.
+RULES: dict[str, type[Rule]] = {
+    rule.name: rule
+    for rule in (
+        rules.Strict,
+        rules.Never,
+        rules.Chow,
+        rules.ChowLog,
+        rules.Diff,
+        rules.DiffLog,
+        rules.Opt,
+        rules.OptLog,
+        rules.Fuzzy,
+        rules.TokenV1,
+        rules.TokenV2,
+        rules.TokenV3,
+        rules.Bild,
+        acceptance.Lenience,
+        acceptance.Mentored,
+        acceptance.Typical,
+        acceptance.Fly,
+        acceptance.DecisionTokens,
+        guards.Budget,
+        routing.TokenCascade,
+    )
+}
+ROUTES: dict[str, type[Route]] = {
+    route.name: route for route in (routing.ChowSum, routing.ChowAverage, routing.ChowQuantile, routing.Margin, Calibrated)
+}
+METHODS: Mapping[str, type[Method]] = {**RULES, **ROUTES}
+
+_GUARD = re.compile(r"\+(strict_first|thinking):")
+
+
+def parse(spec: str | Method) -> Method:
+    """``"token_v3:0.3"`` -> ``TokenV3(0.3)``; a method is returned as it is. Raises SettingError with what is known and allowed.
+
+    An object of another kind that has ``defer`` or ``target`` is taken as the user's own rule.
+    """
+    if isinstance(spec, (CustomRule, CustomTarget, guards.Guarded)) or type(spec) in METHODS.values():
+        return spec  # type: ignore[return-value]
+    if not isinstance(spec, str):
+        return custom_rule(spec, origin=f"{type(spec).__module__}:{spec!r}")
+    first, *guarded = _GUARD.split(spec)
+    method = _parse_one(first, spec)
+    if not guarded:
+        return method
+    found = dict(zip(guarded[0::2], guarded[1::2]))
+    if 2 * len(found) < len(guarded):
+        raise SettingError(f"rule {spec!r}: strict_first and thinking may each stand once")
+    return guard(method, found.get("strict_first", 0), found.get("thinking"))
+
+
+def guard(rule: str | Method, strict_first: object, thinking: str | Method | None) -> Method:
+    """``rule`` with a strict beginning and another rule for thinking; itself where both are off. Raises SettingError."""
+    if isinstance(strict_first, str):
+        if not strict_first.isdigit():
+            raise SettingError(f"strict_first is {strict_first!r:.40}; it must be a whole number, 0 or more")
+        strict_first = int(strict_first)
+    outer, inner = parse(rule), None if thinking is None else parse(thinking)
+    if not strict_first and inner is None:
+        guards.Guarded.dials["strict_first"].check("strict_first", strict_first)
+        return outer
+    for method in (outer, inner):
+        if not isinstance(method, Rule | None) or isinstance(method, routing.TokenCascade | guards.Guarded):
+            raise SettingError(f"strict_first and a thinking rule go with rules that are settled block by block, and {method} is not one")
+    return guards.Guarded(outer, strict_first, inner)  # type: ignore[arg-type]
+
+
+def is_custom(spec: str) -> bool:
+    """Whether a line of text names the user's own code."""
+    return bool(CUSTOM.search(spec))
+
+
+def _parse_one(text: str, spec: str) -> Method:
+    if CUSTOM.fullmatch(text):
+        return custom_rule(text, origin=text)
+    name, colon, dials = text.partition(":")
+    if name not in METHODS:
+        close = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise SettingError(f"unknown rule {spec!r}; known are {', '.join(map(spelled, METHODS.values()))}, package.module:Name(...){hint}")
+    method = METHODS[name]
+    allowed = _fields(method)
+    given: list[Any] = dials.split(",") if colon else []
+    needed = [field.name for field in allowed if field.default is MISSING]
+    if not allowed and colon:
+        raise SettingError(f"rule {spec!r}: {name} has no alpha or other dial; write '{name}'")
+    if not len(needed) <= len(given) <= len(allowed) or "" in given:
+        ranges = " and ".join(_range(method, field.name) for field in allowed)
+        raise SettingError(f"rule {spec!r}: {name} needs {ranges}, such as '{name}:{method.example}'")
+    values = [_number(spec, method, field.name, value) if field.name in method.dials else value for field, value in zip(allowed, given)]
+    return method(*values)
+
+
+def _number(spec: str, method: type[Method], dial: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise SettingError(
+            f"rule {spec!r}: {method.name} needs {_range(method, dial)}, such as '{method.name}:{method.example}'; got {text!r:.40}"
+        ) from None
+
+
+def _range(method: type[Method], dial: str) -> str:
+    if dial not in method.dials:
+        return {"inner": f"the name of an inner rule ({', '.join(guards.ADJUSTABLE)})", "path": "the path of a calibration file"}[dial]
+    article = "an" if dial[0] in "aeiou" else "a"
+    return f"{article} {dial}, {method.dials[dial].allowed()}"
+
+
+def _fields(method: type[Method]) -> list[Field[Any]]:
+    """What is written after the name."""
+    return [field for field in fields(method) if field.init]  # type: ignore[arg-type]  # all methods are dataclasses
+
+
+def spelled(method: type[Method]) -> str:
+    """How a method is written, with its dials in capitals: ``chow:ALPHA``."""
+    dials = ",".join(field.name.upper() for field in _fields(method))
+    return f"{method.name}:{dials}" if dials else method.name
+
+
+def examples() -> Iterable[str]:
+    """One line of text for each method that needs no file, with typical dials."""
+    for method in METHODS.values():
+        if method is not Calibrated:
+            yield f"{method.name}:{method.example}" if method.example else method.name
+
+
+def described(method: type[Method]) -> dict[str, str]:
+    """One row of the table of methods: how it is written, what it does, its range, both ends, temperature 0, its source."""
+    documented = method.documented()
+    return {
+        "method": spelled(method),
+        "what it does": documented["summary"],
+        "range": "; ".join(f"{name}: {dial.allowed()}" for name, dial in method.dials.items()) or "–",
+        "lossless": documented["Lossless"],
+        "keeps every draft": documented["Keeps every draft"],
+        "at temperature 0": documented["Temperature 0"],
+        "source": documented["Source"],
+    }
+
+
+def target_probs(
+    rule: str | Rule,
+    drafter_logits: Array,
+    expert_logits: Array,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+) -> Float:
+    """The exact distribution π of the token that ``rule`` emits at a drafted position, given both models' raw logits.
+
+    Both arrays are [k, n_vocab] (or [n_vocab], read as k = 1); the result is [k, n_vocab] float64 with rows that sum to 1. Each row
+    stands for itself: a rule that looks at its past sees none. Raises SettingError for an unknown rule, one that has no target at a
+    single position (whole-answer cascades, fly), a value out of range, or arrays of different or unusable shape.
+    """
+    method = parse(rule)
+    if not isinstance(method, Rule):
+        raise SettingError(f"{method} judges whole answers; it has no distribution at a single position")
+    try:
+        drafter_logits, expert_logits = (np.atleast_2d(np.asarray(rows, np.float64)) for rows in (drafter_logits, expert_logits))
+    except (TypeError, ValueError) as error:
+        raise SettingError(f"drafter_logits and expert_logits must be arrays of numbers, [k, n_vocab]: {error}") from None
+    if drafter_logits.shape != expert_logits.shape or drafter_logits.ndim != 2 or not drafter_logits.shape[-1]:
+        raise SettingError(
+            f"drafter_logits have shape {drafter_logits.shape}, expert_logits {expert_logits.shape}; both must be [k, n_vocab]"
+        )
+    for name, logits in (("drafter_logits", drafter_logits), ("expert_logits", expert_logits)):
+        if not np.isfinite(logits.max(axis=-1)).all():
+            raise SettingError(f"{name} have a row with nan, +inf or nothing but -inf; each row needs at least one finite logit")
+    sampler = Sampler(temperature, top_k, top_p, min_p)
+    method.check(sampler, 0)
+    targets = []
+    for drafter_row, expert_row in zip(drafter_logits, expert_logits):
+        evidence = Evidence(Rows.of(drafter_row[None]), Rows.of(expert_row[None]), sampler)
+        targets.append(Decision(method.at(evidence), evidence).target)
+    return np.concatenate(targets)

@@ -1,0 +1,68 @@
+"""Questions with known answers: read from a file, put to both models of a pair, judged.
+
+Knows nothing of what the verdicts are used for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .calibration import Outcome
+from .errors import CatalogError
+from .routing import Margin
+from .runtime import Runtime
+
+
+class Task(BaseModel):
+    """One line of a JSONL file: a question, the texts that count as right, and what kind it is (free to choose)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    prompt: str = Field(min_length=1)
+    answers: list[str] = Field(min_length=1)
+    family: str = ""
+
+    def is_right(self, text: str) -> bool:
+        """Exact match of one of the answers, but for white space around it."""
+        return text.strip() in {answer.strip() for answer in self.answers}
+
+
+def read_tasks(path: Path) -> list[Task]:
+    """The tasks of a JSONL file; empty lines are skipped. Raises CatalogError with the line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise CatalogError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise CatalogError(f"{path}: not UTF-8 text ({error})") from error
+    tasks = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                tasks.append(Task.model_validate(json.loads(line)))
+            except (ValueError, ValidationError) as error:
+                first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+                where = ".".join(map(str, first["loc"])) or "the whole line"
+                raise CatalogError(
+                    f"{path}, line {number}: {where}: {first['msg']}; a line is {{'prompt': ..., 'answers': [...]}}"
+                ) from error
+    return tasks
+
+
+def judged(
+    runtime: Runtime, tasks: Sequence[Task], *, max_tokens: int, on_step: Callable[[float], None] = lambda fraction: None
+) -> list[Outcome]:
+    """Put every task to both models, greedily, through the chat template where there is one."""
+    outcomes = []
+    for i, task in enumerate(tasks):
+        prompt = runtime.chat_ids([{"role": "user", "content": task.prompt}]) if runtime.has_chat_template else task.prompt
+        drafted = runtime.generate(prompt, rule=Margin(0.0), max_tokens=max_tokens, fidelity=False)
+        expert = runtime.generate(prompt, rule="strict", block_size=0, max_tokens=max_tokens, fidelity=False)
+        assert drafted.confidence is not None
+        outcomes.append(Outcome(1 - drafted.confidence, task.is_right(drafted.text), task.is_right(expert.text)))
+        on_step((i + 1) / len(tasks))
+    return outcomes
