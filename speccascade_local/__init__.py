@@ -16,9 +16,10 @@ from .account import Fidelity
 from .deferral import Rule, TargetRule
 from .errors import CatalogError, ContextOverflowError, ModelLoadError, PairError, PromptError, SessionError, SettingError, SpeccascadeError
 from .evidence import Evidence
+from .loading import load
 from .methods import target_probs
 from .reply import Candidate, Chunk, Logprobs, Reply, Token
-from .runtime import Runtime, load
+from .runtime import Runtime
 from .stats import Stats
 
 __version__ = "0.1.0"

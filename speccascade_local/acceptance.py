@@ -60,11 +60,11 @@ class Mentored(TargetRule):
     """Keep as many drafts as KL(p || π) <= divergence allows: π = q, clipped to between p/B and p/A, with A <= 1 <= B.
 
     That is: keep x with probability min(1, p(x) / (A * q(x))), else draw from max(0, p/B - q). For each A the B is the one that makes
-    π sum to 1; A is the smallest one whose π stays within ``divergence`` (nats).
+    π sum to 1; A is the smallest one whose π stays within ``divergence`` (nats). A token that p rules out is never kept.
 
     Lossless: divergence 0
-    Keeps every draft: divergence to infinity
-    Temperature 0: strict, because any other token is infinitely far
+    Keeps every draft: divergence to infinity, but for tokens that p rules out
+    Temperature 0: strict, because p rules out any other token
     Source: Tran-Thien, "An optimal lossy variant of speculative decoding" (2023)
     """
 

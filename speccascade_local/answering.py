@@ -29,7 +29,7 @@ from .vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, eq=False)
-class Pairing:
+class LoadedPair:
     """What a reply is made with: two sessions, and the expert's model for texts."""
 
     drafter: Session
@@ -38,56 +38,56 @@ class Pairing:
     vocabulary: Vocabulary
 
 
-def answer(pairing: Pairing, ids: list[int], settings: Settings, method: Method, seed: int) -> Iterator[Chunk | None]:
+def answer(pair: LoadedPair, ids: list[int], settings: Settings, method: Method, seed: int) -> Iterator[Chunk | None]:
     """Continue ``ids``, chunk by chunk; None for a block that shows nothing yet, because it is not decided who answers.
 
     Everything is checked before this returns, evaluated when the first chunk is asked for. Raises SettingError.
     """
     _check(settings, method)
-    shaper = _shaper(pairing, ids, settings)
+    shaper = _shaper(pair, ids, settings)
     if isinstance(method, Route):
-        return _routed(pairing, ids, settings, method, seed, shaper)
+        return _routed(pair, ids, settings, method, seed, shaper)
     assert isinstance(method, Rule)
-    return (chunk for chunk, _ in _decoded(pairing, ids, settings, method, seed, shaper))
+    return (chunk for chunk, _ in _decoded(pair, ids, settings, method, seed, shaper))
 
 
 def _check(settings: Settings, method: Method) -> None:
     method.check(settings.sampler, settings.block_size)
     if not method.asks_expert and settings.block_size == 0:
         raise SettingError(f"rule {method} with block_size 0 asks neither model; give a block_size of 1 or more")
-    if isinstance(method, (Route, TokenCascade)) or not method.asks_expert:
+    if not method.in_blocks:
         for name in ("verification", "bonus"):
             if getattr(settings, name) != getattr(DEFAULTS, name):
                 raise SettingError(f"{name} {getattr(settings, name)!r} is about blocks that an expert checks, and {method} has none")
 
 
-def _shaper(pairing: Pairing, ids: list[int], settings: Settings) -> Shaper:
-    n_vocab, source = pairing.expert.n_vocab, settings.constraint
-    grammar = Grammar(pairing.model.grammar_tokenizer, source, n_vocab) if source is not None else None
+def _shaper(pair: LoadedPair, ids: list[int], settings: Settings) -> Shaper:
+    n_vocab, source = pair.expert.n_vocab, settings.constraint
+    grammar = Grammar(pair.model.grammar_tokenizer, source, n_vocab) if source is not None else None
     return Shaper(n_vocab, ids, settings.penalties, grammar)
 
 
-def _decoded(pairing: Pairing, ids: list[int], settings: Settings, rule: Rule, seed: int, shaper: Shaper) -> Iterator[tuple[Chunk, Block]]:
+def _decoded(pair: LoadedPair, ids: list[int], settings: Settings, rule: Rule, seed: int, shaper: Shaper) -> Iterator[tuple[Chunk, Block]]:
     """The loop with text around it."""
     stats = Stats(prompt_tokens=len(ids))
-    text = TextStream(pairing.model.piece, pairing.model.is_end, settings.stop)
-    shared = {session: rewind_to_shared(session, ids) for session in (pairing.drafter, pairing.expert)}
-    stats.cached_tokens = shared[pairing.expert if rule.asks_expert else pairing.drafter]
-    for block in _blocks(pairing, list(ids), settings, rule, seed, shaper, text, stats):
+    text = TextStream(pair.model.piece, pair.model.is_end, settings.stop)
+    shared = {session: rewind_to_shared(session, ids) for session in (pair.drafter, pair.expert)}
+    stats.cached_tokens = shared[pair.expert if rule.asks_expert else pair.drafter]
+    for block in _blocks(pair, list(ids), settings, rule, seed, shaper, text, stats):
         if block.finish_reason is not None:
             text.finish()
-        yield _chunk(pairing, block, text, stats, rule, seed), block
+        yield _chunk(pair, block, text, stats, rule, seed), block
 
 
 def _blocks(
-    pairing: Pairing, tokens: list[int], settings: Settings, rule: Rule, seed: int, shaper: Shaper, text: TextStream, stats: Stats
+    pair: LoadedPair, tokens: list[int], settings: Settings, rule: Rule, seed: int, shaper: Shaper, text: TextStream, stats: Stats
 ) -> Iterator[Block]:
     rng = np.random.default_rng(seed)
     if isinstance(rule, TokenCascade):
         return token_cascade(
             tokens,
-            pairing.drafter,
-            pairing.expert,
+            pair.drafter,
+            pair.expert,
             rule=rule,
             sampler=settings.sampler,
             rng=rng,
@@ -99,30 +99,30 @@ def _blocks(
         )
     return decode(
         tokens,
-        pairing.drafter,
-        pairing.expert,
+        pair.drafter,
+        pair.expert,
         rule=rule,
         sampler=settings.sampler,
         rng=rng,
         block_size=settings.block_size,
         max_tokens=settings.max_tokens,
-        is_end=pairing.model.is_end,
+        is_end=pair.model.is_end,
         stops=text.feed,
         stats=stats,
         shaper=shaper,
         verification=settings.verification,
         bonus=settings.bonus,
         wanted=settings.wanted,
-        vocabulary=pairing.vocabulary,
+        vocabulary=pair.vocabulary,
     )
 
 
-def _routed(pairing: Pairing, ids: list[int], settings: Settings, route: Route, seed: int, shaper: Shaper) -> Iterator[Chunk | None]:
+def _routed(pair: LoadedPair, ids: list[int], settings: Settings, route: Route, seed: int, shaper: Shaper) -> Iterator[Chunk | None]:
     """The drafter's whole answer, or, where its score is too low, the expert's. The statistics count both."""
     chunks: list[Chunk] = []
     signals: list[Signals] = []
     drafting = replace(settings, block_size=settings.block_size or DEFAULTS.block_size)
-    for chunk, block in _decoded(pairing, ids, drafting, Never(), seed, shaper):
+    for chunk, block in _decoded(pair, ids, drafting, Never(), seed, shaper):
         chunks.append(chunk)
         signals.append(Signals.of(chunk.token_ids, block.draft.rows.logits))
         yield None
@@ -132,7 +132,7 @@ def _routed(pairing: Pairing, ids: list[int], settings: Settings, route: Route, 
         return
     wasted = chunks[-1].stats
     alone = replace(settings, block_size=0)
-    for chunk, _ in _decoded(pairing, ids, alone, Strict(), seed, shaper):
+    for chunk, _ in _decoded(pair, ids, alone, Strict(), seed, shaper):
         stats = replace(
             chunk.stats,
             drafter_calls=wasted.drafter_calls,
@@ -155,15 +155,15 @@ def rewind_to_shared(session: Session, ids: list[int]) -> int:
     return shared
 
 
-def _chunk(pairing: Pairing, block: Block, text: TextStream, stats: Stats, rule: Rule, seed: int) -> Chunk:
+def _chunk(pair: LoadedPair, block: Block, text: TextStream, stats: Stats, rule: Rule, seed: int) -> Chunk:
     verdict = block.verdict
     pieces = text.pieces[len(text.pieces) - len(verdict.token_ids) :]
     tokens = [Token(*fields) for fields in zip(verdict.token_ids, pieces, verdict.origins)]
     if verdict.dropped_ids:
-        dropped = b"".join(map(pairing.model.piece, verdict.dropped_ids))
+        dropped = b"".join(map(pair.model.piece, verdict.dropped_ids))
         tokens[-1] = tokens[-1]._replace(dropped=dropped.decode(errors="replace"))
     if verdict.entries:
-        tokens = [_accounted(token, entry, pairing.vocabulary) for token, entry in zip(tokens, verdict.entries)]
+        tokens = [_accounted(token, entry, pair.vocabulary) for token, entry in zip(tokens, verdict.entries)]
     return Chunk(tuple(tokens), block.finish_reason, replace(stats), rule, seed)
 
 

@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
 class Calibration(BaseModel):
     """The file. ``uncertainty`` and ``error`` are the knots of the fit, straight lines between them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     drafter: str
     expert: str
@@ -52,7 +52,7 @@ class Calibration(BaseModel):
     kept: Share  # the part of the validation split that the drafter answered
     expert_accuracy: Share
     drafter_accuracy: Share
-    validation: list[tuple[Share, bool]]  # predicted error, and whether the drafter was wrong
+    validation: Annotated[list[tuple[Share, bool]], Field(min_length=1)]  # predicted error, and whether the drafter was wrong
     calibrated_on: int
 
     @model_validator(mode="after")
@@ -65,7 +65,7 @@ class Calibration(BaseModel):
 
     def error_at(self, uncertainty: float) -> float:
         """The probability that the drafter's answer is wrong."""
-        return float(np.interp(uncertainty, self.uncertainty, self.error))
+        return _error_at(uncertainty, self.uncertainty, self.error)
 
     def save(self, path: Path) -> None:
         """Write the file. Raises CatalogError."""
@@ -81,12 +81,12 @@ class Calibration(BaseModel):
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise CatalogError(f"{path}: cannot be read ({error.strerror}); make it with 'speccascade calibrate'") from error
-        except UnicodeDecodeError as error:
-            raise CatalogError(f"{path}: not UTF-8 text ({error})") from error
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the whole file"
             raise CatalogError(f"{path}: not a calibration: {where}: {first['msg']}; make it anew with 'speccascade calibrate'") from error
+        except ValueError as error:  # no UTF-8, or a path that no file can have
+            raise CatalogError(f"{path}: cannot be read ({error}); make it with 'speccascade calibrate'") from error
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,11 @@ class Calibrated(Route):
 
     def check_pair(self, drafter: Path, expert: Path) -> None:
         for role, path in (("drafter", drafter), ("expert", expert)):
-            if getattr(self.calibration, role) != fingerprint(path):
+            try:
+                seen = fingerprint(path)
+            except OSError as error:  # it was there when the pair was loaded
+                raise SettingError(f"{path}: cannot be read ({error.strerror}) to tell whether {self.path} is of this pair") from error
+            if getattr(self.calibration, role) != seen:
                 raise SettingError(
                     f"{self.path}: this calibration is of another pair: its {role} is not {path.name}; "
                     "make one for this pair with 'speccascade calibrate'"
@@ -147,21 +151,14 @@ def fit(outcomes: Sequence[Outcome], *, drafter: Path, expert: Path, target: flo
     target: None for the expert's own accuracy on that half. Raises SettingError when there are too few answers, when even asking
     the expert always does not reach the target, or without scikit-learn.
     """
-    if target is not None:
-        finite_number("the target accuracy", target, 0, 1, "between 0 and 1")
-    if len(outcomes) < FEWEST_ANSWERS:
-        raise SettingError(f"{len(outcomes)} judged answers are too few for a calibration; give at least {FEWEST_ANSWERS}")
-    try:
-        from sklearn.isotonic import IsotonicRegression
-    except ImportError:
-        raise SettingError("fitting needs scikit-learn; install the extra: pip install 'speccascade-local[calibrate]'") from None
+    isotonic_regression = _regression_class(len(outcomes), target)
     order = np.random.default_rng(seed).permutation(len(outcomes))
     halves = [[outcomes[i] for i in part] for part in np.array_split(order, 2)]
     calibrating, validating = halves
-    regression = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
+    regression = isotonic_regression(y_min=0, y_max=1, out_of_bounds="clip")
     regression.fit([row.uncertainty for row in calibrating], [not row.drafter_right for row in calibrating])
     knots, errors = regression.X_thresholds_.tolist(), regression.y_thresholds_.tolist()
-    predicted = [float(np.interp(row.uncertainty, knots, errors)) for row in validating]
+    predicted = [_error_at(row.uncertainty, knots, errors) for row in validating]
     wanted = _mean([row.expert_right for row in validating]) if target is None else target
     best = -1.0
     for best in sorted({-1.0, 1.0, *predicted}, reverse=True):
@@ -189,39 +186,81 @@ def fit(outcomes: Sequence[Outcome], *, drafter: Path, expert: Path, target: flo
     )
 
 
+def ready(answers: int, target: float | None, out: Path, picture: Path | None) -> None:
+    """Refuse now what would be refused after all questions were asked. Raises as ``fit``, ``save`` and ``reliability_diagram`` do."""
+    _regression_class(answers, target)
+    if picture:
+        _figure_class(picture)
+    for path in filter(None, (out, picture)):
+        if path.is_dir() or not path.parent.is_dir():
+            raise CatalogError(f"{path}: cannot be written ({'it is a folder' if path.is_dir() else 'its folder does not exist'})")
+
+
 def reliability_diagram(calibration: Calibration, path: Path, bins: int = 5) -> None:
     """Draw predicted against observed errors on the validation split, with 95 % intervals, into a .png or .svg file.
 
-    Raises SettingError without matplotlib or for another kind of file.
+    The same calibration gives the same file. Raises SettingError without matplotlib or for another kind of file.
     """
+    figure = _figure_class(path)(figsize=(5.5, 6.2), layout="constrained")
+    from matplotlib import rc_context
+
+    upper, lower = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
+    upper.plot([0, 1], [0, 1], linestyle="--", color="0.6", label="perfectly calibrated")
+    predicted, wrong = (np.array(column, dtype=float) for column in zip(*calibration.validation))
+    steps = np.minimum((predicted * bins).astype(int), bins - 1)
+    points = [
+        (predicted[steps == step].mean(), *_wilson(int(wrong[steps == step].sum()), int((steps == step).sum()))) for step in set(steps)
+    ]
+    at, rate, low, high = np.array(points).T
+    upper.errorbar(
+        at, rate, yerr=(rate - low, high - rate), fmt="o", color="#1f5fa8", capsize=4,
+        label=f"the {len(predicted)} validation answers in up to {bins} groups, with 95 % intervals",
+    )  # fmt: skip
+    asked = {-1.0: "the expert is always asked", 1.0: "the expert is never asked"}
+    said = asked.get(calibration.threshold, f"the expert is asked above {calibration.threshold:.3f}")
+    for axes in (upper, lower):
+        axes.axvspan(max(calibration.threshold, -0.02), 1.02, color="#c0392b", alpha=0.12, linewidth=0, zorder=0, label=said)
+    upper.set(ylabel="observed share of wrong answers", ylim=(-0.02, 1.02))
+    upper.set_title(
+        f"routed {calibration.accuracy:.1%} right, expert {calibration.expert_accuracy:.1%}, drafter {calibration.drafter_accuracy:.1%}\n"
+        f"the drafter answers {calibration.kept:.0%} alone",
+        fontsize=10,
+    )
+    lower.hist(predicted, bins=20, range=(0, 1), color="0.5")
+    lower.set(xlabel="predicted probability that the drafter is wrong", ylabel="answers", xlim=(-0.02, 1.02))
+    figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", fontsize=8)
+    try:
+        with rc_context({"svg.hashsalt": "speccascade"}):  # else the ids inside differ each time
+            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {})
+    except OSError as error:
+        raise CatalogError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _error_at(uncertainty: float, knots: Sequence[float], errors: Sequence[float]) -> float:
+    """Nine digits, so that 1 - error, which routes are compared by, orders answers just as the error does."""
+    return round(float(np.interp(uncertainty, knots, errors)), 9)
+
+
+def _regression_class(answers: int, target: float | None) -> Any:
+    if target is not None:
+        finite_number("the target accuracy", target, 0, 1, "between 0 and 1")
+    if answers < FEWEST_ANSWERS:
+        raise SettingError(f"{answers} judged answers are too few for a calibration; give at least {FEWEST_ANSWERS}")
+    try:
+        from sklearn.isotonic import IsotonicRegression
+    except ImportError:
+        raise SettingError("fitting needs scikit-learn; install the extra: pip install 'speccascade-local[calibrate]'") from None
+    return IsotonicRegression
+
+
+def _figure_class(path: Path) -> Any:
+    if path.suffix not in (".png", ".svg"):
+        raise SettingError(f"the picture is {path.name!r}; its name must end with .png or .svg")
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise SettingError("drawing needs matplotlib; install the extra: pip install 'speccascade-local[calibrate]'") from None
-    if path.suffix not in (".png", ".svg"):
-        raise SettingError(f"the picture is {path.name!r}; its name must end with .png or .svg")
-    figure = Figure(figsize=(5.5, 5.5), layout="constrained")
-    upper, lower = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
-    upper.plot([0, 1], [0, 1], linestyle="--", color="0.6", label="perfectly calibrated")
-    predicted, wrong = (np.array(column, dtype=float) for column in zip(*calibration.validation))
-    for part in np.array_split(np.argsort(predicted, kind="stable"), min(bins, len(predicted))):
-        rate, low, high = _wilson(int(wrong[part].sum()), len(part))
-        upper.errorbar(
-            predicted[part].mean(), rate, yerr=[[rate - low], [high - rate]], fmt="o", color="#1f5fa8", capsize=4,
-            label="validation answers, in equal parts, 95 % interval" if predicted[part][0] == predicted.min() else None,
-        )  # fmt: skip
-    upper.axvline(max(calibration.threshold, 0), color="#c0392b", label=f"ask the expert above {calibration.threshold:.3f}")
-    upper.set(ylabel="observed share of wrong answers", ylim=(-0.02, 1.02))
-    upper.set_title(f"{calibration.accuracy:.1%} right, {calibration.kept:.0%} answered by the drafter alone", fontsize=10)
-    handles, labels = upper.get_legend_handles_labels()
-    unique: dict[str, Any] = dict(zip(labels, handles))
-    upper.legend(unique.values(), unique.keys(), loc="upper left", fontsize=8)
-    lower.hist(predicted, bins=20, range=(0, 1), color="0.5")
-    lower.set(xlabel="predicted probability that the drafter is wrong", ylabel="answers", xlim=(-0.02, 1.02))
-    try:
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {})
-    except OSError as error:
-        raise CatalogError(f"{path}: cannot be written ({error.strerror})") from error
+    return Figure
 
 
 def _mean(flags: Sequence[bool]) -> float:

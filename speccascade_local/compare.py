@@ -62,9 +62,9 @@ def few_arms(settings: Settings, rule: Method, threshold: float) -> dict[str, Se
     cascades = dict.fromkeys([rule, PAPER_RULE])  # once each, should they be the same
     return {
         **_alone(settings),
-        "sequential cascade": replace(settings, rule=Margin(threshold)),
-        "speculative decoding": replace(settings, rule=Strict()),
-        **{f"cascade {each}": replace(settings, rule=each) for each in cascades},
+        "sequential cascade": _by(settings, Margin(threshold)),
+        "speculative decoding": _by(settings, Strict()),
+        **{f"cascade {each}": _by(settings, each) for each in cascades},
     }
 
 
@@ -78,29 +78,34 @@ def all_arms(settings: Settings, rule: Method) -> dict[str, Settings]:
     control = 1 - max(rule.alpha if isinstance(rule, TokenV3) else DEFAULT.alpha, 0.0)
     arms = {
         **_alone(settings),
-        f"expert, min-p {control:.3g}": replace(settings, rule=Strict(), block_size=0, min_p=control),
-        "strict": replace(settings, rule=Strict()),
-        f"strict, min-p {control:.3g}": replace(settings, rule=Strict(), min_p=control),
-        "strict, block": replace(settings, rule=Strict(), verification="block"),
-        str(rule): replace(settings, rule=rule),
-        f"{rule}, cascade bonus": replace(settings, rule=rule, bonus="cascade"),
+        f"expert, min-p {control:.3g}": _by(settings, Strict(), block_size=0, min_p=control),
+        "strict": _by(settings, Strict()),
+        f"strict, min-p {control:.3g}": _by(settings, Strict(), min_p=control),
+        "strict, block": _by(settings, Strict(), verification="block"),
+        str(rule): _by(settings, rule),
     }
+    if rule.in_blocks and settings.block_size:
+        arms[f"{rule}, cascade bonus"] = _by(settings, rule, bonus="cascade")
     for spec in methods.examples():
         method = methods.parse(spec)
         if isinstance(method, Never | Strict) or (isinstance(method, Fly) and settings.temperature > 0):
             continue
         size = max(settings.block_size, Fly.TAIL + 4) if isinstance(method, Fly) else settings.block_size
-        arms.setdefault(
-            spec if size == settings.block_size else f"{spec}, blocks of {size}", replace(settings, rule=method, block_size=size)
-        )
+        arms.setdefault(spec if size == settings.block_size else f"{spec}, blocks of {size}", _by(settings, method, block_size=size))
     return arms
 
 
 def _alone(settings: Settings) -> dict[str, Settings]:
     return {
-        "drafter alone": replace(settings, rule=Never(), block_size=settings.block_size or DEFAULTS.block_size),
-        "expert alone": replace(settings, rule=Strict(), block_size=0),
+        "drafter alone": _by(settings, Never(), block_size=settings.block_size or DEFAULTS.block_size),
+        "expert alone": _by(settings, Strict(), block_size=0),
     }
+
+
+def _by(settings: Settings, method: Method, **changes: Any) -> Settings:
+    """The settings with another method; a strict beginning and a thinking rule go only where blocks are settled."""
+    guards = {} if method.in_blocks else {"strict_first": DEFAULTS.strict_first, "thinking_rule": DEFAULTS.thinking_rule}
+    return replace(settings, **{"rule": method, **guards, **changes})
 
 
 def compare(

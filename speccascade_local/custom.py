@@ -1,12 +1,13 @@
 """The user's own rule: found by a line of text, and held to the protocol whenever it answers.
 
-A rule of one's own is any object with one of these, and optionally with ``name`` and ``trade`` (texts):
+A rule of one's own is any object with one of these, and optionally with ``trade``, a line that says what is traded for what:
 
     defer(evidence) -> bool array, [1] or [1, n_vocab]       True where the expert decides
-    target(evidence) -> float array, [1, n_vocab]            the distribution π itself, 0 where evidence.expert_probs is 0 for filtered ids
+    target(evidence) -> float array, [1, n_vocab]            the distribution π itself, 0 where evidence.expert_support is False
 
-``evidence`` is :class:`speccascade_local.Evidence`. Neither may look at which token was drafted, or the emitted token would no longer
-follow the target.
+``evidence`` is :class:`speccascade_local.Evidence`, whose arrays are shared and cannot be written to. Neither may look at which token was
+drafted, or the emitted token would no longer follow the target. An object that says ``remembers = True`` has ``remember(decision)`` too,
+as :class:`speccascade_local.Rule` describes it. Of an object that derives from that class ``check`` is asked too, and nothing else.
 """
 
 from __future__ import annotations
@@ -15,34 +16,80 @@ import ast
 import importlib
 import re
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .deferral import Rule, TargetRule
+from .deferral import Decision, Rule, TargetRule
 from .errors import SettingError, SpeccascadeError
 from .evidence import Evidence, Float
-from .sampling import Mask
+from .sampling import Mask, Sampler
+
+#: How far from 1 the sum of a target may be: float32 over a wide vocabulary is that far off.
+ROUNDING = 1e-5
 
 #: ``package.module:Name(...)``
 CUSTOM = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)\((.*)\)", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class CustomRule(Rule):
-    """The user's ``defer``, checked at every call."""
+class _Custom(Rule):
+    """What both kinds have in common: the user's object, asked with care."""
 
     spec: str
     wrapped: Any = field(compare=False, repr=False)
 
     name: ClassVar[str] = "custom"
-    trade: ClassVar[str] = "a rule of your own"
 
     def __str__(self) -> str:
         return self.spec
 
+    @property
+    def trade(self) -> str:  # type: ignore[override]
+        """The user's own words, if there are any."""
+        return str(getattr(self.wrapped, "trade", "a rule of your own"))
+
+    @property
+    def remembers(self) -> bool:  # type: ignore[override]
+        """Whether the user's rule looks at its own past."""
+        return bool(getattr(self.wrapped, "remembers", False))
+
+    def remember(self, decision: Decision) -> float:
+        kept = self._ask("remember", decision)
+        if isinstance(kept, bool) or not isinstance(kept, Real):
+            raise SettingError(f"rule {self.spec}: remember returned {kept!r:.40}; it must be a number")
+        return float(kept)
+
+    def check(self, sampler: Sampler, block_size: int) -> None:
+        if isinstance(self.wrapped, Rule):
+            self._ask("check", sampler, block_size)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        try:
+            return getattr(self.wrapped, method)(*arguments)
+        except Exception as error:  # the rule is the user's: it may fail in any way
+            raise _failed(self.spec, method, error) from error
+
+    def _array(self, method: str, evidence: Evidence) -> NDArray[Any]:
+        """The user's answer. What the executor reads afterwards is closed to writing, so that no slip of the rule's can change it."""
+        shared = (evidence.drafter_probs, evidence.expert_probs, evidence.expert_support)
+        for array in (*shared, *(rows for model in (evidence.drafter, evidence.expert) for rows in (model.logits, model.shaped))):
+            array.flags.writeable = False
+        answer = self._ask(method, evidence)
+        try:
+            return np.asarray(answer)
+        except Exception as error:  # rows of different lengths, or an object of another library that does not convert
+            raise _failed(self.spec, method, error) from error
+
+
+@dataclass(frozen=True)
+class CustomRule(_Custom):
+    """The user's ``defer``, checked at every call."""
+
     def defer(self, evidence: Evidence) -> Mask:
-        defer = np.asarray(_ask(self.spec, self.wrapped.defer, evidence))
+        defer = self._array("defer", evidence)
         shape = evidence.drafter.logits.shape
         if defer.dtype != np.bool_ or defer.shape not in (shape[:1], shape):
             raise SettingError(
@@ -53,27 +100,20 @@ class CustomRule(Rule):
 
 
 @dataclass(frozen=True)
-class CustomTarget(TargetRule):
+class CustomTarget(_Custom, TargetRule):
     """The user's ``target``, checked at every call."""
 
-    spec: str
-    wrapped: Any = field(compare=False, repr=False)
-
-    name: ClassVar[str] = "custom"
-    trade: ClassVar[str] = "a target of your own"
-
-    def __str__(self) -> str:
-        return self.spec
-
     def target(self, evidence: Evidence) -> Float:
-        target = np.asarray(_ask(self.spec, self.wrapped.target, evidence))
+        answer = self._array("target", evidence)
         shape = evidence.drafter.logits.shape
-        if not np.issubdtype(target.dtype, np.floating) or target.shape != shape:
-            raise SettingError(f"rule {self.spec}: target returned {_told(target)}; it must be an array of float, {list(shape)}")
-        if not (np.isfinite(target).all() and (target >= 0).all() and np.allclose(target.sum(axis=-1), 1, atol=1e-6)):
-            low, total = np.nanmin(target), target.sum(axis=-1)
+        if not np.issubdtype(answer.dtype, np.floating) or answer.shape != shape:
+            raise SettingError(f"rule {self.spec}: target returned {_told(answer)}; it must be an array of float, {list(shape)}")
+        target = answer.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # inf - inf
+            low, total = target.min(), target.sum(axis=-1, keepdims=True)
+        if not (np.isfinite(target).all() and low >= 0 and np.abs(total - 1).max() <= ROUNDING):
             raise SettingError(
-                f"rule {self.spec}: target returned rows that are no distributions (smallest value {low:.3g}, sums {total}); "
+                f"rule {self.spec}: target returned rows that are no distributions (smallest value {low:.3g}, sums {total[:, 0]}); "
                 "each must be finite, not negative, and sum to 1"
             )
         if (denied := ~evidence.expert_support & (target > 0)).any():
@@ -81,12 +121,15 @@ class CustomTarget(TargetRule):
                 f"rule {self.spec}: target gives mass to token {int(np.argwhere(denied)[0][-1])}, which the filters or the grammar deny; "
                 "leave out what evidence.expert_support does not allow"
             )
-        return target.astype(np.float64)
+        exact: Float = target / total
+        return exact
 
 
 def custom_rule(spec: Any, origin: str) -> Rule:
     """The rule that ``package.module:Name(...)`` makes, or an object of the user's. Raises SettingError when it is none."""
     wrapped = _made(spec) if isinstance(spec, str) else spec
+    if isinstance(wrapped, type) and (hasattr(wrapped, "defer") or hasattr(wrapped, "target")):
+        raise SettingError(f"rule {origin:.80} is a class; give an object of it, such as {wrapped.__name__}(...)")
     if callable(getattr(wrapped, "target", None)):
         return CustomTarget(origin, wrapped)
     if callable(getattr(wrapped, "defer", None)):
@@ -100,39 +143,46 @@ def _made(spec: str) -> Any:
     match = CUSTOM.fullmatch(spec)
     assert match, spec
     module_name, name, arguments = match.groups()
-    try:
-        call = ast.parse(f"f({arguments})", mode="eval").body
-        assert isinstance(call, ast.Call)
-        values = [ast.literal_eval(argument) for argument in call.args]
-        named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError, AssertionError):
-        raise SettingError(f"rule {spec!r}: what stands in the parentheses must be plain values, such as (0.3) or (alpha=0.3)") from None
+    values, named = _plain_values(spec, arguments)
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise SettingError(
-            f"rule {spec!r}: cannot import {module_name!r} ({error}); the file must be in the current folder or on PYTHONPATH"
-        ) from error
-    except Exception as error:  # the module is the user's: it may fail in any way
+    except (Exception, SystemExit) as error:  # the module is the user's: it may fail in any way, or end as a script does
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            raise SettingError(
+                f"rule {spec!r}: cannot import {module_name!r} ({error}); the file must be in the current folder or on PYTHONPATH"
+            ) from error
         raise SettingError(f"rule {spec!r}: importing {module_name!r} failed: {type(error).__name__}: {error}") from error
     maker = getattr(module, name, None)
     if not callable(maker):
         raise SettingError(f"rule {spec!r}: module {module_name!r} has no class or function {name!r}")
     try:
         return maker(*values, **named)
-    except SpeccascadeError:
-        raise
-    except Exception as error:
-        raise SettingError(f"rule {spec!r}: {name} failed: {type(error).__name__}: {error}") from error
-
-
-def _ask(spec: str, method: Any, evidence: Evidence) -> Any:
-    try:
-        return method(evidence)
-    except SpeccascadeError:
-        raise
     except Exception as error:  # as above
-        raise SettingError(f"rule {spec} failed: {type(error).__name__}: {error}") from error
+        raise _failed(spec, name, error) from error
+
+
+def _plain_values(spec: str, arguments: str) -> tuple[list[Any], dict[str, Any]]:
+    """What stands in the parentheses, read and never run."""
+    refused = SettingError(f"rule {spec!r}: what stands in the parentheses must be plain values, such as (0.3) or (alpha=0.3)")
+    try:
+        call = ast.parse(f"f({arguments})", mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            raise refused  # parentheses that close early, and open again
+        names = [keyword.arg for keyword in call.keywords]
+        if None in names or len({*names}) < len(names):
+            raise refused
+        values = [ast.literal_eval(argument) for argument in call.args]
+        return values, {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        raise refused from None
+
+
+def _failed(spec: str, what: str, error: Exception) -> SpeccascadeError:
+    """What a failure of the user's code becomes. What a model did wrong stays its own."""
+    if isinstance(error, SpeccascadeError) and not isinstance(error, SettingError):
+        return error
+    told = str(error) if isinstance(error, SettingError) else f"{type(error).__name__}: {error}"
+    return SettingError(f"rule {spec}: {what} failed: {told}")
 
 
 def _told(array: Any) -> str:

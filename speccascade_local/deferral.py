@@ -67,6 +67,8 @@ class Method(ABC):
     example: ClassVar[str] = ""
     #: False for the one method that leaves everything, the user's filters included, to the drafter.
     asks_expert: ClassVar[bool] = True
+    #: Whether the expert settles drafted blocks; False for the drafter alone and for sequential cascades.
+    in_blocks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, dial in self.dials.items():
@@ -169,5 +171,6 @@ def blend(defer: Mask, drafter_probs: Array, expert_probs: Array) -> Float:
     The mass that the drafter puts on deferred tokens (η) is given out again as the expert would, over *every* token.
     """
     handed_over = np.where(defer, drafter_probs, 0.0).sum(axis=-1, keepdims=True)
+    handed_over[defer.all(axis=-1)] = 1.0  # not 1 - 1e-16: where everything is deferred, the target is p to the last bit
     target: Float = np.where(defer, 0.0, drafter_probs) + handed_over * expert_probs
     return target

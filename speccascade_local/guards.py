@@ -1,6 +1,6 @@
 """Rules made of rules: a fidelity budget, a strict beginning, another rule inside a thinking span.
 
-Each only chooses which rule holds at a place (``at``), so targets, coins and accounts are those of the chosen rule.
+Each chooses which rule, or which part of a rule, holds at a place (``at``), so targets, coins and accounts are those of the chosen one.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .acceptance import Lenience
-from .deferral import AlphaRule, Decision, Dial, Rule
+from .deferral import AlphaRule, Decision, Dial, Rule, TargetRule
 from .errors import SettingError
-from .evidence import Evidence, Place
+from .evidence import Evidence, Float, Place
 from .rules import Chow, Diff, Fuzzy, Strict, TokenV1, TokenV2, TokenV3
 from .sampling import Mask, Sampler
 
 #: Rules that a budget can move: their dial runs between two finite ends.
 ADJUSTABLE: dict[str, type[AlphaRule]] = {rule.name: rule for rule in (TokenV3, TokenV2, TokenV1, Chow, Diff, Fuzzy, Lenience)}
-#: How far a budget turns its inner dial, in shares of its range, for each token's worth of total variation that is left unspent.
-GAIN = 0.2
+#: How far a budget turns its inner dial, in shares of its range, for each token that could have cost ``limit`` and cost nothing.
+GAIN = 0.25
 
 
 class Composed(Rule):
@@ -33,12 +33,13 @@ class Composed(Rule):
 class Budget(Composed):
     """Hold the mean of TV(π, p) over the reply's tokens at or under ``limit``, by moving alpha of an inner rule.
 
-    alpha rises while there is something left to spend and falls where too much was spent; a position whose TV would overdraw the
-    account is strict. So the bound holds after every token, not only in the long run.
+    alpha starts half-way, rises with what was saved, and returns as that is spent. Where the rule's TV would overdraw the account, only
+    the savings are spent: the target is p, moved towards the rule's by as much as they pay for. So the bound holds after every token,
+    not only in the long run.
 
     Lossless: limit 0
-    Keeps every draft: limit 1, as far as the inner rule's alpha reaches
-    Temperature 0: a kept mismatch costs 1, so one token in 1/limit may be the drafter's
+    Keeps every draft: limit 1, once alpha has risen to its end
+    Temperature 0: a kept mismatch costs 1, so one token in 1/limit may be the drafter's; what cannot be paid whole is strict
     Source: this project
     """
 
@@ -60,16 +61,35 @@ class Budget(Composed):
         return super().__str__() + ("" if self.inner == TokenV3.name else f",{self.inner}")
 
     def at(self, evidence: Evidence) -> Rule:
-        place = evidence.place
-        spent = sum(place.trace)
+        place, limit = evidence.place, self.limit
+        if not limit:
+            return Strict()
+        saved = limit * place.emitted - sum(place.trace)
         lossless, lenient = ADJUSTABLE[self.inner].ends
-        share = min(max(0.5 + GAIN * (self.limit * place.emitted - spent), 0.0), 1.0)
+        share = min(max(0.5 + GAIN * saved / limit, 0.0), 1.0)
         rule = ADJUSTABLE[self.inner](lossless + share * (lenient - lossless))
-        affordable = self.limit * (place.emitted + 1) - spent
-        return rule if Decision(rule, evidence).tv[0] <= affordable else Strict()
+        cost = float(Decision(rule, evidence).tv[0])
+        if sum((*place.trace, cost)) / (place.emitted + 1) <= limit:  # summed as Fidelity does, so that no rounding breaks the bound
+            return rule
+        # A greedy text has no use for a part of a rule: it would be drawn by chance.
+        return _Part(rule, saved / cost) if saved > 0 and evidence.sampler.temperature else Strict()
 
     def remember(self, decision: Decision) -> float:
         return float(decision.tv[0])
+
+
+@dataclass(frozen=True)
+class _Part(TargetRule):
+    """p, moved towards the target of ``rule`` by a share of the way: its TV from p is that share of the rule's."""
+
+    rule: Rule
+    share: float
+
+    name: ClassVar[str] = "part"
+    trade: ClassVar[str] = "a part of another rule"
+
+    def target(self, evidence: Evidence) -> Float:
+        return (1 - self.share) * evidence.expert_probs + self.share * Decision(self.rule, evidence).target
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def guard(rule: str | Method, strict_first: object, thinking: str | Method | Non
         guards.Guarded.dials["strict_first"].check("strict_first", strict_first)
         return outer
     for method in (outer, inner):
-        if not isinstance(method, Rule | None) or isinstance(method, routing.TokenCascade | guards.Guarded):
+        if method is not None and (not method.in_blocks or isinstance(method, guards.Guarded)):
             raise SettingError(f"strict_first and a thinking rule go with rules that are settled block by block, and {method} is not one")
     return guards.Guarded(outer, strict_first, inner)  # type: ignore[arg-type]
 

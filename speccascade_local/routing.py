@@ -39,7 +39,9 @@ class Signals:
         """From the answer and the rows it was drawn from. [n], [n, n_vocab]"""
         probs = softmax(logits[: len(token_ids)])
         chosen = np.take_along_axis(probs, np.array(token_ids, dtype=np.int64)[:, None], axis=-1)[:, 0]
-        top_two = np.partition(probs, -2, axis=-1)[:, -2:] if probs.shape[-1] > 1 else np.array([[0.0, 1.0]] * len(probs))
+        if probs.shape[-1] == 1:  # a vocabulary of one token has no second choice
+            return cls(np.log(chosen), probs[:, 0])
+        top_two = np.partition(probs, -2, axis=-1)[:, -2:]
         return cls(np.log(np.maximum(chosen, 1e-300)), top_two[:, 1] - top_two[:, 0])
 
     @classmethod
@@ -50,6 +52,8 @@ class Signals:
 
 class Route(Method):
     """A query-level cascade: keep the drafter's answer iff its ``score`` reaches the ``threshold``."""
+
+    in_blocks: ClassVar[bool] = False
 
     #: The least score with which the drafter's answer stands.
     threshold: float
@@ -159,6 +163,7 @@ class TokenCascade(Chow):
     Source: Jitkrittum et al. 2307.02764 (Chow's rule at every token); the baseline of Narasimhan et al. 2405.19261
     """
 
+    in_blocks: ClassVar[bool] = False
     name: ClassVar[str] = "token_cascade"
     trade: ClassVar[str] = "the expert is called for single tokens, where the drafter is unsure; it never reads in batches of drafts"
     example: ClassVar[str] = "0.2"

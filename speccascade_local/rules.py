@@ -53,6 +53,7 @@ class Never(Rule):
     name: ClassVar[str] = "never"
     trade: ClassVar[str] = "the drafter alone: fastest, and only as good as the drafter"
     asks_expert: ClassVar[bool] = False
+    in_blocks: ClassVar[bool] = False
 
     def defer(self, evidence: Evidence) -> Mask:
         return np.zeros(len(evidence.drafter), dtype=bool)

@@ -7,34 +7,27 @@ reply is made is answering.py's business. Knows nothing of terminals, and of fil
 from __future__ import annotations
 
 import operator
-import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from . import catalog, methods, rules
-from .answering import Pairing, answer
+from . import methods, rules
+from .answering import LoadedPair, answer
 from .cascade import Bonus
 from .catalog import Pair
-from .checks import whole_number
 from .deferral import Method
-from .errors import ContextOverflowError, PromptError, SessionError, SettingError
-from .pairing import shared_vocab_size
+from .errors import ContextOverflowError, PromptError, SessionError
 from .reply import Chunk, Reply
 from .routing import Route
-from .session import LlamaModel, LlamaSession
+from .session import LlamaSession
 from .settings import DEFAULTS, Settings
 from .text import ChatTemplate, Message
 from .verify import Verification
 from .vocabulary import Vocabulary
-
-#: The context that is made where none is asked for, if both models were trained for as much.
-DEFAULT_CONTEXT = 4096
 
 Prompt = str | Sequence[int]
 
@@ -55,7 +48,7 @@ class Runtime:
         self._drafter, self._expert = drafter, expert
         self._model = expert.model
         vocabulary = Vocabulary(self.n_vocab, lambda token: self._model.piece(token, special=True))
-        self._pairing = Pairing(drafter, expert, self._model, vocabulary)
+        self._pairing = LoadedPair(drafter, expert, self._model, vocabulary)
         self._resources = resources
         self._whole_calls = threading.RLock()  # held while a whole reply is made
         self._block = threading.Lock()  # held while one block is made
@@ -328,60 +321,3 @@ class Runtime:
             if chunk is not None:
                 finished = chunk.finish_reason is not None
                 yield chunk
-
-
-def load(
-    pair: str | None = None,
-    *,
-    drafter: str | os.PathLike[str] | None = None,
-    expert: str | os.PathLike[str] | None = None,
-    models: str | os.PathLike[str] | None = None,
-    n_ctx: int | None = None,
-    n_threads: int | None = None,
-    n_gpu_layers: int = -1,
-    on_progress: Callable[[str, float], None] | None = None,
-) -> Runtime:
-    """Load a pair: by name from ``models.yaml`` (None: the bundled one), or by the paths of two GGUF files.
-
-    models: a ``models.yaml`` to look in first. n_ctx: tokens that both contexts hold (default: 4096, or what both models were
-    trained for). n_threads: default the physical cores (1 for tiny models). n_gpu_layers: layers on the GPU, -1 for all, where the
-    build has one. on_progress: called with ("drafter" or "expert", 0..1).
-
-    Raises CatalogError, ModelLoadError, PairError, SettingError or SessionError; whatever was loaded by then is freed.
-    """
-    chosen = _choose(pair, drafter, expert, models)
-    if n_threads is not None:
-        whole_number("n_threads", n_threads, 1, 1024)
-    whole_number("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1)
-
-    def open_model(role: str, path: Path) -> LlamaModel:
-        report = (lambda fraction: on_progress(role, fraction)) if on_progress else None
-        model = LlamaModel(path, n_gpu_layers=n_gpu_layers, on_progress=report)
-        resources.callback(model.close)
-        return model
-
-    def open_session(model: LlamaModel) -> LlamaSession:
-        session = LlamaSession(model, n_ctx=size, n_threads=n_threads, n_vocab=n_vocab)
-        resources.callback(session.close)
-        return session
-
-    with ExitStack() as resources:  # frees in the order sessions, models, if anything below fails
-        drafter_model, expert_model = open_model("drafter", chosen.drafter), open_model("expert", chosen.expert)
-        n_vocab = shared_vocab_size(drafter_model, expert_model)
-        trained = min(drafter_model.n_ctx_train, expert_model.n_ctx_train)
-        size = min(DEFAULT_CONTEXT, trained) if n_ctx is None else whole_number("n_ctx", n_ctx, 1, trained)
-        return Runtime(chosen, open_session(drafter_model), open_session(expert_model), resources.pop_all())
-
-
-def _choose(
-    pair: str | None, drafter: str | os.PathLike[str] | None, expert: str | os.PathLike[str] | None, models: str | os.PathLike[str] | None
-) -> Pair:
-    if drafter is None and expert is None:
-        if pair is None and models is None:
-            return catalog.bundled()
-        return catalog.find(catalog.BUNDLED_PAIR if pair is None else pair, models)
-    if drafter is None or expert is None:
-        raise SettingError("a drafter file needs an expert file and the other way round; name both, or a pair")
-    if pair is not None or models is not None:
-        raise SettingError("two files were named, and a pair or a models.yaml too; name one or the other")
-    return Pair("custom", Path(os.path.expanduser(drafter)), Path(os.path.expanduser(expert)))

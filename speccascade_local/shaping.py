@@ -6,7 +6,6 @@ whenever it is asked, so a dropped draft leaves no trace. Knows nothing of model
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -32,7 +31,8 @@ class Penalties:
 
     logit_bias: id -> what is added to its logit, -100..100. frequency: subtracted once for each time that a token occurs in the reply.
     presence: subtracted once if it occurs. repetition: divides positive and multiplies negative logits of tokens that occur in prompt
-    or reply; 1 is off. Presence and frequency as in the OpenAI API, repetition as in Keskar et al. 1909.05858.
+    or reply; 1 is off. It comes first, the others are added to its result. Presence and frequency as in the OpenAI API, repetition
+    as in Keskar et al. 1909.05858.
 
     Raises SettingError for a value outside its range.
     """
@@ -43,14 +43,21 @@ class Penalties:
     repetition: float = 1.0
 
     def __post_init__(self) -> None:
-        finite_number("presence_penalty", self.presence, -2, 2, "between -2 and 2")
-        finite_number("frequency_penalty", self.frequency, -2, 2, "between -2 and 2")
-        finite_number("repetition_penalty", self.repetition, math.ulp(0), 1e3, "above 0 and at most 1000; 1 is off")
+        for name, low, high, allowed in (
+            ("presence", -2, 2, "between -2 and 2"),
+            ("frequency", -2, 2, "between -2 and 2"),
+            ("repetition", 1e-3, 1e3, "between 0.001 and 1000; 1 is off"),  # nearer to 0 a divided logit may overflow
+        ):
+            object.__setattr__(self, name, finite_number(f"{name}_penalty", getattr(self, name), low, high, allowed))
         if not isinstance(self.logit_bias, Mapping):
             raise SettingError(f"logit_bias is {self.logit_bias!r:.40}; it must be a mapping from token ids to numbers")
-        for token, bias in self.logit_bias.items():
-            whole_number("a token id in logit_bias", token, 0, 2**31 - 1)
-            finite_number(f"logit_bias of token {token}", bias, -100, 100, "between -100 and 100")
+        biases = {
+            whole_number("a token id in logit_bias", token, 0, 2**31 - 1): finite_number(
+                f"logit_bias of token {token!r:.40}", bias, -100, 100, "between -100 and 100"
+            )
+            for token, bias in self.logit_bias.items()
+        }
+        object.__setattr__(self, "logit_bias", biases)  # a copy: what was checked cannot be changed behind our back
 
     @property
     def active(self) -> bool:
@@ -88,7 +95,7 @@ class Shaper:
             self._penalize(row, reply, self._penalties)
         if self._grammar:
             row[~self._grammar.allowed(reply)] = -np.inf
-            if not np.isfinite(row).any():
+            if np.isneginf(row).all():  # a row with nan is the model's fault, which the sampler says
                 raise SettingError(
                     f"after {len(reply)} tokens the grammar or schema allows nothing that this vocabulary can say; "
                     "make it wider, or check that it can be satisfied"

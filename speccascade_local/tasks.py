@@ -5,16 +5,15 @@ Knows nothing of what the verdicts are used for.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .calibration import Outcome
-from .errors import CatalogError
+from .errors import CatalogError, PromptError
 from .routing import Margin
-from .runtime import Runtime
+from .runtime import Prompt, Runtime
 
 
 class Task(BaseModel):
@@ -34,7 +33,7 @@ class Task(BaseModel):
 def read_tasks(path: Path) -> list[Task]:
     """The tasks of a JSONL file; empty lines are skipped. Raises CatalogError with the line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON texts may hold other line separators as they are
     except OSError as error:
         raise CatalogError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -43,12 +42,12 @@ def read_tasks(path: Path) -> list[Task]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                tasks.append(Task.model_validate(json.loads(line)))
-            except (ValueError, ValidationError) as error:
-                first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+                tasks.append(Task.model_validate_json(line))
+            except ValidationError as error:
+                first = error.errors()[0]
                 where = ".".join(map(str, first["loc"])) or "the whole line"
                 raise CatalogError(
-                    f"{path}, line {number}: {where}: {first['msg']}; a line is {{'prompt': ..., 'answers': [...]}}"
+                    f'{path}, line {number}: {where}: {first["msg"]}; a line is {{"prompt": "...", "answers": ["...", ...]}}'
                 ) from error
     return tasks
 
@@ -56,13 +55,25 @@ def read_tasks(path: Path) -> list[Task]:
 def judged(
     runtime: Runtime, tasks: Sequence[Task], *, max_tokens: int, on_step: Callable[[float], None] = lambda fraction: None
 ) -> list[Outcome]:
-    """Put every task to both models, greedily, through the chat template where there is one."""
+    """Put every task to both models, greedily, through the chat template where there is one.
+
+    A question that cannot be asked, such as one that is too long, is refused before any is: PromptError with its place in the list.
+    """
+    prompts = [_prompt(runtime, task) for task in tasks]
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            runtime.stream(prompt)  # checks the prompt and evaluates nothing
+        except PromptError as error:
+            raise type(error)(f"question {number} of {len(prompts)}: {error}") from error
     outcomes = []
-    for i, task in enumerate(tasks):
-        prompt = runtime.chat_ids([{"role": "user", "content": task.prompt}]) if runtime.has_chat_template else task.prompt
+    for i, (task, prompt) in enumerate(zip(tasks, prompts)):
         drafted = runtime.generate(prompt, rule=Margin(0.0), max_tokens=max_tokens, fidelity=False)
         expert = runtime.generate(prompt, rule="strict", block_size=0, max_tokens=max_tokens, fidelity=False)
         assert drafted.confidence is not None
         outcomes.append(Outcome(1 - drafted.confidence, task.is_right(drafted.text), task.is_right(expert.text)))
         on_step((i + 1) / len(tasks))
     return outcomes
+
+
+def _prompt(runtime: Runtime, task: Task) -> Prompt:
+    return runtime.chat_ids([{"role": "user", "content": task.prompt}]) if runtime.has_chat_template else task.prompt

@@ -18,7 +18,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from .account import Entry, Side, Wanted, entry
-from .deferral import Decision, Rule
+from .deferral import Decision, Rule, TargetRule
 from .evidence import Evidence, Float, Place, Rows
 from .sampling import Sampler, draw
 
@@ -122,7 +122,9 @@ class _Decisions:
 def _settle_tokens(decisions: _Decisions, drafted: list[int], rng: np.random.Generator) -> tuple[int, int | None]:
     """How many drafted tokens are kept, and the token that replaces the next one, if one was rejected."""
     for j, (token, decision) in enumerate(zip(drafted, decisions)):
-        if not decision.deferred[0, token]:  # π(x) >= q(x): kept with certainty, so no coin is needed
+        # A mask's trusted token has π(x) >= q(x) and is kept with certainty, so no coin is needed. A rule that names its target tosses
+        # one for every token, so that its lossless end spends the same random numbers as strict and writes the same text.
+        if not decision.deferred[0, token] and not isinstance(decision.rule, TargetRule):
             continue
         target, drafter_probs = decision.target[0], decision.evidence.drafter_probs[0]
         residual = np.maximum(target - drafter_probs, 0.0)

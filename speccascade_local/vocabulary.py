@@ -34,8 +34,11 @@ class Vocabulary:
     def where(self, predicate: Callable[[str], bool]) -> Mask:
         """For which ids ``predicate`` holds of the token's text. [n_vocab]
 
-        Asked once for each predicate and remembered, so give a named function and not a fresh lambda at every call.
+        Asked once for each predicate and remembered, so give a named function and not a fresh lambda at every call. The mask is shared
+        with later calls, and so cannot be written to.
         """
         if predicate not in self._masks:
-            self._masks[predicate] = np.array([bool(predicate(piece.decode(errors="replace"))) for piece in self.pieces], dtype=bool)
+            mask = np.array([bool(predicate(piece.decode(errors="replace"))) for piece in self.pieces], dtype=bool)
+            mask.flags.writeable = False
+            self._masks[predicate] = mask
         return self._masks[predicate]

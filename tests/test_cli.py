@@ -71,7 +71,7 @@ def test_the_prompt_may_come_from_stdin_and_the_pair_may_be_named(answer):
 
 
 def test_two_files_serve_as_a_pair(answer):
-    pair = sc.runtime.catalog.find("demo")
+    pair = sc.catalog.find("demo")
     done = speccascade("run", "--drafter", pair.drafter, "--expert", pair.expert, "--rule", pair.rule, QUESTION)
     assert done.stdout.decode() == answer + "\n"
 
@@ -167,7 +167,7 @@ def test_an_expert_without_a_chat_template_is_named(tmp_path):
 
 
 def test_two_vocabularies_are_refused_before_anything_is_generated(tmp_path):
-    pair = sc.runtime.catalog.bundled()
+    pair = sc.catalog.bundled()
     done = speccascade("run", "--drafter", text_model(tmp_path / "other.gguf", n_vocab=1024), "--expert", pair.expert, "Hi")
     assert (done.returncode, done.stdout) == (1, b"")
     assert re.match(r"error: token id \d+ is '.+' for the drafter and '.+' for the expert", done.stderr.decode())

@@ -8,11 +8,12 @@ from toys import ToySession, certain, random_rows
 
 from speccascade_local import drafting
 from speccascade_local.sampling import Sampler
-from speccascade_local.shaping import Shaper
+from speccascade_local.shaping import Penalties, Shaper
 
 
 def propose(drafter, tokens, length, sampler, rng, is_end, **settings):
-    return drafting.propose(drafter, tokens, length, sampler, rng, is_end, shaper=Shaper(drafter.n_vocab), reply=[], **settings)
+    settings = {"shaper": Shaper(drafter.n_vocab), "reply": []} | settings
+    return drafting.propose(drafter, tokens, length, sampler, rng, is_end, **settings)
 
 
 def never_ends(_token: int) -> bool:
@@ -61,3 +62,38 @@ def test_drafted_tokens_follow_the_filtered_distribution():
     expected = 4_000 * sampler.probs(row([2]))
     assert not counts[expected == 0].any()
     assert chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 1e-4
+
+
+@given(st.integers(0, 6))
+def test_looking_ahead_adds_the_row_that_follows_the_draft_and_changes_no_drafted_token(length):
+    row = random_rows(5, 2)
+    plain = propose(ToySession(row, 5), [3], length, Sampler(), np.random.default_rng(0), never_ends)
+    drafter = ToySession(row, 5)
+    draft = propose(drafter, [3], length, Sampler(), np.random.default_rng(0), never_ends, look_ahead=True)
+    assert draft.token_ids == plain.token_ids
+    assert drafter.tokens == [3, *draft.token_ids]
+    assert drafter.calls == [1] * (length + 1)
+    np.testing.assert_allclose(draft.rows.logits, [row([3, *draft.token_ids[:i]]) for i in range(length + 1)], rtol=1e-6)
+
+
+def test_nothing_is_looked_for_behind_an_end_of_text():
+    drafter = ToySession(certain(lambda text: (text[-1] + 1) % 5, 5), 5)
+    draft = propose(drafter, [0], 10, Sampler(0), np.random.default_rng(0), lambda token: token == 3, look_ahead=True)
+    assert draft.token_ids == [1, 2, 3]
+    assert len(draft.rows) == 3
+    assert drafter.tokens == [0, 1, 2]
+
+
+@given(st.integers(0, 5), st.booleans(), st.lists(st.integers(0, 4), max_size=3))
+def test_each_row_is_shaped_by_the_reply_and_the_draft_before_it(length, look_ahead, reply):
+    """And the raw row travels along, untouched."""
+    row, shaper = random_rows(5, 2), Shaper(5, [0], Penalties({1: 2.0}, presence=1.0, frequency=0.5, repetition=1.5))
+    settings = {"shaper": shaper, "reply": reply, "look_ahead": look_ahead}
+    draft = propose(ToySession(row, 5), [0, *reply], length, Sampler(0), np.random.default_rng(0), never_ends, **settings)
+    raw = [row([0, *reply, *draft.token_ids[:i]]) for i in range(length + look_ahead)]
+    shaped = [shaper.shape(np.float32(each), [*reply, *draft.token_ids[:i]]) for i, each in enumerate(raw)]
+    assert draft.rows.logits.shape == draft.rows.shaped.shape == (length + look_ahead, 5)
+    for i in range(length + look_ahead):
+        np.testing.assert_allclose(draft.rows.logits[i], raw[i], rtol=1e-6)
+        np.testing.assert_array_equal(draft.rows.shaped[i], shaped[i])
+    assert draft.token_ids == [int(np.argmax(each)) for each in shaped[:length]]

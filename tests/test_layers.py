@@ -26,9 +26,9 @@ LAYERS = [
     {"calibration"},
     {"methods"},
     {"settings", "catalog"},
-    {"reply", "answering", "runtime"},
+    {"reply", "answering", "runtime", "loading"},
     {"compare", "tasks"},
-    {"terminal", "cli"},
+    {"terminal", "options", "invocation", "cli"},
     {"__init__", "__main__"},
 ]
 #: These must run on toy sessions without any model, so nothing heavier than numpy.

@@ -238,7 +238,7 @@ def test_stop_strings_may_come_from_any_iterable(demo):
 
 
 def test_a_pair_whose_own_rule_is_never_needs_a_block_size_too(tmp_path):
-    demo = sc.runtime.catalog.bundled()
+    demo = sc.catalog.bundled()
     yaml = f"pairs: {{mine: {{drafter: '{demo.drafter}', expert: '{demo.expert}', rule: never}}}}"
     (tmp_path / "m.yaml").write_text(yaml)
     with sc.load("mine", models=tmp_path / "m.yaml") as runtime:
@@ -266,7 +266,7 @@ def test_a_closed_runtime_says_so_and_closing_twice_is_harmless():
 def test_a_failed_load_frees_what_was_loaded(monkeypatch, tmp_path):
     closed = []
     monkeypatch.setattr(LlamaModel, "close", lambda self: closed.append(self.path.name))
-    pair = sc.runtime.catalog.find("demo")
+    pair = sc.catalog.find("demo")
     with pytest.raises(sc.ModelLoadError):
         sc.load(drafter=pair.drafter, expert=tmp_path / "missing.gguf")
     assert closed == ["drafter.gguf"]

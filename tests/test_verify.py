@@ -1,18 +1,24 @@
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+
 import numpy as np
 import pytest
+from exact import chain, courses, decisions_along
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, chisquare
-from strategies import JUDGED_RULES, all_rules, judged_rules, row_pairs, sampler_settings
+from strategies import JUDGED_RULES, all_rules, judged_rules, logit_rows, row_pairs, sampler_settings
 from toys import ScriptedRandom
 
+from speccascade_local.acceptance import DecisionTokens, Fly, Lenience, Mentored
 from speccascade_local.deferral import blend
 from speccascade_local.errors import SettingError
 from speccascade_local.evidence import Rows
+from speccascade_local.guards import Budget
 from speccascade_local.methods import target_probs
-from speccascade_local.rules import Never, Strict, TokenV3
+from speccascade_local.rules import Chow, Never, Opt, Strict, TokenV3
 from speccascade_local.sampling import Sampler
 from speccascade_local.verify import Draft, Verdict
 from speccascade_local.verify import verify as verify_rows
@@ -89,7 +95,7 @@ def test_emitted_tokens_follow_the_target(rule, settings):
     sampler = Sampler(**settings)
     target = target_probs(rule, drafter, expert, **settings)[0]
     q = sampler.probs(drafter)[0]
-    n = 8_000
+    n = 4_000
     verdicts = [verify(drafted([int(rng.choice(6, p=q))], drafter), np.vstack([expert, expert]), rule, sampler, rng) for _ in range(n)]
     counts = np.bincount([verdict.token_ids[0] for verdict in verdicts], minlength=6)
     assert not counts[target == 0].any()
@@ -195,3 +201,186 @@ def test_target_probs_refuses_unusable_rows(drafter, expert, said):
 
 def test_target_probs_takes_a_single_row_too():
     assert target_probs("chow:0.5", np.zeros(3), np.zeros(3)).shape == (1, 3)
+
+
+# ---------------------------------------------------------------------- whole blocks, exactly
+
+#: Rules of every kind: masks of positions and of tokens, named targets, and two whose past matters on the trees below.
+KINDS = [
+    Strict(),
+    Chow(0.5),
+    Opt(0.3),
+    TokenV3(0.6),
+    Lenience(0.5),
+    Mentored(0.1),
+    DecisionTokens(0.0, 1.0),
+    Budget(0.2),
+    Budget(0.1, "diff"),
+]
+
+TEXTS = [text for length in range(3) for text in itertools.product(range(3), repeat=length)]
+
+
+class Tree:
+    """Two models over three ids, one row for each text of up to two ids."""
+
+    def __init__(self, drafter: np.ndarray, expert: np.ndarray) -> None:
+        self.rows = {text: (drafter[i], expert[i]) for i, text in enumerate(TEXTS)}
+
+    @classmethod
+    def random(cls, seed: int) -> Tree:
+        shared, own = np.random.default_rng(seed).normal(size=(2, len(TEXTS), 3))
+        return cls(1.5 * shared + 1.2 * own, 1.5 * shared)
+
+    def drafter(self, text):
+        return self.rows[tuple(text)][0]
+
+    def expert(self, text):
+        return self.rows[tuple(text)][1]
+
+    def drafts(self, length: int, sampler: Sampler):
+        """Every draft with its probability."""
+        for tokens in itertools.product(range(3), repeat=length):
+            chance = chain(Never(), self.drafter, self.expert, sampler, tokens)
+            if chance > 0:
+                yield chance, list(tokens)
+
+    def outcomes(self, tokens: list[int], rule, sampler: Sampler, verification: str):
+        """Every verdict on one draft, with its probability, by the package's own code; there is no row for a bonus."""
+        rows = [[model(tokens[:j]) for j in range(len(tokens))] for model in (self.drafter, self.expert)]
+        draft = drafted(tokens, np.array(rows[0], np.float32))
+        return courses(lambda ways: verify(draft, np.array(rows[1], np.float32), rule, sampler, ways, verification=verification))
+
+    def decisions(self, rule, sampler: Sampler, tokens):
+        return decisions_along(rule, self.drafter, self.expert, sampler, tokens)
+
+
+trees = st.builds(Tree, logit_rows(len(TEXTS), 3), logit_rows(len(TEXTS), 3))
+
+
+def block_verification(tokens: list[int], q: list[list[float]], target: list[list[float]]) -> Counter:
+    """Sun et al. 2403.10444, Algorithm 2, a second time in plain Python: {emitted tokens: probability}."""
+    shares = [1.0]
+    for x, below, above in zip(tokens, q, target):
+        shares.append(min(1.0, shares[-1] * above[x] / below[x]))
+    residuals = [[max(0.0, share * above - below) for above, below in zip(*rows)] for share, rows in zip(shares, zip(target, q))]
+    chances = [1.0]
+    for i in range(1, len(tokens)):
+        chances.append(1.0 if shares[i] == 1 else sum(residuals[i]) / (sum(residuals[i]) + 1 - shares[i]))
+    chances.append(shares[-1])
+    found, later_coins_fell = Counter(), 1.0
+    for kept in range(len(tokens), -1, -1):
+        chance = later_coins_fell * chances[kept]
+        later_coins_fell *= 1 - chances[kept]
+        if kept == len(tokens):
+            found[tuple(tokens)] = chance
+        elif chance > 0:
+            residual = residuals[kept] if sum(residuals[kept]) else target[kept]
+            for token, weight in enumerate(residual):
+                found[(*tokens[:kept], token)] += chance * weight / sum(residual)
+    return found
+
+
+def joint(tree: Tree, rule, sampler: Sampler, length: int, verification: str) -> Counter:
+    """The distribution of the first ``length`` tokens: every draft, every verdict, and the chain of targets after a correction."""
+    found = Counter()
+    for drafting, tokens in tree.drafts(length, sampler):
+        for chance, verdict in tree.outcomes(tokens, rule, sampler, verification):
+            said = verdict.token_ids
+            before = chain(rule, tree.drafter, tree.expert, sampler, said)
+            for rest in itertools.product(range(3), repeat=length - len(said)):
+                whole = chain(rule, tree.drafter, tree.expert, sampler, (*said, *rest))
+                found[(*said, *rest)] += drafting * chance * (whole / before if before else 0.0)
+    return found
+
+
+@pytest.mark.parametrize("length", [2, 3])
+@pytest.mark.parametrize("verification", ["token", "block"])
+@pytest.mark.parametrize("rule", KINDS, ids=str)
+def test_summed_over_all_drafts_and_coins_the_first_tokens_have_exactly_the_product_of_targets(rule, verification, length):
+    for seed, sampler in enumerate([Sampler(), Sampler(0.7, top_k=2)]):
+        tree = Tree.random(seed)
+        found = joint(tree, rule, sampler, length, verification)
+        for text in itertools.product(range(3), repeat=length):
+            assert found[text] == pytest.approx(chain(rule, tree.drafter, tree.expert, sampler, text), abs=1e-12)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in KINDS if rule.remembers], ids=str)
+def test_on_these_trees_the_past_of_such_a_rule_matters(rule):
+    """Or the exact test above would not see whether a verdict uses it."""
+    tree, sampler = Tree.random(0), Sampler()
+    with_past = [tree.decisions(rule, sampler, text)[2].target for text in itertools.product(range(3), repeat=3)]
+    without = [target_probs(rule, tree.drafter(text[:2]), tree.expert(text[:2])) for text in itertools.product(range(3), repeat=3)]
+    assert not np.allclose(with_past, without, atol=1e-3)
+
+
+@given(trees, judged_rules, sampler_settings, st.integers(1, 3))
+def test_block_verification_is_the_published_algorithm_with_the_rules_target(tree, rule, settings, length):
+    sampler = Sampler(**settings)
+    for _, tokens in tree.drafts(length, sampler):
+        decisions = tree.decisions(rule, sampler, tokens)
+        expected = block_verification(
+            tokens,
+            [decision.evidence.drafter_probs[0].tolist() for decision in decisions],
+            [decision.target[0].tolist() for decision in decisions],
+        )
+        found = Counter()
+        for chance, verdict in tree.outcomes(tokens, rule, sampler, "block"):
+            found[verdict.token_ids] += chance
+        assert {text: found[text] for text in expected | found} == pytest.approx(
+            {text: expected[text] for text in expected | found}, abs=1e-9
+        )
+
+
+@given(trees, judged_rules, sampler_settings, st.integers(1, 3))
+def test_block_verification_keeps_at_least_as_many_tokens_on_average(tree, rule, settings, length):
+    sampler = Sampler(**settings)
+
+    def kept(verification: str) -> float:
+        return sum(
+            drafting * chance * (len(verdict.token_ids) - ("corrected" in verdict.origins))
+            for drafting, tokens in tree.drafts(length, sampler)
+            for chance, verdict in tree.outcomes(tokens, rule, sampler, verification)
+        )
+
+    assert kept("block") >= kept("token") - 1e-9
+
+
+def test_block_verification_keeps_more_where_a_later_token_makes_up_for_an_earlier_one():
+    """The paper's example: q = (2/3, 1/3), p = (1/3, 2/3), two tokens: 10/9 kept against 11/9."""
+    tree = Tree(*(np.log(np.array([row] * len(TEXTS))) for row in ([2 / 3, 1 / 3, 1e-300], [1 / 3, 2 / 3, 1e-300])))
+
+    def kept(verification: str) -> float:
+        return sum(
+            drafting * chance * sum(origin == "matched" for origin in verdict.origins)
+            for drafting, tokens in tree.drafts(2, Sampler())
+            for chance, verdict in tree.outcomes(tokens, Strict(), Sampler(), verification)
+        )
+
+    assert kept("token") == pytest.approx(10 / 9)
+    assert kept("block") == pytest.approx(11 / 9)
+
+
+@given(st.one_of(judged_rules, st.builds(Fly, st.sampled_from([0.0, 0.3, 1.0]))), row_pairs(n_rows=8), st.integers(0, 99))
+def test_at_temperature_zero_both_verifications_give_the_same_verdict_whatever_the_coins(rule, rows, seed):
+    drafter, expert = rows
+    draft = drafted(drafter.argmax(axis=-1).tolist(), drafter)
+    verdicts = [
+        verify(draft, np.vstack([expert, expert[:1]]), rule, Sampler(0), np.random.default_rng([seed, i]), verification=verification)
+        for i, verification in enumerate(["token", "block"])
+    ]
+    assert verdicts[0] == verdicts[1]
+
+
+@given(judged_rules, row_pairs(n_rows=3), st.integers(0, 99))
+def test_a_rule_remembers_each_tested_token_of_a_block_once_and_nothing_behind_a_rejection(rule, rows, seed):
+    rng = np.random.default_rng(seed)
+    drafter, expert = rows
+    tokens = [int(rng.choice(len(q), p=q)) for q in Sampler().probs(drafter)]
+    for verification in ("token", "block"):
+        verdict = verify(drafted(tokens, drafter), expert, rule, Sampler(), rng, verification=verification)
+        assert len(verdict.deferred) == len(verdict.token_ids)
+        assert len(verdict.trace) == (len(verdict.token_ids) if rule.remembers else 0)
+        kept = sum(origin in ("accepted", "matched") for origin in verdict.origins)
+        assert verdict.token_ids[:kept] + verdict.dropped_ids == tuple(tokens)
+        assert [origin == "matched" for origin in verdict.origins[:kept]] == list(verdict.deferred[:kept])

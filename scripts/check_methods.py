@@ -1,0 +1,235 @@
+"""Hold every method to its formula and its promises, and write the report.
+
+    python scripts/check_methods.py            # about two minutes on two CPU cores
+
+Writes docs/results/methods.json and docs/results/methods.txt: each rule against the slow reference of tests/reference.py; the
+log-probabilities of every kind of token against fresh rows of both models; token-wise against block verification; the fidelity
+budget; answers under a JSON schema. The tests hold the same promises; this tells the figures.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import llama_cpp
+import numpy as np
+from rich.progress import track
+
+import speccascade_local as sc
+from speccascade_local import methods
+from speccascade_local.acceptance import Fly
+from speccascade_local.deferral import Rule
+from speccascade_local.guards import Budget
+from speccascade_local.methods import target_probs
+from speccascade_local.routing import Route
+from speccascade_local.sampling import Sampler
+from speccascade_local.session import LlamaSession, physical_cores
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "tests"))
+
+import reference  # noqa: E402  # it lies beside the tests that use it
+
+RESULTS = ROOT / "docs" / "results"
+HELD_OUT = [json.loads(line) for line in (Path(sc.__file__).parent / "demo" / "heldout.jsonl").read_text(encoding="utf-8").splitlines()]
+SETTINGS = [
+    {"temperature": temperature, **filters}
+    for temperature, filters in product(
+        (0.0, 0.3, 1.0, 2.0),
+        ({"top_k": 0, "top_p": 1.0, "min_p": 0.0}, {"top_k": 5, "top_p": 0.9, "min_p": 0.05}),
+    )
+]
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "kind": {"enum": ["pilot", "engineer", "poet"]},
+        "alive": {"type": "boolean"},
+    },
+    "required": ["name", "age", "kind", "alive"],
+    "additionalProperties": False,
+}
+
+
+def random_dials(rule: type[Rule], rng: random.Random) -> list[Any]:
+    dials: list[Any] = []
+    for dial in rule.dials.values():
+        low, high = max(dial.low, -2.0), min(dial.high, 2.0)
+        dials.append(rng.randint(1, 9) if dial.whole else max(rng.uniform(low, high), dial.low))
+    return [*dials, rng.choice(["token_v3", "diff", "lenience"])] if rule is Budget else dials
+
+
+def equality(rows: int = 400) -> dict[str, Any]:
+    """The largest difference of any probability between the package and the reference, rule by rule."""
+    found = {}
+    for name, rule in methods.RULES.items():
+        if rule is Fly:
+            continue
+        rng, np_rng = random.Random(name), np.random.default_rng(len(name))
+        worst = 0.0
+        for i in range(rows):
+            width = rng.choice([2, 8, 40])
+            drafter, expert = (rng.choice([0.5, 2, 6]) * np_rng.normal(size=(2, width))).astype(np.float32)
+            drafter[np_rng.random(width) < 0.1] = -np.inf
+            drafter[0] = 0.0
+            dials, settings = random_dials(rule, rng), SETTINGS[i % len(SETTINGS)]
+            ours = target_probs(rule(*dials), drafter, expert, **settings)[0]
+            theirs = reference.target(name, dials, drafter.tolist(), expert.tolist(), settings)
+            worst = max(worst, float(np.abs(ours - theirs).max()))
+        found[name] = {"rows": rows, "largest_difference": worst}
+    return found
+
+
+def asked(runtime: sc.Runtime, n: int) -> Iterator[list[int]]:
+    for row in random.Random(0).sample(HELD_OUT, n):
+        yield runtime.chat_ids([{"role": "user", "content": row["prompt"]}])
+
+
+def logprobs(runtime: sc.Runtime, n: int = 30) -> dict[str, Any]:
+    """The largest difference between a reported log-probability and one computed from fresh rows, by origin."""
+    worst: dict[str, float] = defaultdict(float)
+    counted: dict[str, int] = defaultdict(int)
+    settings = {"temperature": 0.8, "top_k": 40, "top_p": 0.95}
+    for i, prompt in enumerate(track(list(asked(runtime, n)), "log-probabilities")):
+        rule = ("token_v3:0.5", "opt:0.2", "lenience:0.3", "strict")[i % 4]
+        reply = runtime.generate(prompt, rule=rule, logprobs=5, model_logprobs=True, max_tokens=40, seed=i, **settings)
+        fresh = []
+        for session in (runtime._drafter, runtime._expert):
+            with_rows = LlamaSession(session.model, n_ctx=runtime.n_ctx, n_vocab=runtime.n_vocab, n_threads=1)
+            fresh.append(with_rows.extend(prompt + reply.token_ids[:-1], keep=len(reply.tokens)).copy())
+            with_rows.close()
+        sampler = Sampler(**settings)
+        drafter, expert = (sampler.probs(rows) for rows in fresh)
+        target = target_probs(rule, *fresh, **settings)
+        for j, token in enumerate(reply.tokens):
+            own = token.origin in ("bonus", "expert")
+            shown = ((token.logprobs, expert if own else target), (token.expert_logprobs, expert), (token.drafter_logprobs, drafter))
+            for reported, probs in shown:
+                if reported is not None:
+                    pairs = [(token.id, reported.logprob), *((each.id, each.logprob) for each in reported.top)]
+                    gaps = [abs(value - float(np.log(probs[j, i]))) for i, value in pairs if probs[j, i] > 0 and np.isfinite(value)]
+                    worst[token.origin] = max([worst[token.origin], *gaps])
+            counted[token.origin] += 1
+    return {origin: {"tokens": counted[origin], "largest_difference": worst[origin]} for origin in sorted(counted)}
+
+
+def verification(runtime: sc.Runtime, n: int = 200) -> dict[str, Any]:
+    """Kept drafts by token-wise and by block verification."""
+    found: dict[str, Any] = {}
+    for rule, block_size in product(("strict", "token_v3:0.3"), (3, 5, 8)):
+        row: dict[str, Any] = {}
+        for way in ("token", "block"):
+            total: dict[str, int] = defaultdict(int)
+            for i, prompt in enumerate(asked(runtime, n)):
+                reply = runtime.generate(prompt, rule=rule, temperature=1, block_size=block_size, verification=way, seed=i, max_tokens=60)
+                for name in ("accepted", "drafted", "tokens", "expert_calls"):
+                    total[name] += getattr(reply.stats, name)
+            row[way] = {
+                "acceptance_rate": total["accepted"] / total["drafted"],
+                "tokens_per_block": total["tokens"] / total["expert_calls"],
+            }
+        found[f"{rule}, block_size {block_size}"] = row
+    return found
+
+
+def budgets(runtime: sc.Runtime, n: int = 200) -> dict[str, Any]:
+    """What a budget allows, what was spent of it, and what it bought."""
+    found = {}
+    for limit, inner in product((0.0, 0.01, 0.02, 0.05, 0.1), ("token_v3", "diff")):
+        spent, over, accepted, drafted = [], 0, 0, 0
+        for i, prompt in enumerate(asked(runtime, n)):
+            reply = runtime.generate(prompt, rule=f"budget:{limit},{inner}", temperature=1, seed=i, max_tokens=60)
+            running = np.cumsum([token.tv for token in reply.tokens]) / np.arange(1, len(reply.tokens) + 1)
+            over += bool((running > limit + 1e-12).any())
+            spent.append(float(running[-1]))
+            accepted, drafted = accepted + reply.stats.accepted, drafted + reply.stats.drafted
+        found[f"{limit},{inner}"] = {
+            "prompts": n,
+            "over_at_any_token": over,
+            "mean_tv": float(np.mean(spent)),
+            "acceptance_rate": accepted / drafted,
+        }
+    return found
+
+
+def schema(runtime: sc.Runtime, runs: int = 10) -> dict[str, Any]:
+    """Answers under a JSON schema at temperature 1, method by method."""
+    found = {}
+    prompt = runtime.chat_ids([{"role": "user", "content": "Who is Ada Lovelace?"}])
+    for spec in methods.examples():
+        method = methods.parse(spec)
+        temperature = 0 if isinstance(method, Fly) else 1
+        settings = {"block_size": 10 if isinstance(method, Fly) else 5, "temperature": temperature}
+        valid = accepted = drafted = 0
+        for seed in range(runs):
+            reply = runtime.generate(prompt, rule=spec, json_schema=SCHEMA, seed=seed, **settings)
+            try:
+                jsonschema.validate(json.loads(reply.text), SCHEMA)
+                valid += reply.finish_reason == "stop"
+            except (ValueError, jsonschema.ValidationError):
+                pass
+            if not isinstance(method, Route):
+                accepted, drafted = accepted + reply.stats.accepted, drafted + reply.stats.drafted
+        found[spec] = {"runs": runs, "valid": valid, "acceptance_rate": accepted / drafted if drafted else None}
+    return found
+
+
+def told(report: dict[str, Any]) -> str:
+    """The report as text."""
+    lines = []
+    for title, rows in report["checks"].items():
+        lines.append(title)
+        for name, row in rows.items():
+            lines.append(f"  {name:34} " + ", ".join(f"{key.replace('_', ' ')} {_figure(value)}" for key, value in row.items()))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{key.replace('_', ' ')} {_figure(inner)}" for key, inner in value.items()) + ")"
+    return f"{value:.3g}" if isinstance(value, float) else "–" if value is None else str(value)
+
+
+def main() -> None:
+    checks: dict[str, Callable[[sc.Runtime], dict[str, Any]]] = {
+        "log-probabilities against fresh rows, T 0.8, top-k 40, top-p 0.95": logprobs,
+        "drafts kept token-wise and by block verification, T 1, 200 held-out prompts": verification,
+        "fidelity budgets, T 1, 200 held-out prompts": budgets,
+        "answers under a JSON schema, T 1 (fly: T 0)": schema,
+    }
+    found: dict[str, Any] = {"targets against the slow reference, T 0, 0.3, 1 and 2, with and without filters": equality()}
+    with sc.load(n_threads=1) as runtime:
+        for title, check in checks.items():
+            print(title, file=sys.stderr)
+            found[title] = check(runtime)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    report = {
+        "command": "python scripts/check_methods.py",
+        "commit": commit,
+        "machine": f"{platform.machine()}, {physical_cores()} physical cores",
+        "llama_cpp_python": llama_cpp.__version__,
+        "quantization": "Q8_0",
+        "checks": found,
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "methods.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (RESULTS / "methods.txt").write_text(told(report), encoding="utf-8")
+    print(told(report))
+
+
+if __name__ == "__main__":
+    main()

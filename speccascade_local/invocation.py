@@ -1,0 +1,132 @@
+"""What several verbs do before and around their work: read the prompt, load the pair under a progress bar, read small files.
+
+Knows nothing of what the verbs then do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from . import catalog
+from .deferral import Method
+from .errors import CatalogError, PromptError, SettingError
+from .loading import load
+from .runtime import Prompt, Runtime
+from .terminal import stderr
+
+
+def pair_and_prompt(words: list[str] | None, models: Path | None, *, has_files: bool) -> tuple[str | None, str]:
+    """The pair that was named, if any, and the prompt, from stdin where it is ``-`` or missing. Raises SettingError and PromptError."""
+    words = words or ["-"]
+    if len(words) > (1 if has_files else 2):
+        expected = "one prompt (the pair is given by --drafter and --expert)" if has_files else "[PAIR] PROMPT"
+        raise SettingError(f"{len(words)} arguments, expected {expected}; put the prompt in quotes")
+    prompt = words[-1]
+    if len(words) == 1 and not has_files and _names_a_pair(prompt, models):
+        if sys.stdin is None or sys.stdin.isatty():
+            raise PromptError(f"{prompt!r} is the name of a pair; add the prompt")
+        words, prompt = [prompt, "-"], "-"
+    if prompt == "-":
+        if sys.stdin is None or sys.stdin.isatty():
+            raise PromptError("no prompt; give one in quotes, or pipe it in")
+        try:
+            prompt = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise PromptError(
+                f"stdin is not UTF-8 text: byte {error.object[error.start]:#04x} at position {error.start}; "
+                "convert it first, for example with iconv"
+            ) from error
+    if not prompt.strip():
+        raise PromptError("the prompt is empty; give at least one word")
+    return (words[0] if len(words) == 2 else None), prompt
+
+
+def _names_a_pair(word: str, models: Path | None) -> bool:
+    with contextlib.suppress(CatalogError):  # whatever is wrong with a models.yaml matters only to whoever asks for a pair in it
+        return word in catalog.known_pairs(models)
+    return False
+
+
+def prompt_ids(runtime: Runtime, prompt: str, raw: bool) -> Prompt:
+    """The prompt through the chat template, or as it is where that is asked for or there is none."""
+    if raw:
+        return prompt
+    if not runtime.has_chat_template:
+        stderr.print("(the expert has no chat template: the prompt is continued as it is, as with --raw)", soft_wrap=True)
+        return prompt
+    return runtime.chat_ids([{"role": "user", "content": prompt}])
+
+
+@contextlib.contextmanager
+def loaded(
+    pair: str | None,
+    drafter: Path | None,
+    expert: Path | None,
+    models: Path | None,
+    ctx: int | None,
+    threads: int | None,
+    gpu_layers: int,
+    verbose: int,
+) -> Iterator[Runtime]:
+    """The pair, loaded under a progress bar and closed afterwards."""
+    with progress("loading", verbose) as bar:
+        tasks = {role: bar.add_task(role, total=1.0) for role in ("drafter", "expert")}
+        runtime = load(
+            pair,
+            drafter=drafter,
+            expert=expert,
+            models=models,
+            n_ctx=ctx,
+            n_threads=threads,
+            n_gpu_layers=gpu_layers,
+            on_progress=lambda role, fraction: bar.update(tasks[role], completed=fraction),
+        )
+    with runtime:
+        yield runtime
+
+
+def biases(given: list[str] | None) -> dict[int, float]:
+    """``["42=-5"]`` -> ``{42: -5.0}``. Raises SettingError."""
+    found: dict[int, float] = {}
+    for text in given or ():
+        token, _, bias = text.partition("=")
+        try:
+            found[int(token)] = float(bias)
+        except ValueError:
+            raise SettingError(f"--logit-bias {text!r:.40} is not ID=BIAS, such as 42=-5") from None
+    return found
+
+
+def text_of(path: Path | None) -> str | None:
+    """A small file's text; None for none. Raises SettingError."""
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{path}: not UTF-8 text ({error})") from error
+
+
+def tell_rule(rule: Method, seed: int) -> None:
+    """One line about the rule, for whoever asked to be told more."""
+    stderr.print(f"rule {rule}: {rule.trade}; seed {seed}", soft_wrap=True)
+
+
+def progress(doing: str, verbose: int) -> Progress:
+    """A bar on stderr that leaves nothing behind; silent where nobody watches, and where it would wipe out the log."""
+    columns = (TextColumn(doing + " {task.description}"), BarColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=stderr, transient=True, disable=bool(verbose) or not stderr.is_terminal)
+
+
+def set_log_level(verbose: int) -> None:
+    """-v for what was decided, -vv for llama.cpp's own log too."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("speccascade_local").setLevel([logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)])

@@ -1,0 +1,81 @@
+"""Files -> a loaded pair: which two, whether they fit, how much context, and who frees them if anything fails.
+
+Knows nothing of how replies are made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from . import catalog, methods
+from .catalog import Pair
+from .checks import whole_number
+from .errors import SettingError
+from .pairing import shared_vocab_size
+from .runtime import Runtime
+from .session import LlamaModel, LlamaSession
+
+#: The context that is made where none is asked for, if both models were trained for as much.
+DEFAULT_CONTEXT = 4096
+
+
+def load(
+    pair: str | None = None,
+    *,
+    drafter: str | os.PathLike[str] | None = None,
+    expert: str | os.PathLike[str] | None = None,
+    models: str | os.PathLike[str] | None = None,
+    n_ctx: int | None = None,
+    n_threads: int | None = None,
+    n_gpu_layers: int = -1,
+    on_progress: Callable[[str, float], None] | None = None,
+) -> Runtime:
+    """Load a pair: by name from ``models.yaml`` (None: the bundled one), or by the paths of two GGUF files.
+
+    models: a ``models.yaml`` to look in first. n_ctx: tokens that both contexts hold (default: 4096, or what both models were
+    trained for). n_threads: default the physical cores (1 for tiny models). n_gpu_layers: layers on the GPU, -1 for all, where the
+    build has one. on_progress: called with ("drafter" or "expert", 0..1).
+
+    Raises CatalogError, ModelLoadError, PairError, SettingError or SessionError; whatever was loaded by then is freed.
+    """
+    chosen = _choose(pair, drafter, expert, models)
+    if chosen.rule:
+        methods.parse(chosen.rule)  # refused before anything is loaded
+    if n_threads is not None:
+        whole_number("n_threads", n_threads, 1, 1024)
+    whole_number("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1)
+
+    def open_model(role: str, path: Path) -> LlamaModel:
+        report = (lambda fraction: on_progress(role, fraction)) if on_progress else None
+        model = LlamaModel(path, n_gpu_layers=n_gpu_layers, on_progress=report)
+        resources.callback(model.close)
+        return model
+
+    def open_session(model: LlamaModel) -> LlamaSession:
+        session = LlamaSession(model, n_ctx=size, n_threads=n_threads, n_vocab=n_vocab)
+        resources.callback(session.close)
+        return session
+
+    with ExitStack() as resources:  # frees in the order sessions, models, if anything below fails
+        drafter_model, expert_model = open_model("drafter", chosen.drafter), open_model("expert", chosen.expert)
+        n_vocab = shared_vocab_size(drafter_model, expert_model)
+        trained = min(drafter_model.n_ctx_train, expert_model.n_ctx_train)
+        size = min(DEFAULT_CONTEXT, trained) if n_ctx is None else whole_number("n_ctx", n_ctx, 1, trained)
+        return Runtime(chosen, open_session(drafter_model), open_session(expert_model), resources.pop_all())
+
+
+def _choose(
+    pair: str | None, drafter: str | os.PathLike[str] | None, expert: str | os.PathLike[str] | None, models: str | os.PathLike[str] | None
+) -> Pair:
+    if drafter is None and expert is None:
+        if pair is None and models is None:
+            return catalog.bundled()
+        return catalog.find(catalog.BUNDLED_PAIR if pair is None else pair, models)
+    if drafter is None or expert is None:
+        raise SettingError("a drafter file needs an expert file and the other way round; name both, or a pair")
+    if pair is not None or models is not None:
+        raise SettingError("two files were named, and a pair or a models.yaml too; name one or the other")
+    return Pair("custom", Path(os.path.expanduser(drafter)), Path(os.path.expanduser(expert)))
