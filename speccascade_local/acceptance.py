@@ -29,7 +29,7 @@ class Lenience(AlphaRule, TargetRule):
 
     Lossless: alpha 0
     Keeps every draft: alpha 1
-    Temperature 0: keep iff p of the drafted token >= (1 - alpha) * max p, like token_v3
+    Temperature 0: keep iff p of the drafted token >= (1 - alpha) * max p, like token_v3; strict at alpha 0
     Source: Leviathan et al. 2211.17192, appendix A.5
     """
 
@@ -42,7 +42,7 @@ class Lenience(AlphaRule, TargetRule):
     def target(self, evidence: Evidence) -> Float:
         q, p = evidence.drafter_probs, evidence.expert_probs
         leniency = 1 - self.alpha
-        if evidence.sampler.temperature == 0:
+        if evidence.sampler.temperature == 0 and self.alpha:  # at 0 two equal favourites are not the same
             unlikely = evidence.expert_plain < leniency * evidence.expert_max[:, None]
             return blend(unlikely | ~evidence.expert_support, q, p)
         # The filters decide what is possible: a token that has any probability left is kept at alpha 1.

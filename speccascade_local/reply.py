@@ -5,6 +5,7 @@ Plain values; knows nothing of how they are made or shown.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ class Logprobs(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """For JSON; -inf (the model would never say it here) becomes None."""
         top = [{"id": c.id, "text": c.text, "bytes": list(c.bytes), "logprob": c.logprob} for c in self.top]
-        return {"logprob": self.logprob if self.logprob > -float("inf") else None, "top": top}
+        return {"logprob": _json(self.logprob), "top": top}
 
 
 class Token(NamedTuple):
@@ -101,8 +102,10 @@ class Chunk:
         fidelity = self.fidelity
         account: dict[str, Any] = {"fidelity": None}
         if fidelity:
-            account = {"fidelity": fidelity.as_dict()}
-            account |= {name: [getattr(token, name) for token in self.tokens] for name in ("tv", "expert_logprob", "drafter_logprob")}
+            account = {"fidelity": {name: _json(value) for name, value in fidelity.as_dict().items()}}
+            account |= {
+                name: [_json(getattr(token, name)) for token in self.tokens] for name in ("tv", "expert_logprob", "drafter_logprob")
+            }
         for name in ("logprobs", "expert_logprobs", "drafter_logprobs"):
             found: list[Logprobs | None] = [getattr(token, name) for token in self.tokens]
             if any(found):
@@ -134,3 +137,8 @@ class Reply(Chunk):
         last = chunks[-1]
         tokens = tuple(token for chunk in chunks for token in chunk.tokens)
         return cls(tokens, last.finish_reason, last.stats, last.rule, last.seed, last.confidence)
+
+
+def _json(value: float | None) -> float | None:
+    """JSON has no infinity: a token that a model rules out has no log-probability there."""
+    return None if value is None or math.isinf(value) else value

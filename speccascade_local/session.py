@@ -25,7 +25,6 @@ import llama_cpp
 import numpy as np
 import psutil
 from llguidance import LLTokenizer
-from llguidance.llamacpp import lltokenizer_from_vocab
 
 from .errors import ContextOverflowError, ModelLoadError, PromptError, SessionError, SettingError
 from .sampling import Array
@@ -291,8 +290,16 @@ class LlamaModel:
         """The vocabulary as grammars need it; made when first asked for. Raises PromptError for a vocabulary without text."""
         if not self.has_text:
             raise PromptError(f"{self.path.name} has token ids but no text vocabulary, so no text can be asked to follow a grammar")
-        ends = [token for token in range(self.n_vocab) if self.is_end(token)]
-        return lltokenizer_from_vocab(self._vocab, eos_token=ends or None)
+        # As llguidance.llamacpp does, whose helper calls what llama.cpp has deprecated: a control token is marked by a byte that no text has.
+        control = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
+        marks = [b"\xff" if llama_cpp.llama_vocab_get_attr(self._vocab, token) & control else b"" for token in range(self.n_vocab)]
+        return LLTokenizer.from_llamacpp(  # type: ignore[attr-defined,no-any-return]  # missing from its stubs
+            tokens=[mark + self.piece(token, special=True) for token, mark in enumerate(marks)],
+            vocab_ptr=self._vocab,
+            tokenize_fptr=ctypes.cast(llama_cpp.llama_cpp._lib.llama_tokenize, ctypes.c_void_p).value,
+            eos_token=[token for token in range(self.n_vocab) if self.is_end(token)],
+            slices=None,
+        )
 
 
 class LlamaSession:

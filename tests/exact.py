@@ -12,7 +12,9 @@ from toys import RowOf
 
 from speccascade_local.deferral import Decision, Rule
 from speccascade_local.evidence import Evidence, Place, Rows
+from speccascade_local.rules import Strict
 from speccascade_local.sampling import Sampler
+from speccascade_local.verify import Draft, Verification, verify
 
 T = TypeVar("T")
 
@@ -42,7 +44,7 @@ class Ways:
 class Coin:
     """A number in [0, scale) that is not known until it is compared with something."""
 
-    def __init__(self, ways: Ways, scale: float) -> None:
+    def __init__(self, ways: Ways | Heads, scale: float) -> None:
         self.ways, self.scale = ways, scale
 
     def __mul__(self, factor: float) -> Coin:
@@ -96,3 +98,26 @@ def chain(rule: Rule, drafter: RowOf, expert: RowOf, sampler: Sampler, reply: Se
     """The probability of a reply as the product of the rule's targets."""
     decisions = decisions_along(rule, drafter, expert, sampler, reply, prompt)
     return float(np.prod([decision.target[0, token] for decision, token in zip(decisions, reply)]))
+
+
+class Heads:
+    """Stands for numpy's Generator: every coin falls so that a token is kept, and it is noted how probable that was."""
+
+    def __init__(self) -> None:
+        self.chances: list[float] = []
+
+    def random(self) -> Coin:
+        return Coin(self, 1.0)
+
+    def choose(self, chances: Sequence[float]) -> int:
+        self.chances.append(chances[0])
+        return 0
+
+
+def expected_kept(draft: Draft, expert: Rows, sampler: Sampler, verification: Verification) -> float:
+    """How many tokens of a draft strict keeps, on average over all coins."""
+    heads = Heads()
+    verify(draft, expert, Strict(), sampler, heads, verification=verification)
+    chances = np.array(heads.chances)
+    # Token by token all coins up to a token must fall well; over a block, one of those from it on.
+    return float(np.cumprod(chances).sum() if verification == "token" else (1 - np.cumprod(1 - chances[::-1])).sum())

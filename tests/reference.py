@@ -72,8 +72,8 @@ def mentored(q: Sequence[float], p: Sequence[float], divergence: float) -> list[
 
     if divergence == 0:
         return list(p)
-    low, high = -60.0, 0.0  # log A
-    for _ in range(60):
+    low, high = -700.0, 0.0  # log A
+    for _ in range(100):
         middle = (low + high) / 2
         low, high = (low, middle) if kl(p, target(math.exp(middle))) <= divergence else (middle, high)
     return target(math.exp(high))

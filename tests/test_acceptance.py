@@ -102,7 +102,6 @@ def test_lenience_keeps_a_draft_with_probability_p_over_its_share_of_q(rows, alp
     ("expert", "trusted"),
     [
         ([0.86, 0.10, 0.04], [True, True, False]),  # exp(-H) is 0.61, so epsilon 0.09 is the smaller bound
-        ([0.86, 0.09, 0.05], [True, False, False]),  # at the bound itself a token is not typical
         ([0.05] * 20, [True] * 20),  # exp(-H) is 0.05 and the bound 0.015
         ([0.30, 0.013] + [0.687 / 16] * 16, [True, False] + [True] * 16),  # 0.3 * exp(-H) is 0.0216
     ],
@@ -115,6 +114,12 @@ def test_typical_trusts_what_exceeds_the_smaller_of_its_two_bounds(expert, trust
     target = target_probs("typical:0.09,0.3", np.log(drafter), np.log(expert))[0]
     handed_over = sum(q for q, kept_token in zip(drafter, trusted) if not kept_token)
     np.testing.assert_allclose(target, np.where(trusted, drafter, 0) + handed_over * expert, atol=1e-12)
+
+
+def test_at_the_bound_itself_a_token_is_not_typical():
+    drafter, even = np.log([0.9, 0.1]), np.zeros(2)
+    np.testing.assert_allclose(target_probs("typical:0.5,9", drafter, even), [[0.5, 0.5]])
+    np.testing.assert_allclose(target_probs("typical:0.499,9", drafter, even), [[0.9, 0.1]])
 
 
 # ---------------------------------------------------------------------------------------------- fly
@@ -201,14 +206,18 @@ def test_fly_can_be_compared_with_the_others(demo):
     lam=st.sampled_from([0.0, 0.9, 1.3]),
     window=st.integers(1, 6),
     block_size=st.integers(1, 5),
-    bonus=st.sampled_from(["expert", "cascade"]),
-    temperature=st.sampled_from([0.0, 1.0]),
+    mode=st.fixed_dictionaries(
+        {
+            "bonus": st.sampled_from(["expert", "cascade"]),
+            "verification": st.sampled_from(["token", "block"]),
+            "temperature": st.sampled_from([0.0, 1.0]),
+        }
+    ),
 )
-def test_decision_tokens_compares_with_exactly_the_last_tested_positions(seed, tau, lam, window, block_size, bonus, temperature):
+def test_decision_tokens_compares_with_exactly_the_last_tested_positions(seed, tau, lam, window, block_size, mode):
     """Tested: drafted tokens up to and with a rejected one; not what the expert adds by itself, nor what was dropped unread."""
     pair = sometimes_accepts(seed=seed)
-    settings = {"temperature": temperature, "block_size": block_size, "max_tokens": 30, "seed": seed}
-    _, blocks, _ = run(pair, DecisionTokens(tau, lam, window), **settings, bonus=bonus)
+    _, blocks, _ = run(pair, DecisionTokens(tau, lam, window), block_size=block_size, max_tokens=30, seed=seed, **mode)
     text, seen = [1, 2], []
     for block in blocks:
         for j, deferred in enumerate(block.verdict.deferred):

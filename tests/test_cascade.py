@@ -268,6 +268,19 @@ def test_the_token_after_a_kept_block_is_exactly_the_rules_own_where_it_takes_th
         assert found[path] == pytest.approx(chain(rule, *rows, Sampler(), path, prompt=[0]), abs=1e-9)
 
 
+@pytest.mark.parametrize("bonus", ["expert", "cascade"])
+def test_the_loop_settles_whole_blocks_where_it_is_told_to_and_keeps_more_of_them(bonus):
+    """Exact: the mean of the tokens kept of the first block."""
+
+    def kept(verification: str) -> float:
+        size = {"expert": {"block_size": 2, "max_tokens": 3}, "cascade": {"block_size": 1, "max_tokens": 2}}[bonus]  # two drafted tokens
+        mode = {"verification": verification, "bonus": bonus}
+        ways = courses(lambda rng: run(sometimes_accepts(3), Strict(), prompt=[0], rng=rng, **size, **mode)[1][0].verdict)
+        return sum(chance * sum(origin == "matched" for origin in verdict.origins) for chance, verdict in ways)
+
+    assert kept("block") > kept("token") + 1e-6
+
+
 @pytest.mark.parametrize("rule", REMEMBERING, ids=str)
 def test_on_these_toys_the_past_of_such_a_rule_matters(rule):
     """Or the tests above would not see whether the loop hands it on."""

@@ -33,7 +33,7 @@ def without(strategy: st.SearchStrategy[object], *allowed: object) -> st.SearchS
 
 #: For each setting: how its error calls it, and values that it does not take.
 BAD = {
-    "rule": ("rule", st.sampled_from(["", "chow", "chow:x", "no_such_rule", "strict:1", "strict+strict_first:-1"])),
+    "rule": ("rule", st.sampled_from(["", "chow", "chow:x", "no_such_rule", "strict:1", "strict+nothing:1"])),
     "temperature": ("temperature", st.one_of(st.floats(max_value=0, exclude_max=True), no_number)),
     "top_k": ("top_k", not_whole(0, 2**31 - 1)),
     "top_p": ("top_p", st.one_of(outside(0, 1), st.just(0.0), no_number)),
