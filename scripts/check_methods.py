@@ -195,7 +195,8 @@ def verification(runtime: sc.Runtime, places: int = 200, drafts: int = 8) -> dic
                     session.rewind(len(text) - 1)
         gain = np.array(kept["block"]) - np.array(kept["token"])
         row = {f"kept_{way}": float(np.mean(counts)) for way, counts in kept.items()}
-        found[f"block_size {block_size}"] = row | {"gain": float(gain.mean()), "plus_or_minus": 1.96 * float(gain.std()) / len(gain) ** 0.5}
+        row |= {"gain": float(gain.mean()), "plus_or_minus": 1.96 * float(gain.std()) / len(gain) ** 0.5}
+        found[f"block_size {block_size}"] = row
     return found
 
 
@@ -261,7 +262,7 @@ def _figure(value: Any) -> str:
 def main() -> None:
     checks: dict[str, Callable[[sc.Runtime], dict[str, Any]]] = {
         "log-probabilities against fresh rows, T 0.8, top-k 40, top-p 0.95": logprobs,
-        "tokens that strict keeps of a draft, token-wise and by block verification: 8 drafts at each of 200 held-out places, T 1": verification,
+        "tokens that strict keeps of a draft, token-wise and by block verification: 8 drafts at 200 held-out places, T 1": verification,
         "fidelity budgets, T 1, 200 held-out prompts": budgets,
         "answers under a JSON schema, T 1 (fly: T 0)": schema,
     }

@@ -290,7 +290,7 @@ class LlamaModel:
         """The vocabulary as grammars need it; made when first asked for. Raises PromptError for a vocabulary without text."""
         if not self.has_text:
             raise PromptError(f"{self.path.name} has token ids but no text vocabulary, so no text can be asked to follow a grammar")
-        # As llguidance.llamacpp does, whose helper calls what llama.cpp has deprecated: a control token is marked by a byte that no text has.
+        # As llguidance.llamacpp does (its own function calls what is deprecated): control tokens are marked by a byte that no text has.
         control = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
         marks = [b"\xff" if llama_cpp.llama_vocab_get_attr(self._vocab, token) & control else b"" for token in range(self.n_vocab)]
         return LLTokenizer.from_llamacpp(  # type: ignore[attr-defined,no-any-return]  # missing from its stubs

@@ -15,7 +15,8 @@ PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 def softmax(row: Sequence[float], temperature: float = 1.0) -> list[float]:
     top = max(row)
     weights = [math.exp((x - top) / temperature) for x in row]
-    return [w / sum(weights) for w in weights]
+    total = sum(weights)
+    return [w / total for w in weights]
 
 
 def sampling_probs(row: Sequence[float], *, temperature: float, top_k: int, top_p: float, min_p: float) -> list[float]:
@@ -35,9 +36,10 @@ def sampling_probs(row: Sequence[float], *, temperature: float, top_k: int, top_
             if mass >= top_p:
                 break
         best = kept
-    kept = [v for v in best if probs[v] > 0 and (probs[v] >= min_p * max(probs) or not min_p)]
-    total = sum(probs[v] for v in kept)
-    return [probs[v] / total if v in kept else 0.0 for v in range(len(row))]
+    floor = min_p * max(probs)
+    allowed = {v for v in best if probs[v] > 0 and (probs[v] >= floor or not min_p)}
+    total = sum(probs[v] for v in allowed)
+    return [probs[v] / total if v in allowed else 0.0 for v in range(len(row))]
 
 
 def entropy(probs: Sequence[float]) -> float:
@@ -85,6 +87,7 @@ def trusted_tokens(
     """The tokens (or all, or none) that a mask rule leaves to the drafter."""
     everything = set(range(len(q)))
     alpha = dials[0] if dials else 0.0
+    best, doubt = max(pu), entropy(pu)
     middle = [(x + y) / 2 for x, y in zip(q, p)]
     position: dict[str, Any] = {
         "strict": lambda: False,
@@ -99,11 +102,11 @@ def trusted_tokens(
         "decision_tokens": lambda: -sum(y * math.log(max(x, 1e-300)) for x, y in zip(qu, pu)) <= alpha,
     }
     token: dict[str, Any] = {
-        "token_v1": lambda v: qu[v] >= max(pu) - alpha,
-        "token_v2": lambda v: pu[v] >= max(pu) - alpha,
-        "token_v3": lambda v: pu[v] >= (1 - alpha) * max(pu),
+        "token_v1": lambda v: qu[v] >= best - alpha,
+        "token_v2": lambda v: pu[v] >= best - alpha,
+        "token_v3": lambda v: pu[v] >= (1 - alpha) * best,
         "bild": lambda v: pu[v] > 0 and -math.log(pu[v]) <= alpha,
-        "typical": lambda v: pu[v] > min(dials[0], dials[1] * math.exp(-entropy(pu))),
+        "typical": lambda v: pu[v] > min(dials[0], dials[1] * math.exp(-doubt)),
     }
     if name in position:
         return everything if position[name]() else set()
@@ -125,11 +128,13 @@ def target(
     if name == "lenience":
         leniency = 1 - dials[0]
         if settings["temperature"] == 0:
-            return mixture({v for v in allowed if pu[v] >= leniency * max(pu)}, q, p)
+            best = max(pu)
+            return mixture({v for v in allowed if pu[v] >= leniency * best}, q, p)
         keep = [min(x, y / leniency) if leniency else (x if v in allowed else 0.0) for v, (x, y) in enumerate(zip(q, p))]
         residual = [max(0.0, y - x) for x, y in zip(q, p)]
         rest = max(0.0, 1 - sum(keep))
-        shares = [r / sum(residual) for r in residual] if sum(residual) else p
+        mass = sum(residual)
+        shares = [r / mass for r in residual] if mass else p
         return [k + rest * r for k, r in zip(keep, shares)]
     if name == "budget":
         limit, inner = dials

@@ -125,6 +125,14 @@ def test_the_threshold_is_the_largest_whose_cascade_reaches_the_target_on_the_ot
     assert share([row.drafter_right if k else row.expert_right for k, row in zip(kept, validating)]) == calibration.accuracy
 
 
+def test_errors_too_small_for_a_difference_from_1_count_as_none_in_the_fit_and_in_the_route(calibration, tmp_path):
+    tiny = calibration.model_copy(update={"uncertainty": [0.0, 1.0], "error": [0.0, 1e-17], "threshold": 0.0})
+    tiny.save(tmp_path / "tiny.json")
+    route = Calibrated(str(tmp_path / "tiny.json"))
+    for uncertainty in (0.0, 0.5, 1.0):
+        assert (tiny.error_at(uncertainty) <= tiny.threshold) == (route.score(margins(uncertainty)) >= route.threshold)
+
+
 def test_the_same_seed_splits_alike_and_another_one_otherwise(pair, calibration):
     assert fit(plausible(), **pair) == calibration
     assert fit(plausible(), **pair, seed=1).validation != calibration.validation
