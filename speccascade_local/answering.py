@@ -127,10 +127,12 @@ def _routed(pair: LoadedPair, ids: list[int], settings: Settings, route: Route, 
         signals.append(Signals.of(chunk.token_ids, block.draft.rows.logits))
         yield None
     score = route.score(Signals.join(signals))
-    if score >= route.threshold:
-        yield from (replace(chunk, rule=route, confidence=score) for chunk in chunks)
-        return
     wasted = chunks[-1].stats
+    if score >= route.threshold:
+        for chunk in chunks:  # nothing was to be seen before the whole answer was there
+            stats = replace(chunk.stats, wall_s=wasted.wall_s, ttft_s=wasted.wall_s)
+            yield replace(chunk, stats=stats, rule=route, confidence=score)
+        return
     alone = replace(settings, block_size=0)
     for chunk, _ in _decoded(pair, ids, alone, Strict(), seed, shaper):
         stats = replace(

@@ -20,7 +20,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from . import __version__, catalog, methods, options, rules
-from .calibration import Calibrated, fit, reliability_diagram
+from .calibration import Calibrated, fit, ready, reliability_diagram
 from .compare import DEFAULT_THRESHOLD, all_arms, compare, few_arms
 from .errors import SettingError, SpeccascadeError
 from .invocation import biases, loaded, pair_and_prompt, progress, prompt_ids, set_log_level, tell_rule, text_of
@@ -142,7 +142,8 @@ def run(
                 print_tokens(chunk.tokens, coloured=show_origin)
     reply = Reply.of(read)
     if as_json:
-        print(json.dumps({"pair": runtime.pair.name, "prompt": prompt, **vars(settings), **reply.as_dict()}, ensure_ascii=False))
+        asked = {"pair": runtime.pair.name, "prompt": prompt, "settings": {**vars(settings), "rule": str(reply.rule), "seed": reply.seed}}
+        print(json.dumps({**asked, **reply.as_dict()}, ensure_ascii=False))
     else:
         print(flush=True)
         if show_origin and styled():
@@ -234,8 +235,12 @@ def compare_verb(
                 on_step=lambda fraction: bar.update(task, completed=fraction),
             )
     if as_json:
-        asked = {"pair": runtime.pair.name, "prompt": prompt, **vars(settings), "rule": str(own), "repeat": repeat, "threshold": threshold}
-        print(json.dumps({**asked, "rows": [row.as_dict() for row in rows]}, ensure_ascii=False, indent=1))
+        asked = {"pair": runtime.pair.name, "prompt": prompt, "settings": {**vars(settings), "rule": str(own)}}
+        print(
+            json.dumps(
+                {**asked, "repeat": repeat, "threshold": threshold, "rows": [row.as_dict() for row in rows]}, ensure_ascii=False, indent=1
+            )
+        )
         return
     if everything:
         print_groups(rows)
@@ -297,14 +302,15 @@ def calibrate_verb(
     """Learn from judged questions when the drafter's whole answer can be trusted (needs the extra calibrate)."""
     set_log_level(verbose)
     questions = read_tasks(tasks)
+    ready(len(questions), target, out, picture)  # before hours of asking
     with loaded(pair, drafter, expert, models, ctx, threads, gpu_layers, verbose) as runtime:
         with progress("asking", verbose) as bar:
             task = bar.add_task("", total=1.0)
             found = judged(runtime, questions, max_tokens=max_tokens, on_step=lambda fraction: bar.update(task, completed=fraction))
         calibration = fit(found, drafter=runtime.pair.drafter, expert=runtime.pair.expert, target=target, seed=seed)
+    calibration.save(out)
     if picture:
         reliability_diagram(calibration, picture)
-    calibration.save(out)
     print(f"fitted on {calibration.calibrated_on} answers, chosen on {len(calibration.validation)} others:")
     print(f"  ask the expert where the drafter is wrong with probability above {calibration.threshold:.3f}")
     print(f"  the drafter answers {calibration.kept:.1%} alone")

@@ -111,7 +111,7 @@ def _parse_one(text: str, spec: str) -> Method:
         raise SettingError(f"unknown rule {spec!r}; known are {', '.join(map(spelled, METHODS.values()))}, package.module:Name(...){hint}")
     method = METHODS[name]
     allowed = _fields(method)
-    given: list[Any] = dials.split(",") if colon else []
+    given: list[Any] = dials.split(",", len(allowed) - 1) if colon else []  # a path may hold commas
     needed = [field.name for field in allowed if field.default is MISSING]
     if not allowed and colon:
         raise SettingError(f"rule {spec!r}: {name} has no alpha or other dial; write '{name}'")

@@ -216,7 +216,8 @@ def token_cascade(
         stats.drafter_calls += 1
         stats.expert_calls += unsure
         stats.drafted += len(kept)
-        stats.tested += len(kept)
+        stats.tested += 1
+        stats.deferred += unsure
         stats.accepted += len(kept)
         now = time.perf_counter()
         stats.draft_s += drafted - before

@@ -25,7 +25,8 @@ from .verify import VERIFICATIONS, Verification
 class Settings:
     """How one reply is made; every default of generate, stream and chat is written here and nowhere else.
 
-    rule None: the pair's own. temperature 0: greedy. block_size: drafted tokens per block, 0 for the expert alone. seed None: a
+    rule None: the pair's own. temperature 0: greedy. block_size: drafted tokens per block, 0 for the expert alone
+    (sequential cascades do not look at it). seed None: a
     fresh one, told in ``Reply.seed``. strict_first: so many first tokens are the expert's whatever the rule says. thinking_rule: the
     rule between ``<think>`` and ``</think>``; None for the same. verification "block": coins over whole blocks, same distribution,
     more kept drafts. bonus "cascade": one drafted token more in place of the expert's own after a kept draft. fidelity: keep the

@@ -88,7 +88,7 @@ def test_json_with_a_seed_is_identical_twice_and_says_all_that_repeats_it():
     assert first.returncode == 0
     assert first.stdout == second.stdout
     reply = json.loads(first.stdout)
-    assert (reply["rule"], reply["temperature"], reply["seed"], reply["pair"]) == ("opt:0.2", 1, 7, "demo")
+    assert (reply["rule"], reply["settings"]["temperature"], reply["seed"], reply["pair"]) == ("opt:0.2", 1, 7, "demo")
     assert len(reply["token_ids"]) == len(reply["origins"]) == reply["stats"]["tokens"]
     texts = {
         json.loads(speccascade(*arguments[:4], "--temperature", "5", "--seed", str(seed), QUESTION).stdout)["text"] for seed in range(3)

@@ -112,7 +112,7 @@ def test_an_answer_follows_the_grammar_in_a_file(tmp_path):
     path.write_text('root ::= "In " [0-9] [0-9] [0-9] [0-9] "."\n', encoding="utf-8")
     for rule in ("strict", "never", "token_cascade:0.2", "margin:1"):
         assert re.fullmatch(r"In \d{4}\.\n", told("run", "--grammar", path, "--rule", rule, QUESTION))
-    assert replied("--grammar", path)["grammar"] == path.read_text(encoding="utf-8")
+    assert replied("--grammar", path)["settings"]["grammar"] == path.read_text(encoding="utf-8")
 
 
 def test_an_answer_follows_the_json_schema_in_a_file(tmp_path):
@@ -283,7 +283,8 @@ def test_listing_pairs_runs_no_code_and_answering_with_one_does(tmp_path):
         for arguments in (["mine"], ["--rule", "chow:0.3"])
     )
     assert (tmp_path / "ran").exists()
-    assert own["rule"] == rule
+    assert own.pop("settings")["rule"] == own["rule"] == rule
+    del chow["settings"]
     assert own | {"rule": "chow:0.3", "pair": "demo"} == chow
 
 

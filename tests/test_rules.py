@@ -79,12 +79,12 @@ def test_the_target_equals_an_independent_computation_over_a_vocabulary_as_wide_
     drafter, expert = (4 * rng.normal(size=(2, n_vocab))).astype(np.float32)
     expert[rng.random(n_vocab) < 0.3] = -np.inf
     drafter[:50], expert[:50] = 12.0, 11.0  # ties at the top
-    for settings in (
+    for chosen in (
         {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0},
         {"temperature": 0.7, "top_k": 40, "top_p": 0.9, "min_p": 0.01},
     ):
-        expected = reference.target(rule.name, dials_of(rule), drafter.tolist(), expert.tolist(), settings)
-        np.testing.assert_allclose(target_probs(rule, drafter, expert, **settings)[0], expected, atol=1e-9)
+        expected = reference.target(rule.name, dials_of(rule), drafter.tolist(), expert.tolist(), chosen)
+        np.testing.assert_allclose(target_probs(rule, drafter, expert, **chosen)[0], expected, atol=1e-9)
 
 
 @given(all_rules, row_pairs(n_rows=3), sampler_settings)
