@@ -9,12 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import grammar, methods
+from . import methods
 from .account import Wanted
 from .cascade import BONUSES, Bonus
 from .checks import whole_number
 from .deferral import Method
 from .errors import SettingError
+from .gbnf import from_gbnf
+from .grammar import from_json_schema
 from .sampling import Sampler
 from .session import MAX_ROWS
 from .shaping import Penalties
@@ -102,8 +104,8 @@ class Settings:
         if self.grammar is not None and self.json_schema is not None:
             raise SettingError("a grammar and a JSON schema were given; one text cannot follow both, choose one")
         if self.json_schema is not None:
-            return grammar.from_json_schema(self.json_schema)
-        return None if self.grammar is None else grammar.from_gbnf(self.grammar)
+            return from_json_schema(self.json_schema)
+        return None if self.grammar is None else from_gbnf(self.grammar)
 
     @property
     def wanted(self) -> Wanted | None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import speccascade_local as sc
 from speccascade_local.errors import SettingError
-from speccascade_local.grammar import KEPT_MASKS, Grammar, from_gbnf, from_json_schema
+from speccascade_local.gbnf import from_gbnf
+from speccascade_local.grammar import KEPT_MASKS, Grammar, from_json_schema
 from speccascade_local.sampling import Mask
 
 RECORD = {

@@ -18,8 +18,8 @@ LAYERS = [
     {"checks"},
     {"sampling", "stats"},
     {"vocabulary", "evidence"},
-    {"deferral", "account", "shaping", "grammar"},
-    {"rules", "acceptance", "custom"},
+    {"deferral", "account", "shaping", "gbnf"},
+    {"rules", "acceptance", "custom", "grammar"},
     {"guards", "verify", "drafting", "session"},
     {"cascade", "text", "pairing"},
     {"routing"},
@@ -33,7 +33,7 @@ LAYERS = [
 ]
 #: These must run on toy sessions without any model, so nothing heavier than numpy.
 ALGORITHMS = {
-    *("checks", "sampling", "stats", "vocabulary", "evidence", "deferral", "account", "shaping", "rules", "acceptance", "custom"),
+    *("checks", "sampling", "stats", "vocabulary", "evidence", "deferral", "account", "shaping", "gbnf", "rules", "acceptance", "custom"),
     *("guards", "verify", "drafting", "cascade", "routing"),
 }
 
