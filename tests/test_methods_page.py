@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from update_methods import DOCS, example, picture, table
 
+import speccascade_local as sc
 from speccascade_local import methods
+from speccascade_local.calibration import Calibration, fingerprint
 
 PAGE = (DOCS / "methods.md").read_text(encoding="utf-8")
 SECTIONS = {match[1]: match[2] for match in re.finditer(r"^### `(\w+)[^\n]*\n(.*?)(?=^##)", PAGE + "\n## end", re.DOTALL | re.MULTILINE)}
@@ -40,6 +42,15 @@ def test_a_picture_can_be_made_from_the_code(name, tmp_path):
     drawn = path.read_text(encoding="utf-8")
     assert "<svg" in drawn
     assert name.split(",")[0] in drawn
+
+
+def test_the_figures_of_the_calibration_are_those_of_the_committed_file():
+    calibration = Calibration.load(DOCS / "results" / "calibration.json")
+    told = f"answer {calibration.kept:.1%} of the {len(calibration.validation)} validation questions alone and keeps {calibration.accuracy:.1%}"
+    assert told.replace("%", " %") in " ".join(PAGE.split())
+    assert calibration.accuracy == calibration.expert_accuracy
+    demo = Path(sc.__file__).parent / "demo"
+    assert (calibration.drafter, calibration.expert) == tuple(fingerprint(demo / name) for name in ("drafter.gguf", "expert.gguf"))
 
 
 def test_links_lead_somewhere():

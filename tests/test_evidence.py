@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.spatial.distance
+import scipy.stats
+from hypothesis import given
+from strategies import row_pairs, sampler_settings
+
+from speccascade_local.errors import SettingError
+from speccascade_local.evidence import Evidence, Place, Rows
+from speccascade_local.sampling import Sampler, softmax
+from speccascade_local.vocabulary import Vocabulary
+
+
+def evidence_of(rows: tuple[np.ndarray, np.ndarray], settings: dict) -> Evidence:
+    return Evidence(Rows.of(rows[0]), Rows.of(rows[1]), Sampler(**settings))
+
+
+@given(row_pairs(n_rows=2), sampler_settings)
+def test_divergences_are_those_of_scipy_between_the_sampling_distributions(rows, settings):
+    evidence = evidence_of(rows, settings)
+    q, p = (Sampler(**settings).probs(each) for each in rows)
+    np.testing.assert_allclose(evidence.js, scipy.spatial.distance.jensenshannon(q, p, axis=-1) ** 2, atol=1e-9)
+    np.testing.assert_allclose(evidence.tv, np.abs(q - p).sum(axis=-1) / 2, atol=1e-12)
+
+
+@given(row_pairs(n_rows=2), sampler_settings)
+def test_confidence_is_that_of_the_plain_distributions_whatever_the_settings(rows, settings):
+    evidence = evidence_of(rows, settings)
+    q, p = map(softmax, rows)
+    np.testing.assert_allclose(evidence.drafter_entropy, scipy.stats.entropy(q, axis=-1), atol=1e-12)
+    np.testing.assert_allclose(evidence.expert_entropy, scipy.stats.entropy(p, axis=-1), atol=1e-12)
+    np.testing.assert_array_equal(evidence.drafter_max, q.max(axis=-1))
+    np.testing.assert_array_equal(evidence.expert_max, p.max(axis=-1))
+    np.testing.assert_allclose(evidence.drafter_doubt, 1 - q.max(axis=-1), atol=1e-12)
+
+
+@given(row_pairs(masked=False))
+def test_cross_entropy_is_the_entropy_of_the_expert_plus_its_divergence_from_the_drafter(rows):
+    q, p = map(softmax, rows)
+    expected = scipy.stats.entropy(p, axis=-1) + scipy.stats.entropy(p, q, axis=-1)
+    np.testing.assert_allclose(evidence_of(rows, {}).cross_entropy, expected, atol=1e-9)
+
+
+def test_a_token_that_the_drafter_rules_out_makes_the_cross_entropy_large_and_finite():
+    rows = np.array([[0.0, -np.inf]]), np.array([[-np.inf, 0.0]])
+    assert evidence_of(rows, {}).cross_entropy[0] == pytest.approx(300 * np.log(10))
+
+
+def test_a_place_knows_the_text_up_to_itself():
+    assert Place(text=[1, 2], drafted=[3, 4, 5], position=2).tokens == [1, 2, 3, 4]
+
+
+def test_tokens_are_found_by_their_texts_where_these_are_known():
+    rows = Rows.of(np.zeros((1, 3)))
+    place = Place(vocabulary=Vocabulary(3, lambda token: [b"7", b"x", b"42"][token]))
+    assert Evidence(rows, rows, Sampler(), place).tokens_where(str.isdigit).tolist() == [True, False, True]
+    with pytest.raises(SettingError, match="use it on a loaded pair"):
+        Evidence(rows, rows, Sampler()).tokens_where(str.isdigit)
