@@ -86,15 +86,16 @@ class Fidelity:
     """How true a reply is to its expert, summed over its tokens.
 
     mean_tv, max_tv: total variation between what each token was drawn from and the expert's own sampling distribution, over ``judged``
-    tokens (those where the expert was evaluated); None if there is none. expert_logprob, drafter_logprob: sums of the plain
-    log-probabilities (nats) of the tokens that the model in question was evaluated for: ``judged`` for the expert, ``drafted`` for the
-    drafter, which does not see the expert's own tokens beforehand.
+    tokens (those where the expert was evaluated). expert_logprob, drafter_logprob: sums of the plain log-probabilities (nats) of the
+    tokens that the model in question was evaluated for: ``judged`` for the expert, ``drafted`` for the drafter, which does not see the
+    expert's own tokens beforehand (with ``model_logprobs`` it does, and then the two sums are of the same tokens). None where there is
+    nothing to sum.
     """
 
     mean_tv: float | None
     max_tv: float | None
-    expert_logprob: float
-    drafter_logprob: float
+    expert_logprob: float | None
+    drafter_logprob: float | None
     judged: int
     drafted: int
 
@@ -106,7 +107,8 @@ class Fidelity:
         experts = [entry.expert_logprob for entry in entries if entry.expert_logprob is not None]
         drafters = [entry.drafter_logprob for entry in entries if entry.drafter_logprob is not None]
         mean, top = (sum(tvs) / len(tvs), max(tvs)) if tvs else (None, None)
-        return cls(mean, top, math.fsum(experts), math.fsum(drafters), len(experts), len(drafters))
+        expert, drafter = (math.fsum(found) if found else None for found in (experts, drafters))
+        return cls(mean, top, expert, drafter, judged=len(experts), drafted=len(drafters))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -149,7 +149,8 @@ def run(
         if show_origin and styled():
             stderr.print(legend())
         if reply.finish_reason == "length":
-            told = f"(cut off after {len(reply.tokens)} tokens: --max-tokens {max_tokens}, a context of {runtime.n_ctx})"
+            limit = f"--max-tokens {max_tokens}" if len(reply.tokens) == max_tokens else f"a context of {runtime.n_ctx}"
+            told = f"(cut off after {len(reply.tokens)} tokens: {limit})"
             stderr.print(told, soft_wrap=True)
     if verbose:
         figures = reply.stats.counts() | reply.stats.clocks() | (reply.fidelity.as_dict() if reply.fidelity else {})
@@ -196,7 +197,8 @@ def compare_verb(
     """Ask one question in every way: drafter, expert, plain cascade, speculative decoding, speculative cascade.
 
     The cascade's rule is --rule or the pair's own, and beside it the paper's, opt:0.2. Without a prompt the question is
-    "Who is Buzz Aldrin?".
+    "Who is Buzz Aldrin?". TV is the mean distance (total variation) between what each token was drawn from and the expert's own
+    distribution: 0 is the expert, 1 has nothing in common with it.
     """
     set_log_level(verbose)
     has_files = drafter is not None or expert is not None

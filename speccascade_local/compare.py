@@ -78,20 +78,20 @@ def all_arms(settings: Settings, rule: Method) -> dict[str, Settings]:
     control = 1 - max(rule.alpha if isinstance(rule, TokenV3) else DEFAULT.alpha, 0.0)
     arms = {
         **_alone(settings),
-        f"expert, min-p {control:.3g}": _by(settings, Strict(), block_size=0, min_p=control),
+        f"expert min-p {control:.3g}": _by(settings, Strict(), block_size=0, min_p=control),
         "strict": _by(settings, Strict()),
-        f"strict, min-p {control:.3g}": _by(settings, Strict(), min_p=control),
-        "strict, block": _by(settings, Strict(), verification="block"),
+        f"strict min-p {control:.3g}": _by(settings, Strict(), min_p=control),
+        "strict block": _by(settings, Strict(), verification="block"),
         str(rule): _by(settings, rule),
     }
     if rule.in_blocks and settings.block_size:
-        arms[f"{rule}, cascade bonus"] = _by(settings, rule, bonus="cascade")
+        arms[f"{rule} cascade bonus"] = _by(settings, rule, bonus="cascade")
     for spec in methods.examples():
         method = methods.parse(spec)
         if isinstance(method, Never | Strict) or (isinstance(method, Fly) and settings.temperature > 0):
             continue
         size = max(settings.block_size, Fly.TAIL + 4) if isinstance(method, Fly) else settings.block_size
-        arms.setdefault(spec if size == settings.block_size else f"{spec}, blocks of {size}", _by(settings, method, block_size=size))
+        arms.setdefault(spec if size == settings.block_size else f"{spec} blocks of {size}", _by(settings, method, block_size=size))
     return arms
 
 

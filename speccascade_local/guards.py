@@ -55,7 +55,9 @@ class Budget(Composed):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.inner not in ADJUSTABLE:
-            raise SettingError(f"a budget cannot move {self.inner!r}; it can move {', '.join(ADJUSTABLE)}")
+            raise SettingError(
+                f"a budget cannot move {self.inner!r:.40}; name one of {', '.join(ADJUSTABLE)}, without a number, which the budget sets"
+            )
 
     def __str__(self) -> str:
         return super().__str__() + ("" if self.inner == TokenV3.name else f",{self.inner}")

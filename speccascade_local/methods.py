@@ -58,6 +58,8 @@ ROUTES: dict[str, type[Route]] = {
 }
 METHODS: Mapping[str, type[Method]] = {**RULES, **ROUTES}
 
+#: The user's own rule, but for the parentheses.
+_CALLED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(?=\(|$)")
 _GUARD = re.compile(r"\+(strict_first|thinking):")
 
 
@@ -69,7 +71,9 @@ def parse(spec: str | Method) -> Method:
     if isinstance(spec, (CustomRule, CustomTarget, guards.Guarded)) or type(spec) in METHODS.values():
         return spec  # type: ignore[return-value]
     if not isinstance(spec, str):
-        return custom_rule(spec, origin=f"{type(spec).__module__}:{spec!r}")
+        kind = type(spec)
+        said = f"{kind.__qualname__}(...)" if kind.__repr__ is object.__repr__ else repr(spec)  # not an address in memory
+        return custom_rule(spec, origin=f"{kind.__module__}:{said}")
     first, *guarded = _GUARD.split(spec)
     method = _parse_one(first, spec)
     if not guarded:
@@ -91,7 +95,9 @@ def guard(rule: str | Method, strict_first: object, thinking: str | Method | Non
         guards.Guarded.dials["strict_first"].check("strict_first", strict_first)
         return outer
     for method in (outer, inner):
-        if method is not None and (not method.in_blocks or isinstance(method, guards.Guarded)):
+        if isinstance(method, guards.Guarded):
+            raise SettingError(f"strict_first and a thinking rule are in the rule {str(method)!r} already; give them there or beside it")
+        if method is not None and not method.in_blocks:
             raise SettingError(f"strict_first and a thinking rule go with rules that are settled block by block, and {method} is not one")
     return guards.Guarded(outer, strict_first, inner)  # type: ignore[arg-type]
 
@@ -105,6 +111,8 @@ def _parse_one(text: str, spec: str) -> Method:
     if CUSTOM.fullmatch(text):
         return custom_rule(text, origin=text)
     name, colon, dials = text.partition(":")
+    if name not in METHODS and (called := _CALLED.match(text)):
+        raise SettingError(f"rule {spec!r}: a rule of your own is written with both its parentheses, such as '{called[0]}()'")
     if name not in METHODS:
         close = difflib.get_close_matches(name, METHODS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""

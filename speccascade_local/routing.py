@@ -126,7 +126,7 @@ class ChowQuantile(Scored):
     name: ClassVar[str] = "chow_quantile"
     trade: ClassVar[str] = "the small model's whole answer or the large one's, by its least sure tokens"
     dials: ClassVar[Mapping[str, Dial]] = {"threshold": ANY, "quantile": Dial(0, 1)}
-    example: ClassVar[str] = "-1.0,0.0"
+    example: ClassVar[str] = "-1.0"
 
     def score(self, signals: Signals) -> float:
         return float(np.quantile(signals.logprobs, self.quantile))

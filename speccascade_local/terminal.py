@@ -69,7 +69,7 @@ def legend() -> Text:
 def print_row(row: Row, *also: str) -> None:
     """One arm of a comparison: its name, its text in colours, and in words what was thrown away. also: arms with the same text."""
     reply = row.reply
-    stdout.print(Text(", ".join((row.name, *also)), "bold"), soft_wrap=not stdout.is_terminal)
+    stdout.print(Text("; ".join((row.name, *also)), "bold"), soft_wrap=not stdout.is_terminal)
     if styled():
         stdout.print(coloured_text(reply.tokens))
     else:

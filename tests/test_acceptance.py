@@ -193,7 +193,7 @@ def test_fly_can_be_compared_with_the_others(demo):
     rows = compare(demo, demo.chat_ids(QUESTION), few_arms(settings, Fly(0.3), 0.9), repeat=1)
     assert {str(row.reply.rule): row.block_size for row in rows}["fly:0.3"] == 8
     own = {name: arm for name, arm in all_arms(replace(settings, block_size=3), DEFAULT).items() if isinstance(arm.rule, Fly)}
-    assert [(name, arm.block_size) for name, arm in own.items()] == [("fly:0.3, blocks of 10", 10)]
+    assert [(name, arm.block_size) for name, arm in own.items()] == [("fly:0.3 blocks of 10", 10)]
     assert not any(isinstance(arm.rule, Fly) for arm in all_arms(replace(settings, temperature=1.0), DEFAULT).values())
 
 

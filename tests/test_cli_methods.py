@@ -297,8 +297,8 @@ def test_compare_all_has_one_row_for_every_method_and_the_control():
     asked = {row["rule"] for row in rows}
     shown = {method.split(":")[0] for method in asked}
     assert shown == set(methods.METHODS) - {"calibrated"}
-    assert {arm for arm in arms if "min-p" in arm} == {"expert, min-p 0.2", "strict, min-p 0.2"}
-    assert {arms[arm]["text"] for arm in ("strict", "strict, block", "expert alone")} == {arms["expert alone"]["text"]}
+    assert {arm for arm in arms if "min-p" in arm} == {"expert min-p 0.2", "strict min-p 0.2"}
+    assert {arms[arm]["text"] for arm in ("strict", "strict block", "expert alone")} == {arms["expert alone"]["text"]}
     assert all((row["confidence"] is None) == (row["rule"].split(":")[0] not in methods.ROUTES) for row in rows)
 
 

@@ -32,7 +32,7 @@ def test_the_control_asks_the_expert_and_strict_under_the_truncation_that_the_ru
     for rule, control in ((TokenV3(0.4), 0.6), (TokenV3(-1), 1.0), (Opt(0.2), 1 - DEFAULT.alpha)):
         arms = all_arms(Settings(temperature=1.0), rule)
         controls = {name: arm for name, arm in arms.items() if arm.min_p}
-        assert list(controls) == [f"expert, min-p {control:.3g}", f"strict, min-p {control:.3g}"]
+        assert list(controls) == [f"expert min-p {control:.3g}", f"strict min-p {control:.3g}"]
         assert {arm.min_p for arm in controls.values()} == {control}
         assert all(arm.rule == Strict() for arm in controls.values())
         assert [arm.block_size for arm in controls.values()] == [0, 5]
@@ -55,12 +55,12 @@ def test_every_arm_answers_on_the_real_pair_and_can_be_written_to_a_file(demo, t
     assert by_name["expert alone"].speedup == 1.0
     assert by_name["drafter alone"].reply.stats.expert_calls == 0
     assert set(by_name["expert alone"].reply.origins) == {"expert"}
-    assert "bonus" not in by_name[f"{demo.rule}, cascade bonus"].reply.origins
+    assert "bonus" not in by_name[f"{demo.rule} cascade bonus"].reply.origins
     for row in rows:
         assert row.reply.stats.cached_tokens == 0, "every arm starts with cold caches"
         told = json.loads(json.dumps(row.as_dict(), allow_nan=False))
         assert (told["arm"], told["block_size"]) == (row.name, arms[row.name].block_size)
         assert len(told["dropped"]) == sum(token.dropped is not None for token in row.reply.tokens)
     if temperature == 0:
-        texts = {by_name[name].reply.text for name in ("expert alone", "strict", "strict, block")}
+        texts = {by_name[name].reply.text for name in ("expert alone", "strict", "strict block")}
         assert len(texts) == 1

@@ -254,7 +254,10 @@ def test_the_demo_pair_thinks_where_its_prompt_opens_a_span(demo):
         ({"rule": "strict", "strict_first": True}, "strict_first is True"),
         ({"rule": "fly:0.3", "strict_first": 2, "temperature": 1.0}, "temperature 0 only"),
         ({"rule": "strict", "thinking_rule": "fly:0.3", "block_size": 5}, "block_size is 5"),
-        ({"rule": "budget:0.1,opt"}, "a budget cannot move 'opt'; it can move token_v3, token_v2, token_v1, chow, diff, fuzzy, lenience"),
+        (
+            {"rule": "budget:0.1,opt"},
+            "a budget cannot move 'opt'; name one of token_v3, token_v2, token_v1, chow, diff, fuzzy, lenience, without a number",
+        ),
     ],
     ids=str,
 )

@@ -56,6 +56,8 @@ def test_a_dial_outside_its_range_is_refused_with_the_range(method, dial, data):
         ("budget:2", "limit of budget"),
         ("decision_tokens:1,1,2.5", "window of decision_tokens"),
         ("chow_quantile:-1,2", "quantile of chow_quantile"),
+        ("mine:Short", "with both its parentheses, such as 'mine:Short\\(\\)'"),
+        ("mine:Short(3", "with both its parentheses"),
         (0.3, "written as text"),
         (None, "written as text"),
     ],

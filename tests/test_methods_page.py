@@ -46,7 +46,8 @@ def test_a_picture_can_be_made_from_the_code(name, tmp_path):
 
 def test_the_figures_of_the_calibration_are_those_of_the_committed_file():
     calibration = Calibration.load(DOCS / "results" / "calibration.json")
-    told = f"answer {calibration.kept:.1%} of the {len(calibration.validation)} validation questions alone and keeps {calibration.accuracy:.1%}"
+    asked, kept = len(calibration.validation), calibration.kept
+    told = f"answer {kept:.1%} of the {asked} validation questions alone and keeps {calibration.accuracy:.1%}"
     assert told.replace("%", " %") in " ".join(PAGE.split())
     assert calibration.accuracy == calibration.expert_accuracy
     demo = Path(sc.__file__).parent / "demo"

@@ -2,7 +2,8 @@
 
 Run it from this folder (or any folder that holds this file, or with the folder on PYTHONPATH):
 
-    speccascade run --rule "my_rules:TrustDigits(0.3)" "A baker makes 3 loaves every hour for 8 hours. How many loaves is that?"
+    echo "A baker makes 8 loaves every hour for 4 hours and sells 15 of them. How many loaves are left?" |
+        speccascade run --rule "my_rules:TrustDigits(0.3)"
 
 or name it in a models.yaml, as ``rule: my_rules:TrustDigits(0.3)``, or from Python:
 
