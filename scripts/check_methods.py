@@ -178,8 +178,8 @@ def difference(token: sc.Token, rule: str, rows: Sequence[np.ndarray], settings:
 def verification(runtime: sc.Runtime, places: int = 200, drafts: int = 8) -> dict[str, Any]:
     """Tokens that strict keeps of a draft, token-wise and by block verification: the same drafts and rows, exact over all coins."""
     found: dict[str, Any] = {}
-    sampler = Sampler()
-    for block_size in (3, 5, 8):
+    for temperature, block_size in product((1.0, 2.0), (3, 5, 8)):
+        sampler = Sampler(temperature)
         kept: dict[Verification, list[float]] = {"token": [], "block": []}
         for seed, prompt in enumerate(asked(runtime, places)):
             answer = runtime.generate(prompt, rule="strict", block_size=0, temperature=1, seed=seed, max_tokens=60).token_ids
@@ -196,7 +196,7 @@ def verification(runtime: sc.Runtime, places: int = 200, drafts: int = 8) -> dic
         gain = np.array(kept["block"]) - np.array(kept["token"])
         row = {f"kept_{way}": float(np.mean(counts)) for way, counts in kept.items()}
         row |= {"gain": float(gain.mean()), "plus_or_minus": 1.96 * float(gain.std()) / len(gain) ** 0.5}
-        found[f"block_size {block_size}"] = row
+        found[f"T {temperature}, block_size {block_size}"] = row
     return found
 
 
@@ -261,8 +261,8 @@ def _figure(value: Any) -> str:
 
 def main() -> None:
     checks: dict[str, Callable[[sc.Runtime], dict[str, Any]]] = {
-        "log-probabilities against fresh rows, T 0.8, top-k 40, top-p 0.95": logprobs,
-        "tokens that strict keeps of a draft, token-wise and by block verification: 8 drafts at 200 held-out places, T 1": verification,
+        "log-probabilities against a recomputation from raw rows (the run's own; afresh), T 0.8, top-k 40, top-p 0.95": logprobs,
+        "tokens that strict keeps of a draft, token-wise and by block verification: 8 drafts at 200 held-out places": verification,
         "fidelity budgets, T 1, 200 held-out prompts": budgets,
         "answers under a JSON schema, T 1 (fly: T 0)": schema,
     }

@@ -15,7 +15,6 @@ from .account import Distribution, Entry
 from .cascade import Block, decode
 from .deferral import Method, Rule
 from .drafting import Session
-from .errors import SettingError
 from .grammar import Grammar
 from .reply import Candidate, Chunk, Logprobs, Token
 from .routing import Route, Signals, TokenCascade, token_cascade
@@ -41,24 +40,13 @@ class LoadedPair:
 def answer(pair: LoadedPair, ids: list[int], settings: Settings, method: Method, seed: int) -> Iterator[Chunk | None]:
     """Continue ``ids``, chunk by chunk; None for a block that shows nothing yet, because it is not decided who answers.
 
-    Everything is checked before this returns, evaluated when the first chunk is asked for. Raises SettingError.
+    A grammar is compiled before this returns, the rest is done when the first chunk is asked for. Raises SettingError.
     """
-    _check(settings, method)
     shaper = _shaper(pair, ids, settings)
     if isinstance(method, Route):
         return _routed(pair, ids, settings, method, seed, shaper)
     assert isinstance(method, Rule)
     return (chunk for chunk, _ in _decoded(pair, ids, settings, method, seed, shaper))
-
-
-def _check(settings: Settings, method: Method) -> None:
-    method.check(settings.sampler, settings.block_size)
-    if not method.asks_expert and settings.block_size == 0:
-        raise SettingError(f"rule {method} with block_size 0 asks neither model; give a block_size of 1 or more")
-    if not method.in_blocks:
-        for name in ("verification", "bonus"):
-            if getattr(settings, name) != getattr(DEFAULTS, name):
-                raise SettingError(f"{name} {getattr(settings, name)!r} is about blocks that an expert checks, and {method} has none")
 
 
 def _shaper(pair: LoadedPair, ids: list[int], settings: Settings) -> Shaper:

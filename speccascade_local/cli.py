@@ -305,7 +305,7 @@ def calibrate_verb(
     set_log_level(verbose)
     questions = read_tasks(tasks)
     ready(len(questions), target, out, picture)  # before hours of asking
-    with loaded(pair, drafter, expert, models, ctx, threads, gpu_layers, verbose) as runtime:
+    with loaded(pair, drafter, expert, models, ctx, threads, gpu_layers, verbose, rule="strict") as runtime:
         with progress("asking", verbose) as bar:
             task = bar.add_task("", total=1.0)
             found = judged(runtime, questions, max_tokens=max_tokens, on_step=lambda fraction: bar.update(task, completed=fraction))

@@ -6,6 +6,7 @@ Every arm starts with cold caches. Knows nothing of how the result is shown.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from . import methods
 from .acceptance import Fly
 from .deferral import Method
+from .errors import SettingError
 from .reply import Reply
 from .routing import Margin
 from .rules import DEFAULT, Never, Opt, Strict, TokenV3
@@ -88,10 +90,12 @@ def all_arms(settings: Settings, rule: Method) -> dict[str, Settings]:
         arms[f"{rule} cascade bonus"] = _by(settings, rule, bonus="cascade")
     for spec in methods.examples():
         method = methods.parse(spec)
-        if isinstance(method, Never | Strict) or (isinstance(method, Fly) and settings.temperature > 0):
+        if isinstance(method, Never | Strict):
             continue
         size = max(settings.block_size, Fly.TAIL + 4) if isinstance(method, Fly) else settings.block_size
-        arms.setdefault(spec if size == settings.block_size else f"{spec} blocks of {size}", _by(settings, method, block_size=size))
+        name = spec if size == settings.block_size else f"{spec} blocks of {size}"
+        with suppress(SettingError):
+            arms.setdefault(name, _by(settings, method, block_size=size))
     return arms
 
 

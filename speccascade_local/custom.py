@@ -5,9 +5,10 @@ A rule of one's own is any object with one of these, and optionally with ``trade
     defer(evidence) -> bool array, [1] or [1, n_vocab]       True where the expert decides
     target(evidence) -> float array, [1, n_vocab]            the distribution π itself, 0 where evidence.expert_support is False
 
-``evidence`` is :class:`speccascade_local.Evidence`, whose arrays are shared and cannot be written to. Neither may look at which token was
-drafted, or the emitted token would no longer follow the target. An object that says ``remembers = True`` has ``remember(decision)`` too,
-as :class:`speccascade_local.Rule` describes it. Of an object that derives from that class ``check`` is asked too, and nothing else.
+``evidence`` is :class:`speccascade_local.Evidence`, whose rows and sampling distributions are shared and cannot be written to. Neither
+may look at which token was drafted, or the emitted token would no longer follow the target. An object that says ``remembers = True`` has
+``remember(decision)`` too, as :class:`speccascade_local.Rule` describes it. Of an object that derives from that class ``check`` is asked
+too, and nothing else.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class _Custom(Rule):
     def _ask(self, method: str, *arguments: Any) -> Any:
         try:
             return getattr(self.wrapped, method)(*arguments)
-        except Exception as error:  # the rule is the user's: it may fail in any way
+        except (Exception, SystemExit) as error:  # the rule is the user's: it may fail in any way
             raise _failed(self.spec, method, error) from error
 
     def _array(self, method: str, evidence: Evidence) -> NDArray[Any]:
@@ -157,7 +158,7 @@ def _made(spec: str) -> Any:
         raise SettingError(f"rule {spec!r}: module {module_name!r} has no class or function {name!r}")
     try:
         return maker(*values, **named)
-    except Exception as error:  # as above
+    except (Exception, SystemExit) as error:  # as above
         raise _failed(spec, name, error) from error
 
 
@@ -177,7 +178,7 @@ def _plain_values(spec: str, arguments: str) -> tuple[list[Any], dict[str, Any]]
         raise refused from None
 
 
-def _failed(spec: str, what: str, error: Exception) -> SpeccascadeError:
+def _failed(spec: str, what: str, error: BaseException) -> SpeccascadeError:
     """What a failure of the user's code becomes. What a model did wrong stays its own."""
     if isinstance(error, SpeccascadeError) and not isinstance(error, SettingError):
         return error

@@ -65,9 +65,10 @@ class Method(ABC):
     dials: ClassVar[Mapping[str, Dial]] = {}
     #: Typical values of the dials, as written after the name; used where all methods are shown side by side.
     example: ClassVar[str] = ""
-    #: False for the one method that leaves everything, the user's filters included, to the drafter.
+    #: False for the one method that never evaluates the expert.
     asks_expert: ClassVar[bool] = True
-    #: Whether the expert settles drafted blocks; False for the drafter alone and for sequential cascades.
+    #: Whether the expert settles drafted blocks; False for the drafter alone and for sequential cascades, where the user's filters are
+    #: the drafter's own wherever the expert is not asked.
     in_blocks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -148,7 +149,7 @@ class Decision:
         defer = self.rule.defer(self.evidence)
         if defer.ndim == 1:
             defer = np.broadcast_to(defer[:, None], self.evidence.drafter.logits.shape)
-        return defer | ~self.evidence.expert_support if self.rule.asks_expert else defer
+        return defer | ~self.evidence.expert_support if self.rule.in_blocks else defer
 
     @cached_property
     def target(self) -> Float:

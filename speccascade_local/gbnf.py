@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from graphlib import CycleError, TopologicalSorter
 from typing import NoReturn, TypeAlias
 
 from .errors import SettingError
@@ -25,6 +27,12 @@ def from_gbnf(text: str) -> str:
     """
     if not isinstance(text, str) or not text.strip():
         raise SettingError(f"grammar is {text!r:.40}; it must be a text in GBNF with a rule named root")
+    return _rewritten(text)
+
+
+@lru_cache(maxsize=16)
+def _rewritten(text: str) -> str:
+    """Remembered, because the same settings are checked and used several times."""
     try:
         return _to_lark(_Reader(text).rules())
     except RecursionError:
@@ -73,7 +81,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _BLANKS = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
 _BLANK_LINES = re.compile(r"(?:\s|#[^\r\n]*)*")
 _REPETITION = re.compile(r"[*+?]|\{\s*([0-9]{1,9})\s*(?:(,)\s*([0-9]{0,9})\s*)?\}")
-_CHARACTER = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|([trn\\\"\[\]]))|([^\\\r\n])")
+_CHARACTER = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|([trn\\\"\[\]]))|([^\\])", re.DOTALL)
 _ESCAPES = {"t": "\t", "r": "\r", "n": "\n"}
 _ANY = _Chars(((0, 0x10FFFF),))
 
@@ -230,8 +238,12 @@ def _to_lark(rules: Mapping[str, _Node]) -> str:
     nothing satisfies the root.
     """
     ends: set[str] = set()  # the rules of which at least one sentence ends
-    while more := {name for name, node in rules.items() if name not in ends and _pruned(node, ends) is not None}:
-        ends |= more
+    found = -1
+    while found < len(ends):
+        found = len(ends)
+        for name in reversed(list(rules)):  # rules mostly stand before those that they ask for, so one round does nearly always
+            if name not in ends and _pruned(rules[name], ends) is not None:
+                ends.add(name)
     if "root" not in ends:
         raise SettingError("no text satisfies the grammar: no way through its rule root ever ends")
     used: dict[str, _Node] = {}
@@ -242,7 +254,8 @@ def _to_lark(rules: Mapping[str, _Node]) -> str:
             used[name] = node
             waiting += _mentioned(node)
     # Names of patterns are written in capitals.
-    spelled = {name: f"{'r' if _comes_back(used) else 'R'}{i}" for i, name in enumerate(used)}
+    letter = "r" if _comes_back(used) else "R"
+    spelled = {name: f"{letter}{i}" for i, name in enumerate(used)}
     lines = [f"{spelled[name]}: {_spelled(node, spelled)}" for name, node in used.items()]
     return "\n".join([HEADER + f"start: {spelled['root']}", *lines, ""])
 
@@ -284,11 +297,11 @@ def _mentioned(node: _Node) -> set[str]:
 
 def _comes_back(rules: Mapping[str, _Node]) -> bool:
     """Whether some rule mentions itself, over others or not."""
-    left = {name: _mentioned(node) for name, node in rules.items()}
-    while ready := [name for name, mentioned in left.items() if not mentioned & left.keys()]:
-        for name in ready:
-            del left[name]
-    return bool(left)
+    try:
+        TopologicalSorter({name: _mentioned(node) for name, node in rules.items()}).prepare()
+    except CycleError:
+        return True
+    return False
 
 
 def _spelled(node: _Node, names: Mapping[str, str]) -> str:

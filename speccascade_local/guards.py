@@ -123,6 +123,8 @@ class Guarded(Composed):
                 raise SettingError(
                     f"rule {rule} never asks the expert, so it cannot be one of several; chow:1 keeps every draft and can be combined"
                 )
+        if self.thinking and isinstance(self.rule, Budget):
+            raise SettingError(f"{self.rule} holds for a whole reply, so it cannot leave the thinking to {self.thinking}; give one of them")
         if self.thinking and self.rule.remembers and self.thinking.remembers:
             raise SettingError(f"{self.rule} and {self.thinking} both look at their own past; only one of two rules may")
 

@@ -73,6 +73,7 @@ def loaded(
     threads: int | None,
     gpu_layers: int,
     verbose: int,
+    rule: str | None = None,
 ) -> Iterator[Runtime]:
     """The pair, loaded under a progress bar and closed afterwards."""
     with progress("loading", verbose) as bar:
@@ -85,6 +86,7 @@ def loaded(
             n_ctx=ctx,
             n_threads=threads,
             n_gpu_layers=gpu_layers,
+            rule=rule,
             on_progress=lambda role, fraction: bar.update(tasks[role], completed=fraction),
         )
     with runtime:

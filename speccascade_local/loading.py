@@ -10,9 +10,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from . import catalog, methods
+from . import catalog, methods, rules
 from .catalog import Pair
 from .checks import whole_number
+from .deferral import Method
 from .errors import SettingError
 from .pairing import shared_vocab_size
 from .runtime import Runtime
@@ -31,19 +32,19 @@ def load(
     n_ctx: int | None = None,
     n_threads: int | None = None,
     n_gpu_layers: int = -1,
+    rule: str | Method | None = None,
     on_progress: Callable[[str, float], None] | None = None,
 ) -> Runtime:
     """Load a pair: by name from ``models.yaml`` (None: the bundled one), or by the paths of two GGUF files.
 
     models: a ``models.yaml`` to look in first. n_ctx: tokens that both contexts hold (default: 4096, or what both models were
     trained for). n_threads: default the physical cores (1 for tiny models). n_gpu_layers: layers on the GPU, -1 for all, where the
-    build has one. on_progress: called with ("drafter" or "expert", 0..1).
+    build has one. rule: in place of the pair's own. on_progress: called with ("drafter" or "expert", 0..1).
 
     Raises CatalogError, ModelLoadError, PairError, SettingError or SessionError; whatever was loaded by then is freed.
     """
     chosen = _choose(pair, drafter, expert, models)
-    if chosen.rule:
-        methods.parse(chosen.rule)  # refused before anything is loaded
+    own = methods.parse(rule or chosen.rule or rules.DEFAULT)  # refused before anything is loaded
     if n_threads is not None:
         whole_number("n_threads", n_threads, 1, 1024)
     whole_number("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1)
@@ -64,7 +65,7 @@ def load(
         n_vocab = shared_vocab_size(drafter_model, expert_model)
         trained = min(drafter_model.n_ctx_train, expert_model.n_ctx_train)
         size = min(DEFAULT_CONTEXT, trained) if n_ctx is None else whole_number("n_ctx", n_ctx, 1, trained)
-        return Runtime(chosen, open_session(drafter_model), open_session(expert_model), resources.pop_all())
+        return Runtime(chosen, own, open_session(drafter_model), open_session(expert_model), resources.pop_all())
 
 
 def _choose(

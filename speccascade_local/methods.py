@@ -87,7 +87,7 @@ def parse(spec: str | Method) -> Method:
 def guard(rule: str | Method, strict_first: object, thinking: str | Method | None) -> Method:
     """``rule`` with a strict beginning and another rule for thinking; itself where both are off. Raises SettingError."""
     if isinstance(strict_first, str):
-        if not strict_first.isdigit():
+        if not re.fullmatch("[0-9]{1,9}", strict_first):
             raise SettingError(f"strict_first is {strict_first!r:.40}; it must be a whole number, 0 or more")
         strict_first = int(strict_first)
     outer, inner = parse(rule), None if thinking is None else parse(thinking)
@@ -214,4 +214,4 @@ def target_probs(
     for drafter_row, expert_row in zip(drafter_logits, expert_logits):
         evidence = Evidence(Rows.of(drafter_row[None]), Rows.of(expert_row[None]), sampler)
         targets.append(Decision(method.at(evidence), evidence).target)
-    return np.concatenate(targets)
+    return np.concatenate(targets) if targets else np.empty(drafter_logits.shape)

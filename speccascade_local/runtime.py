@@ -10,12 +10,11 @@ import operator
 import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from types import TracebackType
 from typing import Any
 
-from . import methods, rules
 from .answering import LoadedPair, answer
 from .cascade import Bonus
 from .catalog import Pair
@@ -40,9 +39,9 @@ class Runtime:
     is reused by the next call that begins with the same tokens.
     """
 
-    def __init__(self, pair: Pair, drafter: LlamaSession, expert: LlamaSession, resources: ExitStack) -> None:
+    def __init__(self, pair: Pair, rule: Method, drafter: LlamaSession, expert: LlamaSession, resources: ExitStack) -> None:
         self.pair = pair
-        self.rule: Method = methods.parse(pair.rule) if pair.rule else rules.DEFAULT
+        self.rule = rule
         self.n_ctx = expert.n_ctx
         self.n_vocab = expert.n_vocab
         self._drafter, self._expert = drafter, expert
@@ -52,6 +51,7 @@ class Runtime:
         self._resources = resources
         self._whole_calls = threading.RLock()  # held while a whole reply is made
         self._block = threading.Lock()  # held while one block is made
+        self._holder: int | None = None  # the thread that makes it
         self._turn = 0  # the latest call; streams of earlier ones are over
 
     # ------------------------------------------------------------------ the verbs
@@ -89,28 +89,28 @@ class Runtime:
         SettingError before anything is evaluated, and SettingError where a rule of the user's own or a grammar fails on the way.
         """
         settings = Settings(
-            rule,
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            block_size,
-            max_tokens,
-            seed,
-            stop,
-            strict_first,
-            thinking_rule,
-            verification,
-            bonus,
-            fidelity,
-            logprobs,
-            model_logprobs,
-            presence_penalty,
-            frequency_penalty,
-            repetition_penalty,
-            logit_bias,
-            grammar,
-            json_schema,
+            rule=rule,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            block_size=block_size,
+            max_tokens=max_tokens,
+            seed=seed,
+            stop=stop,
+            strict_first=strict_first,
+            thinking_rule=thinking_rule,
+            verification=verification,
+            bonus=bonus,
+            fidelity=fidelity,
+            logprobs=logprobs,
+            model_logprobs=model_logprobs,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            repetition_penalty=repetition_penalty,
+            logit_bias=logit_bias,
+            grammar=grammar,
+            json_schema=json_schema,
         )
         with self._whole_calls:
             return Reply.of(list(self._start(prompt, settings)))
@@ -144,28 +144,28 @@ class Runtime:
     ) -> Iterator[Chunk]:
         """Like :meth:`generate`, block by block. Bad input is refused by the call itself, not by the first chunk."""
         settings = Settings(
-            rule,
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            block_size,
-            max_tokens,
-            seed,
-            stop,
-            strict_first,
-            thinking_rule,
-            verification,
-            bonus,
-            fidelity,
-            logprobs,
-            model_logprobs,
-            presence_penalty,
-            frequency_penalty,
-            repetition_penalty,
-            logit_bias,
-            grammar,
-            json_schema,
+            rule=rule,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            block_size=block_size,
+            max_tokens=max_tokens,
+            seed=seed,
+            stop=stop,
+            strict_first=strict_first,
+            thinking_rule=thinking_rule,
+            verification=verification,
+            bonus=bonus,
+            fidelity=fidelity,
+            logprobs=logprobs,
+            model_logprobs=model_logprobs,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            repetition_penalty=repetition_penalty,
+            logit_bias=logit_bias,
+            grammar=grammar,
+            json_schema=json_schema,
         )
         return self._start(prompt, settings)
 
@@ -243,14 +243,14 @@ class Runtime:
 
     def reset(self) -> None:
         """Forget what both caches hold, so that the next call starts cold."""
-        with self._block:
+        with self._exclusively():
             self._turn += 1
             self._drafter.rewind(0)
             self._expert.rewind(0)
 
     def close(self) -> None:
         """Free both models. Harmless when repeated; every other method raises SessionError afterwards."""
-        with self._block:
+        with self._exclusively():
             self._turn += 1
             self._resources.close()
 
@@ -296,22 +296,33 @@ class Runtime:
 
     def _start(self, prompt: Prompt, settings: Settings) -> Iterator[Chunk]:
         """Refuse bad input and end earlier streams now; evaluate when the first block is asked for."""
-        rule = self.rule if settings.rule is None else settings.rule
-        method = methods.guard(rule, settings.strict_first, settings.thinking_rule)
+        method = settings.method(self.rule)
         if isinstance(method, Route):
             method.check_pair(self.pair.drafter, self.pair.expert)
         seed = secrets.randbits(32) if settings.seed is None else settings.seed
         ids = self._ids(prompt)
         chunks = answer(self._pairing, ids, settings, method, seed)
-        with self._whole_calls, self._block:
+        with self._whole_calls, self._exclusively():
             self._turn += 1
             return self._in_turn(chunks, self._turn)
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """Hold the lock of one block. A rule of the user's own that calls the runtime which is asking it would wait for itself."""
+        if self._holder == threading.get_ident():
+            raise SessionError("a rule may not call the runtime that is asking it; load a second one for that")
+        with self._block:
+            self._holder = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._holder = None
 
     def _in_turn(self, chunks: Iterator[Chunk | None], turn: int) -> Iterator[Chunk]:
         """Each block is decoded under the lock, and only while no later call has come."""
         finished = False
         while not finished:
-            with self._block:
+            with self._exclusively():
                 if turn != self._turn:
                     raise SessionError(
                         "this stream was ended by a later call on its runtime (or by closing it); "

@@ -27,14 +27,14 @@ from .verify import VERIFICATIONS, Verification
 class Settings:
     """How one reply is made; every default of generate, stream and chat is written here and nowhere else.
 
-    rule None: the pair's own. temperature 0: greedy. block_size: drafted tokens per block, 0 for the expert alone
-    (sequential cascades do not look at it). seed None: a
-    fresh one, told in ``Reply.seed``. strict_first: so many first tokens are the expert's whatever the rule says. thinking_rule: the
-    rule between ``<think>`` and ``</think>``; None for the same. verification "block": coins over whole blocks, same distribution,
-    more kept drafts. bonus "cascade": one drafted token more in place of the expert's own after a kept draft. fidelity: keep the
-    account of every token (``Token.tv``, ``Reply.fidelity``). logprobs: so many of the most probable tokens at each place, of the
-    distribution that the token was drawn from; with model_logprobs of the two models' too. Penalties, logit_bias, grammar (GBNF) and
-    json_schema hold for both models, along the draft. Raises SettingError for a value outside its range.
+    rule None: the pair's own. temperature 0: greedy. block_size: drafted tokens per block, 0 for the expert alone (sequential cascades
+    do not look at it). seed None: a fresh one, told in ``Reply.seed``. strict_first: so many first tokens are the expert's whatever the
+    rule says. thinking_rule: the rule between ``<think>`` and ``</think>``; None for the same. verification "block": coins over whole
+    blocks, same targets, more kept drafts. bonus "cascade": one drafted token more in place of the expert's own after a kept draft.
+    fidelity: keep the account of every token (``Token.tv``, ``Reply.fidelity``); it is kept for logprobs too. logprobs: so many of the
+    most probable tokens at each place, of the distribution that the token was drawn from; with model_logprobs of the two models' too.
+    Penalties, logit_bias, grammar (GBNF) and json_schema hold for both models, along the draft. Raises SettingError for a value outside
+    its range.
     """
 
     rule: str | Method | None = None
@@ -84,9 +84,21 @@ class Settings:
         object.__setattr__(self, "stop", tuple(self.stop))
         if not all(isinstance(text, str) and text for text in self.stop):
             raise SettingError(f"stop is {self.stop!r:.40}; it must be a list of texts, none of them empty")
-        for rule in (self.rule, self.thinking_rule):
-            if rule is not None:
-                methods.parse(rule)
+        if self.thinking_rule is not None:
+            methods.parse(self.thinking_rule)
+        if self.rule is not None:
+            self.method(self.rule)
+
+    def method(self, default: str | Method) -> Method:
+        """The method that these settings ask for, ``default`` being the pair's own. Raises SettingError if it does not go with them."""
+        method = methods.guard(default if self.rule is None else self.rule, self.strict_first, self.thinking_rule)
+        method.check(self.sampler, self.block_size)
+        if not method.asks_expert and self.block_size == 0:
+            raise SettingError(f"rule {method} with block_size 0 asks neither model; give a block_size of 1 or more")
+        for name, usual in (("verification", VERIFICATIONS[0]), ("bonus", BONUSES[0])):
+            if not method.in_blocks and getattr(self, name) != usual:
+                raise SettingError(f"{name} {getattr(self, name)!r} is about blocks that an expert checks, and {method} has none")
+        return method
 
     @property
     def sampler(self) -> Sampler:

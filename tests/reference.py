@@ -141,4 +141,5 @@ def target(
         ends = {"token_v3": (-1e-9, 1.0), "diff": (-1.0, 1.0), "lenience": (0.0, 1.0)}[inner]
         found = target(inner, [ends[0] + 0.5 * (ends[1] - ends[0])], drafter_row, expert_row, settings)
         return found if tv(found, p) <= limit else list(p)
-    return mixture(trusted_tokens(name, dials, q, p, qu, pu) & allowed, q, p)
+    trusted = trusted_tokens(name, dials, q, p, qu, pu)
+    return mixture(trusted if name == "token_cascade" else trusted & allowed, q, p)  # it does not ask where it keeps

@@ -156,7 +156,7 @@ def test_models_lists_pairs_and_says_which_files_are_missing(tmp_path):
 
 def test_an_answer_that_was_cut_off_is_called_so_on_stderr():
     done = speccascade("run", "--max-tokens", "3", QUESTION)
-    assert done.stderr.decode() == "(cut off after 3 tokens: --max-tokens 3, a context of 512)\n"
+    assert done.stderr.decode() == "(cut off after 3 tokens: --max-tokens 3)\n"
 
 
 def test_an_expert_without_a_chat_template_is_named(tmp_path):

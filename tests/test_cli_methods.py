@@ -238,6 +238,20 @@ def test_a_pair_may_have_a_calibration_of_its_own_beside_its_models_yaml(calibra
     assert f"calibrated:{calibrated / 'cal.json'}" in told("models", "--models", calibrated / "models.yaml", cwd=tmp_path)
 
 
+def test_a_pair_that_names_a_calibration_which_is_not_there_yet_can_be_calibrated(calibrated, tmp_path):
+    pair = "pairs:\n  mine:\n    drafter: bundled:drafter.gguf\n    expert: bundled:expert.gguf\n    rule: calibrated:mine.json\n"
+    (tmp_path / "models.yaml").write_text(pair, encoding="utf-8")
+    assert speccascade("run", "mine", QUESTION, cwd=tmp_path).returncode == 1
+    told("calibrate", "mine", "--tasks", calibrated / "tasks.jsonl", "--target", "0.9", "--out", "mine.json", cwd=tmp_path)
+    assert told("run", "mine", QUESTION, cwd=tmp_path)
+
+
+def test_compare_leaves_out_what_does_not_go_with_the_settings():
+    table = told("compare", "--all", "--thinking-rule", "decision_tokens:1", QUESTION)
+    assert "chow:0.2" in table
+    assert "decision_tokens" not in table
+
+
 def test_a_calibration_of_other_files_is_refused(calibrated):
     done = speccascade(
         "run", "--drafter", DEMO / "expert.gguf", "--expert", DEMO / "expert.gguf", "--rule", "calibrated:cal.json", "Hi", cwd=calibrated

@@ -430,3 +430,30 @@ def test_the_command_line_tells_what_is_wrong_with_a_rule_in_one_line(tmp_path, 
     assert said in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "ran").exists()
+
+
+class CallsItsRuntime:
+    def __init__(self, call) -> None:
+        self.call = call
+
+    def defer(self, evidence):
+        self.call()
+        return np.ones(1, dtype=bool)
+
+
+@pytest.mark.parametrize("call", [lambda runtime: runtime.generate([1]), lambda runtime: runtime.reset(), lambda runtime: runtime.close()])
+def test_a_rule_that_calls_the_runtime_that_asks_it_is_refused_instead_of_waiting_for_itself(demo, call):
+    ids = demo.chat_ids([{"role": "user", "content": "Hi"}])
+    with pytest.raises(sc.SpeccascadeError, match="may not call the runtime that is asking it"):
+        demo.generate(ids, rule=CallsItsRuntime(lambda: call(demo)), max_tokens=5)
+    assert demo.generate(ids, max_tokens=5).tokens
+
+
+class Exits:
+    def defer(self, evidence):
+        raise SystemExit(0)
+
+
+def test_a_rule_that_ends_the_process_is_an_error_and_not_the_end(demo):
+    with pytest.raises(sc.SettingError, match="SystemExit"):
+        demo.generate(demo.chat_ids([{"role": "user", "content": "Hi"}]), rule=Exits(), max_tokens=5)

@@ -199,6 +199,10 @@ def test_target_probs_refuses_unusable_rows(drafter, expert, said):
         target_probs("strict", drafter, expert)
 
 
+def test_target_probs_of_no_rows_is_no_rows():
+    assert target_probs("chow:0.5", np.zeros((0, 3)), np.zeros((0, 3))).shape == (0, 3)
+
+
 def test_target_probs_takes_a_single_row_too():
     assert target_probs("chow:0.5", np.zeros(3), np.zeros(3)).shape == (1, 3)
 
