@@ -106,7 +106,7 @@ def _blocks(
 
 
 def _routed(pair: LoadedPair, ids: list[int], settings: Settings, route: Route, seed: int, shaper: Shaper) -> Iterator[Chunk | None]:
-    """The drafter's whole answer, or, where its score is too low, the expert's. The statistics count both."""
+    """The drafter's whole answer, or, where its score is too low, the expert's; its statistics then tell of the drafter too."""
     chunks: list[Chunk] = []
     signals: list[Signals] = []
     drafting = replace(settings, block_size=settings.block_size or DEFAULTS.block_size)
