@@ -7,34 +7,57 @@ take turns, and leaves both sessions fit for the next one after every chunk.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from .account import Distribution, Entry
 from .cascade import Block, decode
 from .deferral import Method, Rule
-from .drafting import Session
+from .drafting import Helpers, Session
 from .grammar import Grammar
+from .ngram import NgramIndex, NgramSession
+from .pacing import Auto, Experience, Pace
+from .profile import Profile
 from .reply import Candidate, Chunk, Logprobs, Token
 from .routing import Route, Signals, TokenCascade, token_cascade
 from .rules import Never, Strict
 from .session import LlamaModel
-from .settings import DEFAULTS, Settings
+from .settings import Settings
 from .shaping import Shaper
 from .stats import Stats
 from .text import TextStream
 from .vocabulary import Vocabulary
 
 
-@dataclass(frozen=True, eq=False)
+#: Tokens per block where no expert checks them, so that their number is of no consequence.
+UNCHECKED_BLOCK = 5
+
+
+@dataclass(eq=False)
 class LoadedPair:
-    """What a reply is made with: two sessions, and the expert's model for texts."""
+    """What a reply is made with: the sessions, the expert's model for texts, and what is known about lengths.
+
+    small: drafts for the drafter, if there is a third model. profile: of drafter and expert, small_profile: of small and drafter; None as
+    long as nobody has asked for automatic lengths. learnt: by rule and temperature; start: what it was when the pair was loaded.
+    """
 
     drafter: Session
     expert: Session
     model: LlamaModel
     vocabulary: Vocabulary
+    small: Session | None = None
+    profile: Profile | None = None
+    small_profile: Profile | None = None
+    learnt: dict[str, Experience] = field(default_factory=dict)
+    start: dict[str, Experience] = field(default_factory=dict)
+    index: NgramIndex = field(default_factory=NgramIndex)
+
+    @property
+    def sessions(self) -> list[Session]:
+        """All timelines."""
+        return [session for session in (self.small, self.drafter, self.expert) if session is not None]
 
 
 def answer(pair: LoadedPair, ids: list[int], settings: Settings, method: Method, seed: int) -> Iterator[Chunk | None]:
@@ -59,7 +82,7 @@ def _decoded(pair: LoadedPair, ids: list[int], settings: Settings, rule: Rule, s
     """The loop with text around it."""
     stats = Stats(prompt_tokens=len(ids))
     text = TextStream(pair.model.piece, pair.model.is_end, settings.stop)
-    shared = {session: rewind_to_shared(session, ids) for session in (pair.drafter, pair.expert)}
+    shared = {session: rewind_to_shared(session, ids) for session in pair.sessions}
     stats.cached_tokens = shared[pair.expert if rule.asks_expert else pair.drafter]
     for block in _blocks(pair, list(ids), settings, rule, seed, shaper, text, stats):
         if block.finish_reason is not None:
@@ -85,6 +108,8 @@ def _blocks(
             shaper=shaper,
             wanted=settings.wanted,
         )
+    pace, helpers = _lengths(pair, settings, rule)
+    block_size = UNCHECKED_BLOCK if settings.block_size == "auto" and not rule.asks_expert else settings.longest_block
     return decode(
         tokens,
         pair.drafter,
@@ -92,7 +117,7 @@ def _blocks(
         rule=rule,
         sampler=settings.sampler,
         rng=rng,
-        block_size=settings.block_size,
+        block_size=block_size,
         max_tokens=settings.max_tokens,
         is_end=pair.model.is_end,
         stops=text.feed,
@@ -102,14 +127,37 @@ def _blocks(
         bonus=settings.bonus,
         wanted=settings.wanted,
         vocabulary=pair.vocabulary,
+        pace=pace,
+        helpers=helpers,
     )
+
+
+def _lengths(pair: LoadedPair, settings: Settings, rule: Rule) -> tuple[Pace | None, Helpers]:
+    """Who decides how long the drafts are, and who helps to make them."""
+    if settings.block_size != "auto" or not rule.asks_expert:
+        return None, Helpers(small=pair.small)
+    assert pair.profile is not None
+    learnt = pair.learnt
+    if settings.seed is not None:  # a seed repeats an answer, whatever was asked in between
+        learnt = deepcopy(pair.start)
+    key = f"{rule} at temperature {settings.temperature:g}"
+    pace = Auto(
+        pair.profile,
+        learnt.setdefault(key, Experience()),
+        has_drafter=not (isinstance(pair.drafter, NgramSession) and isinstance(rule, Strict)),
+    )
+    if pair.small is None:
+        return pace, Helpers(pair.index)
+    assert pair.small_profile is not None
+    small_pace = Auto(pair.small_profile, learnt.setdefault(f"small model, {key}", Experience()))
+    return pace, Helpers(pair.index, pair.small, small_pace)
 
 
 def _routed(pair: LoadedPair, ids: list[int], settings: Settings, route: Route, seed: int, shaper: Shaper) -> Iterator[Chunk | None]:
     """The drafter's whole answer, or, where its score is too low, the expert's; its statistics then tell of the drafter too."""
     chunks: list[Chunk] = []
     signals: list[Signals] = []
-    drafting = replace(settings, block_size=settings.block_size or DEFAULTS.block_size)
+    drafting = replace(settings, block_size=settings.block_size or UNCHECKED_BLOCK)
     for chunk, block in _decoded(pair, ids, drafting, Never(), seed, shaper):
         chunks.append(chunk)
         signals.append(Signals.of(chunk.token_ids, block.draft.rows.logits))

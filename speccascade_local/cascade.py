@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
 
 from .account import Wanted
 from .deferral import Rule
-from .drafting import Session, propose
+from .drafting import Helpers, Session, propose
 from .evidence import Place, Rows
+from .pacing import LONGEST, Fixed, Pace
 from .sampling import Sampler
 from .shaping import Shaper
 from .stats import Stats
@@ -31,6 +32,8 @@ FinishReason = Literal["stop", "length"]
 Bonus = Literal["expert", "cascade"]
 BONUSES: tuple[Bonus, ...] = get_args(Bonus)
 
+#: Origins of tokens that were drafted or guessed, and stand.
+KEPT = ("accepted", "matched")
 NO_ROWS = Rows.of(np.empty((0, 0), np.float32))
 
 
@@ -61,6 +64,8 @@ def decode(
     bonus: Bonus = "expert",
     wanted: Wanted | None = None,
     vocabulary: Vocabulary | None = None,
+    pace: Pace | None = None,
+    helpers: Helpers = Helpers(),  # noqa: B008  # a frozen value
 ) -> Iterator[Block]:
     """Continue ``tokens``, which grows in place, and yield block after block until something ends the text.
 
@@ -72,7 +77,10 @@ def decode(
     bonus: "expert" adds the expert's own token to a fully kept draft; "cascade" drafts one token more and settles it like the others,
     against the row that the bonus would have been drawn from, so that every token follows the rule's target.
     wanted: what to record of each token. vocabulary: for rules that look at the texts of tokens.
+    pace: decides about the length of each draft, up to ``block_size``; without one it is always that. helpers: cheaper drafters behind
+    the drafter; their index may also guess on behind a draft.
     """
+    pace = pace or Fixed(block_size + 1)
     shaper = shaper or Shaper(expert.n_vocab)
     settled = 1 if bonus == "cascade" and rule.asks_expert and block_size else 0  # drafted tokens in place of a bonus
     undrafted = 1 - settled if rule.asks_expert else 0  # the corrected or bonus token that each block adds to its draft
@@ -81,22 +89,29 @@ def decode(
     budget = min(max_tokens, room)
     reply: list[int] = []
     trace: list[float] = []
+    if helpers.index:
+        helpers.index.begin(tokens)
     finish_reason: FinishReason | None = None
     while finish_reason is None:
         before = time.perf_counter()
         length = min(block_size + settled, budget - undrafted)
-        draft = propose(drafter, tokens, length, sampler, rng, is_end, shaper=shaper, reply=reply, look_ahead=look_ahead)
+        draft = propose(
+            drafter, tokens, length, sampler, rng, is_end, shaper=shaper, reply=reply, look_ahead=look_ahead, pace=pace, helpers=helpers
+        )
+        if rule.asks_expert and not settled:
+            draft = replace(draft, guesses=_guesses(draft, budget - undrafted, helpers, pace, shaper, reply, is_end))
         drafted = time.perf_counter()
         scores = NO_ROWS
         if rule.asks_expert:
             # Nothing can follow an end of text, so no bonus row is asked for behind it.
-            unscored = settled or int(bool(draft.token_ids) and is_end(draft.token_ids[-1]))
-            read = draft.token_ids[: len(draft.token_ids) - unscored]
+            unscored = settled or int(bool(draft.submitted) and is_end(draft.submitted[-1]))
+            read = draft.submitted[: len(draft.submitted) - unscored]
             rows = expert.extend(tokens[len(expert.tokens) :] + read, keep=len(read) + 1)
             scores = shaper.rows(rows, reply, read)
         scored = time.perf_counter()
         place = Place(text=tokens, emitted=len(reply), trace=trace, vocabulary=vocabulary)
         verdict = verify(draft, scores, rule, sampler, rng, verification=verification, place=place, wanted=wanted)
+        _learn(pace, draft, verdict)
         for end, token in enumerate(verdict.token_ids, start=1):
             if stops(token):
                 verdict, finish_reason = verdict.cut(end), "stop"
@@ -105,8 +120,11 @@ def decode(
         reply += verdict.token_ids
         trace += verdict.trace
         budget -= len(verdict.token_ids)
-        for session in (drafter, expert):
-            session.rewind(min(len(session.tokens), len(tokens) - 1))
+        for session in (drafter, expert, helpers.small):
+            if session is not None:
+                session.rewind(min(len(session.tokens), len(tokens) - 1))
+        if helpers.index:
+            helpers.index.append(verdict.token_ids)
         if budget == 0 and finish_reason is None:
             finish_reason = "length"
         _count(stats, draft, verdict, rule)
@@ -115,18 +133,41 @@ def decode(
         stats.expert_s += scored - drafted
         stats.verify_s += now - scored
         stats.wall_s += now - before  # not the time that the consumer of this generator takes between blocks
-        stats.ttft_s = stats.ttft_s or stats.wall_s
+        if stats.blocks == 1:
+            stats.ttft_s, stats.first_tokens = stats.wall_s, stats.tokens
         yield Block(verdict, draft, finish_reason)
+
+
+def _guesses(
+    draft: Draft, room: int, helpers: Helpers, pace: Pace, shaper: Shaper, reply: list[int], is_end: Callable[[int], bool]
+) -> list[int]:
+    """What the index adds behind a draft: a horizontal cascade (Chen et al. 2312.11462)."""
+    drafted = draft.token_ids
+    if drafted and is_end(drafted[-1]):
+        return []
+    guess = helpers.guess(max(min(room - len(drafted), LONGEST), 0), drafted)
+    guessed = guess.token_ids[: pace.tail(guess)]
+    guessed = guessed[: shaper.admitted([*reply, *drafted], guessed)]
+    ends = [at for at, token in enumerate(guessed, start=1) if is_end(token)]
+    return guessed[: ends[0]] if ends else guessed
+
+
+def _learn(pace: Pace, draft: Draft, verdict: Verdict) -> None:
+    drafted = len(draft.token_ids)
+    kept = sum(origin in KEPT for origin in verdict.origins)
+    tested = min(len(verdict.deferred), drafted)
+    pace.learn(tested, min(kept, drafted), len(draft.guesses), max(kept - drafted, 0), len(verdict.token_ids))
 
 
 def _count(stats: Stats, draft: Draft, verdict: Verdict, rule: Rule) -> None:
     stats.blocks += 1
-    stats.drafter_calls += len(draft.rows)
+    stats.drafter_calls += draft.calls
     stats.expert_calls += rule.asks_expert
-    stats.drafted += len(draft.token_ids)
+    stats.drafted += len(draft.submitted)
+    stats.guessed += len(draft.guesses)
     stats.tokens += len(verdict.token_ids)
     stats.tested += len(verdict.deferred)
     stats.deferred += sum(verdict.deferred)
-    stats.accepted += sum(origin in ("accepted", "matched") for origin in verdict.origins)
+    stats.accepted += sum(origin in KEPT for origin in verdict.origins)
     stats.rejected += "corrected" in verdict.origins
     stats.bonus += "bonus" in verdict.origins

@@ -21,6 +21,8 @@ from .errors import CatalogError, SettingError
 
 #: The pair that ships with the package, used where none is named.
 BUNDLED_PAIR = "demo"
+#: In place of a drafter's file: no second model, drafts are copied from the text.
+NGRAM = "ngram"
 _PACKAGE = Path(__file__).parent
 _BUNDLED = "bundled:"
 _CALIBRATED = "calibrated:"
@@ -44,6 +46,7 @@ class PairEntry(BaseModel):
     description: str = ""
     drafter: Annotated[str, Field(min_length=1)]
     expert: Annotated[str, Field(min_length=1)]
+    small: Annotated[str, Field(min_length=1)] | None = None
     rule: Annotated[str, AfterValidator(_is_rule)] | None = None
 
 
@@ -57,7 +60,10 @@ class CatalogFile(BaseModel):
 
 @dataclass(frozen=True)
 class Pair:
-    """Two model files, ready to load, and where they were named (None: by the caller)."""
+    """Two model files, ready to load, and where they were named (None: by the caller).
+
+    drafter: may be ``ngram`` in place of a file. small: a third model, which drafts for the drafter.
+    """
 
     name: str
     drafter: Path
@@ -65,11 +71,18 @@ class Pair:
     rule: str | None = None
     description: str = ""
     source: Path | None = None
+    small: Path | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """The model files, from the smallest model to the largest."""
+        named = [self.small, None if str(self.drafter) == NGRAM else self.drafter, self.expert]
+        return [path for path in named if path]
 
     @property
     def missing(self) -> list[Path]:
         """The files that are not there."""
-        return [path for path in (self.drafter, self.expert) if not _is_file(path)]
+        return [path for path in self.files if not _is_file(path)]
 
 
 def search_path(models: str | os.PathLike[str] | None = None) -> list[Path]:
@@ -119,7 +132,15 @@ def read_file(path: Path) -> dict[str, Pair]:
         seen = "" if first["type"] == "missing" else f"; seen: {first['input']!r}"
         raise CatalogError(f"{path}, line {_line(node, first['loc'])}: {where}: {_said(first)}{seen}") from error
     return {
-        name: Pair(name, _resolve(entry.drafter, path), _resolve(entry.expert, path), _rule(entry.rule, path), entry.description, path)
+        name: Pair(
+            name,
+            _resolve(entry.drafter, path),
+            _resolve(entry.expert, path),
+            _rule(entry.rule, path),
+            entry.description,
+            path,
+            _resolve(entry.small, path) if entry.small else None,
+        )
         for name, entry in catalog.pairs.items()
     }
 
@@ -160,6 +181,8 @@ def _packaged() -> Path:
 
 
 def _resolve(text: str, source: Path) -> Path:
+    if text == NGRAM:
+        return Path(text)
     if text.startswith(_BUNDLED):
         return _PACKAGE / "demo" / text.removeprefix(_BUNDLED)
     return source.parent / _expanded(text)

@@ -8,10 +8,10 @@ from numbers import Integral, Real
 from .errors import SettingError
 
 
-def whole_number(name: str, value: object, low: int, high: int) -> int:
-    """``value`` as an int in low..high. Raises SettingError."""
+def whole_number(name: str, value: object, low: int, high: int, other: str = "") -> int:
+    """``value`` as an int in low..high. Raises SettingError, which tells what ``other`` is allowed besides."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
-        raise SettingError(f"{name} is {value!r:.40}; it must be a whole number from {low} to {high}")
+        raise SettingError(f"{name} is {value!r:.40}; it must be a whole number from {low} to {high}{other}")
     return int(value)
 
 

@@ -6,15 +6,19 @@ rejection test needs the whole distribution and not only the token. Knows nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
 from .evidence import Rows
+from .ngram import NOTHING, Guess, NgramIndex
+from .pacing import LONGEST, Fixed, Pace
+from .rules import Strict
 from .sampling import Array, Sampler, draw
 from .shaping import Shaper
-from .verify import Draft
+from .verify import Draft, verify
 
 
 class Session(Protocol):
@@ -45,6 +49,23 @@ class Session(Protocol):
         """Forget everything after the first ``length`` tokens."""
 
 
+@dataclass(frozen=True, eq=False)
+class Helpers:
+    """Cheaper drafters behind the drafter, which reviews what they propose: vertical cascades (Chen et al. 2312.11462).
+
+    Whatever they propose, what the drafter submits is distributed as its own rows say, because it settles their proposals by the strict
+    test. index: copies from the text. small: a third, smaller model; small_pace says how long its drafts are.
+    """
+
+    index: NgramIndex | None = None
+    small: Session | None = None
+    small_pace: Pace = field(default_factory=lambda: Fixed(4))
+
+    def guess(self, length: int, drafted: Sequence[int] = ()) -> Guess:
+        """How the text and ``drafted`` would be copied on."""
+        return self.index.guess(length, drafted) if self.index else NOTHING
+
+
 def propose(
     drafter: Session,
     tokens: list[int],
@@ -56,23 +77,110 @@ def propose(
     shaper: Shaper,
     reply: list[int],
     look_ahead: bool = False,
+    pace: Pace | None = None,
+    helpers: Helpers = Helpers(),  # noqa: B008  # a frozen value
 ) -> Draft:
     """Draft up to ``length`` tokens that continue ``tokens``, of which ``reply`` is the end that was generated.
 
     The drafter first reads, in one batch, whatever it has not seen of ``tokens``, so no token is ever read twice. A draft ends early
-    after an end-of-text token: what would follow could never be used, and since that is decided from drafted tokens alone, the
-    distribution of the output does not change. look_ahead: let the drafter read its last token too, for the row that follows it.
+    after an end-of-text token, where what followed could never be used, and where ``pace`` says so. look_ahead: let the drafter read its
+    last token too, for the row that follows it.
     """
+    pace = pace or Fixed(length)
+    pace.begin(length, len(tokens) - len(drafter.tokens), len(tokens))
+    reading = _Reading(drafter, tokens, reply, sampler, rng, is_end, shaper, pace, helpers)
     drafted: list[int] = []
     rows: list[Array] = []
     shaped: list[Array] = []
-    unread = tokens[len(drafter.tokens) :]
-    while not (drafted and is_end(drafted[-1])) and len(rows) < length + look_ahead:
-        rows.append(drafter.extend(unread, keep=1)[0].copy())
-        shaped.append(shaper.shape(rows[-1], [*reply, *drafted]))
-        if len(drafted) < length:
-            unread = [draw(sampler.probs(shaped[-1]), rng)]
-            drafted += unread
+    ended = False
+    while not ended and len(drafted) < length and pace.another(helpers.guess(LONGEST, drafted)):
+        row, shaped_row = reading.next(drafted, most=length - len(drafted))
+        rows.append(row)
+        shaped.append(shaped_row)
+        if not pace.worth(row):
+            break
+        drafted.append(reading.draw(shaped_row))
+        ended = is_end(drafted[-1])
+    if look_ahead and not ended and len(rows) == len(drafted):
+        row, shaped_row = reading.next(drafted, most=1)
+        rows.append(row)
+        shaped.append(shaped_row)
+    for session in (drafter, helpers.small):  # a proposal may have reached further than the draft
+        if session is not None:
+            session.rewind(min(len(session.tokens), len(tokens) + len(drafted)))
     shape = len(rows), drafter.n_vocab
     logits = np.array(rows, dtype=np.float32).reshape(shape)
-    return Draft(drafted, Rows(logits, np.array(shaped).reshape(shape)) if shaper.active else Rows.of(logits))
+    together = Rows(logits, np.array(shaped).reshape(shape)) if shaper.active else Rows.of(logits)
+    return Draft(drafted, together, calls=reading.calls)
+
+
+class _Reading:
+    """The drafter's rows one after the other, each from the drafter itself or from a batch in which it reviewed a proposal."""
+
+    def __init__(
+        self,
+        drafter: Session,
+        tokens: list[int],
+        reply: list[int],
+        sampler: Sampler,
+        rng: np.random.Generator,
+        is_end: Callable[[int], bool],
+        shaper: Shaper,
+        pace: Pace,
+        helpers: Helpers,
+    ) -> None:
+        self._drafter, self._tokens, self._reply, self._sampler, self._rng = drafter, tokens, reply, sampler, rng
+        self._is_end, self._shaper, self._pace, self._helpers = is_end, shaper, pace, helpers
+        self._ready: list[tuple[Array, Array, int]] = []  # rows that were read ahead, with the tokens drawn from them
+        self._drawn: int | None = None
+        self.calls = 0  # batches of the drafter
+
+    def next(self, drafted: list[int], most: int) -> tuple[Array, Array]:
+        """The row that follows the text and ``drafted``, raw and shaped."""
+        if not self._ready:
+            self.calls += 1
+            proposal = self._proposal(drafted, most - 1)
+            if not proposal.submitted:
+                self._drawn = None
+                row = self._drafter.extend(self._unread(drafted), keep=1)[0].copy()
+                return row, self._shaper.shape(row, [*self._reply, *drafted])
+            self._review(drafted, proposal)
+        row, shaped, self._drawn = self._ready.pop(0)
+        return row, shaped
+
+    def draw(self, shaped: Array) -> int:
+        """A token from the row that ``next`` gave."""
+        return draw(self._sampler.probs(shaped), self._rng) if self._drawn is None else self._drawn
+
+    def _unread(self, drafted: list[int]) -> list[int]:
+        return [*self._tokens, *drafted][len(self._drafter.tokens) :]
+
+    def _proposal(self, drafted: list[int], most: int) -> Draft:
+        """What a helper thinks that the drafter will say next."""
+        small, nothing = self._helpers.small, Draft([], Rows.of(np.empty((0, self._drafter.n_vocab), np.float32)))
+        if most < 1:
+            return nothing
+        guess = self._helpers.guess(LONGEST, drafted)
+        guessed = guess.token_ids[: self._pace.review(guess)]
+        guessed = guessed[: self._shaper.admitted([*self._reply, *drafted], guessed)]
+        if guessed or small is None:
+            self._guess = Guess(guessed, guess.match)
+            return replace(nothing, guesses=guessed)
+        text = [*self._tokens, *drafted]
+        pace, reply = self._helpers.small_pace, [*self._reply, *drafted]
+        return propose(small, text, most, self._sampler, self._rng, self._is_end, shaper=self._shaper, reply=reply, pace=pace)
+
+    def _review(self, drafted: list[int], proposal: Draft) -> None:
+        base, read = len(self._tokens) + len(drafted), proposal.submitted
+        rows = self._drafter.extend(self._unread(drafted) + read, keep=len(read) + 1).copy()
+        own = self._shaper.rows(rows, [*self._reply, *drafted], read)
+        verdict = verify(proposal, own, Strict(), self._sampler, self._rng)
+        kept = sum(origin == "matched" for origin in verdict.origins)
+        if proposal.guesses:
+            self._pace.reviewed(self._guess, kept)
+        else:
+            self._helpers.small_pace.learn(len(verdict.deferred), kept, 0, 0, len(verdict.token_ids))
+        for session in (self._drafter, self._helpers.small):
+            if session is not None:
+                session.rewind(min(len(session.tokens), base + kept))
+        self._ready = [(rows[j], own.shaped[j], token) for j, token in enumerate(verdict.token_ids)]

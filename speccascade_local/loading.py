@@ -15,6 +15,7 @@ from .catalog import Pair
 from .checks import whole_number
 from .deferral import Method
 from .errors import SettingError
+from .ngram import NgramSession
 from .pairing import shared_vocab_size
 from .runtime import Runtime
 from .session import LlamaModel, LlamaSession
@@ -28,6 +29,7 @@ def load(
     *,
     drafter: str | os.PathLike[str] | None = None,
     expert: str | os.PathLike[str] | None = None,
+    small: str | os.PathLike[str] | None = None,
     models: str | os.PathLike[str] | None = None,
     n_ctx: int | None = None,
     n_threads: int | None = None,
@@ -37,13 +39,13 @@ def load(
 ) -> Runtime:
     """Load a pair: by name from ``models.yaml`` (None: the bundled one), or by the paths of two GGUF files.
 
-    models: a ``models.yaml`` to look in first. n_ctx: tokens that both contexts hold (default: 4096, or what both models were
+    drafter: may be ``"ngram"``: no second model, drafts are copied from the text. small: a third model that drafts for the drafter. models: a ``models.yaml`` to look in first. n_ctx: tokens that both contexts hold (default: 4096, or what both models were
     trained for). n_threads: default the physical cores (1 for tiny models). n_gpu_layers: layers on the GPU, -1 for all, where the
-    build has one. rule: in place of the pair's own. on_progress: called with ("drafter" or "expert", 0..1).
+    build has one. rule: in place of the pair's own. on_progress: called with ("small", "drafter" or "expert", 0..1).
 
     Raises CatalogError, ModelLoadError, PairError, SettingError or SessionError; whatever was loaded by then is freed.
     """
-    chosen = _choose(pair, drafter, expert, models)
+    chosen = _choose(pair, drafter, expert, small, models)
     own = methods.parse(rule or chosen.rule or rules.DEFAULT)  # refused before anything is loaded
     if n_threads is not None:
         whole_number("n_threads", n_threads, 1, 1024)
@@ -61,17 +63,26 @@ def load(
         return session
 
     with ExitStack() as resources:  # frees in the order sessions, models, if anything below fails
-        drafter_model, expert_model = open_model("drafter", chosen.drafter), open_model("expert", chosen.expert)
-        n_vocab = shared_vocab_size(drafter_model, expert_model)
-        trained = min(drafter_model.n_ctx_train, expert_model.n_ctx_train)
+        roles = ["expert", "drafter", "small"][: len(chosen.files)] if str(chosen.drafter) != catalog.NGRAM else ["expert"]
+        opened = {role: open_model(role, path) for role, path in zip(reversed(roles), chosen.files)}
+        n_vocab = min(shared_vocab_size(model, opened["expert"]) for model in opened.values())
+        trained = min(model.n_ctx_train for model in opened.values())
         size = min(DEFAULT_CONTEXT, trained) if n_ctx is None else whole_number("n_ctx", n_ctx, 1, trained)
-        return Runtime(chosen, own, open_session(drafter_model), open_session(expert_model), resources.pop_all())
+        sessions = {role: open_session(model) for role, model in opened.items()}
+        copied = NgramSession(n_vocab, size)
+        return Runtime(chosen, own, sessions.get("drafter", copied), sessions["expert"], resources.pop_all(), sessions.get("small"))
 
 
 def _choose(
-    pair: str | None, drafter: str | os.PathLike[str] | None, expert: str | os.PathLike[str] | None, models: str | os.PathLike[str] | None
+    pair: str | None,
+    drafter: str | os.PathLike[str] | None,
+    expert: str | os.PathLike[str] | None,
+    small: str | os.PathLike[str] | None,
+    models: str | os.PathLike[str] | None,
 ) -> Pair:
     if drafter is None and expert is None:
+        if small is not None:
+            raise SettingError("a small model's file needs a drafter and an expert file; name all three, or a pair that has a small model")
         if pair is None and models is None:
             return catalog.bundled()
         return catalog.find(catalog.BUNDLED_PAIR if pair is None else pair, models)
@@ -79,4 +90,7 @@ def _choose(
         raise SettingError("a drafter file needs an expert file and the other way round; name both, or a pair")
     if pair is not None or models is not None:
         raise SettingError("two files were named, and a pair or a models.yaml too; name one or the other")
-    return Pair("custom", Path(os.path.expanduser(drafter)), Path(os.path.expanduser(expert)))
+    if str(drafter) == catalog.NGRAM and small is not None:
+        raise SettingError("a small model drafts for a drafter, and drafter 'ngram' is none; name the small model as the drafter")
+    named = [Path(os.path.expanduser(path)) for path in (drafter, expert)]
+    return Pair("custom", *named, small=Path(os.path.expanduser(small)) if small is not None else None)

@@ -20,10 +20,11 @@ from .cascade import Bonus
 from .catalog import Pair
 from .deferral import Method
 from .errors import ContextOverflowError, PromptError, SessionError
+from .ngram import NgramSession
 from .reply import Chunk, Reply
 from .routing import Route
 from .session import LlamaSession
-from .settings import DEFAULTS, Settings
+from .settings import DEFAULTS, BlockSize, Settings
 from .text import ChatTemplate, Message
 from .verify import Verification
 from .vocabulary import Vocabulary
@@ -39,15 +40,22 @@ class Runtime:
     is reused by the next call that begins with the same tokens.
     """
 
-    def __init__(self, pair: Pair, rule: Method, drafter: LlamaSession, expert: LlamaSession, resources: ExitStack) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        rule: Method,
+        drafter: LlamaSession | NgramSession,
+        expert: LlamaSession,
+        resources: ExitStack,
+        small: LlamaSession | None = None,
+    ) -> None:
         self.pair = pair
         self.rule = rule
         self.n_ctx = expert.n_ctx
         self.n_vocab = expert.n_vocab
-        self._drafter, self._expert = drafter, expert
-        self._model = expert.model
+        self._drafter, self._expert, self._model = drafter, expert, expert.model
         vocabulary = Vocabulary(self.n_vocab, lambda token: self._model.piece(token, special=True))
-        self._pairing = LoadedPair(drafter, expert, self._model, vocabulary)
+        self._pairing = LoadedPair(drafter, expert, self._model, vocabulary, small)
         self._resources = resources
         self._whole_calls = threading.RLock()  # held while a whole reply is made
         self._block = threading.Lock()  # held while one block is made
@@ -65,7 +73,7 @@ class Runtime:
         top_k: int = DEFAULTS.top_k,
         top_p: float = DEFAULTS.top_p,
         min_p: float = DEFAULTS.min_p,
-        block_size: int = DEFAULTS.block_size,
+        block_size: BlockSize = DEFAULTS.block_size,
         max_tokens: int = DEFAULTS.max_tokens,
         seed: int | None = DEFAULTS.seed,
         stop: Sequence[str] = DEFAULTS.stop,
@@ -124,7 +132,7 @@ class Runtime:
         top_k: int = DEFAULTS.top_k,
         top_p: float = DEFAULTS.top_p,
         min_p: float = DEFAULTS.min_p,
-        block_size: int = DEFAULTS.block_size,
+        block_size: BlockSize = DEFAULTS.block_size,
         max_tokens: int = DEFAULTS.max_tokens,
         seed: int | None = DEFAULTS.seed,
         stop: Sequence[str] = DEFAULTS.stop,
@@ -178,7 +186,7 @@ class Runtime:
         top_k: int = DEFAULTS.top_k,
         top_p: float = DEFAULTS.top_p,
         min_p: float = DEFAULTS.min_p,
-        block_size: int = DEFAULTS.block_size,
+        block_size: BlockSize = DEFAULTS.block_size,
         max_tokens: int = DEFAULTS.max_tokens,
         seed: int | None = DEFAULTS.seed,
         stop: Sequence[str] = DEFAULTS.stop,
@@ -245,8 +253,8 @@ class Runtime:
         """Forget what both caches hold, so that the next call starts cold."""
         with self._exclusively():
             self._turn += 1
-            self._drafter.rewind(0)
-            self._expert.rewind(0)
+            for session in self._pairing.sessions:
+                session.rewind(0)
 
     def close(self) -> None:
         """Free both models. Harmless when repeated; every other method raises SessionError afterwards."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from . import methods
 from .account import Wanted
@@ -17,18 +17,23 @@ from .deferral import Method
 from .errors import SettingError
 from .gbnf import from_gbnf
 from .grammar import from_json_schema
+from .pacing import LONGEST
 from .sampling import Sampler
 from .session import MAX_ROWS
 from .shaping import Penalties
 from .verify import VERIFICATIONS, Verification
+
+#: Drafted tokens per block: a number, or as many as pay on this machine (see pacing.py).
+BlockSize = int | Literal["auto"]
 
 
 @dataclass(frozen=True)
 class Settings:
     """How one reply is made; every default of generate, stream and chat is written here and nowhere else.
 
-    rule None: the pair's own. temperature 0: greedy. block_size: drafted tokens per block, 0 for the expert alone (sequential cascades
-    do not look at it). seed None: a fresh one, told in ``Reply.seed``. strict_first: so many first tokens are the expert's whatever the
+    rule None: the pair's own. temperature 0: greedy. block_size: drafted tokens per block, 0 for the expert alone; "auto" for as many
+    as pay on this machine, by its profile and by what was kept so far (sequential cascades do not look at it). seed None: a fresh one, told
+    in ``Reply.seed``; a seed repeats an answer, so a call with one does not look at what earlier calls have taught about lengths. strict_first: so many first tokens are the expert's whatever the
     rule says. thinking_rule: the rule between ``<think>`` and ``</think>``; None for the same. verification "block": coins over whole
     blocks, same targets, more kept drafts. bonus "cascade": one drafted token more in place of the expert's own after a kept draft.
     fidelity: keep the account of every token (``Token.tv``, ``Reply.fidelity``); it is kept for logprobs too. logprobs: so many of the
@@ -42,7 +47,7 @@ class Settings:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    block_size: int = 5
+    block_size: BlockSize = "auto"
     max_tokens: int = 256
     seed: int | None = None
     stop: Sequence[str] = ()
@@ -62,7 +67,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         _ = self.sampler, self.penalties, self.constraint  # validates what they are made of
-        whole_number("block_size", self.block_size, 0, MAX_ROWS - 1)
+        if self.block_size != "auto":
+            whole_number("block_size", self.block_size, 0, MAX_ROWS - 1, " or 'auto'")
         whole_number("max_tokens", self.max_tokens, 1, 2**31 - 1)
         whole_number("strict_first", self.strict_first, 0, 2**31 - 1)
         if self.seed is not None:
@@ -92,13 +98,18 @@ class Settings:
     def method(self, default: str | Method) -> Method:
         """The method that these settings ask for, ``default`` being the pair's own. Raises SettingError if it does not go with them."""
         method = methods.guard(default if self.rule is None else self.rule, self.strict_first, self.thinking_rule)
-        method.check(self.sampler, self.block_size)
+        method.check(self.sampler, self.longest_block)
         if not method.asks_expert and self.block_size == 0:
             raise SettingError(f"rule {method} with block_size 0 asks neither model; give a block_size of 1 or more")
         for name, usual in (("verification", VERIFICATIONS[0]), ("bonus", BONUSES[0])):
             if not method.in_blocks and getattr(self, name) != usual:
                 raise SettingError(f"{name} {getattr(self, name)!r} is about blocks that an expert checks, and {method} has none")
         return method
+
+    @property
+    def longest_block(self) -> int:
+        """The most tokens that are drafted at once."""
+        return LONGEST if self.block_size == "auto" else self.block_size
 
     @property
     def sampler(self) -> Sampler:

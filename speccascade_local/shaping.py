@@ -108,6 +108,14 @@ class Shaper:
             return Rows.of(logits)
         return Rows(logits, np.array([self.shape(row, [*reply, *drafted[:j]]) for j, row in enumerate(logits)]).reshape(logits.shape))
 
+    def admitted(self, reply: Sequence[int], tokens: Sequence[int]) -> int:
+        """How many of ``tokens``, from the first on, the grammar lets follow ``reply``."""
+        if self._grammar:
+            for j, token in enumerate(tokens):
+                if not self._grammar.allowed([*reply, *tokens[:j]])[token]:
+                    return j
+        return len(tokens)
+
     def _penalize(self, row: Array, reply: Sequence[int], penalties: Penalties) -> None:
         written, counts = np.unique(np.array(reply, dtype=np.int64), return_counts=True)
         seen = np.union1d(self._prompt, written)

@@ -17,7 +17,8 @@ class Stats:
     cached_tokens: int = 0  # prompt tokens whose cache was reused from an earlier call, in the expert (or the drafter, if alone)
     tokens: int = 0  # emitted, the end-of-text token included
     blocks: int = 0
-    drafted: int = 0
+    drafted: int = 0  # tokens submitted to the expert, by whomever
+    guessed: int = 0  # those of them that an index of the text guessed
     tested: int = 0  # drafted tokens that the rule looked at: all up to the first rejection
     accepted: int = 0  # drafted tokens that were kept, by the rule or by the coin
     deferred: int = 0  # tested tokens that the rule handed to the expert
@@ -30,6 +31,7 @@ class Stats:
     verify_s: float = 0.0  # rules and sampling
     wall_s: float = 0.0
     ttft_s: float = 0.0  # time to the first block of text
+    first_tokens: int = 0  # emitted by that block
 
     @property
     def acceptance_rate(self) -> float | None:

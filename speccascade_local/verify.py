@@ -12,7 +12,7 @@ Inside this file q = drafter and p = expert, both as sampling distributions. Kno
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -36,10 +36,19 @@ class Draft:
     """γ drafted tokens and the rows they were drawn from, copied out of the drafter's buffer.
 
     There may be one row more: what the drafter would say after its own draft, which the account of a bonus token wants to know.
+    guesses: tokens behind the draft that no model has said, only copied from the text. As a draft each has a one-hot row; the expert
+    settles them by the strict test whatever the rule is, for a rule weighs two models and here speaks only one.
     """
 
     token_ids: list[int]
     rows: Rows  # [γ or γ + 1, n_vocab]
+    guesses: list[int] = field(default_factory=list)
+    calls: int = 0  # how many batches of the drafter it took
+
+    @property
+    def submitted(self) -> list[int]:
+        """Draft and guesses."""
+        return self.token_ids + self.guesses
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,7 @@ def verify(
     place: Place = Place(),  # noqa: B008  # a frozen value
     wanted: Wanted | None = None,
 ) -> Verdict:
-    """Settle a draft of γ tokens against the expert's γ or γ + 1 rows ([.., n_vocab]; the last of γ + 1 is for the bonus token).
+    """Settle γ drafted and guessed tokens against the expert's γ or γ + 1 rows ([.., n_vocab]; the last of γ + 1 is for the bonus token).
 
     place: where the block begins. wanted: what to record of each token. A rule that never asks the expert keeps the draft as it is
     and adds nothing; the expert's rows are then not read.
@@ -91,12 +100,23 @@ def verify(
     if corrected is not None:
         origins.append("corrected")
     entries = tuple(_entry(wanted, token, decision) for token, decision in zip(tokens, judged)) if wanted else ()
-    if corrected is None and len(expert) > len(drafted):
-        probs = sampler.probs(expert.row(len(drafted)).shaped)[0]
-        tokens.append(draw(probs, rng))
-        origins.append("bonus" if drafted else "expert")
-        entries += (_experts_entry(wanted, tokens[-1], probs, draft, expert, sampler),) if wanted else ()
-    return Verdict(tuple(tokens), tuple(origins), deferred, tuple(drafted[kept:]), tuple(decisions.trace[: len(judged)]), entries)
+    dropped = draft.submitted[kept:]
+    while corrected is None and len(expert) > len(tokens):
+        # The strict test of a one-hot row: draw the expert's own token, and go on for as long as that is what was guessed.
+        guess = draft.guesses[len(tokens) - len(drafted)] if len(tokens) < len(draft.submitted) else None
+        row = expert.row(len(tokens))
+        probs = sampler.probs(row.shaped)[0]
+        token = draw(probs, rng)
+        entries += (_experts_entry(wanted, token, probs, draft, row, sampler, after=len(tokens)),) if wanted else ()
+        deferred += () if guess is None else (True,)
+        tokens.append(token)
+        dropped = draft.submitted[len(tokens) - (token != guess) :]
+        if token == guess:
+            origins.append("matched")
+        else:
+            origins.append("corrected" if guess is not None else "bonus" if draft.submitted else "expert")
+            break
+    return Verdict(tuple(tokens), tuple(origins), deferred, tuple(dropped), tuple(decisions.trace[: len(judged)]), entries)
 
 
 class _Decisions:
@@ -167,11 +187,11 @@ def _entry(wanted: Wanted, token: int, decision: Decision) -> Entry:
     return entry(wanted, token, decision.target[0], expert, drafter)
 
 
-def _experts_entry(wanted: Wanted, token: int, probs: Float, draft: Draft, expert: Rows, sampler: Sampler) -> Entry:
-    """The account of a token that the expert drew by itself; the drafter is known where it looked that far."""
-    after = draft.rows.row(len(draft.token_ids))
-    drafter = Side(after.logits[0], sampler.probs(after.shaped)[0]) if len(after) else None
-    return entry(wanted, token, probs, Side(expert.logits[-1], probs), drafter)
+def _experts_entry(wanted: Wanted, token: int, probs: Float, draft: Draft, row: Rows, sampler: Sampler, after: int) -> Entry:
+    """The account of a token that the expert drew by itself from ``row``; the drafter is known where it looked that far."""
+    own = draft.rows.row(after)
+    drafter = Side(own.logits[0], sampler.probs(own.shaped)[0]) if len(own) else None
+    return entry(wanted, token, probs, Side(row.logits[0], probs), drafter)
 
 
 def _drafters_entries(draft: Draft, sampler: Sampler, wanted: Wanted) -> tuple[Entry, ...]:

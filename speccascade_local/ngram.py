@@ -1,0 +1,116 @@
+"""What followed the last time: a drafter that costs nothing.
+
+Finds the longest end of a text, up to ``longest`` tokens, that occurred in it before, and guesses that what followed then follows now
+(Max-Gram of CS Drafting, Chen et al. 2312.11462; prompt lookup decoding). Good where a text repeats itself or its prompt. Knows nothing of
+models or of what the guesses are used for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Guess(NamedTuple):
+    """Tokens that may come next, and how many tokens before them had been seen in this order before: the more, the surer."""
+
+    token_ids: list[int]
+    match: int
+
+
+NOTHING = Guess([], 0)
+
+
+class NgramIndex:
+    """Every n-gram of a growing text, n = 1..longest, with the place that followed it last.
+
+    Each token is entered once, whatever is asked in between; a lookup costs at most ``longest`` dictionary reads.
+    """
+
+    def __init__(self, longest: int = 6) -> None:
+        self.longest = longest
+        self._text: list[int] = []
+        self._follower: dict[tuple[int, ...], int] = {}  # n-gram -> place in the text of what followed its latest occurrence
+        self._before: list[list[int | None]] = []  # what stood in the index before each token was entered
+
+    def __len__(self) -> int:
+        return len(self._text)
+
+    def begin(self, tokens: Sequence[int]) -> None:
+        """Hold this text; what it shares with the one before is not entered again."""
+        shared = next((i for i, (ours, theirs) in enumerate(zip(self._text, tokens)) if ours != theirs), min(len(self), len(tokens)))
+        self.rewind(shared)
+        self.append(tokens[shared:])
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """The text has grown by these."""
+        for token in tokens:
+            end = len(self._text)
+            keys = self._ending(end)
+            self._before.append([self._follower.get(key) for key in keys])
+            self._follower.update(dict.fromkeys(keys, end))
+            self._text.append(token)
+
+    def rewind(self, length: int) -> None:
+        """Forget everything after the first ``length`` tokens."""
+        while len(self._text) > length:
+            self._text.pop()
+            for key, place in zip(self._ending(len(self._text)), self._before.pop()):
+                if place is None:
+                    del self._follower[key]
+                else:
+                    self._follower[key] = place
+
+    def _ending(self, end: int) -> list[tuple[int, ...]]:
+        return [tuple(self._text[start:end]) for start in range(max(0, end - self.longest), end)]
+
+    def guess(self, length: int, drafted: Sequence[int] = ()) -> Guess:
+        """Up to ``length`` tokens that may follow the text and ``drafted``, which is not entered.
+
+        Where the copied passage reaches the end of the text it goes on with itself, as a loop does. No guess: an empty one.
+        """
+        end = [*self._text[-self.longest :], *drafted][-self.longest :]
+        for start in range(len(end)):
+            place = self._follower.get(tuple(end[start:]))
+            if place is not None:
+                ahead = self._text[place : place + length]
+                if len(ahead) < length:
+                    ahead += drafted
+                return Guess([ahead[i % len(ahead)] for i in range(length)], len(end) - start)
+        return NOTHING
+
+
+class NgramSession:
+    """An index as a drafter of its own, where there is no second model: a :class:`~speccascade_local.drafting.Session`.
+
+    Its rows are one-hot at what followed the last time, so a rule that asks how sure the drafter is finds it perfectly sure. Where
+    nothing is known it is perfectly unsure: a flat row.
+    """
+
+    def __init__(self, n_vocab: int, n_ctx: int) -> None:
+        self.n_vocab, self.n_ctx = n_vocab, n_ctx
+        self.tokens: list[int] = []
+        self._index = NgramIndex()
+
+    def extend(self, tokens: list[int], keep: int) -> NDArray[np.float32]:
+        """Append ``tokens``; the rows after each of the last ``keep`` of them, [keep, n_vocab]."""
+        rows = np.zeros((keep, self.n_vocab), np.float32)
+        for at, token in enumerate(tokens, start=keep - len(tokens)):
+            self.tokens.append(token)
+            self._index.append([token])
+            guess = self._index.guess(1) if at >= 0 else NOTHING
+            if guess.token_ids:
+                rows[at] = -np.inf
+                rows[at, guess.token_ids[0]] = 0
+        return rows
+
+    def rewind(self, length: int) -> None:
+        """Forget everything after the first ``length`` tokens."""
+        del self.tokens[length:]
+        self._index.rewind(length)
+
+    def close(self) -> None:
+        """Nothing to free."""
