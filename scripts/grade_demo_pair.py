@@ -45,11 +45,11 @@ CANDIDATES = [
 def is_right(example: Example, text: str) -> bool:
     """Exact match of the answer; in word problems of the number that it ends with, in ``qa`` of either style."""
     if example.family == "reason":
-        return _final_number(text) == _final_number(example.answers[0])
+        return final_number(text) == final_number(example.answers[0])
     return text in example.answers
 
 
-def _final_number(text: str) -> str | None:
+def final_number(text: str) -> str | None:
     found = re.search(r"The answer is (-?\d+)\.$", text)
     return found.group(1) if found else None
 
