@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .checks import finite_number
 from .errors import CatalogError, SettingError
+from .figures import figure_class, save_figure, writable
 from .routing import Route, Signals
 
 #: Fewer judged answers than this, in both splits together, say too little to choose a threshold by.
@@ -190,10 +191,9 @@ def ready(answers: int, target: float | None, out: Path, picture: Path | None) -
     """Refuse now what would be refused after all questions were asked. Raises as ``fit``, ``save`` and ``reliability_diagram`` do."""
     _regression_class(answers, target)
     if picture:
-        _figure_class(picture)
+        figure_class(picture)
     for path in filter(None, (out, picture)):
-        if path.is_dir() or not path.parent.is_dir():
-            raise CatalogError(f"{path}: cannot be written ({'it is a folder' if path.is_dir() else 'its folder does not exist'})")
+        writable(path)
 
 
 def reliability_diagram(calibration: Calibration, path: Path, bins: int = 5) -> None:
@@ -201,9 +201,7 @@ def reliability_diagram(calibration: Calibration, path: Path, bins: int = 5) -> 
 
     The same calibration gives the same file. Raises SettingError without matplotlib or for another kind of file.
     """
-    figure = _figure_class(path)(figsize=(5.5, 6.2), layout="constrained")
-    from matplotlib import rc_context
-
+    figure = figure_class(path)(figsize=(5.5, 6.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
     upper.plot([0, 1], [0, 1], linestyle="--", color="0.6", label="perfectly calibrated")
     predicted, wrong = (np.array(column, dtype=float) for column in zip(*calibration.validation))
@@ -229,11 +227,7 @@ def reliability_diagram(calibration: Calibration, path: Path, bins: int = 5) -> 
     lower.hist(predicted, bins=20, range=(0, 1), color="0.5")
     lower.set(xlabel="predicted probability that the drafter is wrong", ylabel="answers", xlim=(-0.02, 1.02))
     figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", fontsize=8)
-    try:
-        with rc_context({"svg.hashsalt": "speccascade"}):  # else the ids inside differ each time
-            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {})
-    except OSError as error:
-        raise CatalogError(f"{path}: cannot be written ({error.strerror})") from error
+    save_figure(figure, path)
 
 
 def _error_at(uncertainty: float, knots: Sequence[float], errors: Sequence[float]) -> float:
@@ -251,16 +245,6 @@ def _regression_class(answers: int, target: float | None) -> Any:
     except ImportError:
         raise SettingError("fitting needs scikit-learn; install the extra: pip install 'speccascade-local[calibrate]'") from None
     return IsotonicRegression
-
-
-def _figure_class(path: Path) -> Any:
-    if path.suffix not in (".png", ".svg"):
-        raise SettingError(f"the picture is {path.name!r}; its name must end with .png or .svg")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise SettingError("drawing needs matplotlib; install the extra: pip install 'speccascade-local[calibrate]'") from None
-    return Figure
 
 
 def _mean(flags: Sequence[bool]) -> float:

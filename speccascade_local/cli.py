@@ -23,11 +23,25 @@ from . import __version__, catalog, methods, options, rules
 from .calibration import Calibrated, fit, ready, reliability_diagram
 from .compare import DEFAULT_THRESHOLD, all_arms, compare, few_arms
 from .errors import SettingError, SpeccascadeError
+from .figures import figure_class, writable
 from .invocation import biases, loaded, pair_and_prompt, progress, prompt_ids, set_log_level, tell_rule, text_of
 from .reply import Chunk, Reply
 from .settings import DEFAULTS, Settings
+from .staircase import staircase
 from .tasks import judged, read_tasks
-from .terminal import comparison_table, legend, number, print_groups, print_row, print_tokens, stderr, stdout, styled
+from .terminal import (
+    comparison_table,
+    legend,
+    number,
+    print_groups,
+    print_row,
+    print_tokens,
+    profile_summary,
+    profile_table,
+    stderr,
+    stdout,
+    styled,
+)
 
 DEFAULT_QUESTION = "Who is Buzz Aldrin?"
 
@@ -284,7 +298,7 @@ def rules_verb(as_json: options.Json = False) -> None:
 
 @app.command("calibrate")
 def calibrate_verb(
-    pair: Annotated[str | None, typer.Argument(metavar="[PAIR]", show_default="the bundled one", help="A pair from models.yaml.")] = None,
+    pair: options.PairName = None,
     tasks: Annotated[Path, typer.Option(help="JSONL: one {'prompt': ..., 'answers': [...]} per line.")] = ...,  # type: ignore[assignment]
     out: Annotated[Path, typer.Option(help="Where the calibration goes; use it as --rule calibrated:FILE.")] = ...,  # type: ignore[assignment]
     picture: Annotated[Path | None, typer.Option(help="Where the reliability diagram goes, .png or .svg.")] = None,
@@ -319,6 +333,44 @@ def calibrate_verb(
     print(f"  right answers {calibration.accuracy:.1%}, asked for {calibration.target_accuracy:.1%}")
     print(f"  the expert alone {calibration.expert_accuracy:.1%}, the drafter alone {calibration.drafter_accuracy:.1%}")
     print(f"use it with: --rule {Calibrated.name}:{out}")
+
+
+@app.command("profile")
+def profile_verb(
+    pair: options.PairName = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Measure again, even if this pair was measured before.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Where a picture of the table goes, .png or .svg (extra calibrate).")] = None,
+    ctx: options.Context = None,
+    threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = -1,
+    drafter: options.DrafterFile = None,
+    expert: options.ExpertFile = None,
+    models: options.Models = None,
+    as_json: options.Json = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """How long both models take for batches of 1 to 17 tokens on this machine: measured once, then kept.
+
+    v(n) is a batch of n in units of a single token. Where a larger batch is the faster one, the smaller is padded to it.
+    """
+    set_log_level(verbose)
+    if picture:
+        figure_class(picture)
+        writable(picture)
+    with (
+        loaded(pair, drafter, expert, models, ctx, threads, gpu_layers, verbose, rule="strict") as runtime,
+        progress("measuring", verbose) as bar,
+    ):
+        task = bar.add_task("", total=1.0)
+        found = runtime.profile(refresh=refresh, on_step=lambda fraction: bar.update(task, completed=fraction))
+    if picture:
+        staircase(found, picture)
+    if as_json:
+        print(json.dumps({"pair": runtime.pair.name, **found.as_dict()}, ensure_ascii=False))
+        return
+    (stdout if stdout.is_terminal else Console(width=200)).print(profile_table(found))
+    for line in profile_summary(found):
+        print(line)
 
 
 def main() -> None:

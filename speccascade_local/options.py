@@ -18,6 +18,7 @@ Words = Annotated[
         help=("A pair from models.yaml (default: the bundled one), and the prompt; - reads it from stdin."),
     ),
 ]
+PairName = Annotated[str | None, typer.Argument(metavar="[PAIR]", show_default="the bundled one", help="A pair from models.yaml.")]
 RuleName = Annotated[
     str | None,
     typer.Option(

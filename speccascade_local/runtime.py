@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from types import TracebackType
@@ -21,6 +21,8 @@ from .catalog import Pair
 from .deferral import Method
 from .errors import ContextOverflowError, PromptError, SessionError
 from .ngram import NgramSession
+from .profile import Profile
+from .profiling import profile_of
 from .reply import Chunk, Reply
 from .routing import Route
 from .session import LlamaSession
@@ -255,6 +257,18 @@ class Runtime:
             self._turn += 1
             for session in self._pairing.sessions:
                 session.rewind(0)
+
+    def profile(self, *, refresh: bool = False, on_step: Callable[[float], None] = lambda _: None) -> Profile:
+        """How long both models take for batches of each size, measured once per machine and kept in the user's cache folder.
+
+        From now on this runtime uses the thread counts and the padding that were found to be fastest. Both caches are empty
+        afterwards. refresh: measure again. on_step: called with 0..1 on the way.
+        """
+        with self._whole_calls, self._exclusively():
+            self._turn += 1
+            self._drafter.rewind(0)
+            self._expert.rewind(0)
+            return profile_of(self._drafter, self._expert, threads=self._expert.named_threads, refresh=refresh, on_step=on_step)
 
     def close(self) -> None:
         """Free both models. Harmless when repeated; every other method raises SessionError afterwards."""

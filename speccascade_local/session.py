@@ -15,7 +15,7 @@ import signal
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -56,6 +56,11 @@ def system_info() -> str:
     return info.decode(errors="replace").strip()
 
 
+def llama_cpp_version() -> str:
+    """The version of the bindings, which fixes that of llama.cpp."""
+    return str(llama_cpp.__version__)
+
+
 def extra_buffers_are_safe(info: str) -> bool:
     """Whether weights may be repacked for this CPU.
 
@@ -91,6 +96,7 @@ class LlamaModel:
         self.path = Path(os.path.expanduser(path))
         _check_file(self.path)
         info = system_info()
+        self.n_gpu_layers = n_gpu_layers if llama_cpp.llama_supports_gpu_offload() else 0
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         params.use_extra_bufts = extra_buffers_are_safe(info)
@@ -305,8 +311,9 @@ class LlamaModel:
 class LlamaSession:
     """One sequence of tokens over a model: the real :class:`~speccascade_local.drafting.Session`.
 
-    n_ctx: how many tokens it can hold. n_threads: for single tokens and for batches alike (a draft is verified as a batch); None
-    for the model's default. n_vocab: crops the rows to fewer ids, for a partner with a slightly smaller vocabulary.
+    n_ctx: how many tokens it can hold. n_threads: for single tokens and for batches alike (a draft is verified as a batch), until
+    ``set_threads`` says otherwise; None for the model's default. n_vocab: crops the rows to fewer ids, for a partner with a slightly
+    smaller vocabulary.
 
     Raises SessionError when the context cannot be made, which mostly means that memory is short.
     """
@@ -316,6 +323,8 @@ class LlamaSession:
         self.n_vocab = n_vocab or model.n_vocab
         self.n_ctx = n_ctx  # llama.cpp rounds the size of a context up; what was asked for is the limit that users see
         self.tokens: list[int] = []
+        self.named_threads = n_threads  # what the user asked for, if anything
+        self._padding: Mapping[int, int] = {}
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = BATCH_TOKENS
@@ -371,6 +380,36 @@ class LlamaSession:
         self._free_batch()
         self._free_ctx()
 
+    @property
+    def threads(self) -> int:
+        """For single tokens."""
+        self._require_open()
+        return int(llama_cpp.llama_n_threads(self._ctx))
+
+    @property
+    def batch_threads(self) -> int:
+        """For two tokens and more."""
+        self._require_open()
+        return int(llama_cpp.llama_n_threads_batch(self._ctx))
+
+    def set_threads(self, single: int, batch: int) -> None:
+        """Evaluate single tokens and batches by so many threads from now on. Raises SettingError below 1."""
+        self._require_open()
+        if min(single, batch) < 1:
+            raise SettingError(f"threads are {single} and {batch}; at least 1 is needed of each")
+        llama_cpp.llama_set_n_threads(self._ctx, single, batch)
+
+    def pad_batches(self, sizes: Mapping[int, int]) -> None:
+        """From now on evaluate n tokens as a batch of ``sizes[n]``, where a larger batch is the faster one; an empty mapping ends it.
+
+        What is appended is dropped again at once: nobody sees it, and the real tokens, which stand before it, do not either. Where the
+        context has no room for it, it is left out. Raises SettingError for a size below n or above 512.
+        """
+        for n, size in sizes.items():
+            if not 1 <= n <= size <= BATCH_TOKENS:
+                raise SettingError(f"a batch of {n} cannot be padded to {size}; the size must be from {n} (at least 1) to {BATCH_TOKENS}")
+        self._padding = dict(sizes)
+
     def extend(self, tokens: list[int], keep: int) -> Array:
         """Append ``tokens``; the logits after each of the last ``keep`` of them, [keep, n_vocab] float32.
 
@@ -408,19 +447,25 @@ class LlamaSession:
 
     def _decode(self, tokens: list[int], keep: int) -> None:
         n, held = len(tokens), len(self.tokens)
+        size = self._padding.get(n, n) if keep else n
+        if held + size > self.n_ctx:
+            size = n
         self.tokens += tokens  # first, so that an interruption right after llama_decode still knows what to drop
         self._ids[:n] = tokens
-        self._positions[:n] = np.arange(held, held + n)
-        self._wanted[:n] = 0
+        self._ids[n:size] = tokens[-1]
+        self._positions[:size] = np.arange(held, held + size)
+        self._wanted[:size] = 0
         self._wanted[n - keep : n] = 1
-        self._batch.n_tokens = n
+        self._batch.n_tokens = size
         _recent_complaints.clear()
         code = llama_cpp.llama_decode(self._ctx, self._batch)
         if code != 0:
             meaning = {1: "no room in the cache", 2: "aborted", -1: "invalid batch"}.get(code, "evaluation failed")
             raise SessionError(
-                f"{self.model.path.name}: llama_decode returned {code} ({meaning}) for {n} tokens at position {held}: {_complaint()}"
+                f"{self.model.path.name}: llama_decode returned {code} ({meaning}) for {size} tokens at position {held}: {_complaint()}"
             )
+        if size > n:
+            self._drop(held + n)
 
     def rewind(self, length: int) -> None:
         """Forget everything after the first ``length`` tokens. Raises SessionError when the model cannot."""

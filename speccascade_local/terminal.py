@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .compare import Row, dropped_pairs
+from .profile import SIZES, Profile, Speed
 from .reply import Reply, Token
 from .routing import Route
 from .verify import Origin
@@ -118,6 +119,42 @@ def comparison_table(rows: Sequence[Row]) -> Table:
     for row in rows:
         table.add_row(Text(row.name), *(value(row) for value in columns.values()))
     return table
+
+
+def profile_table(profile: Profile) -> Table:
+    """The seconds of every batch, as milliseconds and in units of a single token, @ so many tokens in the cache."""
+    table = Table("n", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for role, speed in (("expert", profile.expert), ("drafter", profile.drafter)):
+        for depth in speed.depths:
+            table.add_column(f"{role}\nms @{depth}", justify="right", no_wrap=True)
+            table.add_column("v(n)", justify="right", no_wrap=True, vertical="bottom")
+        table.add_column("padded\nto", justify="right", no_wrap=True)
+    for n in SIZES:
+        cells = []
+        for speed in (profile.expert, profile.drafter):
+            for row in speed.seconds:
+                cells += [f"{1000 * row[n - 1]:.2f}", f"{row[n - 1] / row[0]:.2f}"]
+            cells.append(str(speed.padding.get(n, "")))
+        table.add_row(str(n), *cells)
+    return table
+
+
+def profile_summary(profile: Profile) -> list[str]:
+    """What follows from the times, a line each."""
+    expert, drafter = profile.expert, profile.drafter
+    best = min(SIZES, key=lambda n: expert.seconds[0][n - 1] / n)
+    rate, single = best / expert.seconds[0][best - 1], 1 / expert.seconds[0][0]
+    return [
+        f"threads (single tokens / batches): expert {_threads(expert)}, drafter {_threads(drafter)}",
+        f"c, a drafter's step in units of the expert's: {drafter.seconds[0][0] / expert.seconds[0][0]:.3f}",
+        f"the expert reads at most {number(rate)} tokens/s (batches of {best}) and writes {number(single)} alone: "
+        f"no lossless method gains more than {rate / single:.2f}×",
+        f"overlap {profile.overlap:.2f}: the share of the shorter work that is not saved when both models work at once",
+    ]
+
+
+def _threads(speed: Speed) -> str:
+    return f"{speed.threads} / {speed.batch_threads}"
 
 
 def number(value: float | None) -> str:

@@ -18,6 +18,14 @@ settings.register_profile("patient", deadline=None, derandomize=bool(os.environ.
 settings.load_profile("patient")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the user's own cache, nor does a process that it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def demo() -> Iterator[sc.Runtime]:
     """The bundled pair, loaded once; on one thread, which is the fastest for models this small.

@@ -299,3 +299,24 @@ def test_a_reader_that_goes_away_is_no_error_of_ours():
     )  # fmt: skip
     assert b"Traceback" not in done.stderr
     assert b"Exception ignored" not in done.stderr
+
+
+def test_profile_prints_a_table_keeps_it_and_draws_it(tmp_path):
+    cache = {"XDG_CACHE_HOME": str(tmp_path)}
+    done = speccascade("profile", "--ctx", "64", "--picture", tmp_path / "speed.svg", **cache)
+    assert done.returncode == 0  # stderr may say that matplotlib looks for fonts, in a cache that is new
+    lines = done.stdout.decode().splitlines()
+    assert [line.split()[0] for line in lines[2:19]] == [str(n) for n in range(1, 18)]
+    assert "threads" in lines[19]
+    assert (tmp_path / "speed.svg").read_text().startswith("<?xml")
+    assert speccascade("profile", "--ctx", "64", **cache).stdout == done.stdout  # read, not measured
+    told = json.loads(speccascade("profile", "demo", "--ctx", "64", "--json", **cache).stdout)
+    assert told["pair"] == "demo"
+    assert len(told["expert"]["seconds"][0]) == 17
+
+
+@pytest.mark.parametrize(("picture", "reason"), [("speed.pdf", ".png or .svg"), ("nowhere/speed.svg", "does not exist")])
+def test_a_picture_that_cannot_be_is_refused_before_anything_is_loaded(tmp_path, picture, reason):
+    done = speccascade("profile", "--picture", tmp_path / picture)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert reason in done.stderr.decode()

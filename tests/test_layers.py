@@ -16,14 +16,14 @@ PACKAGE = Path(speccascade_local.__file__).parent
 LAYERS = [
     {"errors"},
     {"checks"},
-    {"sampling", "stats"},
+    {"sampling", "stats", "profile", "figures"},
     {"vocabulary", "evidence"},
     {"deferral", "account", "shaping", "gbnf"},
     {"rules", "acceptance", "custom", "grammar"},
     {"guards", "verify", "drafting", "session"},
     {"cascade", "text", "pairing"},
     {"routing"},
-    {"calibration"},
+    {"calibration", "profiling", "staircase"},
     {"methods"},
     {"settings", "catalog"},
     {"reply", "answering", "runtime", "loading"},
@@ -33,8 +33,8 @@ LAYERS = [
 ]
 #: These must run on toy sessions without any model, so nothing heavier than numpy.
 ALGORITHMS = {
-    *("checks", "sampling", "stats", "vocabulary", "evidence", "deferral", "account", "shaping", "gbnf", "rules", "acceptance", "custom"),
-    *("guards", "verify", "drafting", "cascade", "routing"),
+    *("checks", "sampling", "stats", "profile", "vocabulary", "evidence", "deferral", "account", "shaping", "gbnf", "rules"),
+    *("acceptance", "custom", "guards", "verify", "drafting", "cascade", "routing"),
 }
 
 MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")}

@@ -829,3 +829,82 @@ def test_the_log_of_llama_cpp_goes_to_the_debug_log(files: SimpleNamespace, capl
         LlamaModel(files.text).close()
     assert any(record.getMessage().startswith("llama.cpp: ") for record in caplog.records)
     assert {record.levelno for record in caplog.records} == {logging.DEBUG, logging.INFO}
+
+
+# --------------------------------------------------------------------------- padded batches
+
+
+@given(tokens=token_lists, cuts=st.lists(st.integers(1, 59), max_size=6), more=st.integers(1, 40))
+@settings(max_examples=15, deadline=None)
+def test_padded_batches_give_the_rows_of_unpadded_ones(both: SimpleNamespace, tokens: list[int], cuts: list[int], more: int) -> None:
+    whole = fresh_rows(both.fresh, tokens, len(tokens))
+    both.session.rewind(0)
+    both.session.pad_batches({n: n + more for n in range(1, 60)})
+    try:
+        places = sorted({0, len(tokens), *(cut for cut in cuts if cut < len(tokens))})
+        pieces = []
+        for a, b in itertools.pairwise(places):
+            pieces.append(both.session.extend(tokens[a:b], b - a).copy())
+            assert both.session.tokens == tokens[:b]
+        both.session.rewind(len(tokens) - 1)
+        again = both.session.extend(tokens[-1:], 1).copy()
+    finally:
+        both.session.pad_batches({})
+    assert_same_rows(np.concatenate(pieces), whole, both.kind)
+    assert_same_rows(again, whole[-1:], both.kind)
+
+
+def test_padding_stays_within_the_context(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, real = [], llama_cpp.llama_decode
+    monkeypatch.setattr(llama_cpp, "llama_decode", lambda ctx, batch: sizes.append(batch.n_tokens) or real(ctx, batch))
+    session = LlamaSession(model, n_ctx=20, n_threads=1)
+    session.pad_batches({5: 8, 2: 4})
+    for piece in ([1] * 5, [2] * 5, [3] * 5, [4, 5], [6, 7], [8]):
+        session.extend(piece, 1)
+    assert sizes == [8, 8, 8, 4, 2, 1]
+    assert len(session) == 20
+    with pytest.raises(ContextOverflowError):
+        session.extend([9], 1)
+    row = fresh_rows(session, [9], 1).copy()
+    session.close()
+    fresh = LlamaSession(model, n_ctx=20, n_threads=1)
+    assert_same_rows(fresh.extend([9], 1), row)
+    fresh.close()
+
+
+@pytest.mark.parametrize("when", ["decode", "drop"])
+def test_an_interrupted_padded_batch_leaves_what_was_there(session: LlamaSession, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    session.extend([5, 6, 7], 1)
+    session.pad_batches({2: 8})
+    with monkeypatch.context() as patch:
+        name = {"decode": "llama_decode", "drop": "llama_memory_seq_rm"}[when]
+        real, first = getattr(llama_cpp, name), iter([True])
+
+        def interrupted(*arguments: object) -> object:
+            result = real(*arguments)
+            if next(first, False):
+                raise KeyboardInterrupt
+            return result
+
+        patch.setattr(llama_cpp, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.extend([8, 9], 2)
+    assert session.tokens == [5, 6, 7]
+    rows = session.extend([8, 9], 2).copy()
+    session.pad_batches({})
+    assert_same_rows(rows, fresh_rows(session, [5, 6, 7, 8, 9], 2))
+
+
+@pytest.mark.parametrize("sizes", [{5: 4}, {0: 4}, {5: BATCH_TOKENS + 1}])
+def test_padding_that_cannot_be_is_refused(session: LlamaSession, sizes: dict[int, int]) -> None:
+    with pytest.raises(SettingError, match="cannot be padded"):
+        session.pad_batches(sizes)
+
+
+def test_thread_counts_can_be_changed_and_read(session: LlamaSession) -> None:
+    rows = session.extend([5, 6, 7], 3).copy()
+    session.set_threads(1, 2)
+    assert (session.threads, session.batch_threads) == (1, 2)
+    assert_same_rows(fresh_rows(session, [5, 6, 7], 3), rows)
+    with pytest.raises(SettingError, match="at least 1"):
+        session.set_threads(0, 1)

@@ -1,0 +1,370 @@
+"""Measures the profile of a loaded pair, and keeps it on disk so that each pair is measured once per machine and build.
+
+The sessions themselves are timed, on random tokens. Rounds over all batch sizes take turns, so that a machine that slows down for a
+while does not make one size look slow, and medians are taken. Knows nothing of rules or replies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+import platformdirs
+
+from .calibration import fingerprint
+from .profile import SIZES, Profile, Speed
+from .session import LlamaSession, llama_cpp_version, physical_cores, system_info
+
+log = logging.getLogger(__name__)
+
+#: Goes up when what is measured, or how it is written, changes.
+FORMAT = 1
+#: About how many seconds measuring may take; a large model takes longer, because each size is measured at least once.
+BUDGET_S = 6.0
+FEWEST_ROUNDS, MOST_ROUNDS = 3, 9
+SHALLOW, DEEP, LESS_DEEP = 32, 512, 272
+#: llama.cpp looks at its cache in steps of 256 tokens: less difference than this between two depths would show nothing.
+_LEAST_DEEPER = 128
+_DEEP_SIZES = (1, 4, 8, 16)
+_DRAFT = 8
+_AGREED = 0.05  # two measurements of one thing that differ by no more than this need no third
+_QUICK_S, _AT_ONCE = 0.01, 5  # one visit repeats what is quick, up to so many times
+
+Samples = dict[int, list[float]]
+
+
+def profile_of(
+    drafter: LlamaSession,
+    expert: LlamaSession,
+    *,
+    threads: int | None = None,
+    refresh: bool = False,
+    on_step: Callable[[float], None] = lambda _: None,
+) -> Profile:
+    """The pair's profile, from the cache or measured now; both sessions are left with its thread counts and its padding.
+
+    threads: what the user asked for, which is kept. refresh: measure even if the cache has it. on_step: called with 0..1 on the way.
+    """
+    key = key_of(drafter, expert, threads)
+    path = _cache_file(key)
+    profile = None if refresh or path is None else _read(path, key)
+    if profile is None:
+        profile = measure(drafter, expert, threads=threads, on_step=on_step)
+        if path is not None:
+            _write(path, profile)
+    for session, speed in ((drafter, profile.drafter), (expert, profile.expert)):
+        session.set_threads(speed.threads, speed.batch_threads)
+        session.pad_batches(speed.padding)
+    return profile
+
+
+def measure(
+    drafter: LlamaSession,
+    expert: LlamaSession,
+    *,
+    threads: int | None = None,
+    budget_s: float = BUDGET_S,
+    on_step: Callable[[float], None] = lambda _: None,
+) -> Profile:
+    """Measure now. Both sessions are empty afterwards, their batches unpadded, with the thread counts that were found to be best."""
+    clock = _Clock(budget_s, on_step)
+    found = [(session, session.threads, session.batch_threads) for session in (drafter, expert)]
+    try:
+        benches = [_Bench(session, clock) for session in (drafter, expert)]
+        for bench in benches:
+            bench.choose_threads(threads)
+        rounds = _rounds(benches, clock)
+        next(rounds)
+        for bench in benches:  # amid the rounds at the lower depth, which they are compared with
+            bench.measure_deep()
+        for _ in rounds:
+            pass
+        overlap = _overlap(clock, *benches)
+        profile = Profile(benches[1].speed(), benches[0].speed(), overlap, key_of(drafter, expert, threads))
+    except BaseException:
+        for session, single, batch in found:
+            session.set_threads(single, batch)
+        raise
+    finally:
+        for session, _, _ in found:
+            session.rewind(0)
+    on_step(1.0)
+    return profile
+
+
+def key_of(drafter: LlamaSession, expert: LlamaSession, threads: int | None) -> dict[str, str | int]:
+    """What a profile holds for: files, machine, build, and what the user asked for (0 threads: nothing)."""
+    return {
+        "format": FORMAT,
+        "drafter": _identity(drafter.model.path),
+        "expert": _identity(expert.model.path),
+        "gpu_layers_drafter": drafter.model.n_gpu_layers,
+        "gpu_layers_expert": expert.model.n_gpu_layers,
+        "context": min(drafter.n_ctx, DEEP + SHALLOW),  # of a larger one no more is measured
+        "threads": threads or 0,
+        "cores": physical_cores(),
+        "machine": platform.machine(),
+        "cpu": _cpu_name(),
+        "llama_cpp": llama_cpp_version(),
+        "system": system_info(),
+    }
+
+
+def depths_in(n_ctx: int) -> tuple[int, ...]:
+    """How full the cache is when batches are measured in a context of this size: two depths, or one where there is no room."""
+    shallow = min(SHALLOW, n_ctx // 4)
+    deep = min(DEEP, n_ctx - SHALLOW)
+    return (shallow, deep) if deep >= shallow + _LEAST_DEEPER else (shallow,)
+
+
+def fewest_threads(seconds: Mapping[int, float]) -> int:
+    """By thread count: the fewest of those within 5 % of the fastest."""
+    best = min(seconds.values())
+    return min(threads for threads, taken in seconds.items() if taken <= 1.05 * best)
+
+
+def completed(known: Mapping[int, float]) -> tuple[float, ...]:
+    """Seconds for all SIZES from those for 1..k: beyond k, which is all that a tiny context has room for, a straight line."""
+    last = max(known)
+    slope = max(0.0, (known[last] - known[1]) / (last - 1)) if last > 1 else known[1]
+    return tuple(known[n] if n in known else known[last] + (n - last) * slope for n in SIZES)
+
+
+def scaled(shallow: Sequence[float], deep: Mapping[int, float]) -> tuple[float, ...]:
+    """Seconds for all SIZES at a depth where some were measured, from those at a lower one; a deeper cache is never cheaper."""
+    sizes = sorted(deep)
+    ratios = [max(1.0, deep[n] / shallow[n - 1]) for n in sizes]
+    return tuple(float(seconds * np.interp(n, sizes, ratios)) for n, seconds in zip(SIZES, shallow))
+
+
+class _Clock:
+    """How much of the budget is spent, and who wants to know."""
+
+    def __init__(self, budget_s: float, on_step: Callable[[float], None]) -> None:
+        self._budget_s, self._on_step = budget_s, on_step
+        self._started = perf_counter()
+
+    @property
+    def spent(self) -> float:
+        """As a share of the budget."""
+        return (perf_counter() - self._started) / self._budget_s if self._budget_s > 0 else float("inf")
+
+    def tick(self) -> None:
+        """Something was measured."""
+        self._on_step(1 - 0.5 ** (2 * self.spent))  # a large model goes beyond the budget; the bar still moves
+
+
+class _Bench:
+    """One session under measurement."""
+
+    def __init__(self, session: LlamaSession, clock: _Clock) -> None:
+        self._session, self._clock = session, clock
+        self._ids = np.random.default_rng(1).integers(0, session.model.n_vocab, DEEP + SHALLOW).tolist()
+        self.depth, *deeper = depths_in(session.n_ctx)
+        self._deep = deeper[0] if deeper else None
+        self.sizes = [n for n in SIZES if self.depth + n <= session.n_ctx]
+        self._samples: Samples = {n: [] for n in self.sizes}
+        self._deep_samples: Samples = {}
+        session.rewind(0)
+        session.pad_batches({})
+        self._fill(self.depth)
+        for n in (self.sizes[-1], 1):  # the first batch of a kind finds cold weights and makes its buffers
+            self.batch_s(n)
+
+    def batch_s(self, n: int) -> float:
+        """Evaluate n tokens now and forget them again."""
+        session = self._session
+        held = len(session)
+        started = perf_counter()
+        session.extend(self._ids[held : held + n], keep=n)
+        taken = perf_counter() - started
+        session.rewind(held)
+        self._clock.tick()
+        return taken
+
+    def steps_s(self, n: int) -> float:
+        """Evaluate n tokens one by one and forget them again."""
+        session = self._session
+        held = len(session)
+        started = perf_counter()
+        for token in self._ids[held : held + n]:
+            session.extend([token], keep=1)
+        taken = perf_counter() - started
+        session.rewind(held)
+        return taken
+
+    def choose_threads(self, named: int | None) -> None:
+        """Of 1, 2, 4, ... physical cores, for single tokens and for batches apart; not where the user or the model's size has decided."""
+        if named is not None:
+            self._session.set_threads(named, named)
+        elif self._session.model.default_threads > 1:
+            cores = physical_cores()
+            candidates = [*(2**i for i in range(cores.bit_length()) if 2**i < cores), cores]
+            self._session.set_threads(self._best_threads(1, candidates), self._best_threads(min(_DRAFT, self.sizes[-1]), candidates))
+            self.batch_s(1)
+
+    def _best_threads(self, n: int, candidates: Sequence[int]) -> int:
+        samples: Samples = {threads: [] for threads in candidates}
+        for turn in range(FEWEST_ROUNDS):
+            for threads, taken in samples.items():
+                self._session.set_threads(threads, threads)
+                self._visit(n, taken)
+            best = min(min(taken) for taken in samples.values())
+            samples = {threads: taken for threads, taken in samples.items() if min(taken) <= 1.5 * best}
+            if len(samples) == 1 or (turn and self._clock.spent > 1):
+                break
+        return fewest_threads({threads: median(taken) for threads, taken in samples.items()})
+
+    def visit(self, n: int) -> None:
+        """Measure batches of n for the profile, once or, if quick, a few times."""
+        self._visit(n, self._samples[n])
+
+    def _visit(self, n: int, samples: list[float]) -> None:
+        until = perf_counter() + _QUICK_S
+        for _ in range(_AT_ONCE):
+            samples.append(self.batch_s(n))
+            if perf_counter() > until:
+                break
+
+    def unsure(self, n: int) -> bool:
+        """Whether what was measured of n so far disagrees."""
+        return max(self._samples[n]) > (1 + _AGREED) * min(self._samples[n])
+
+    def typical_s(self, n: int) -> float:
+        """What was measured for n so far."""
+        return median(self._samples[n])
+
+    def measure_deep(self) -> None:
+        """A few sizes with a fuller cache; how full depends on how long filling it takes."""
+        if self._deep is None:
+            return
+        per_token = self.typical_s(self.sizes[-1]) / self.sizes[-1]
+        if per_token * self._deep > BUDGET_S / 3:
+            self._deep = min(self._deep, LESS_DEEP)
+        if per_token * self._deep > BUDGET_S:
+            self._deep = None
+            return
+        self._fill(self._deep)
+        self._deep_samples = {n: [] for n in _DEEP_SIZES}
+        for _ in range(FEWEST_ROUNDS - 1):
+            for n, samples in self._deep_samples.items():
+                self._visit(n, samples)
+        self._session.rewind(self.depth)
+
+    def _fill(self, depth: int) -> None:
+        missing = self._ids[len(self._session) : depth]
+        if missing:
+            self._session.extend(missing, keep=1)
+
+    def speed(self) -> Speed:
+        """What was found."""
+        shallow = completed({n: median(samples) for n, samples in self._samples.items()})
+        rows = {self.depth: shallow}
+        if self._deep is not None:
+            rows[self._deep] = scaled(shallow, {n: median(samples) for n, samples in self._deep_samples.items()})
+        return Speed(self._session.threads, self._session.batch_threads, tuple(rows), tuple(rows.values()))
+
+
+def _rounds(benches: Sequence[_Bench], clock: _Clock) -> Iterator[int]:
+    """Round after round over all sizes of both models, until the budget is spent and enough is known of each."""
+    for turn in range(MOST_ROUNDS):
+        late = clock.spent > 1
+        if turn and (clock.spent > 2 or (late and turn >= FEWEST_ROUNDS)):
+            return
+        for bench in benches:
+            bench.batch_s(1)  # not counted: the other model's weights are in the processor's cache
+            for n in bench.sizes:
+                if turn < 2 or not late or bench.unsure(n):
+                    bench.visit(n)
+        yield turn
+
+
+def _overlap(clock: _Clock, drafter: _Bench, expert: _Bench) -> float:
+    """How much of the shorter of two works is not hidden when they run side by side: the expert's batch, the drafter's single steps."""
+    size = min(_DRAFT, expert.sizes[-1])
+    steps = max(1, min(round(expert.typical_s(size) / drafter.typical_s(1)), len(drafter.sizes)))
+    lost = []
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pool.submit(drafter.steps_s, 1).result()  # the first parallel region of a thread makes its helpers
+        for _ in range(FEWEST_ROUNDS):
+            alone = expert.batch_s(size), drafter.steps_s(steps)
+            started = perf_counter()
+            beside = pool.submit(drafter.steps_s, steps)
+            expert.batch_s(size)
+            beside.result()
+            together = perf_counter() - started
+            lost.append((together - max(alone)) / min(alone))
+            if clock.spent > 2:
+                break
+    return min(1.0, max(0.0, median(lost)))
+
+
+# ---------------------------------------------------------------------- what a profile holds for
+
+
+def _identity(path: Path) -> str:
+    """The file's fingerprint; empty when it cannot be read any more."""
+    try:
+        return fingerprint(path)
+    except OSError:
+        return ""
+
+
+def _cpu_name() -> str:
+    """Linux tells it in a file only."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor()
+
+
+# ---------------------------------------------------------------------- the cache
+
+
+def _cache_file(key: Mapping[str, str | int]) -> Path | None:
+    """None where a model's file cannot be told from others."""
+    if not (key["drafter"] and key["expert"]):
+        return None
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return platformdirs.user_cache_path("speccascade") / "profiles" / f"{digest[:32]}.json"
+
+
+def _read(path: Path, key: Mapping[str, str | int]) -> Profile | None:
+    try:
+        profile = Profile.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:  # half-written, of another program, or not readable: measured anew
+        log.info("%s: not a profile (%s); measuring anew", path, error)
+        return None
+    return profile if profile.key == key else None
+
+
+def _write(path: Path, profile: Profile) -> None:
+    """Whole or not at all: another process may be reading or writing it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".tmp", delete=False) as file:
+            temporary = Path(file.name)
+            try:
+                json.dump(profile.as_dict(), file, indent=1)
+                file.close()
+                os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        log.warning("%s: the profile of this pair cannot be kept (%s); it will be measured again next time", path, error.strerror or error)
