@@ -46,13 +46,17 @@ class Lenience(AlphaRule, TargetRule):
             unlikely = evidence.expert_plain < leniency * evidence.expert_max[:, None]
             return blend(unlikely | ~evidence.expert_support, q, p)
         # The filters decide what is possible: a token that has any probability left is kept at alpha 1.
-        forgiven = p / leniency if leniency else np.where(evidence.expert_support, np.inf, 0.0)
-        kept = np.minimum(q, forgiven)
-        residual = np.maximum(p - q, 0.0)
-        mass = residual.sum(axis=-1, keepdims=True)
-        residual = np.divide(residual, mass, out=p.copy(), where=mass > 0)
-        rest: Float = kept + np.maximum(1 - kept.sum(axis=-1, keepdims=True), 0.0) * residual
-        return rest
+        target: Float = p / leniency if leniency else np.where(evidence.expert_support, np.inf, 0.0)
+        np.minimum(q, target, out=target)
+        missing = np.maximum(1 - target.sum(axis=-1, keepdims=True), 0.0)
+        residual = p - q
+        np.maximum(residual, 0.0, out=residual)
+        mass = evidence.tv[:, None]
+        # Without a residual p is q, and what rounding left is given out like p.
+        residual *= np.divide(missing, mass, out=np.zeros_like(mass), where=mass > 0)
+        target += residual
+        target += np.where(mass > 0, 0.0, missing) * p if not mass.all() else 0.0
+        return target
 
 
 @dataclass(frozen=True)
@@ -140,10 +144,11 @@ class Fly(Rule):
             raise SettingError(f"rule {self} looks at the rest of a drafted block, and here are only rows; use it on a loaded pair")
         following = range(place.position + 1, place.position + 1 + self.MATCHES)
         in_tail = place.position + self.TAIL >= len(place.drafted)
-        matches = not in_tail and all(int(place.expert.shaped[i].argmax()) == place.drafted[i] for i in following)
+        matches = not in_tail and all(place.expert.row(i).best[0] == place.drafted[i] for i in following)
         if not matches:
             return np.ones(1, dtype=bool)
-        top = np.sort(evidence.expert_plain, axis=-1)[:, -3:]
+        n_vocab = evidence.expert_plain.shape[-1]
+        top = np.sort(np.partition(evidence.expert_plain, max(n_vocab - 3, 0), axis=-1)[:, -3:], axis=-1)
         uncertainty = -(top * np.log(np.where(top > 0, top, 1.0))).sum(axis=-1)
         wavers: Mask = uncertainty < self.alpha
         return wavers

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -81,6 +81,7 @@ def decode(
     budget = min(max_tokens, room)
     reply: list[int] = []
     trace: list[float] = []
+    notes: dict[Any, Any] = {}
     finish_reason: FinishReason | None = None
     while finish_reason is None:
         before = time.perf_counter()
@@ -95,7 +96,7 @@ def decode(
             rows = expert.extend(tokens[len(expert.tokens) :] + read, keep=len(read) + 1)
             scores = shaper.rows(rows, reply, read)
         scored = time.perf_counter()
-        place = Place(text=tokens, emitted=len(reply), trace=trace, vocabulary=vocabulary)
+        place = Place(text=tokens, emitted=len(reply), trace=trace, vocabulary=vocabulary, notes=notes)
         verdict = verify(draft, scores, rule, sampler, rng, verification=verification, place=place, wanted=wanted)
         for end, token in enumerate(verdict.token_ids, start=1):
             if stops(token):

@@ -64,15 +64,14 @@ def propose(
     distribution of the output does not change. look_ahead: let the drafter read its last token too, for the row that follows it.
     """
     drafted: list[int] = []
-    rows: list[Array] = []
-    shaped: list[Array] = []
+    rows: list[Rows] = []
+    logits = np.empty((max(length, 0) + look_ahead, drafter.n_vocab), np.float32)
     unread = tokens[len(drafter.tokens) :]
     while not (drafted and is_end(drafted[-1])) and len(rows) < length + look_ahead:
-        rows.append(drafter.extend(unread, keep=1)[0].copy())
-        shaped.append(shaper.shape(rows[-1], [*reply, *drafted]))
+        raw = logits[len(rows) : len(rows) + 1]
+        raw[:] = drafter.extend(unread, keep=1)
+        rows.append(shaper.rows(raw, [*reply, *drafted], []))
         if len(drafted) < length:
-            unread = [draw(sampler.probs(shaped[-1]), rng)]
+            unread = [int(rows[-1].best[0]) if sampler.temperature == 0 else draw(rows[-1].probs(sampler)[0], rng)]
             drafted += unread
-    shape = len(rows), drafter.n_vocab
-    logits = np.array(rows, dtype=np.float32).reshape(shape)
-    return Draft(drafted, Rows(logits, np.array(shaped).reshape(shape)) if shaper.active else Rows.of(logits))
+    return Draft(drafted, Rows.joined(rows, logits[: len(rows)]))
