@@ -20,6 +20,11 @@ from .errors import SessionError
 Array = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 
+# Rows of a wide vocabulary come and go by the megabyte, and a C library that gives each back to the system at once has its pages zeroed
+# anew each time, which takes longer than all sums over them. glibc stops that for what is not larger than anything freed before, up to
+# 32 MiB: so something is freed.
+np.empty(31 * 2**20, np.uint8)
+
 
 #: Tokens whose weights are summed before one of them is looked for, see ``draw``.
 _STRETCH = 512
