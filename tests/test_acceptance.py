@@ -266,12 +266,16 @@ def test_mentored_finds_in_a_wide_row_by_groups_what_it_finds_token_by_token(see
     np.testing.assert_allclose(by_groups, by_tokens, atol=1e-12)
 
 
-@pytest.mark.parametrize("divergence", [0.001, 0.03, 0.1])
-def test_no_row_such_as_models_give_has_to_be_sorted_whole(divergence, monkeypatch):
+@pytest.mark.parametrize(
+    ("divergence", "masked", "apart"), [(0.001, 0, 0.4), (0.03, 0, 0.4), (0.1, 0, 0.4), (0.1, 0.4, 0.4), (50.0, 0.4, 2), (50.0, 0.99, 0.4)]
+)
+def test_no_row_such_as_models_give_has_to_be_sorted_whole(divergence, masked, apart, monkeypatch):
     sorted_lengths = []
     made = acceptance._Clipping.__init__
     monkeypatch.setattr(acceptance._Clipping, "__init__", lambda self, q, *rest: sorted_lengths.append(len(q)) or made(self, q, *rest))
     shared, *own = np.random.default_rng(3).normal(size=(3, 100_000))
-    acceptance._closest_to_drafter(*(Sampler().probs(2 * shared + 0.4 * each) for each in own), divergence)
+    q, p = (2 * shared + apart * each for each in own)
+    p[np.random.default_rng(4).random(len(p)) < masked] = -np.inf
+    acceptance._closest_to_drafter(Sampler().probs(q), Sampler().probs(p), divergence)
     assert len(sorted_lengths) == 2
     assert max(sorted_lengths) < 20_000

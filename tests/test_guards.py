@@ -205,6 +205,18 @@ def test_the_thinking_rule_holds_between_the_tags_and_nowhere_else(text, drafted
     assert at(THINKING, text, drafted, position) == (TokenV3(1) if thinks else Strict())
 
 
+def test_a_tag_is_found_however_it_is_cut_between_blocks():
+    letters = Vocabulary(256, lambda token: bytes([token]))
+    rows, spelled = Rows.of(np.zeros((1, 256))), b"a<think>b</think>c"
+    for cut in range(len(spelled)):
+        notes = {}
+        found = []
+        for length in (cut, *range(cut, len(spelled) + 1)):
+            place = Place(text=list(spelled[:length]), vocabulary=letters, notes=notes)
+            found.append(THINKING.at(Evidence(rows, rows, Sampler(), place)) == TokenV3(1))
+        assert found[1:] == [8 <= length < 17 for length in range(cut, len(spelled) + 1)]
+
+
 @given(st.lists(st.tuples(st.lists(st.integers(0, 7), max_size=4), st.lists(st.integers(0, 7), max_size=4)), max_size=8))
 def test_a_text_that_grows_is_read_once_and_thought_of_as_if_it_were_read_anew(blocks):
     looked_up = []
