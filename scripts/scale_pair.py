@@ -105,21 +105,29 @@ def read(path: Path) -> Small:
 
 def scaled(small: Small, large: Shape, rng: np.random.Generator) -> Iterator[tuple[str, Floats | Blocks]]:
     """The tensors of the large model by name."""
-    d, D = small.shape.width, large.width
-    kv = D * small.kv_heads // small.heads
-    rows = {"attn_q": D, "attn_k": kv, "attn_v": kv, "attn_output": D, "ffn_gate": large.ffn, "ffn_up": large.ffn, "ffn_down": D}
-    columns = {name: large.ffn if name == "ffn_down" else D for name in rows}
-    shrink = np.float32(np.sqrt(d / D))
+    d, width = small.shape.width, large.width
+    kv = width * small.kv_heads // small.heads
+    rows = {
+        "attn_q": width,
+        "attn_k": kv,
+        "attn_v": kv,
+        "attn_output": width,
+        "ffn_gate": large.ffn,
+        "ffn_up": large.ffn,
+        "ffn_down": width,
+    }
+    columns = {name: large.ffn if name == "ffn_down" else width for name in rows}
+    shrink = np.float32(np.sqrt(d / width))
 
     def norm(name: str) -> Floats:
-        padded = np.zeros(D, np.float32)
+        padded = np.zeros(width, np.float32)
         if name in small.norms:
             padded[:d] = small.norms[name] * shrink
         return padded
 
     for name in ("token_embd.weight", "output.weight"):
         if name in small.matrices:
-            yield name, padded(small.matrices[name], len(small.matrices[name]), D)
+            yield name, padded(small.matrices[name], len(small.matrices[name]), width)
     yield "output_norm.weight", norm("output_norm.weight")
     for layer in range(large.layers):
         yield f"blk.{layer}.attn_norm.weight", norm(f"blk.{layer}.attn_norm.weight")
@@ -204,7 +212,11 @@ def random_small(path: Path, ids: int, noise: float, seed: int = 1) -> None:
     shapes = {"token_embd.weight": (ids, d), "output.weight": (ids, d)}
     for layer in range(layers):
         shapes |= {f"blk.{layer}.{part}.weight": (d, d) for part in ("attn_q", "attn_k", "attn_v", "attn_output")}
-        shapes |= {f"blk.{layer}.ffn_gate.weight": (ffn, d), f"blk.{layer}.ffn_up.weight": (ffn, d), f"blk.{layer}.ffn_down.weight": (d, ffn)}
+        shapes |= {
+            f"blk.{layer}.ffn_gate.weight": (ffn, d),
+            f"blk.{layer}.ffn_up.weight": (ffn, d),
+            f"blk.{layer}.ffn_down.weight": (d, ffn),
+        }
         for name in ("attn_norm", "ffn_norm"):
             writer.add_tensor(f"blk.{layer}.{name}.weight", np.ones(d, np.float32))
     writer.add_tensor("output_norm.weight", np.ones(d, np.float32))
@@ -246,7 +258,9 @@ def main() -> None:
     parser.add_argument("--hopeless", action="store_true", help="a drafter with random weights, whose drafts nobody wants")
     for name, default in (("expert", EXPERT), ("drafter", DRAFTER)):
         for part in ("width", "layers", "ffn"):
-            parser.add_argument(f"--{name}-{part}", type=int, default=getattr(default, part), metavar="N", help=f"default {getattr(default, part)}")
+            parser.add_argument(
+                f"--{name}-{part}", type=int, default=getattr(default, part), metavar="N", help=f"default {getattr(default, part)}"
+            )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     bundled = catalog.bundled()
@@ -259,7 +273,8 @@ def main() -> None:
         parts = {part: getattr(options, f"{name}_{part}") for part in ("width", "layers", "ffn")}
         large = replace(default, **parts)
         if large.width % (small.head_dim * small.heads // small.kv_heads) or large.width % BLOCK or large.ffn % BLOCK:
-            sys.exit(f"--{name}-width {large.width}, --{name}-ffn {large.ffn}: the width must be a multiple of {small.head_dim} and both of {BLOCK}")
+            multiples = f"the width must be a multiple of {small.head_dim * small.heads // small.kv_heads}, and both of {BLOCK}"
+            sys.exit(f"--{name}-width {large.width}, --{name}-ffn {large.ffn}: {multiples}")
         if large.width < small.shape.width or large.layers < small.shape.layers or large.ffn < small.shape.ffn:
             sys.exit(f"{large} is smaller than {source}, which is {small.shape}")
         target = options.out / f"{name}.gguf"

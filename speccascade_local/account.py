@@ -13,13 +13,14 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .evidence import Float, total_variation
-from .sampling import Array
+from .deferral import Decision
+from .evidence import Float, Rows
+from .sampling import Sampler
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be recorded of each token. Costs a pass or two over the vocabulary per token.
+    """What is to be recorded of each token. ``top`` costs a pass or two over the vocabulary per token.
 
     top: so many of the most probable tokens of π; None for no log-probabilities. models: those of p and q too.
     """
@@ -50,23 +51,32 @@ class Entry(NamedTuple):
     drafter: Distribution | None = None
 
 
-class Side(NamedTuple):
-    """One model at one position: its raw row and its sampling distribution. Both [n_vocab]."""
+def entry(
+    wanted: Wanted, token: int, sampler: Sampler, expert: Rows | None, drafter: Rows | None, decision: Decision | None = None
+) -> Entry:
+    """The account of ``token`` from the row that it follows, of each model that gave one.
 
-    logits: Array
-    probs: Float
+    decision: by whose target it was drawn; None where the expert drew it by itself, or the drafter where there is no expert.
+    """
 
+    def told(probs: Float) -> Distribution:
+        assert wanted.top is not None
+        return _distribution(probs[0], token, wanted.top)
 
-def entry(wanted: Wanted, token: int, target: Float, expert: Side | None, drafter: Side | None) -> Entry:
-    """The account of ``token``, drawn from ``target`` ([n_vocab])."""
-    k = wanted.top
+    target = expert_told = drafter_told = None
+    if wanted.top is not None:  # whole distributions are looked at for this alone
+        own = expert or drafter
+        target = told(decision.target) if decision else told(own.probs(sampler)) if own else None
+        if wanted.models:
+            expert_told = told(expert.probs(sampler)) if expert else None
+            drafter_told = told(drafter.probs(sampler)) if drafter else None
     return Entry(
-        tv=float(total_variation(target, expert.probs)) if expert else None,
-        expert_logprob=_plain_logprob(expert.logits, token) if expert else None,
-        drafter_logprob=_plain_logprob(drafter.logits, token) if drafter else None,
-        target=_distribution(target, token, k) if k is not None else None,
-        expert=_distribution(expert.probs, token, k) if k is not None and wanted.models and expert else None,
-        drafter=_distribution(drafter.probs, token, k) if k is not None and wanted.models and drafter else None,
+        tv=None if expert is None else float(decision.tv[0]) if decision else 0.0,
+        expert_logprob=expert.logprob(token) if expert else None,
+        drafter_logprob=drafter.logprob(token) if drafter else None,
+        target=target,
+        expert=expert_told,
+        drafter=drafter_told,
     )
 
 
@@ -113,12 +123,6 @@ class Fidelity:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
-
-
-def _plain_logprob(logits: Array, token: int) -> float:
-    row = np.asarray(logits, dtype=np.float64)
-    top = row.max()
-    return float(row[token] - top - np.log(np.exp(row - top).sum()))
 
 
 def _distribution(probs: Float, token: int, k: int) -> Distribution:

@@ -30,7 +30,6 @@ from .stats import Stats
 from .text import TextStream
 from .vocabulary import Vocabulary
 
-
 #: Tokens per block where no expert checks them, so that their number is of no consequence.
 UNCHECKED_BLOCK = 5
 
@@ -50,9 +49,12 @@ class LoadedPair:
     small: Session | None = None
     profile: Profile | None = None
     small_profile: Profile | None = None
-    learnt: dict[str, Experience] = field(default_factory=dict)
     start: dict[str, Experience] = field(default_factory=dict)
+    learnt: dict[str, Experience] = field(init=False)
     index: NgramIndex = field(default_factory=NgramIndex)
+
+    def __post_init__(self) -> None:
+        self.learnt = deepcopy(self.start)
 
     @property
     def sessions(self) -> list[Session]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -89,7 +89,8 @@ def decode(
     budget = min(max_tokens, room)
     reply: list[int] = []
     trace: list[float] = []
-    if helpers.index:
+    notes: dict[Any, Any] = {}
+    if helpers.index is not None:
         helpers.index.begin(tokens)
     finish_reason: FinishReason | None = None
     while finish_reason is None:
@@ -109,7 +110,7 @@ def decode(
             rows = expert.extend(tokens[len(expert.tokens) :] + read, keep=len(read) + 1)
             scores = shaper.rows(rows, reply, read)
         scored = time.perf_counter()
-        place = Place(text=tokens, emitted=len(reply), trace=trace, vocabulary=vocabulary)
+        place = Place(text=tokens, emitted=len(reply), trace=trace, vocabulary=vocabulary, notes=notes)
         verdict = verify(draft, scores, rule, sampler, rng, verification=verification, place=place, wanted=wanted)
         _learn(pace, draft, verdict)
         for end, token in enumerate(verdict.token_ids, start=1):
@@ -123,7 +124,7 @@ def decode(
         for session in (drafter, expert, helpers.small):
             if session is not None:
                 session.rewind(min(len(session.tokens), len(tokens) - 1))
-        if helpers.index:
+        if helpers.index is not None:
             helpers.index.append(verdict.token_ids)
         if budget == 0 and finish_reason is None:
             finish_reason = "length"

@@ -21,10 +21,10 @@ from typer.core import TyperGroup
 
 from . import __version__, catalog, methods, options, rules
 from .calibration import Calibrated, fit, ready, reliability_diagram
-from .compare import DEFAULT_THRESHOLD, all_arms, compare, few_arms
+from .compare import BLOCK_SIZE, DEFAULT_THRESHOLD, all_arms, compare, few_arms
 from .errors import SettingError, SpeccascadeError
 from .figures import figure_class, writable
-from .invocation import biases, loaded, pair_and_prompt, progress, prompt_ids, set_log_level, tell_rule, text_of
+from .invocation import biases, length, loaded, pair_and_prompt, progress, prompt_ids, set_log_level, tell_rule, text_of
 from .reply import Chunk, Reply
 from .settings import DEFAULTS, Settings
 from .staircase import staircase
@@ -93,7 +93,7 @@ def run(
     top_k: options.TopK = DEFAULTS.top_k,
     top_p: options.TopP = DEFAULTS.top_p,
     min_p: options.MinP = DEFAULTS.min_p,
-    block_size: options.BlockSize = DEFAULTS.block_size,
+    block_size: options.BlockSize = str(DEFAULTS.block_size),
     max_tokens: options.MaxTokens = DEFAULTS.max_tokens,
     seed: options.Seed = None,
     strict_first: options.StrictFirst = DEFAULTS.strict_first,
@@ -113,6 +113,7 @@ def run(
     gpu_layers: options.GpuLayers = -1,
     drafter: options.DrafterFile = None,
     expert: options.ExpertFile = None,
+    small: options.SmallFile = None,
     models: options.Models = None,
     raw: options.Raw = False,
     show_origin: Annotated[bool, typer.Option("--show-origin", help="Colour each token by who wrote it.")] = False,
@@ -128,7 +129,7 @@ def run(
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
-        block_size=block_size,
+        block_size=length(block_size),
         max_tokens=max_tokens,
         seed=seed,
         strict_first=strict_first,
@@ -146,7 +147,9 @@ def run(
     )
     if logprobs is not None and not as_json:
         raise SettingError("--logprobs needs --json: a terminal's text has no room for them")
-    with loaded(pair, drafter, expert, models, ctx, threads, gpu_layers, verbose) as runtime:
+    with loaded(
+        pair, drafter, expert, models, ctx, threads, gpu_layers, verbose, small=small, profile=settings.block_size == "auto"
+    ) as runtime:
         read: list[Chunk] = []
         for chunk in runtime.stream(prompt_ids(runtime, prompt, raw), **vars(settings)):
             if not read and verbose:
@@ -180,7 +183,7 @@ def compare_verb(
     top_k: options.TopK = DEFAULTS.top_k,
     top_p: options.TopP = DEFAULTS.top_p,
     min_p: options.MinP = DEFAULTS.min_p,
-    block_size: options.BlockSize = DEFAULTS.block_size,
+    block_size: options.BlockSize = str(BLOCK_SIZE),
     max_tokens: options.MaxTokens = DEFAULTS.max_tokens,
     seed: Annotated[int, typer.Option(help="The same for every arm.")] = 0,
     strict_first: options.StrictFirst = DEFAULTS.strict_first,
@@ -203,6 +206,7 @@ def compare_verb(
     gpu_layers: options.GpuLayers = -1,
     drafter: options.DrafterFile = None,
     expert: options.ExpertFile = None,
+    small: options.SmallFile = None,
     models: options.Models = None,
     raw: options.Raw = False,
     as_json: options.Json = False,
@@ -223,7 +227,7 @@ def compare_verb(
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
-        block_size=block_size,
+        block_size=length(block_size),
         max_tokens=max_tokens,
         seed=seed,
         strict_first=strict_first,
@@ -235,7 +239,9 @@ def compare_verb(
         grammar=text_of(grammar),
         json_schema=text_of(json_schema),
     )
-    with loaded(pair, drafter, expert, models, ctx, threads, gpu_layers, verbose) as runtime:
+    with loaded(
+        pair, drafter, expert, models, ctx, threads, gpu_layers, verbose, small=small, profile=settings.block_size == "auto"
+    ) as runtime:
         own = methods.parse(rule or runtime.rule)
         if verbose:
             tell_rule(own, seed)
@@ -312,6 +318,7 @@ def calibrate_verb(
     gpu_layers: options.GpuLayers = -1,
     drafter: options.DrafterFile = None,
     expert: options.ExpertFile = None,
+    small: options.SmallFile = None,
     models: options.Models = None,
     verbose: options.Verbose = 0,
 ) -> None:
@@ -319,7 +326,7 @@ def calibrate_verb(
     set_log_level(verbose)
     questions = read_tasks(tasks)
     ready(len(questions), target, out, picture)  # before hours of asking
-    with loaded(pair, drafter, expert, models, ctx, threads, gpu_layers, verbose, rule="strict") as runtime:
+    with loaded(pair, drafter, expert, models, ctx, threads, gpu_layers, verbose, rule="strict", small=small, profile=False) as runtime:
         with progress("asking", verbose) as bar:
             task = bar.add_task("", total=1.0)
             found = judged(runtime, questions, max_tokens=max_tokens, on_step=lambda fraction: bar.update(task, completed=fraction))
@@ -345,6 +352,7 @@ def profile_verb(
     gpu_layers: options.GpuLayers = -1,
     drafter: options.DrafterFile = None,
     expert: options.ExpertFile = None,
+    small: options.SmallFile = None,
     models: options.Models = None,
     as_json: options.Json = False,
     verbose: options.Verbose = 0,
@@ -358,7 +366,7 @@ def profile_verb(
         figure_class(picture)
         writable(picture)
     with (
-        loaded(pair, drafter, expert, models, ctx, threads, gpu_layers, verbose, rule="strict") as runtime,
+        loaded(pair, drafter, expert, models, ctx, threads, gpu_layers, verbose, rule="strict", small=small, profile=False) as runtime,
         progress("measuring", verbose) as bar,
     ):
         task = bar.add_task("", total=1.0)

@@ -19,8 +19,10 @@ from .reply import Reply
 from .routing import Margin
 from .rules import DEFAULT, Never, Opt, Strict, TokenV3
 from .runtime import Prompt, Runtime
-from .settings import DEFAULTS, Settings
+from .settings import DEFAULTS, BlockSize, Settings
 
+#: Rules are compared at the same length of drafts.
+BLOCK_SIZE = 5
 #: The rule of the paper, shown beside the pair's own.
 PAPER_RULE = Opt(0.2)
 #: Below this mean margin the sequential cascade throws the drafter's answer away.
@@ -33,7 +35,7 @@ class Row:
 
     name: str
     reply: Reply
-    block_size: int
+    block_size: BlockSize
     wall_s: float
     speedup: float
 
@@ -92,7 +94,9 @@ def all_arms(settings: Settings, rule: Method) -> dict[str, Settings]:
         method = methods.parse(spec)
         if isinstance(method, Never | Strict):
             continue
-        size = max(settings.block_size, Fly.TAIL + 4) if isinstance(method, Fly) else settings.block_size
+        size = settings.block_size
+        if isinstance(method, Fly):
+            size = Fly.TAIL + 4 if size == "auto" else max(size, Fly.TAIL + 4)
         name = spec if size == settings.block_size else f"{spec} blocks of {size}"
         with suppress(SettingError):
             arms.setdefault(name, _by(settings, method, block_size=size))

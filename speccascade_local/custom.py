@@ -75,9 +75,8 @@ class _Custom(Rule):
 
     def _array(self, method: str, evidence: Evidence) -> NDArray[Any]:
         """The user's answer. What the executor reads afterwards is closed to writing, so that no slip of the rule's can change it."""
-        shared = (evidence.drafter_probs, evidence.expert_probs, evidence.expert_support)
-        for array in (*shared, *(rows for model in (evidence.drafter, evidence.expert) for rows in (model.logits, model.shaped))):
-            array.flags.writeable = False
+        for model in (evidence.drafter, evidence.expert):
+            model.logits.flags.writeable = model.shaped.flags.writeable = False
         answer = self._ask(method, evidence)
         try:
             return np.asarray(answer)

@@ -19,6 +19,7 @@ from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .checks import finite_number, whole_number
 from .evidence import Evidence, Float, total_variation
@@ -151,6 +152,20 @@ class Decision:
             defer = np.broadcast_to(defer[:, None], self.evidence.drafter.logits.shape)
         return defer | ~self.evidence.expert_support if self.rule.in_blocks else defer
 
+    def defers(self, token: int) -> bool:
+        """Whether the first position leaves ``token`` to the expert."""
+        if isinstance(self.rule, TargetRule):
+            return self.prob(token) < self.evidence.drafter.prob(self.evidence.sampler, token)
+        return bool(self.deferred[0, token])
+
+    def prob(self, token: int) -> float:
+        """π(token) at the first position, without the rest of π where the rule is a mask."""
+        if isinstance(self.rule, TargetRule):
+            return float(self.target[0, token])
+        drafter, expert, sampler = self.evidence.drafter, self.evidence.expert, self.evidence.sampler
+        kept = 0.0 if self.deferred[0, token] else drafter.prob(sampler, token)
+        return kept + float(self._handed_over[0]) * expert.prob(sampler, token)
+
     @cached_property
     def target(self) -> Float:
         """The distribution π of the emitted token. [k, n_vocab]"""
@@ -163,7 +178,32 @@ class Decision:
     @cached_property
     def tv(self) -> Float:
         """How far the target is from the expert: total variation of π and p. [k]"""
-        return total_variation(self.target, self.evidence.expert_probs)
+        if isinstance(self.rule, TargetRule):
+            return total_variation(self.target, self.evidence.expert_probs)
+        return np.array([self._distance(j, np.flatnonzero(~deferred)) for j, deferred in enumerate(self.deferred)])
+
+    def _distance(self, position: int, trusted: NDArray[np.intp]) -> float:
+        """TV(π, p) at one position. Only trusted tokens can have more of π = q + η·p than of p, and mostly they are few."""
+        evidence = self.evidence
+        if evidence.sampler.temperature == 0:
+            return float(evidence.tv[position]) if evidence.drafter.best[position] in trusted else 0.0
+        if len(trusted) == self.deferred.shape[-1]:
+            return float(evidence.tv[position])
+        q, p = evidence.drafter_probs[position, trusted], evidence.expert_probs[position, trusted]
+        return float(np.maximum(q - q.sum() * p, 0.0).sum())
+
+    @cached_property
+    def _handed_over(self) -> Float:
+        if self.evidence.sampler.temperature == 0:
+            return self.deferred[np.arange(len(self.deferred)), self.evidence.drafter.best].astype(np.float64)
+        return handed_over(self.deferred, self.evidence.drafter_probs)
+
+
+def handed_over(defer: Mask, drafter_probs: Array) -> Float:
+    """η, the mass that the drafter puts on deferred tokens. [k, n_vocab] -> [k]"""
+    mass = np.array([row.sum(where=deferred) for row, deferred in zip(drafter_probs, defer)])
+    mass[defer.all(axis=-1)] = 1.0  # not 1 - 1e-16: where everything is deferred, the target is p to the last bit
+    return mass
 
 
 def blend(defer: Mask, drafter_probs: Array, expert_probs: Array) -> Float:
@@ -171,7 +211,6 @@ def blend(defer: Mask, drafter_probs: Array, expert_probs: Array) -> Float:
 
     The mass that the drafter puts on deferred tokens (η) is given out again as the expert would, over *every* token.
     """
-    handed_over = np.where(defer, drafter_probs, 0.0).sum(axis=-1, keepdims=True)
-    handed_over[defer.all(axis=-1)] = 1.0  # not 1 - 1e-16: where everything is deferred, the target is p to the last bit
-    target: Float = np.where(defer, 0.0, drafter_probs) + handed_over * expert_probs
+    target: Float = expert_probs * handed_over(defer, drafter_probs)[:, None]
+    np.add(target, drafter_probs, out=target, where=~defer)
     return target

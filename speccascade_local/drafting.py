@@ -16,9 +16,9 @@ from .evidence import Rows
 from .ngram import NOTHING, Guess, NgramIndex
 from .pacing import LONGEST, Fixed, Pace
 from .rules import Strict
-from .sampling import Array, Sampler, draw
+from .sampling import Array, Sampler
 from .shaping import Shaper
-from .verify import Draft, verify
+from .verify import Draft, drawn, verify
 
 
 class Session(Protocol):
@@ -63,7 +63,7 @@ class Helpers:
 
     def guess(self, length: int, drafted: Sequence[int] = ()) -> Guess:
         """How the text and ``drafted`` would be copied on."""
-        return self.index.guess(length, drafted) if self.index else NOTHING
+        return self.index.guess(length, drafted) if self.index is not None else NOTHING
 
 
 def propose(
@@ -78,7 +78,7 @@ def propose(
     reply: list[int],
     look_ahead: bool = False,
     pace: Pace | None = None,
-    helpers: Helpers = Helpers(),  # noqa: B008  # a frozen value
+    helpers: Helpers = Helpers(),  # a frozen value
 ) -> Draft:
     """Draft up to ``length`` tokens that continue ``tokens``, of which ``reply`` is the end that was generated.
 
@@ -90,28 +90,21 @@ def propose(
     pace.begin(length, len(tokens) - len(drafter.tokens), len(tokens))
     reading = _Reading(drafter, tokens, reply, sampler, rng, is_end, shaper, pace, helpers)
     drafted: list[int] = []
-    rows: list[Array] = []
-    shaped: list[Array] = []
+    rows: list[Rows] = []
     ended = False
     while not ended and len(drafted) < length and pace.another(helpers.guess(LONGEST, drafted)):
-        row, shaped_row = reading.next(drafted, most=length - len(drafted))
-        rows.append(row)
-        shaped.append(shaped_row)
-        if not pace.worth(row):
+        rows.append(reading.next(drafted, most=length - len(drafted)))
+        if not pace.worth(rows[-1]):
             break
-        drafted.append(reading.draw(shaped_row))
+        drafted.append(reading.draw(rows[-1]))
         ended = is_end(drafted[-1])
     if look_ahead and not ended and len(rows) == len(drafted):
-        row, shaped_row = reading.next(drafted, most=1)
-        rows.append(row)
-        shaped.append(shaped_row)
+        rows.append(reading.next(drafted, most=1))
     for session in (drafter, helpers.small):  # a proposal may have reached further than the draft
         if session is not None:
             session.rewind(min(len(session.tokens), len(tokens) + len(drafted)))
-    shape = len(rows), drafter.n_vocab
-    logits = np.array(rows, dtype=np.float32).reshape(shape)
-    together = Rows(logits, np.array(shaped).reshape(shape)) if shaper.active else Rows.of(logits)
-    return Draft(drafted, together, calls=reading.calls)
+    logits = np.concatenate([row.logits for row in rows]) if rows else np.empty((0, drafter.n_vocab), np.float32)
+    return Draft(drafted, Rows.joined(rows, logits), calls=reading.calls)
 
 
 class _Reading:
@@ -131,29 +124,29 @@ class _Reading:
     ) -> None:
         self._drafter, self._tokens, self._reply, self._sampler, self._rng = drafter, tokens, reply, sampler, rng
         self._is_end, self._shaper, self._pace, self._helpers = is_end, shaper, pace, helpers
-        self._ready: list[tuple[Array, Array, int]] = []  # rows that were read ahead, with the tokens drawn from them
+        self._ready: list[tuple[Rows, int]] = []  # rows that were read ahead, with the tokens drawn from them
         self._drawn: int | None = None
         self.calls = 0  # batches of the drafter
 
-    def next(self, drafted: list[int], most: int) -> tuple[Array, Array]:
-        """The row that follows the text and ``drafted``, raw and shaped."""
+    def next(self, drafted: list[int], most: int) -> Rows:
+        """The row that follows the text and ``drafted``. [1, n_vocab]"""
         if not self._ready:
             self.calls += 1
             proposal = self._proposal(drafted, most - 1)
             if not proposal.submitted:
                 self._drawn = None
-                row = self._drafter.extend(self._unread(drafted), keep=1)[0].copy()
-                return row, self._shaper.shape(row, [*self._reply, *drafted])
+                return self._shaper.rows(self._drafter.extend(self._unread(drafted), keep=1).copy(), [*self._reply, *drafted], [])
             self._review(drafted, proposal)
-        row, shaped, self._drawn = self._ready.pop(0)
-        return row, shaped
+        row, self._drawn = self._ready.pop(0)
+        return row
 
-    def draw(self, shaped: Array) -> int:
+    def draw(self, row: Rows) -> int:
         """A token from the row that ``next`` gave."""
-        return draw(self._sampler.probs(shaped), self._rng) if self._drawn is None else self._drawn
+        return drawn(row, self._sampler, self._rng) if self._drawn is None else self._drawn
 
     def _unread(self, drafted: list[int]) -> list[int]:
-        return [*self._tokens, *drafted][len(self._drafter.tokens) :]
+        held, text = len(self._drafter.tokens), len(self._tokens)
+        return [*self._tokens[held:], *drafted[max(held - text, 0) :]]
 
     def _proposal(self, drafted: list[int], most: int) -> Draft:
         """What a helper thinks that the drafter will say next."""
@@ -161,7 +154,7 @@ class _Reading:
         if most < 1:
             return nothing
         guess = self._helpers.guess(LONGEST, drafted)
-        guessed = guess.token_ids[: self._pace.review(guess)]
+        guessed = guess.token_ids[: min(self._pace.review(guess), most)]
         guessed = guessed[: self._shaper.admitted([*self._reply, *drafted], guessed)]
         if guessed or small is None:
             self._guess = Guess(guessed, guess.match)
@@ -183,4 +176,4 @@ class _Reading:
         for session in (self._drafter, self._helpers.small):
             if session is not None:
                 session.rewind(min(len(session.tokens), base + kept))
-        self._ready = [(rows[j], own.shaped[j], token) for j, token in enumerate(verdict.token_ids)]
+        self._ready = [(own.row(j), token) for j, token in enumerate(verdict.token_ids)]

@@ -12,7 +12,7 @@ from typing import ClassVar
 from .acceptance import Lenience
 from .deferral import AlphaRule, Decision, Dial, Rule, TargetRule
 from .errors import SettingError
-from .evidence import Evidence, Float, Place
+from .evidence import Evidence, Float
 from .rules import Chow, Diff, Fuzzy, Strict, TokenV1, TokenV2, TokenV3
 from .sampling import Mask, Sampler
 
@@ -153,11 +153,36 @@ class Guarded(Composed):
         return remembering.remember(decision)
 
     def _regional(self, evidence: Evidence) -> Rule:
-        return self.thinking if self.thinking and _thinks(evidence, *self.TAGS) else self.rule
+        return self.thinking if self.thinking and _thinks(evidence, self.TAGS) else self.rule
 
 
-def _thinks(evidence: Evidence, opening: bytes, closing: bytes) -> bool:
+class _Span:
+    """Whether a text that is read piece by piece is inside a tagged span: whether its last opening tag is still open."""
+
+    def __init__(self, tags: tuple[bytes, bytes], read: int = 0, tail: bytes = b"", inside: bool = False) -> None:
+        self._tags, self.read, self._tail, self.inside = tags, read, tail, inside
+
+    def copy(self) -> _Span:
+        """One that reads on by itself."""
+        return _Span(self._tags, self.read, self._tail, self.inside)
+
+    def feed(self, text: bytes, tokens: int) -> None:
+        """Read on: ``text``, spelled by so many ``tokens``."""
+        text = self._tail + text
+        opened, closed = map(text.rfind, self._tags)
+        if opened != closed:  # both are -1 where there is neither
+            self.inside = opened > closed
+        self._tail = text[1 - max(map(len, self._tags)) :]  # where a tag may have begun
+        self.read += tokens
+
+
+def _thinks(evidence: Evidence, tags: tuple[bytes, bytes]) -> bool:
     """Whether the last opening tag before this place, in prompt or reply, is still open."""
-    place: Place = evidence.place
-    text = evidence.vocabulary.bytes_of(place.tokens)
-    return text.rfind(opening) > text.rfind(closing)
+    place, bytes_of = evidence.place, evidence.vocabulary.bytes_of
+    committed: _Span = place.notes.setdefault(tags, _Span(tags))
+    if committed.read < len(place.text):
+        new = place.text[committed.read :]
+        committed.feed(bytes_of(new), len(new))
+    here, drafted = committed.copy(), place.drafted[: place.position]
+    here.feed(bytes_of(drafted), len(drafted))
+    return here.inside

@@ -11,13 +11,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from . import catalog
 from .deferral import Method
 from .errors import CatalogError, PromptError, SettingError
 from .loading import load
 from .runtime import Prompt, Runtime
+from .settings import BlockSize
 from .terminal import stderr
 
 
@@ -74,10 +75,18 @@ def loaded(
     gpu_layers: int,
     verbose: int,
     rule: str | None = None,
+    small: Path | None = None,
+    profile: bool = True,
 ) -> Iterator[Runtime]:
     """The pair, loaded under a progress bar and closed afterwards."""
     with progress("loading", verbose) as bar:
-        tasks = {role: bar.add_task(role, total=1.0) for role in ("drafter", "expert")}
+        tasks: dict[str, TaskID] = {}
+
+        def report(role: str, fraction: float) -> None:
+            if role not in tasks:
+                tasks[role] = bar.add_task(role, total=1.0)
+            bar.update(tasks[role], completed=fraction)
+
         runtime = load(
             pair,
             drafter=drafter,
@@ -87,10 +96,22 @@ def loaded(
             n_threads=threads,
             n_gpu_layers=gpu_layers,
             rule=rule,
-            on_progress=lambda role, fraction: bar.update(tasks[role], completed=fraction),
+            small=small,
+            profile=profile,
+            on_progress=report,
         )
     with runtime:
         yield runtime
+
+
+def length(given: str) -> BlockSize:
+    """``"auto"``, or ``"5"`` -> 5. Raises SettingError."""
+    if given == "auto":
+        return "auto"
+    try:
+        return int(given)
+    except ValueError:
+        raise SettingError(f"--block-size {given!r:.40} is neither a whole number nor auto") from None
 
 
 def biases(given: list[str] | None) -> dict[int, float]:

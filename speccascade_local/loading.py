@@ -6,9 +6,10 @@ Knows nothing of how replies are made.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from . import catalog, methods, rules
 from .catalog import Pair
@@ -16,6 +17,7 @@ from .checks import whole_number
 from .deferral import Method
 from .errors import SettingError
 from .ngram import NgramSession
+from .pacing import Experience
 from .pairing import shared_vocab_size
 from .runtime import Runtime
 from .session import LlamaModel, LlamaSession
@@ -35,18 +37,27 @@ def load(
     n_threads: int | None = None,
     n_gpu_layers: int = -1,
     rule: str | Method | None = None,
+    profile: bool = True,
+    learnt: Mapping[str, Any] | None = None,
     on_progress: Callable[[str, float], None] | None = None,
 ) -> Runtime:
     """Load a pair: by name from ``models.yaml`` (None: the bundled one), or by the paths of two GGUF files.
 
-    drafter: may be ``"ngram"``: no second model, drafts are copied from the text. small: a third model that drafts for the drafter. models: a ``models.yaml`` to look in first. n_ctx: tokens that both contexts hold (default: 4096, or what both models were
-    trained for). n_threads: default the physical cores (1 for tiny models). n_gpu_layers: layers on the GPU, -1 for all, where the
-    build has one. rule: in place of the pair's own. on_progress: called with ("small", "drafter" or "expert", 0..1).
+    drafter: may be ``"ngram"``: no second model, drafts are copied from the text. small: a third model that drafts for the drafter.
+    models: a ``models.yaml`` to look in first. n_ctx: tokens that all contexts hold (default: 4096, or what all models were trained
+    for). n_threads: default what is fastest (1 for tiny models). n_gpu_layers: layers on the GPU, -1 for all, where the build has one.
+    rule: in place of the pair's own. profile: measure now how fast the models are on this machine, or read it where that was done
+    before; False puts it off until automatic lengths need it. learnt: what :meth:`Runtime.learnt` of an earlier runtime gave.
+    on_progress: called with ("small", "drafter", "expert" or "profile", 0..1).
 
     Raises CatalogError, ModelLoadError, PairError, SettingError or SessionError; whatever was loaded by then is freed.
     """
     chosen = _choose(pair, drafter, expert, small, models)
     own = methods.parse(rule or chosen.rule or rules.DEFAULT)  # refused before anything is loaded
+    try:
+        known = {key: Experience.from_dict(value) for key, value in (learnt or {}).items()}
+    except (ValueError, AttributeError) as error:
+        raise SettingError(f"learnt is not what Runtime.learnt() gives: {error}; leave it out to start anew") from error
     if n_threads is not None:
         whole_number("n_threads", n_threads, 1, 1024)
     whole_number("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1)
@@ -69,8 +80,15 @@ def load(
         trained = min(model.n_ctx_train for model in opened.values())
         size = min(DEFAULT_CONTEXT, trained) if n_ctx is None else whole_number("n_ctx", n_ctx, 1, trained)
         sessions = {role: open_session(model) for role, model in opened.items()}
-        copied = NgramSession(n_vocab, size)
-        return Runtime(chosen, own, sessions.get("drafter", copied), sessions["expert"], resources.pop_all(), sessions.get("small"))
+        drafting = sessions["drafter"] if "drafter" in sessions else NgramSession(n_vocab, size)
+        runtime = Runtime(chosen, own, drafting, sessions["expert"], resources.pop_all(), sessions.get("small"), known)
+    try:
+        if profile:
+            runtime.profile(on_step=(lambda fraction: on_progress("profile", fraction)) if on_progress else lambda _: None)
+    except BaseException:
+        runtime.close()
+        raise
+    return runtime
 
 
 def _choose(
@@ -92,5 +110,5 @@ def _choose(
         raise SettingError("two files were named, and a pair or a models.yaml too; name one or the other")
     if str(drafter) == catalog.NGRAM and small is not None:
         raise SettingError("a small model drafts for a drafter, and drafter 'ngram' is none; name the small model as the drafter")
-    named = [Path(os.path.expanduser(path)) for path in (drafter, expert)]
-    return Pair("custom", *named, small=Path(os.path.expanduser(small)) if small is not None else None)
+    third = None if small is None else Path(os.path.expanduser(small))
+    return Pair("custom", Path(os.path.expanduser(drafter)), Path(os.path.expanduser(expert)), small=third)

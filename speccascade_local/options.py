@@ -32,7 +32,13 @@ Temperature = Annotated[float, typer.Option(rich_help_panel="Sampling", help="0 
 TopK = Annotated[int, typer.Option(rich_help_panel="Sampling", help="Keep the k most probable tokens; 0 is off.")]
 TopP = Annotated[float, typer.Option(rich_help_panel="Sampling", help="Keep the most probable tokens up to this mass; 1 is off.")]
 MinP = Annotated[float, typer.Option(rich_help_panel="Sampling", help="Drop tokens below this share of the most probable one; 0 is off.")]
-BlockSize = Annotated[int, typer.Option(rich_help_panel="Cascade", help="Drafted tokens per block; 0 is the expert alone.")]
+BlockSize = Annotated[
+    str,
+    typer.Option(rich_help_panel="Cascade", help="Drafted tokens per block; 0 is the expert alone, auto as many as pay on this machine."),
+]
+SmallFile = Annotated[
+    Path | None, typer.Option("--small", rich_help_panel="Models", help="A third, still smaller model that drafts for the drafter.")
+]
 MaxTokens = Annotated[int, typer.Option(rich_help_panel="Sampling", help="Longest answer, in tokens.")]
 Seed = Annotated[
     int | None, typer.Option(show_default="a fresh one, told in --json and -v", rich_help_panel="Sampling", help="Repeats an answer.")
@@ -49,7 +55,7 @@ Threads = Annotated[
 ]
 GpuLayers = Annotated[int, typer.Option(rich_help_panel="Models", help="Layers on the GPU, -1 for all; needs a build with one.")]
 DrafterFile = Annotated[
-    Path | None, typer.Option("--drafter", rich_help_panel="Models", help="The small model's GGUF file, in place of a pair.")
+    Path | None, typer.Option("--drafter", rich_help_panel="Models", help="The small model's GGUF file, in place of a pair; ngram: none.")
 ]
 ExpertFile = Annotated[
     Path | None, typer.Option("--expert", rich_help_panel="Models", help="The large model's GGUF file, in place of a pair.")

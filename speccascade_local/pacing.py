@@ -11,7 +11,7 @@ The decision to stop is taken from the text, from what is drafted already and fr
 that is then withheld. So given that a token was submitted it is distributed as the drafter's row says, and the executor's guarantee
 (every emitted token follows the rule's target) holds whatever the lengths are.
 
-Knows costs and chances; nothing of rules, sessions or sampling.
+Knows costs and chances; nothing of rules or sessions.
 """
 
 from __future__ import annotations
@@ -23,13 +23,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .evidence import Float, Rows
 from .ngram import Guess
 from .profile import Profile
-from .sampling import Array
-
-Float = NDArray[np.float64]
 
 #: The longest draft of an automatic block: batches beyond 17 tokens are no cheaper per token on any machine measured so far.
 LONGEST = 16
@@ -44,7 +41,7 @@ class Pace(Protocol):
     """Who decides how long the drafts are. One object per reply; the methods are called in this order, block after block."""
 
     def begin(self, room: int, unread: int, depth: int) -> None:
-        """A block begins. room: the most tokens that may be drafted. unread: what the drafter must read first. depth: length of the text."""
+        """A block begins. room: the most tokens to draft. unread: what the drafter must read first. depth: length of the text."""
 
     def another(self, guess: Guess) -> bool:
         """Whether the drafter shall compute its next row. guess: how the text would be copied on from here."""
@@ -55,7 +52,7 @@ class Pace(Protocol):
     def reviewed(self, guess: Guess, kept: int) -> None:
         """Of the tokens that were reviewed so many were the drafter's own."""
 
-    def worth(self, row: Array) -> bool:
+    def worth(self, row: Rows) -> bool:
         """Whether a token drawn from this raw row shall be submitted."""
 
     def tail(self, guess: Guess) -> int:
@@ -85,7 +82,7 @@ class Fixed:
     def reviewed(self, guess: Guess, kept: int) -> None:
         pass
 
-    def worth(self, row: Array) -> bool:
+    def worth(self, row: Rows) -> bool:
         return True
 
     def tail(self, guess: Guess) -> int:
@@ -141,7 +138,7 @@ class Experience:
         return 1 / (1 + math.exp(-(self.curve[0] + self.curve[1] * log_odds)))
 
     def fit(self) -> None:
-        """Logistic regression on the outcomes, by a few Newton steps from the last fit; drawn to "as sure as it says" while they are few."""
+        """Logistic regression on the outcomes, by a few Newton steps from the last fit; few of them are drawn to "as sure as it says"."""
         x, kept = np.array(self.outcomes, dtype=np.float64).T
         features = np.stack([np.ones_like(x), x])
         weight, prior, pull = np.array(self.curve), np.array([0.0, 1.0]), np.array([0.3, 3.0])
@@ -237,9 +234,9 @@ class Auto:
         self._seen.reviews.learn(guess.match, min(kept + 1, asked), kept)
         self._seconds += self._profile.drafter.batch_s(asked + 1) - self._step
 
-    def worth(self, row: Array) -> bool:
+    def worth(self, row: Rows) -> bool:
         """See :class:`Pace`."""
-        log_odds = confidence(row)
+        log_odds = min(max(-math.log(max(row.plain.rest[0], 1e-12)), -12.0), 12.0)  # max q / (1 - max q)
         chance = self._seen.chance(log_odds)
         self._seen.chances.append(chance)
         probe = self._probing and not self._drafted
@@ -295,10 +292,3 @@ class Auto:
             if worth >= best:  # what costs nothing is taken
                 best, length = worth, i
         return length, float(best)
-
-
-def confidence(row: Array) -> float:
-    """Log-odds of the most probable token of a raw row, between -12 and 12."""
-    top = row.max()
-    doubt = float(np.exp(row - top).sum()) - 1  # (1 - max q) / max q
-    return min(max(-math.log(max(doubt, 1e-12)), -12.0), 12.0)

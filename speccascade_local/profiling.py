@@ -41,11 +41,14 @@ _DRAFT = 8
 _AGREED = 0.05  # two measurements of one thing that differ by no more than this need no third
 _QUICK_S, _AT_ONCE = 0.01, 5  # one visit repeats what is quick, up to so many times
 
+#: In place of a drafter: what an index of the text takes beside any model.
+FREE = Speed(1, 1, (0,), (tuple(1e-6 for _ in SIZES),))
+
 Samples = dict[int, list[float]]
 
 
 def profile_of(
-    drafter: LlamaSession,
+    drafter: LlamaSession | None,
     expert: LlamaSession,
     *,
     threads: int | None = None,
@@ -54,7 +57,8 @@ def profile_of(
 ) -> Profile:
     """The pair's profile, from the cache or measured now; both sessions are left with its thread counts and its padding.
 
-    threads: what the user asked for, which is kept. refresh: measure even if the cache has it. on_step: called with 0..1 on the way.
+    drafter None: there is no second model, and drafts are free. threads: what the user asked for, which is kept. refresh: measure even
+    if the cache has it. on_step: called with 0..1 on the way.
     """
     key = key_of(drafter, expert, threads)
     path = _cache_file(key)
@@ -64,13 +68,14 @@ def profile_of(
         if path is not None:
             _write(path, profile)
     for session, speed in ((drafter, profile.drafter), (expert, profile.expert)):
-        session.set_threads(speed.threads, speed.batch_threads)
-        session.pad_batches(speed.padding)
+        if session is not None:
+            session.set_threads(speed.threads, speed.batch_threads)
+            session.pad_batches(speed.padding)
     return profile
 
 
 def measure(
-    drafter: LlamaSession,
+    drafter: LlamaSession | None,
     expert: LlamaSession,
     *,
     threads: int | None = None,
@@ -79,9 +84,10 @@ def measure(
 ) -> Profile:
     """Measure now. Both sessions are empty afterwards, their batches unpadded, with the thread counts that were found to be best."""
     clock = _Clock(budget_s, on_step)
-    found = [(session, session.threads, session.batch_threads) for session in (drafter, expert)]
+    sessions = [session for session in (drafter, expert) if session is not None]
+    found = [(session, session.threads, session.batch_threads) for session in sessions]
     try:
-        benches = [_Bench(session, clock) for session in (drafter, expert)]
+        benches = [_Bench(session, clock) for session in sessions]
         for bench in benches:
             bench.choose_threads(threads)
         rounds = _rounds(benches, clock)
@@ -90,8 +96,11 @@ def measure(
             bench.measure_deep()
         for _ in rounds:
             pass
-        overlap = _overlap(clock, *benches)
-        profile = Profile(benches[1].speed(), benches[0].speed(), overlap, key_of(drafter, expert, threads))
+        key = key_of(drafter, expert, threads)
+        if drafter is None:
+            profile = Profile(benches[0].speed(), FREE, 1.0, key)
+        else:
+            profile = Profile(benches[1].speed(), benches[0].speed(), _overlap(clock, *benches), key)
     except BaseException:
         for session, single, batch in found:
             session.set_threads(single, batch)
@@ -103,15 +112,15 @@ def measure(
     return profile
 
 
-def key_of(drafter: LlamaSession, expert: LlamaSession, threads: int | None) -> dict[str, str | int]:
+def key_of(drafter: LlamaSession | None, expert: LlamaSession, threads: int | None) -> dict[str, str | int]:
     """What a profile holds for: files, machine, build, and what the user asked for (0 threads: nothing)."""
     return {
         "format": FORMAT,
-        "drafter": _identity(drafter.model.path),
+        "drafter": _identity(drafter.model.path) if drafter is not None else "none",
         "expert": _identity(expert.model.path),
-        "gpu_layers_drafter": drafter.model.n_gpu_layers,
+        "gpu_layers_drafter": drafter.model.n_gpu_layers if drafter is not None else 0,
         "gpu_layers_expert": expert.model.n_gpu_layers,
-        "context": min(drafter.n_ctx, DEEP + SHALLOW),  # of a larger one no more is measured
+        "context": min(expert.n_ctx, DEEP + SHALLOW),  # of a larger one no more is measured
         "threads": threads or 0,
         "cores": physical_cores(),
         "machine": platform.machine(),

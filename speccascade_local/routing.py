@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .account import Side, Wanted, entry
+from .account import Wanted, entry
 from .cascade import Block, FinishReason
 from .deferral import ANY, Dial, Method
 from .drafting import Session
@@ -192,19 +192,16 @@ def token_cascade(
     finish_reason: FinishReason | None = None
     while finish_reason is None:
         before = time.perf_counter()
-        rows = Rows(*_own_row(drafter, tokens, shaper, reply))
+        rows = _own_row(drafter, tokens, shaper, reply)
         evidence = Evidence(rows, rows, sampler)  # the rule looks at the drafter alone
         unsure = bool(rule.defer(evidence)[0])
         drafted = time.perf_counter()
-        probs, sides = evidence.drafter_probs[0], [None, Side(rows.logits[0], evidence.drafter_probs[0])]
-        origin: Origin = "accepted"
-        if unsure:
-            asked = Rows(*_own_row(expert, tokens, shaper, reply))
-            probs, origin = sampler.probs(asked.shaped)[0], "expert"
-            sides[0] = Side(asked.logits[0], probs)
+        asked = _own_row(expert, tokens, shaper, reply) if unsure else None
+        origin: Origin = "expert" if unsure else "accepted"
         scored = time.perf_counter()
-        token = draw(probs, rng)
-        entries = (entry(wanted, token, probs, *sides),) if wanted else ()
+        speaker = asked or rows
+        token = int(speaker.best[0]) if sampler.temperature == 0 else draw(speaker.probs(sampler)[0], rng)
+        entries = (entry(wanted, token, sampler, asked, rows),) if wanted else ()
         kept = () if unsure else (token,)
         verdict = Verdict((token,), (origin,), (False,) * len(kept), entries=entries)
         budget -= 1
@@ -228,7 +225,6 @@ def token_cascade(
         yield Block(verdict, Draft(list(kept), rows), finish_reason)
 
 
-def _own_row(session: Session, tokens: list[int], shaper: Shaper, reply: list[int]) -> tuple[Array, Array]:
-    """A model's row after ``tokens``, raw and shaped, having read what it had not. Both [1, n_vocab]."""
-    raw = session.extend(tokens[len(session.tokens) :], keep=1).copy()
-    return raw, shaper.shape(raw[0], reply)[None]
+def _own_row(session: Session, tokens: list[int], shaper: Shaper, reply: list[int]) -> Rows:
+    """A model's row after ``tokens``, which reads what it had not."""
+    return shaper.rows(session.extend(tokens[len(session.tokens) :], keep=1).copy(), reply, [])

@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from .deferral import ANY, NON_NEGATIVE, AlphaRule, Dial, Rule
-from .evidence import Evidence, Float
+from .evidence import Evidence
 from .sampling import Mask
 
 #: Where a dial is lossless "below 0", this is its lossless end.
@@ -280,13 +280,8 @@ class Bild(AlphaRule):
     example: ClassVar[str] = "1.5"
 
     def defer(self, evidence: Evidence) -> Mask:
-        return _surprise(evidence.expert_plain) > self.alpha
-
-
-def _surprise(probs: Float) -> Float:
-    """-log, infinite for 0."""
-    nats: Float = -np.log(probs, out=np.full_like(probs, -math.inf), where=probs > 0)
-    return nats
+        # -log p > alpha without a logarithm of each p; what is impossible is never trusted, however large alpha is.
+        return evidence.expert_plain < max(math.exp(-self.alpha), math.ulp(0))
 
 
 #: The rule where neither the user nor models.yaml names one.

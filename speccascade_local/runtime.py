@@ -21,6 +21,7 @@ from .catalog import Pair
 from .deferral import Method
 from .errors import ContextOverflowError, PromptError, SessionError
 from .ngram import NgramSession
+from .pacing import Experience
 from .profile import Profile
 from .profiling import profile_of
 from .reply import Chunk, Reply
@@ -50,14 +51,15 @@ class Runtime:
         expert: LlamaSession,
         resources: ExitStack,
         small: LlamaSession | None = None,
+        learnt: Mapping[str, Experience] | None = None,
     ) -> None:
         self.pair = pair
         self.rule = rule
         self.n_ctx = expert.n_ctx
         self.n_vocab = expert.n_vocab
-        self._drafter, self._expert, self._model = drafter, expert, expert.model
+        self._small, self._drafter, self._expert, self._model = small, drafter, expert, expert.model
         vocabulary = Vocabulary(self.n_vocab, lambda token: self._model.piece(token, special=True))
-        self._pairing = LoadedPair(drafter, expert, self._model, vocabulary, small)
+        self._pairing = LoadedPair(drafter, expert, self._model, vocabulary, small, start=dict(learnt or {}))
         self._resources = resources
         self._whole_calls = threading.RLock()  # held while a whole reply is made
         self._block = threading.Lock()  # held while one block is made
@@ -266,9 +268,18 @@ class Runtime:
         """
         with self._whole_calls, self._exclusively():
             self._turn += 1
-            self._drafter.rewind(0)
-            self._expert.rewind(0)
-            return profile_of(self._drafter, self._expert, threads=self._expert.named_threads, refresh=refresh, on_step=on_step)
+            pair, small = self._pairing, self._small
+            for session in pair.sessions:
+                session.rewind(0)
+            drafter = self._drafter if isinstance(self._drafter, LlamaSession) else None
+            if small is not None and drafter is not None:
+                pair.small_profile = profile_of(small, drafter, threads=drafter.named_threads, refresh=refresh, on_step=on_step)
+            pair.profile = profile_of(drafter, self._expert, threads=self._expert.named_threads, refresh=refresh, on_step=on_step)
+            return pair.profile
+
+    def learnt(self) -> dict[str, Any]:
+        """What this runtime has learnt about lengths, for JSON; :func:`load` takes it as ``learnt``. Calls with a seed teach nothing."""
+        return {key: experience.as_dict() for key, experience in self._pairing.learnt.items()}
 
     def close(self) -> None:
         """Free both models. Harmless when repeated; every other method raises SessionError afterwards."""
@@ -323,6 +334,8 @@ class Runtime:
             method.check_pair(self.pair.drafter, self.pair.expert)
         seed = secrets.randbits(32) if settings.seed is None else settings.seed
         ids = self._ids(prompt)
+        if settings.block_size == "auto" and method.asks_expert and self._pairing.profile is None:
+            self.profile()
         chunks = answer(self._pairing, ids, settings, method, seed)
         with self._whole_calls, self._exclusively():
             self._turn += 1

@@ -20,15 +20,67 @@ from .errors import SessionError
 Array = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 
+# Rows of a wide vocabulary come and go by the megabyte, and a C library that gives each back to the system at once has its pages zeroed
+# anew each time, which takes longer than all sums over them. glibc stops that for what is not larger than anything freed before, up to
+# 32 MiB: so something is freed.
+np.empty(31 * 2**20, np.uint8)
 
-def softmax(logits: Array) -> NDArray[np.float64]:
-    """Row-wise softmax in float64, ``-inf`` becoming exactly 0. Raises SessionError for rows that are no logits (nan, +inf).
+
+#: Tokens whose weights are summed before one of them is looked for, see ``draw``.
+_STRETCH = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Softmax:
+    """The softmax of rows, and what falls out of computing it. Leading axes as the rows have them.
 
     float64, because rules compare confidences: in float32 a confident drafter rounds to 1.0.
     """
-    weights: NDArray[np.float64] = np.exp(_below_top(logits))
-    weights /= weights.sum(axis=-1, keepdims=True)
-    return weights
+
+    probs: NDArray[np.float64]  # [.., n_vocab]; exactly 0 where a logit is -inf
+    top: NDArray[np.float64]  # [..] the largest logit
+    rest: NDArray[np.float64]  # [..] sum of exp(logit - top) over all other tokens
+
+    @classmethod
+    def of(cls, logits: Array) -> Softmax:
+        """Raises SessionError for rows that are no logits (nan, +inf)."""
+        best = favourites(logits)[..., None]
+        top = np.take_along_axis(logits, best, axis=-1).astype(np.float64)
+        weights = np.subtract(logits, top, dtype=np.float64)
+        np.exp(weights, out=weights)
+        # The others are summed without the best: what they have stays above 0 where the best one's share rounds to 1.
+        np.put_along_axis(weights, best, 0.0, axis=-1)
+        rest = weights.sum(axis=-1)
+        np.put_along_axis(weights, best, 1.0, axis=-1)
+        weights /= 1 + rest[..., None]
+        return cls(weights, top[..., 0], rest)
+
+    @property
+    def max(self) -> NDArray[np.float64]:
+        """The largest probability. [..]"""
+        top: NDArray[np.float64] = 1 / (1 + self.rest)
+        return top
+
+    @property
+    def doubt(self) -> NDArray[np.float64]:
+        """1 - max, above 0 also where max rounds to 1. [..]"""
+        others: NDArray[np.float64] = self.rest / (1 + self.rest)
+        return others
+
+
+def softmax(logits: Array) -> NDArray[np.float64]:
+    """Row-wise softmax in float64, ``-inf`` becoming exactly 0. Raises SessionError for rows that are no logits (nan, +inf)."""
+    return Softmax.of(logits).probs
+
+
+def favourites(logits: Array) -> NDArray[np.intp]:
+    """The first largest logit of each row. [.., n_vocab] -> [..]. Raises SessionError for rows that are no logits (nan, +inf)."""
+    best: NDArray[np.intp] = np.asarray(np.argmax(logits, axis=-1))  # nan counts as the largest of all
+    if not np.isfinite(np.take_along_axis(logits, best[..., None], axis=-1)).all():
+        raise SessionError(
+            "a model computed logits that are no numbers (nan or inf); its file is damaged, or its build is broken on this machine"
+        )
+    return best
 
 
 def draw(weights: Array, rng: np.random.Generator) -> int:
@@ -36,11 +88,18 @@ def draw(weights: Array, rng: np.random.Generator) -> int:
 
     Takes exactly one random number. Never returns an id of weight 0.
     """
-    cumulative = np.cumsum(weights, dtype=np.float64)
-    token = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
-    if token == len(cumulative):  # the product rounded up to the total
-        token = int(np.flatnonzero(weights)[-1])
-    return token
+    # Inverts the cumulative sum in two steps, first over stretches of the vocabulary: a whole one costs more than all the rest.
+    stretches = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _STRETCH), dtype=np.float64))
+    target = rng.random() * stretches[-1]
+    at = _inverted(stretches, target)
+    start = at * _STRETCH
+    before = stretches[at - 1] if at else 0.0
+    return start + _inverted(np.cumsum(weights[start : start + _STRETCH], dtype=np.float64), target - before)
+
+
+def _inverted(cumulative: NDArray[np.float64], target: float) -> int:
+    """The first place whose cumulative sum lies above ``target``; the last that adds to it where rounding left none."""
+    return min(int(np.searchsorted(cumulative, target, side="right")), int(np.searchsorted(cumulative, cumulative[-1], side="left")))
 
 
 @dataclass(frozen=True)
@@ -64,6 +123,16 @@ class Sampler:
         finite_number("top_p", self.top_p, math.ulp(0), 1, "above 0 and at most 1 (off)")
         finite_number("min_p", self.min_p, 0, 1, "between 0 (off) and 1")
 
+    @property
+    def filters(self) -> bool:
+        """Whether any token is left out."""
+        return bool(self.top_k) or self.top_p < 1 or self.min_p > 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether a sampling distribution is the softmax of its row."""
+        return self.temperature == 1 and not self.filters
+
     def probs(self, logits: Array) -> NDArray[np.float64]:
         """The sampling distribution of each row. [.., n_vocab] -> [.., n_vocab] float64."""
         return self.probs_and_support(logits)[0]
@@ -74,18 +143,38 @@ class Sampler:
         At temperature 0 the filters are read at temperature 1: a greedy model has one *answer*, but not only one token that
         the user's filters allow. Ids whose logit is ``-inf`` are never in the support.
         """
-        rows = _below_top(logits) / (self.temperature or 1.0)
         support = np.isfinite(logits)
+        if self.plain:
+            return softmax(logits), support
+        best = favourites(logits)[..., None]
+        if self.temperature == 0:
+            probs = np.zeros(logits.shape)
+            np.put_along_axis(probs, best, 1.0, axis=-1)
+            return probs, support & self._kept(self._scaled(logits, best)) if self.filters else support
+        rows = self._scaled(logits, best)
+        if self.filters:
+            support &= self._kept(rows)
+            np.copyto(rows, -np.inf, where=~support)
+        np.exp(rows, out=rows)
+        rows /= rows.sum(axis=-1, keepdims=True)
+        return rows, support
+
+    def _scaled(self, logits: Array, best: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Rows at the sampler's temperature, shifted so that their largest value is 0: nothing overflows."""
+        rows = np.subtract(logits, np.take_along_axis(logits, best, axis=-1), dtype=np.float64)
+        if self.temperature not in (0, 1):
+            rows /= self.temperature
+        return rows
+
+    def _kept(self, rows: NDArray[np.float64]) -> Mask:
+        """What top-k, top-p and min-p leave of rows whose largest value is 0."""
+        kept = np.ones(rows.shape, dtype=bool)
         if self.top_k or self.top_p < 1:
             for place in np.ndindex(rows.shape[:-1]):
-                support[place] &= self._most_probable(rows[place])
+                kept[place] = self._most_probable(rows[place])
         if self.min_p > 0:
-            support &= rows >= math.log(self.min_p)  # the largest value of a row is 0
-        if self.temperature == 0:
-            probs = np.zeros(rows.shape)
-            np.put_along_axis(probs, np.argmax(rows, axis=-1)[..., None], 1.0, axis=-1)
-            return probs, support
-        return softmax(np.where(support, rows, -np.inf)), support
+            kept &= rows >= math.log(self.min_p)
+        return kept
 
     def _most_probable(self, row: NDArray[np.float64]) -> Mask:
         """Top-k, then top-p within what it keeps, of one row whose largest value is 0. Among equal logits lower ids come first."""
@@ -106,18 +195,6 @@ class Sampler:
             kept = np.zeros(len(row), dtype=bool)
             kept[ids[: int(np.searchsorted(mass, self.top_p)) + 1]] = True
         return kept
-
-
-def _below_top(logits: Array) -> NDArray[np.float64]:
-    """Rows shifted so that their largest value is 0: nothing overflows, whatever the temperature."""
-    rows = np.asarray(logits, dtype=np.float64)
-    top = rows.max(axis=-1, keepdims=True)
-    if not np.isfinite(top).all():
-        raise SessionError(
-            "a model computed logits that are no numbers (nan or inf); its file is damaged, or its build is broken on this machine"
-        )
-    shifted: NDArray[np.float64] = rows - top
-    return shifted
 
 
 def _first(row: NDArray[np.float64], k: int) -> Mask:

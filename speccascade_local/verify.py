@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from .account import Entry, Side, Wanted, entry
+from .account import Entry, Wanted, entry
 from .deferral import Decision, Rule, TargetRule
 from .evidence import Evidence, Float, Place, Rows
 from .sampling import Sampler, draw
@@ -88,35 +88,40 @@ def verify(
     """
     drafted = draft.token_ids
     if not rule.asks_expert:
-        entries = _drafters_entries(draft, sampler, wanted) if wanted else ()
+        entries = tuple(entry(wanted, token, sampler, None, draft.rows.row(j)) for j, token in enumerate(drafted)) if wanted else ()
         return Verdict(tuple(drafted), tuple("accepted" for _ in drafted), (False,) * len(drafted), entries=entries)
     settle = _settle_block if verification == "block" else _settle_tokens
     decisions = _Decisions(draft, expert, rule, sampler, place)
     kept, corrected = settle(decisions, drafted, rng)
     judged = decisions.made[: kept + (corrected is not None)]
     tokens = [*drafted[:kept], *([] if corrected is None else [corrected])]
-    deferred = tuple(bool(decision.deferred[0, token]) for decision, token in zip(judged, drafted))
+    deferred = tuple(decision.defers(token) for decision, token in zip(judged, drafted))
     origins: list[Origin] = ["matched" if handed_over else "accepted" for handed_over in deferred[:kept]]
     if corrected is not None:
         origins.append("corrected")
-    entries = tuple(_entry(wanted, token, decision) for token, decision in zip(tokens, judged)) if wanted else ()
+    entries = tuple(_judged(wanted, token, decision) for token, decision in zip(tokens, judged)) if wanted else ()
     dropped = draft.submitted[kept:]
     while corrected is None and len(expert) > len(tokens):
         # The strict test of a one-hot row: draw the expert's own token, and go on for as long as that is what was guessed.
-        guess = draft.guesses[len(tokens) - len(drafted)] if len(tokens) < len(draft.submitted) else None
-        row = expert.row(len(tokens))
-        probs = sampler.probs(row.shaped)[0]
-        token = draw(probs, rng)
-        entries += (_experts_entry(wanted, token, probs, draft, row, sampler, after=len(tokens)),) if wanted else ()
+        at = len(tokens)
+        guess = draft.guesses[at - len(drafted)] if at < len(draft.submitted) else None
+        row = expert.row(at)
+        token = drawn(row, sampler, rng)
+        after = draft.rows.row(at) if at < len(draft.rows) else None  # the drafter is known where it looked that far
+        entries += (entry(wanted, token, sampler, row, after),) if wanted else ()
         deferred += () if guess is None else (True,)
         tokens.append(token)
-        dropped = draft.submitted[len(tokens) - (token != guess) :]
-        if token == guess:
-            origins.append("matched")
-        else:
+        dropped = draft.submitted[at + (token == guess) :]
+        if token != guess:
             origins.append("corrected" if guess is not None else "bonus" if draft.submitted else "expert")
             break
+        origins.append("matched")
     return Verdict(tuple(tokens), tuple(origins), deferred, tuple(dropped), tuple(decisions.trace[: len(judged)]), entries)
+
+
+def drawn(row: Rows, sampler: Sampler, rng: np.random.Generator) -> int:
+    """A token of a model's own, from its row. [1, n_vocab]"""
+    return int(row.best[0]) if sampler.temperature == 0 else draw(row.probs(sampler)[0], rng)
 
 
 class _Decisions:
@@ -130,7 +135,8 @@ class _Decisions:
 
     def __iter__(self) -> Iterator[Decision]:
         for j in range(len(self._draft.token_ids)):
-            trace = (*self._place.trace, *self.trace)
+            # A copy that grows with the text, so it is made for rules that read it.
+            trace = (*self._place.trace, *self.trace) if self._rule.remembers else ()
             place = replace(self._place, position=j, emitted=self._place.emitted + j, trace=trace)
             evidence = Evidence(self._draft.rows.row(j), self._expert.row(j), self._sampler, place)
             self.made.append(Decision(self._rule.at(evidence), evidence))
@@ -144,13 +150,13 @@ def _settle_tokens(decisions: _Decisions, drafted: list[int], rng: np.random.Gen
     for j, (token, decision) in enumerate(zip(drafted, decisions)):
         # A mask's trusted token has π(x) >= q(x) and is kept with certainty, so no coin is needed. A rule that names its target tosses
         # one for every token, so that its lossless end spends the same random numbers as strict and writes the same text.
-        if not decision.deferred[0, token] and not isinstance(decision.rule, TargetRule):
+        if not isinstance(decision.rule, TargetRule) and not decision.defers(token):
             continue
-        target, drafter_probs = decision.target[0], decision.evidence.drafter_probs[0]
-        residual = np.maximum(target - drafter_probs, 0.0)
-        # A residual without mass means π = q up to rounding: then the drafted token is as good as any.
-        if rng.random() * drafter_probs[token] >= target[token] and residual.any():
-            return j, draw(residual, rng)
+        if rng.random() * _drafter_prob(decision, token) >= decision.prob(token):
+            residual = _residual(decision)
+            # A residual without mass means π = q up to rounding: then the drafted token is as good as any.
+            if residual.any():
+                return j, draw(residual, rng)
     return len(drafted), None
 
 
@@ -159,13 +165,12 @@ def _settle_block(decisions: _Decisions, drafted: list[int], rng: np.random.Gene
     made = list(decisions)
     kept, kept_share, share = 0, 1.0, 1.0
     for i, token in enumerate(drafted, start=1):
-        probability = made[i - 1].evidence.drafter_probs[0, token]
-        share = min(1.0, share * made[i - 1].target[0, token] / probability)
-        if i < len(drafted):
+        decision = made[i - 1]
+        share = min(1.0, share * decision.prob(token) / _drafter_prob(decision, token))
+        chance = share
+        if i < len(drafted) and share < 1:
             missing = _residual(made[i], share).sum()
-            chance = missing / (missing + 1 - share) if share < 1 else 1.0
-        else:
-            chance = share
+            chance = missing / (missing + 1 - share)
         if rng.random() < chance:
             kept, kept_share = i, share
     if kept == len(drafted):
@@ -174,31 +179,17 @@ def _settle_block(decisions: _Decisions, drafted: list[int], rng: np.random.Gene
     return kept, draw(residual if residual.any() else made[kept].target[0], rng)
 
 
-def _residual(decision: Decision, share: float) -> Float:
+def _drafter_prob(decision: Decision, token: int) -> float:
+    return decision.evidence.drafter.prob(decision.evidence.sampler, token)
+
+
+def _residual(decision: Decision, share: float = 1.0) -> Float:
     """What is left to draw from after a kept prefix of which π supports ``share``. [n_vocab]"""
-    left: Float = np.maximum(share * decision.target[0] - decision.evidence.drafter_probs[0], 0.0)
-    return left
+    left: Float = share * decision.target[0]
+    left -= decision.evidence.drafter_probs[0]
+    return np.maximum(left, 0.0, out=left)
 
 
-def _entry(wanted: Wanted, token: int, decision: Decision) -> Entry:
+def _judged(wanted: Wanted, token: int, decision: Decision) -> Entry:
     evidence = decision.evidence
-    expert = Side(evidence.expert.logits[0], evidence.expert_probs[0])
-    drafter = Side(evidence.drafter.logits[0], evidence.drafter_probs[0])
-    return entry(wanted, token, decision.target[0], expert, drafter)
-
-
-def _experts_entry(wanted: Wanted, token: int, probs: Float, draft: Draft, row: Rows, sampler: Sampler, after: int) -> Entry:
-    """The account of a token that the expert drew by itself from ``row``; the drafter is known where it looked that far."""
-    own = draft.rows.row(after)
-    drafter = Side(own.logits[0], sampler.probs(own.shaped)[0]) if len(own) else None
-    return entry(wanted, token, probs, Side(row.logits[0], probs), drafter)
-
-
-def _drafters_entries(draft: Draft, sampler: Sampler, wanted: Wanted) -> tuple[Entry, ...]:
-    """The account of a draft that nobody judged."""
-    found = []
-    for j, token in enumerate(draft.token_ids):
-        row = draft.rows.row(j)
-        probs = sampler.probs(row.shaped)[0]
-        found.append(entry(wanted, token, probs, None, Side(row.logits[0], probs)))
-    return tuple(found)
+    return entry(wanted, token, evidence.sampler, evidence.expert, evidence.drafter, decision)

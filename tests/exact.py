@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -19,7 +18,7 @@ from speccascade_local.verify import Draft, Verification, verify
 T = TypeVar("T")
 
 #: Where tokens are drawn; looked up as modules, because the package's own names may hide them.
-DRAWING = [importlib.import_module(f"speccascade_local.{name}") for name in ("drafting", "verify")]
+DRAWING = [importlib.import_module("speccascade_local.verify")]
 
 
 class Ways:

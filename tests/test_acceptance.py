@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import row_pairs
 from test_cascade import run
 from toys import RowOf, ToySession, random_rows, sometimes_accepts
 
 import speccascade_local as sc
-from speccascade_local import target_probs
+from speccascade_local import acceptance, target_probs
 from speccascade_local.acceptance import DecisionTokens, Fly, Lenience, Mentored
 from speccascade_local.compare import all_arms, compare, few_arms
 from speccascade_local.rules import DEFAULT
@@ -240,3 +240,42 @@ def test_decision_tokens_is_tried_across_rejections_and_bonus_tokens():
     assert stats.rejected
     assert stats.bonus
     assert 0 < stats.deferred < stats.tested
+
+
+@given(
+    seed=st.integers(0, 99),
+    spread=st.sampled_from([(2, 0.5), (1, 0.01), (4, 4), (3, 0)]),
+    masked=st.sampled_from(["", "q", "p", "qp"]),
+    divergence=st.sampled_from([1e-6, 0.01, 0.1, 1.0, 50.0]),
+)
+@settings(deadline=None)
+def test_mentored_finds_in_a_wide_row_by_groups_what_it_finds_token_by_token(seed, spread, masked, divergence):
+    rng = np.random.default_rng(seed)
+    scale, noise = spread
+    rows = scale * rng.normal(size=6000) + noise * rng.normal(size=(2, 6000))
+    for name, row in zip("qp", rows):
+        if name in masked:
+            row[rng.random(6000) < rng.choice([0.4, 0.99])] = -np.inf
+            row[0] = 1
+    assert len(rows[0]) > acceptance._BUCKETS
+    q, p = (Sampler().probs(row) for row in rows)
+    by_groups = acceptance._closest_to_drafter(q, p, divergence)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(acceptance, "_bounds_by_groups", lambda *_: None)
+        by_tokens = acceptance._closest_to_drafter(q, p, divergence)
+    np.testing.assert_allclose(by_groups, by_tokens, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "masked", "apart"), [(0.001, 0, 0.4), (0.03, 0, 0.4), (0.1, 0, 0.4), (0.1, 0.4, 0.4), (50.0, 0.4, 2), (50.0, 0.99, 0.4)]
+)
+def test_no_row_such_as_models_give_has_to_be_sorted_whole(divergence, masked, apart, monkeypatch):
+    sorted_lengths = []
+    made = acceptance._Clipping.__init__
+    monkeypatch.setattr(acceptance._Clipping, "__init__", lambda self, q, *rest: sorted_lengths.append(len(q)) or made(self, q, *rest))
+    shared, *own = np.random.default_rng(3).normal(size=(3, 100_000))
+    q, p = (2 * shared + apart * each for each in own)
+    p[np.random.default_rng(4).random(len(p)) < masked] = -np.inf
+    acceptance._closest_to_drafter(Sampler().probs(q), Sampler().probs(p), divergence)
+    assert len(sorted_lengths) == 2
+    assert max(sorted_lengths) < 20_000

@@ -12,10 +12,13 @@ from strategies import logit_rows, row_pairs
 
 import speccascade_local as sc
 from speccascade_local import methods
-from speccascade_local.account import Entry, Fidelity, Side, Wanted, entry
-from speccascade_local.deferral import Rule
+from speccascade_local.acceptance import Lenience
+from speccascade_local.account import Entry, Fidelity, Wanted, entry
+from speccascade_local.deferral import Decision, Rule
+from speccascade_local.evidence import Evidence, Rows
 from speccascade_local.methods import target_probs
 from speccascade_local.reply import Reply, Token
+from speccascade_local.rules import Chow, Strict
 from speccascade_local.sampling import Sampler
 from speccascade_local.session import LlamaSession
 
@@ -38,29 +41,41 @@ WAYS = [
 def test_the_most_probable_tokens_are_listed_best_first_the_lower_id_first_among_equals_and_none_of_probability_zero(rows, top, data):
     probs = Sampler().probs(rows)[0]
     token = data.draw(st.integers(0, len(probs) - 1))
-    found = entry(Wanted(top), token, probs, None, None).target
+    found = entry(Wanted(top), token, Sampler(), None, Rows.of(rows)).target
     order = sorted((v for v in range(len(probs)) if probs[v] > 0), key=lambda v: (-probs[v], v))
     assert [v for v, _ in found.top] == order[:top]
     assert [logprob for _, logprob in found.top] == pytest.approx([math.log(probs[v]) for v in order[:top]])
     assert found.logprob == (pytest.approx(math.log(probs[token])) if probs[token] > 0 else -math.inf)
 
 
-@given(row_pairs(), st.data())
-def test_an_entry_tells_the_distance_of_target_and_expert_and_the_plain_probability_of_the_token_under_both(rows, data):
-    (drafter,), (expert,) = rows
-    target = Sampler(0.5).probs(rows[0])[0]
-    p, q = (np.array(reference.sampling_probs(row.tolist(), temperature=0.5, top_k=2, top_p=1.0, min_p=0.0)) for row in (expert, drafter))
-    token = data.draw(st.sampled_from(np.flatnonzero(np.isfinite(expert)).tolist()))
-    found = entry(Wanted(), token, target, Side(expert, p), Side(drafter, q))
-    assert found.tv == pytest.approx(reference.tv(target, p))
+@given(row_pairs(), st.sampled_from([Strict(), Chow(1), Lenience(0.5)]), st.data())
+def test_an_entry_tells_the_distance_of_target_and_expert_and_the_plain_probability_of_the_token_under_both(rows, rule, data):
+    settings = {"temperature": 0.5, "top_k": 2, "top_p": 1.0, "min_p": 0.0}
+    drafter, expert = map(Rows.of, rows)
+    p = reference.sampling_probs(rows[1][0].tolist(), **settings)
+    token = data.draw(st.sampled_from(np.flatnonzero(np.isfinite(rows[1][0])).tolist()))
+    decision = Decision(rule, Evidence(drafter, expert, Sampler(**settings)))
+    found = entry(Wanted(), token, Sampler(**settings), expert, drafter, decision)
+    assert found.tv == pytest.approx(reference.tv(decision.target[0].tolist(), p), abs=1e-12)
     # The logarithm of a softmax underflows where the entry, which never leaves logarithms, does not; these rows are narrow enough.
-    assert found.expert_logprob == pytest.approx(math.log(reference.softmax(expert.tolist())[token]))
+    for told, row in ((found.expert_logprob, rows[1][0]), (found.drafter_logprob, rows[0][0])):
+        q = reference.softmax(row.tolist())[token]
+        assert told == (pytest.approx(math.log(q)) if q > 0 else -math.inf)
     assert (found.target, found.expert, found.drafter) == (None, None, None)
 
 
+def test_a_token_that_a_model_drew_by_itself_is_at_no_distance_from_the_expert_if_that_was_asked():
+    rows = Rows.of(np.zeros((1, 2))), Rows.of(np.array([[5.0, 0.0]]))
+    assert entry(Wanted(), 0, Sampler(), *rows).tv == 0
+    own = entry(Wanted(2, models=True), 0, Sampler(), None, rows[1])
+    assert (own.tv, own.expert_logprob, own.expert) == (None, None, None)
+    assert own.target == own.drafter
+    assert entry(Wanted(2), 0, Sampler(), *rows).target.logprob == pytest.approx(math.log(0.5))
+
+
 def test_a_log_probability_too_small_for_a_probability_is_still_told():
-    row = np.array([0.0, -2000.0], np.float32)
-    assert entry(Wanted(), 1, np.array([1.0, 0.0]), Side(row, np.array([1.0, 0.0])), None).expert_logprob == -2000.0
+    row = Rows.of(np.array([[0.0, -2000.0]], np.float32))
+    assert entry(Wanted(), 1, Sampler(), row, None).expert_logprob == -2000.0
 
 
 @given(

@@ -20,7 +20,7 @@ from speccascade_local.guards import Budget
 from speccascade_local.methods import target_probs
 from speccascade_local.routing import TokenCascade
 from speccascade_local.rules import Chow, Diff, Never, Opt, Strict, TokenV1, TokenV2, TokenV3
-from speccascade_local.sampling import Sampler
+from speccascade_local.sampling import Sampler, Softmax
 from speccascade_local.stats import Stats
 
 PAIRS = {"always accepts": always_accepts, "never accepts": never_accepts, "sometimes accepts": sometimes_accepts}
@@ -370,3 +370,16 @@ def test_a_block_carries_the_draft_that_it_judged():
     for block in blocks:
         kept = sum(origin in ("accepted", "matched") for origin in block.verdict.origins)
         assert block.verdict.token_ids[:kept] == tuple(block.draft.token_ids[:kept])
+
+
+@pytest.mark.parametrize("rule", [Strict(), Chow(0.5), TokenV3(0.3)], ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_no_row_goes_through_a_softmax_twice(rule, temperature, monkeypatch):
+    """Drafted from, judged, accounted for and drawn from, with nothing shaped or filtered: one softmax."""
+    seen = []
+    of = Softmax.of
+    monkeypatch.setattr(Softmax, "of", lambda logits: seen.append(len(logits)) or of(logits))
+    _, blocks, stats = run(sometimes_accepts(), rule, temperature=temperature, max_tokens=20, wanted=Wanted())
+    rows = sum(len(block.draft.token_ids) for block in blocks) + stats.tokens
+    assert len(seen) <= rows
+    assert set(seen) == {1}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import row_pairs, sampler_settings
+from strategies import all_rules, row_pairs, sampler_settings
 
 import speccascade_local as sc
 from speccascade_local.acceptance import Lenience, Mentored
@@ -115,3 +115,14 @@ def test_the_fields_of_a_docstring_end_at_an_empty_line():
         "Lossless": "where all are given, over two lines",
         "Temperature 0": "the same",
     }
+
+
+@given(all_rules, row_pairs(), sampler_settings)
+def test_what_a_decision_says_of_single_tokens_and_distances_is_what_its_target_says(rule, rows, settings):
+    evidence = evidence_of(rows, settings)
+    decision, whole = (Decision(rule.at(evidence), evidence) for _ in range(2))  # the first is asked for no target beforehand
+    tv = float(decision.tv[0])
+    for token in range(rows[0].shape[1]):
+        assert decision.prob(token) == pytest.approx(float(whole.target[0, token]), abs=1e-15)
+        assert decision.defers(token) == bool(whole.deferred[0, token])
+    assert tv == pytest.approx(float(np.maximum(whole.target - evidence.expert_probs, 0).sum()), abs=1e-12)

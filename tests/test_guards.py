@@ -205,6 +205,35 @@ def test_the_thinking_rule_holds_between_the_tags_and_nowhere_else(text, drafted
     assert at(THINKING, text, drafted, position) == (TokenV3(1) if thinks else Strict())
 
 
+def test_a_tag_is_found_however_it_is_cut_between_blocks():
+    letters = Vocabulary(256, lambda token: bytes([token]))
+    rows, spelled = Rows.of(np.zeros((1, 256))), b"a<think>b</think>c"
+    for cut in range(len(spelled)):
+        notes = {}
+        found = []
+        for length in (cut, *range(cut, len(spelled) + 1)):
+            place = Place(text=list(spelled[:length]), vocabulary=letters, notes=notes)
+            found.append(THINKING.at(Evidence(rows, rows, Sampler(), place)) == TokenV3(1))
+        assert found[1:] == [8 <= length < 17 for length in range(cut, len(spelled) + 1)]
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 7), max_size=4), st.lists(st.integers(0, 7), max_size=4)), max_size=8))
+def test_a_text_that_grows_is_read_once_and_thought_of_as_if_it_were_read_anew(blocks):
+    looked_up = []
+    counting = Vocabulary(len(PIECES), PIECES.__getitem__)
+    counting.bytes_of = lambda tokens: looked_up.extend(tokens) or b"".join(PIECES[token] for token in tokens)
+    text, notes, drafts = [], {}, 0
+    rows = Rows.of(np.zeros((1, len(PIECES))))
+    for committed, drafted in blocks:
+        text += committed
+        for position in range(len(drafted) + 1):
+            place = Place(text=text, drafted=drafted, position=position, vocabulary=counting, notes=notes)
+            thinks = THINKING.at(Evidence(rows, rows, Sampler(), place)) == TokenV3(1)
+            assert thinks == inside([*text, *drafted[:position]])
+            drafts += position
+    assert len(looked_up) == len(text) + drafts
+
+
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=4), st.integers(0, 2), modes)
 def test_along_a_whole_reply_each_position_follows_the_rule_of_its_region(prompt, first, mode):
     """Toys that write tags at random, whole and in parts: kept without a coin inside, left to the expert outside."""

@@ -16,9 +16,9 @@ PACKAGE = Path(speccascade_local.__file__).parent
 LAYERS = [
     {"errors"},
     {"checks"},
-    {"sampling", "stats", "profile", "figures"},
+    {"sampling", "stats", "profile", "figures", "ngram"},
     {"vocabulary", "evidence"},
-    {"deferral", "account", "shaping", "gbnf"},
+    {"deferral", "account", "shaping", "gbnf", "pacing"},
     {"rules", "acceptance", "custom", "grammar"},
     {"guards", "verify", "drafting", "session"},
     {"cascade", "text", "pairing"},
@@ -34,7 +34,7 @@ LAYERS = [
 #: These must run on toy sessions without any model, so nothing heavier than numpy.
 ALGORITHMS = {
     *("checks", "sampling", "stats", "profile", "vocabulary", "evidence", "deferral", "account", "shaping", "gbnf", "rules"),
-    *("acceptance", "custom", "guards", "verify", "drafting", "cascade", "routing"),
+    *("acceptance", "custom", "guards", "verify", "drafting", "cascade", "routing", "ngram", "pacing"),
 }
 
 MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")}

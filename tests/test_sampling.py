@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from strategies import logit_rows, sampler_settings
 
 from speccascade_local.errors import SessionError, SettingError
-from speccascade_local.sampling import Sampler, draw, softmax
+from speccascade_local.sampling import Sampler, Softmax, draw, softmax
 
 
 def reference_probs(row: list[float], temperature: float, top_k: int, top_p: float, min_p: float) -> list[float]:
@@ -143,3 +143,42 @@ def test_a_value_out_of_range_is_refused_by_name_and_value(wrong):
 @pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.int64(1), 1])
 def test_numpy_numbers_are_numbers(number):
     assert Sampler(temperature=number, top_p=number).temperature == number
+
+
+@given(st.integers(0, 9), st.integers(1, 3000), st.sampled_from([0.0, 0.5, 0.999]), st.floats(0, 1, exclude_max=True))
+def test_drawing_in_two_steps_finds_what_one_long_cumulative_sum_finds(seed, width, empty, u):
+    class Fixed:
+        def random(self) -> float:
+            return u
+
+    rng = np.random.default_rng(seed)
+    weights = rng.exponential(size=width)
+    weights[rng.random(width) < empty] = 0
+    weights[int(rng.integers(width))] = 1
+    weights[: width // 3] = 0 if seed % 2 and weights[width // 3 :].any() else weights[: width // 3]
+    cumulative = np.cumsum(weights)
+    near = np.abs(cumulative / cumulative[-1] - u) < 1e-12  # where the rounding of a sum decides
+    token = draw(weights, Fixed())
+    assert weights[token] > 0
+    if not near.any():
+        assert token == int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
+
+
+@pytest.mark.parametrize("u", [0.0, 1 - 2**-53, 1.0])
+def test_the_ends_of_the_random_numbers_draw_the_first_and_the_last_possible_token(u):
+    class Fixed:
+        def random(self) -> float:
+            return u
+
+    weights = np.zeros(2000)
+    weights[[600, 700, 1300, 1400]] = 0.1
+    assert draw(weights, Fixed()) == (1400 if u else 600)
+
+
+@given(logit_rows(n_rows=3))
+def test_a_softmax_knows_its_largest_value_its_doubt_and_what_divided_it(rows):
+    found = Softmax.of(rows)
+    wide = rows.astype(np.float64)
+    np.testing.assert_array_equal(found.max, found.probs.max(axis=-1))
+    np.testing.assert_allclose(found.doubt, 1 - found.max, atol=1e-15)
+    np.testing.assert_allclose(found.top + np.log1p(found.rest), np.logaddexp.reduce(wide, axis=-1), atol=1e-12)
