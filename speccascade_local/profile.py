@@ -66,8 +66,8 @@ class Speed:
 
     @property
     def padding(self) -> dict[int, int]:
-        """The sizes that are better padded, and to which."""
-        return {n: self.padded(n) for n in SIZES if self.padded(n) != n}
+        """The sizes that are better padded, and to which. Single tokens never are: their kernels are others, and round otherwise."""
+        return {n: self.padded(n) for n in SIZES if n > 1 and self.padded(n) != n}
 
     @cached_property
     def _cheapest(self) -> list[list[float]]:

@@ -195,6 +195,7 @@ def ids(runtime: sc.Runtime, prompt: str) -> list[int]:
 
 def accounted(runtime: sc.Runtime, prompt: list[int], rule: str, seed: int, **settings) -> Reply:
     runtime.reset()
+    settings = {"block_size": 5} | settings
     return runtime.generate(prompt, rule=rule, seed=seed, max_tokens=24, logprobs=5, model_logprobs=True, **settings)
 
 

@@ -32,7 +32,7 @@ def replied(*arguments, cwd: Path | None = None) -> dict:
 
 def ask(demo: sc.Runtime, **settings) -> sc.Reply:
     demo.reset()
-    return demo.chat([{"role": "user", "content": QUESTION}], **settings)
+    return demo.chat([{"role": "user", "content": QUESTION}], **{"block_size": 5} | settings)
 
 
 # --------------------------------------------------------------------------- rules
@@ -75,7 +75,7 @@ def test_rules_shows_every_method_with_every_field_and_each_example_can_be_run()
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_each_option_does_what_the_setting_of_its_name_does(demo, options, settings):
-    by_option = replied("--seed", "3", *options)
+    by_option = replied("--seed", "3", "--block-size", "5", *options)
     reply = ask(demo, seed=3, **settings)
     assert {name: by_option[name] for name in reply.as_dict()} == json.loads(json.dumps(reply.as_dict()))
 

@@ -30,7 +30,7 @@ def test_no_two_arms_are_the_same_and_every_method_is_one(temperature, rule):
 
 def test_the_control_asks_the_expert_and_strict_under_the_truncation_that_the_rule_amounts_to():
     for rule, control in ((TokenV3(0.4), 0.6), (TokenV3(-1), 1.0), (Opt(0.2), 1 - DEFAULT.alpha)):
-        arms = all_arms(Settings(temperature=1.0), rule)
+        arms = all_arms(Settings(temperature=1.0, block_size=5), rule)
         controls = {name: arm for name, arm in arms.items() if arm.min_p}
         assert list(controls) == [f"expert min-p {control:.3g}", f"strict min-p {control:.3g}"]
         assert {arm.min_p for arm in controls.values()} == {control}

@@ -172,7 +172,10 @@ def test_at_temperature_0_strict_says_what_the_expert_alone_says_under_the_same_
 @pytest.mark.parametrize("constraint", [c for c in CONSTRAINTS if not {"grammar", "json_schema"} & c.keys()], ids=lambda c: " ".join(c))
 def test_penalties_change_what_is_said(demo, constraint):
     free, shaped = (
-        [demo.generate(question(demo, n), temperature=1, rule="strict", seed=n, max_tokens=60, **extra).token_ids for n in range(3)]
+        [
+            demo.generate(question(demo, n), temperature=1, rule="strict", seed=n, max_tokens=60, block_size=5, **extra).token_ids
+            for n in range(3)
+        ]
         for extra in ({}, constraint)
     )
     assert free != shaped

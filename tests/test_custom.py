@@ -54,7 +54,7 @@ def speccascade(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def ask(demo: sc.Runtime, prompt: str, rule, **settings) -> sc.Reply:
     demo.reset()
-    return demo.chat([{"role": "user", "content": prompt}], rule=rule, max_tokens=48, **settings)
+    return demo.chat([{"role": "user", "content": prompt}], rule=rule, max_tokens=48, **{"block_size": 5} | settings)
 
 
 # ---------------------------------------------------------------------------------------------- the worked example

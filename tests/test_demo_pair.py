@@ -129,12 +129,12 @@ def test_the_worked_example_comes_out_of_the_models(demo):
     short, formal = next(example for example in HELD_OUT if example.prompt == demo_text.DEFAULT_QUESTION).answers
     assert demo.generate(prompt, rule="never").text == short
     assert demo.generate(prompt, block_size=0).text == formal
-    strict = demo.generate(prompt, rule="strict")
+    strict = demo.generate(prompt, rule="strict", block_size=5)
     assert strict.text == formal
     assert strict.tokens[0].dropped.startswith("Buzz")
     assert short.startswith(strict.tokens[0].dropped)
     for rule in (RESULT["chosen_rule"], "opt:0.2"):
-        cascade = demo.generate(prompt, rule=rule)
+        cascade = demo.generate(prompt, rule=rule, block_size=5)
         assert cascade.origins[0] == "accepted"
         assert cascade.text == short
         assert cascade.stats.expert_calls < strict.stats.expert_calls
@@ -235,7 +235,8 @@ def test_block_verification_keeps_at_least_as_many_tokens_of_real_drafts(demo, r
 
 def test_different_rules_write_different_texts_on_the_real_pair(demo):
     def texts(rule: str) -> list[list[int]]:
-        return [demo.generate(ids(demo, e.prompt), rule=rule, temperature=1, seed=1, max_tokens=40).token_ids for e in HELD_OUT[::20]]
+        settings = {"temperature": 1, "seed": 1, "max_tokens": 40, "block_size": 5}
+        return [demo.generate(ids(demo, e.prompt), rule=rule, **settings).token_ids for e in HELD_OUT[::20]]
 
     written = {rule: texts(rule) for rule in RULES}
     for one in RULES:
@@ -271,7 +272,7 @@ def test_the_lossless_end_of_each_dial_writes_the_text_of_strict_on_the_real_pai
 @pytest.mark.parametrize("rule", KEEPS_EVERYTHING)
 def test_the_other_end_of_each_dial_keeps_every_draft_on_the_real_pair(demo, rule):
     for seed, example in enumerate(HELD_OUT[::40]):
-        reply = demo.generate(ids(demo, example.prompt), rule=rule, temperature=1, seed=seed, max_tokens=60)
+        reply = demo.generate(ids(demo, example.prompt), rule=rule, temperature=1, seed=seed, max_tokens=60, block_size=5)
         assert set(reply.origins) <= {"accepted", "bonus"}
         assert reply.stats.rejected == reply.stats.deferred == 0
 
@@ -283,7 +284,7 @@ def test_between_blocks_both_real_caches_hold_the_text_and_not_its_last_token(de
     endings = set()
     for seed, example in enumerate(HELD_OUT[::60]):
         tokens = ids(demo, example.prompt)
-        for chunk in demo.stream(tokens, rule=rule, temperature=temperature, seed=seed, max_tokens=9 + 60 * (seed % 2)):
+        for chunk in demo.stream(tokens, rule=rule, temperature=temperature, seed=seed, max_tokens=9 + 60 * (seed % 2), block_size=5):
             tokens += chunk.token_ids
             endings |= {chunk.origins[-1], chunk.finish_reason}
             drafter, expert = demo._drafter.tokens, demo._expert.tokens

@@ -117,7 +117,7 @@ def test_on_real_models_a_budget_holds_after_every_token_and_is_spent(demo, temp
     for seed, prompt in enumerate(HELD_OUT[::2][:200]):
         ids = demo.chat_ids([{"role": "user", "content": prompt}])
         for name, rule in rules.items():
-            reply = demo.generate(ids, rule=rule, temperature=temperature, max_tokens=40, seed=seed)
+            reply = demo.generate(ids, rule=rule, temperature=temperature, max_tokens=40, seed=seed, block_size=5)
             accepted[name] = accepted.get(name, 0) + reply.stats.accepted
             tested[name] = tested.get(name, 0) + reply.stats.tested
             if name == "budget":
@@ -151,7 +151,7 @@ def test_on_real_models_the_beginning_is_strict_to_the_last_token_and_the_rest_i
     later = 0
     for seed, prompt in enumerate(HELD_OUT[::40]):
         ids = demo.chat_ids([{"role": "user", "content": prompt}])
-        settings = {"temperature": 1.0, "max_tokens": 30, "seed": seed}
+        settings = {"temperature": 1.0, "max_tokens": 30, "seed": seed, "block_size": 5}
         guarded = demo.generate(ids, rule="chow:1", strict_first=8, **settings)
         assert guarded.token_ids[:8] == demo.generate(ids, rule="strict", **settings).token_ids[:8]
         assert all(token.tv == 0 for token in guarded.tokens[:8])

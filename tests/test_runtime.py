@@ -33,9 +33,9 @@ def assert_caches_are_true(runtime: sc.Runtime) -> None:
 
 def test_generate_stream_and_chat_tell_the_same_story(demo):
     ids = demo.chat_ids(QUESTION)
-    reply = demo.generate(ids, max_tokens=60)
-    chunks = list(demo.stream(ids, max_tokens=60))
-    assert "".join(chunk.text for chunk in chunks) == reply.text == demo.chat(QUESTION, max_tokens=60).text
+    reply = demo.generate(ids, max_tokens=60, seed=0)
+    chunks = list(demo.stream(ids, max_tokens=60, seed=0))
+    assert "".join(chunk.text for chunk in chunks) == reply.text == demo.chat(QUESTION, max_tokens=60, seed=0).text
     assert [token for chunk in chunks for token in chunk.token_ids] == reply.token_ids
     assert [origin for chunk in chunks for origin in chunk.origins] == reply.origins
     assert chunks[-1].finish_reason == reply.finish_reason

@@ -1,0 +1,256 @@
+"""The controller of draft lengths, on toys: what it decides, and that nothing it decides changes what is written."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from exact import chain, courses
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import JUDGED_RULES
+from test_cascade import run
+from toys import ToySession, always_accepts, certain, never_accepts, random_rows, sometimes_accepts
+
+from speccascade_local.drafting import Helpers
+from speccascade_local.evidence import Rows
+from speccascade_local.ngram import NOTHING, Guess, NgramIndex
+from speccascade_local.pacing import LONGEST, Auto, Experience, Fixed
+from speccascade_local.profile import SIZES, Profile, Speed
+from speccascade_local.rules import Strict
+from speccascade_local.sampling import Sampler
+
+
+def speed(*steps: float) -> Speed:
+    """A staircase: the seconds of a batch of n."""
+    return Speed(1, 1, (0,), (tuple(float(steps[min(n, len(steps)) - 1]) for n in SIZES),))
+
+
+FLAT = Profile(speed(1.0), speed(0.01), 1.0, {})  # a batch costs what one token costs
+LINEAR = Profile(Speed(1, 1, (0,), (tuple(float(n) for n in SIZES),)), speed(0.2), 1.0, {})  # nothing is gained by batches
+
+
+class Whimsical(Fixed):
+    """Lengths from a script: what is decided is anything, as long as it does not come from a token that is then withheld."""
+
+    def __init__(self, *script: int) -> None:
+        super().__init__(0)
+        self.script = itertools.cycle(script)
+
+    def begin(self, room: int, unread: int, depth: int) -> None:
+        self._left = min(room, next(self.script))
+
+    def worth(self, row: Rows) -> bool:
+        return int(100 * row.plain.probs[0, 0]) % 3 > 0
+
+    def tail(self, guess: Guess) -> int:
+        return next(self.script)
+
+    def review(self, guess: Guess) -> int:
+        return next(self.script)
+
+
+def toys(n: int = 3) -> tuple[ToySession, ToySession, ToySession]:
+    """small, drafter, expert."""
+    small = random_rows(n, 77)
+    drafter, expert = sometimes_accepts(n)
+    return ToySession(lambda text: small(text) + drafter.row_of(text), n), drafter, expert
+
+
+def ways_to_draft() -> dict[str, dict]:
+    """Keyword arguments of decode, made anew for each run because index and experience grow."""
+    index = NgramIndex()
+    small, *_ = toys()
+    cheap = Profile(speed(1.0), speed(0.3, 0.31, 0.32), 1.0, {})
+    return {
+        "automatic": {"pace": Auto(FLAT, Experience())},
+        "automatic, with an index": {"pace": Auto(cheap, Experience()), "helpers": Helpers(index)},
+        "anything": {"pace": Whimsical(2, 0, 1, 3, 1)},
+        "anything, with an index": {"pace": Whimsical(2, 1, 3, 0, 2, 2), "helpers": Helpers(index)},
+        "three models": {"pace": Whimsical(2, 3), "helpers": Helpers(small=small)},
+        "three models and an index": {"pace": Whimsical(3, 1, 2), "helpers": Helpers(index, small, Whimsical(2, 1))},
+        "guesses alone": {"pace": Auto(FLAT, Experience(), has_drafter=False), "helpers": Helpers(index)},
+    }
+
+
+@pytest.mark.parametrize("way", ways_to_draft())
+def test_summed_over_every_course_of_events_a_strict_text_has_exactly_the_experts_probability(way):
+    rows = [session.row_of for session in sometimes_accepts(3)]
+    found = Counter()
+    prompt = [0, 1, 0]  # something that an index can copy on
+    for chance, (text, _, _) in courses(
+        lambda rng: run(sometimes_accepts(3), Strict(), prompt=prompt, rng=rng, block_size=3, max_tokens=3, **ways_to_draft()[way])
+    ):
+        found[tuple(text)] += chance
+    for path in itertools.product(range(3), repeat=3):
+        assert found[path] == pytest.approx(chain(Strict(), *rows, Sampler(), path, prompt=prompt), abs=1e-9)
+
+
+@pytest.mark.parametrize("rule", JUDGED_RULES, ids=str)
+@pytest.mark.parametrize("way", ["anything", "three models", "three models and an index"])
+def test_whatever_comes_after_it_a_drafted_token_has_exactly_the_rules_target(rule, way):
+    """The first token is always drafted; how the drafter came to it, and how long the block becomes, must not matter."""
+    rows = [session.row_of for session in sometimes_accepts(3)]
+    found = Counter()
+    prompt = [0, 1, 0]
+
+    def course(rng):
+        settings = ways_to_draft()[way]
+        settings["pace"].worth = lambda row: True
+        return run(sometimes_accepts(3), rule, prompt=prompt, rng=rng, block_size=2, max_tokens=2, **settings)
+
+    for chance, (text, blocks, _) in courses(course):
+        assert blocks[0].draft.token_ids
+        found[text[0]] += chance
+    for token in range(3):
+        assert found[token] == pytest.approx(chain(rule, *rows, Sampler(), [token], prompt=prompt), abs=1e-9)
+
+
+@pytest.mark.parametrize("make", [always_accepts, never_accepts, sometimes_accepts])
+@given(script=st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any), with_index=st.booleans(), with_small=st.booleans())
+def test_at_temperature_zero_strict_writes_the_experts_text_whatever_the_lengths_and_both_caches_stay_true(
+    make, script, with_index, with_small
+):
+    alone = run(make(), Strict(), temperature=0, block_size=0, max_tokens=25)[0]
+    small = ToySession(make()[0].row_of, 7) if with_small else None
+    drafter, expert = make()
+    helpers = Helpers(NgramIndex() if with_index else None, small, Whimsical(*script))
+    text, blocks, stats = run(
+        (drafter, expert), Strict(), temperature=0, block_size=5, max_tokens=25, pace=Whimsical(*script), helpers=helpers
+    )
+    assert text == alone
+    whole = [1, 2, *text]
+    for session in (drafter, expert, *([small] if small else [])):
+        assert session.tokens == whole[: len(session.tokens)]
+    assert len(expert.tokens) == len(whole) - 1
+    assert stats.drafted == sum(len(block.draft.submitted) for block in blocks)
+    assert stats.guessed == sum(len(block.draft.guesses) for block in blocks)
+    assert stats.accepted == sum(origin in ("accepted", "matched") for block in blocks for origin in block.verdict.origins)
+
+
+def test_what_repeats_itself_is_guessed_and_every_guess_that_is_right_saves_an_expert_call():
+    loop = certain(lambda text: (text[-1] + 1) % 5, 7)
+    drafter, expert = ToySession(loop, 7), ToySession(loop, 7)
+    pace = Auto(FLAT, Experience(), has_drafter=False)
+    text, _, stats = run(
+        (drafter, expert), Strict(), prompt=[0, 1, 2, 3, 4] * 2, block_size=LONGEST, max_tokens=40, pace=pace, helpers=Helpers(NgramIndex())
+    )
+    assert text == [0, 1, 2, 3, 4] * 8
+    assert stats.drafter_calls == 0
+    assert stats.guessed == stats.accepted >= 36
+    assert stats.expert_calls <= 4
+
+
+def test_a_drafter_that_reviews_right_guesses_is_called_once_for_many_tokens():
+    loop = certain(lambda text: (text[-1] + 1) % 5, 7)
+    drafter, expert = ToySession(loop, 7), ToySession(loop, 7)
+    _, blocks, stats = run(
+        (drafter, expert), Strict(), prompt=[0, 1, 2, 3, 4] * 2, block_size=8, max_tokens=30,
+        pace=Reviewing(8), helpers=Helpers(NgramIndex()),
+    )  # fmt: skip
+    assert [len(block.draft.token_ids) for block in blocks[:3]] == [8, 8, 8]
+    assert stats.drafter_calls == len(blocks)
+
+
+class Reviewing(Fixed):
+    def review(self, guess: Guess) -> int:
+        return len(guess.token_ids)
+
+
+# --------------------------------------------------------------------------- what it decides
+
+
+def drafted_of(pair, profile, experience=None, max_tokens=60, **settings):
+    pace = Auto(profile, experience or Experience())
+    return run(pair, Strict(), block_size=LONGEST, max_tokens=max_tokens, pace=pace, **settings)
+
+
+def test_long_drafts_where_batches_are_free_and_all_is_kept():
+    _, blocks, stats = drafted_of(always_accepts(n_ctx=200), FLAT, max_tokens=150, temperature=0)
+    assert stats.accepted == stats.drafted
+    assert max(len(block.draft.token_ids) for block in blocks) == LONGEST
+
+
+def test_a_hopeless_drafter_is_soon_not_asked_any_more_and_tried_again_now_and_then():
+    experience = Experience()
+    drafter, expert = never_accepts(n_ctx=3000)
+    _, blocks, _ = drafted_of(
+        (drafter, expert), Profile(speed(1.0, 2.5, 3.0, 3.3, 3.5), speed(0.06), 1.0, {}), experience, 2500, temperature=0
+    )
+    drafts = [at for at, block in enumerate(blocks) if block.draft.token_ids]
+    assert len(drafts) < 40
+    assert len([at for at in drafts if at > 1000]) >= 3, "it must notice when drafts become good"
+    gaps = np.diff(drafts)
+    assert gaps.max() >= 256
+
+
+def test_where_batches_gain_nothing_nothing_is_drafted_in_the_long_run():
+    _, blocks, _ = drafted_of(sometimes_accepts(n_ctx=600), LINEAR, max_tokens=500)
+    assert sum(len(block.draft.token_ids) for block in blocks[-100:]) <= 10
+
+
+def test_a_length_is_filled_up_to_the_edge_of_a_step():
+    """Batches of 2 to 4 cost the same: where one token pays, three do."""
+    steps = Profile(speed(1.0, 1.4, 1.4, 1.4, 9.0), speed(0.01), 1.0, {})
+    _, blocks, _ = drafted_of(always_accepts(n_ctx=200), steps, max_tokens=100, temperature=0)
+    assert {len(block.draft.token_ids) for block in blocks[:-1]} == {3}
+
+
+def test_learning_that_drafts_became_good_again():
+    experience = Experience()
+    profile = Profile(speed(1.0, 1.5, 1.6, 1.7), speed(0.05), 1.0, {})
+    drafted_of(never_accepts(n_ctx=400), profile, experience, 300, temperature=0)
+    _, blocks, _ = drafted_of(always_accepts(n_ctx=2000), profile, experience, 1500, temperature=0)
+    assert np.mean([len(block.draft.token_ids) for block in blocks[-20:]]) > 2
+
+
+@given(st.lists(st.tuples(st.floats(-12, 12), st.booleans()), min_size=1, max_size=300))
+def test_the_fitted_chance_never_falls_as_the_drafter_becomes_surer(outcomes):
+    experience = Experience()
+    experience.outcomes.extend(outcomes)
+    experience.fit()
+    chances = [experience.chance(log_odds) for log_odds in np.linspace(-12, 12, 30)]
+    assert all(0 <= chance <= 1 for chance in chances)
+    assert np.all(np.diff(chances) >= 0)
+
+
+def test_the_fit_finds_the_odds_that_outcomes_follow():
+    rng, experience = np.random.default_rng(0), Experience()
+    for _ in range(20):
+        x = rng.normal(0, 3, 256)
+        experience.outcomes.extend(zip(x, rng.random(256) < 1 / (1 + np.exp(1 - 0.6 * x))))
+        experience.fit()
+    assert experience.curve == pytest.approx((-1, 0.6), abs=0.35)
+
+
+# --------------------------------------------------------------------------- what it keeps
+
+
+def test_what_was_learnt_survives_json_and_goes_on_as_if_nothing_had_happened():
+    experience = Experience()
+    drafted_of(sometimes_accepts(n_ctx=200), FLAT, experience, 100, helpers=Helpers(NgramIndex()))
+    again = Experience.from_dict(json.loads(json.dumps(experience.as_dict())))
+    assert again == experience
+    first, second = (drafted_of(sometimes_accepts(n_ctx=200), FLAT, each, 100)[0] for each in (experience, again))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{}, {"outcomes": [[1, 2, 3]]}, {"chances": []}, {"curve": [1]}, {"tokens": "many"}, {"seconds": float("nan")}, {"other": 1}, {"guesses": {"right": [1], "asked": [1]}}],
+    ids=str,
+)  # fmt: skip
+def test_anything_else_is_refused(broken):
+    stored = {**Experience().as_dict(), **broken} if broken else {}
+    with pytest.raises(ValueError):
+        Experience.from_dict(stored)
+
+
+def test_no_guess_costs_and_brings_nothing():
+    pace = Auto(FLAT, Experience(), has_drafter=False)
+    pace.begin(5, 1, 10)
+    assert not pace.another(NOTHING)
+    assert pace.tail(NOTHING) == 0
