@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import platformdirs
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from . import methods
 from .errors import CatalogError, SettingError
@@ -49,6 +49,12 @@ class PairEntry(BaseModel):
     small: Annotated[str, Field(min_length=1)] | None = None
     rule: Annotated[str, AfterValidator(_is_rule)] | None = None
 
+    @model_validator(mode="after")
+    def _is_a_chain(self) -> PairEntry:
+        if self.small and self.drafter == NGRAM:
+            raise ValueError("a small model drafts for a drafter, and drafter 'ngram' is none; name the small model as the drafter")
+        return self
+
 
 class CatalogFile(BaseModel):
     """The whole of a ``models.yaml``."""
@@ -74,15 +80,15 @@ class Pair:
     small: Path | None = None
 
     @property
-    def files(self) -> list[Path]:
-        """The model files, from the smallest model to the largest."""
-        named = [self.small, None if str(self.drafter) == NGRAM else self.drafter, self.expert]
-        return [path for path in named if path]
+    def files(self) -> dict[str, Path]:
+        """The model files by role, from the smallest model to the largest."""
+        named = {"small": self.small, "drafter": None if str(self.drafter) == NGRAM else self.drafter, "expert": self.expert}
+        return {role: path for role, path in named.items() if path}
 
     @property
     def missing(self) -> list[Path]:
         """The files that are not there."""
-        return [path for path in self.files if not _is_file(path)]
+        return [path for path in self.files.values() if not _is_file(path)]
 
 
 def search_path(models: str | os.PathLike[str] | None = None) -> list[Path]:

@@ -74,8 +74,7 @@ def load(
         return session
 
     with ExitStack() as resources:  # frees in the order sessions, models, if anything below fails
-        roles = ["expert", "drafter", "small"][: len(chosen.files)] if str(chosen.drafter) != catalog.NGRAM else ["expert"]
-        opened = {role: open_model(role, path) for role, path in zip(reversed(roles), chosen.files)}
+        opened = {role: open_model(role, path) for role, path in chosen.files.items()}
         n_vocab = min(shared_vocab_size(model, opened["expert"]) for model in opened.values())
         trained = min(model.n_ctx_train for model in opened.values())
         size = min(DEFAULT_CONTEXT, trained) if n_ctx is None else whole_number("n_ctx", n_ctx, 1, trained)
