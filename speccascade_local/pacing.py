@@ -31,10 +31,14 @@ from .profile import Profile
 #: The longest draft of an automatic block: batches beyond 17 tokens are no cheaper per token on any machine measured so far.
 LONGEST = 16
 #: Blocks without a draft before one is tried again; doubled at each failure.
-FIRST_PATIENCE, LAST_PATIENCE = 16, 256
+FIRST_PATIENCE, LAST_PATIENCE = 32, 512
 #: How often a guess is right after so many matching tokens, before anything was seen; each weighs as much as two observations.
 PRIOR_GUESS = (0.1, 0.25, 0.45, 0.65, 0.8, 0.9, 0.97)
 FORGETTING = 0.9  # per block
+#: What the drafter is taken to be like before anything was seen.
+FIRST_LOG_ODDS = (0.0, 1.5, 3.0)
+#: How much of each surprise goes into the reply's own mood: texts differ in how well the drafter knows them.
+SURPRISE, MOODIEST = 1.0, 4.0
 
 
 class Pace(Protocol):
@@ -119,12 +123,11 @@ class Hits:
 class Experience:
     """What one rule at one temperature has shown on this pair.
 
-    outcomes: log-odds of the drafter's confidence, and whether the token was kept. chances: what was expected of the latest rows.
+    outcomes: log-odds of the drafter's confidence, and whether the token was kept, of the latest tokens that were tested.
     tokens, seconds: emitted and spent (by the profile), older blocks weighing less.
     """
 
     outcomes: deque[tuple[float, bool]] = field(default_factory=lambda: deque(maxlen=256))
-    chances: deque[float] = field(default_factory=lambda: deque((0.95, 0.8, 0.6), maxlen=16))
     curve: tuple[float, float] = (0.0, 1.0)  # P(kept) = logistic(curve[0] + curve[1] * log-odds)
     tokens: float = 0.0
     seconds: float = 0.0
@@ -133,9 +136,10 @@ class Experience:
     quiet: int = 0  # blocks without a draft
     patience: int = FIRST_PATIENCE
 
-    def chance(self, log_odds: float) -> float:
-        """P(kept) of a token that the drafter is so sure of."""
-        return 1 / (1 + math.exp(-(self.curve[0] + self.curve[1] * log_odds)))
+    def chance(self, log_odds: Float, mood: float = 0.0) -> Float:
+        """P(kept) of tokens that the drafter is so sure of, in a reply where it is that much surer to be kept than usual (log-odds). [k]"""
+        chance: Float = 1 / (1 + np.exp(-(self.curve[0] + self.curve[1] * log_odds + mood)))
+        return chance
 
     def fit(self) -> None:
         """Logistic regression on the outcomes, by a few Newton steps from the last fit; few of them are drawn to "as sure as it says"."""
@@ -159,12 +163,11 @@ class Experience:
         try:
             found = cls(**{**stored, **{name: Hits(**stored[name]) for name in ("guesses", "reviews")}})
             found.outcomes = deque(((float(x), bool(kept)) for x, kept in stored["outcomes"]), maxlen=cls().outcomes.maxlen)
-            found.chances = deque(map(float, stored["chances"]), maxlen=cls().chances.maxlen)
             found.curve = float(stored["curve"][0]), float(stored["curve"][1])
             hits = [value for each in (found.guesses, found.reviews) for counts in (each.right, each.asked) for value in counts]
-            numbers = [found.tokens, found.seconds, found.quiet, found.patience, *found.curve, *found.chances, *hits]
+            numbers = [found.tokens, found.seconds, found.quiet, found.patience, *found.curve, *hits]
             numbers += [x for x, _ in found.outcomes]
-            if not found.chances or len(hits) != 4 * len(PRIOR_GUESS) or not all(map(math.isfinite, numbers)):
+            if len(hits) != 4 * len(PRIOR_GUESS) or not all(map(math.isfinite, numbers)):
                 raise ValueError("numbers are missing or not finite")
         except (TypeError, KeyError, IndexError) as error:
             raise ValueError(f"not what was saved: {error}") from error
@@ -183,6 +186,10 @@ class Auto:
     def __init__(self, profile: Profile, experience: Experience, *, has_drafter: bool = True) -> None:
         self._profile, self._seen, self._has_drafter = profile, experience, has_drafter
         self._costs: dict[int, tuple[Float, float]] = {}
+        self._mood = 0.0
+        # How sure the drafter may be of the next token: as it usually is, and more and more as it was in this reply.
+        usual = [log_odds for log_odds, _ in experience.outcomes] or FIRST_LOG_ODDS
+        self._recent = deque(np.quantile(usual, (0.1, 0.3, 0.5, 0.7, 0.9)).tolist(), maxlen=10)
 
     def begin(self, room: int, unread: int, depth: int) -> None:
         """See :class:`Pace`."""
@@ -198,11 +205,11 @@ class Auto:
         self._seconds, self._first = 0.0, self._profile.drafter.batch_s(max(unread, 1), depth)
         self._expected, self._all_kept = 1.0, 1.0  # tokens of the block as drafted so far; chance that all of it is kept
         self._drafted = 0
-        self._log_odds: list[float] = []
+        self._said: list[tuple[float, float]] = []  # of each drafted token: log-odds of the drafter, chance that was given to it
         self._probing = self._has_drafter and self._seen.quiet >= self._seen.patience
         # a + a² + ...: what further tokens bring beyond one that is kept, their chances being unknown yet
-        mean = sum(self._seen.chances) / len(self._seen.chances)
-        self._further = np.concatenate(([0.0], np.cumsum(mean ** np.arange(1, LONGEST))))
+        self._chances = self._seen.chance(np.array(self._recent), self._mood)
+        self._further = np.concatenate(([0.0], np.cumsum(self._chances.mean() ** np.arange(1, LONGEST))))
 
     def another(self, guess: Guess) -> bool:
         """See :class:`Pace`."""
@@ -211,7 +218,7 @@ class Auto:
         self._stop = self._best_tail(guess)[1]
         cost = self._step if self._drafted else self._first
         if not (self._probing and not self._drafted):
-            values = self._if_kept(np.array(self._seen.chances))
+            values = self._if_kept(self._chances)
             if np.maximum(values, self._stop).mean() - self._rate * cost <= self._stop:
                 return False
         self._seconds += cost
@@ -237,12 +244,13 @@ class Auto:
     def worth(self, row: Rows) -> bool:
         """See :class:`Pace`."""
         log_odds = min(max(-math.log(max(row.plain.rest[0], 1e-12)), -12.0), 12.0)  # max q / (1 - max q)
-        chance = self._seen.chance(log_odds)
-        self._seen.chances.append(chance)
+        self._recent.append(log_odds)
+        chances = self._seen.chance(np.array([log_odds]), self._mood)
+        chance = float(chances[0])
         probe = self._probing and not self._drafted
-        if not probe and self._if_kept(np.array([chance]))[0] <= self._stop:
+        if not probe and self._if_kept(chances)[0] <= self._stop:
             return False
-        self._log_odds.append(log_odds)
+        self._said.append((log_odds, chance))
         self._drafted += 1
         self._all_kept *= max(chance, 0.5) if probe else chance
         self._expected += self._all_kept
@@ -258,8 +266,10 @@ class Auto:
         seen = self._seen
         guesses = 0
         if tested:
-            seen.outcomes.extend((log_odds, i < kept) for i, log_odds in enumerate(self._log_odds[:tested]))
+            seen.outcomes.extend((log_odds, i < kept) for i, (log_odds, _) in enumerate(self._said[:tested]))
             seen.fit()
+            surprise = sum((i < kept) - chance for i, (_, chance) in enumerate(self._said[:tested]))
+            self._mood = min(max(self._mood + SURPRISE * surprise, -MOODIEST), MOODIEST)
         if guessed:
             guesses = min(guessed, right + 1) if kept == self._drafted else 0
             seen.guesses.learn(self._guess.match, guesses, right)

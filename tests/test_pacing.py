@@ -196,7 +196,7 @@ def test_a_length_is_filled_up_to_the_edge_of_a_step():
     """Batches of 2 to 4 cost the same: where one token pays, three do."""
     steps = Profile(speed(1.0, 1.4, 1.4, 1.4, 9.0), speed(0.01), 1.0, {})
     _, blocks, _ = drafted_of(always_accepts(n_ctx=200), steps, max_tokens=100, temperature=0)
-    assert {len(block.draft.token_ids) for block in blocks[:-1]} == {3}
+    assert {len(block.draft.token_ids) for block in blocks[5:-1]} == {3}
 
 
 def test_learning_that_drafts_became_good_again():
@@ -212,8 +212,8 @@ def test_the_fitted_chance_never_falls_as_the_drafter_becomes_surer(outcomes):
     experience = Experience()
     experience.outcomes.extend(outcomes)
     experience.fit()
-    chances = [experience.chance(log_odds) for log_odds in np.linspace(-12, 12, 30)]
-    assert all(0 <= chance <= 1 for chance in chances)
+    chances = experience.chance(np.linspace(-12, 12, 30))
+    assert np.all((chances >= 0) & (chances <= 1))
     assert np.all(np.diff(chances) >= 0)
 
 
@@ -241,7 +241,7 @@ def test_what_was_learnt_survives_json_and_goes_on_as_if_nothing_had_happened():
 BROKEN = [
     {},
     {"outcomes": [[1, 2, 3]]},
-    {"chances": []},
+    {"guesses": 3},
     {"curve": [1]},
     {"tokens": "many"},
     {"seconds": float("nan")},
