@@ -176,7 +176,7 @@ def test_long_drafts_where_batches_are_free_and_all_is_kept():
 
 def test_a_hopeless_drafter_is_soon_not_asked_any_more_and_tried_again_now_and_then():
     experience = Experience()
-    drafter, expert = never_accepts(n_ctx=3000)
+    drafter, expert = never_accepts(n_ctx=5000)
     _, blocks, _ = drafted_of(
         (drafter, expert), Profile(speed(1.0, 2.5, 3.0, 3.3, 3.5), speed(0.06), 1.0, {}), experience, 2500, temperature=0
     )
