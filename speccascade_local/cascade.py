@@ -17,8 +17,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from .account import Wanted
+from .ahead import Ahead
 from .deferral import Rule
-from .drafting import Helpers, Session, propose
+from .drafting import Helpers, ReadAhead, Session, propose
 from .evidence import Place, Rows
 from .pacing import LONGEST, Fixed, Pace
 from .sampling import Sampler
@@ -93,50 +94,68 @@ def decode(
     if helpers.index is not None:
         helpers.index.begin(tokens)
     finish_reason: FinishReason | None = None
-    while finish_reason is None:
-        before = time.perf_counter()
-        length = min(block_size + settled, budget - undrafted)
-        draft = propose(
-            drafter, tokens, length, sampler, rng, is_end, shaper=shaper, reply=reply, look_ahead=look_ahead, pace=pace, helpers=helpers
-        )
-        if rule.asks_expert and not settled:
-            draft = replace(draft, guesses=_guesses(draft, budget - undrafted, helpers, pace, shaper, reply, is_end))
-        drafted = time.perf_counter()
-        scores = NO_ROWS
-        if rule.asks_expert:
-            # Nothing can follow an end of text, so no bonus row is asked for behind it.
-            unscored = settled or int(bool(draft.submitted) and is_end(draft.submitted[-1]))
-            read = draft.submitted[: len(draft.submitted) - unscored]
-            rows = expert.extend(tokens[len(expert.tokens) :] + read, keep=len(read) + 1)
-            scores = shaper.rows(rows, reply, read)
-        scored = time.perf_counter()
-        place = Place(text=tokens, emitted=len(reply), trace=trace, vocabulary=vocabulary, notes=notes)
-        verdict = verify(draft, scores, rule, sampler, rng, verification=verification, place=place, wanted=wanted)
-        _learn(pace, draft, verdict)
-        for end, token in enumerate(verdict.token_ids, start=1):
-            if stops(token):
-                verdict, finish_reason = verdict.cut(end), "stop"
-                break
-        tokens += verdict.token_ids
-        reply += verdict.token_ids
-        trace += verdict.trace
-        budget -= len(verdict.token_ids)
-        for session in (drafter, expert, helpers.small):
-            if session is not None:
-                session.rewind(min(len(session.tokens), len(tokens) - 1))
-        if helpers.index is not None:
-            helpers.index.append(verdict.token_ids)
-        if budget == 0 and finish_reason is None:
-            finish_reason = "length"
-        _count(stats, draft, verdict, rule)
-        now = time.perf_counter()
-        stats.draft_s += drafted - before
-        stats.expert_s += scored - drafted
-        stats.verify_s += now - scored
-        stats.wall_s += now - before  # not the time that the consumer of this generator takes between blocks
-        if stats.blocks == 1:
-            stats.ttft_s, stats.first_tokens = stats.wall_s, stats.tokens
-        yield Block(verdict, draft, finish_reason)
+    written: ReadAhead = []
+    with Ahead(drafter, sampler, rng, is_end, shaper) as ahead:
+        while finish_reason is None:
+            before = time.perf_counter()
+            length = min(block_size + settled, budget - undrafted)
+            draft = propose(
+                drafter,
+                tokens,
+                length,
+                sampler,
+                rng,
+                is_end,
+                shaper=shaper,
+                reply=reply,
+                look_ahead=look_ahead,
+                pace=pace,
+                ahead=written,
+                helpers=helpers,
+            )
+            if rule.asks_expert and not settled:
+                draft = replace(draft, guesses=_guesses(draft, budget - undrafted, helpers, pace, shaper, reply, is_end))
+            drafted = time.perf_counter()
+            scores, written = NO_ROWS, []
+            if rule.asks_expert:
+                # Nothing can follow an end of text, so no bonus row is asked for behind it.
+                unscored = settled or int(bool(draft.submitted) and is_end(draft.submitted[-1]))
+                read = draft.submitted[: len(draft.submitted) - unscored]
+                if undrafted and draft.submitted and draft.submitted == read == draft.token_ids:
+                    ahead.start(tokens, reply, read, min(pace.ahead(len(read)), budget - len(read)))
+                rows = expert.extend(tokens[len(expert.tokens) :] + read, keep=len(read) + 1)
+                written = ahead.join()
+                stats.drafter_calls += len(written)
+                scores = shaper.rows(rows, reply, read)
+            scored = time.perf_counter()
+            place = Place(text=tokens, emitted=len(reply), trace=trace, vocabulary=vocabulary, notes=notes)
+            verdict = verify(draft, scores, rule, sampler, rng, verification=verification, place=place, wanted=wanted)
+            _learn(pace, draft, verdict)
+            for end, token in enumerate(verdict.token_ids, start=1):
+                if stops(token):
+                    verdict, finish_reason = verdict.cut(end), "stop"
+                    break
+            tokens += verdict.token_ids
+            reply += verdict.token_ids
+            trace += verdict.trace
+            budget -= len(verdict.token_ids)
+            written = ahead.kept(written, verdict) if finish_reason is None else []
+            for session in (drafter, expert, helpers.small):
+                if session is not None and not (written and session is drafter):
+                    session.rewind(min(len(session.tokens), len(tokens) - 1))
+            if helpers.index is not None:
+                helpers.index.append(verdict.token_ids)
+            if budget == 0 and finish_reason is None:
+                finish_reason = "length"
+            _count(stats, draft, verdict, rule)
+            now = time.perf_counter()
+            stats.draft_s += drafted - before
+            stats.expert_s += scored - drafted
+            stats.verify_s += now - scored
+            stats.wall_s += now - before  # not the time that the consumer of this generator takes between blocks
+            if stats.blocks == 1:
+                stats.ttft_s, stats.first_tokens = stats.wall_s, stats.tokens
+            yield Block(verdict, draft, finish_reason)
 
 
 def _guesses(

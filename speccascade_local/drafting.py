@@ -49,6 +49,10 @@ class Session(Protocol):
         """Forget everything after the first ``length`` tokens."""
 
 
+#: Rows that the drafter has read already, each with the token that was drawn from it.
+ReadAhead = list[tuple[Rows, int]]
+
+
 @dataclass(frozen=True, eq=False)
 class Helpers:
     """Cheaper drafters behind the drafter, which reviews what they propose: vertical cascades (Chen et al. 2312.11462).
@@ -78,17 +82,18 @@ def propose(
     reply: list[int],
     look_ahead: bool = False,
     pace: Pace | None = None,
+    ahead: ReadAhead | None = None,
     helpers: Helpers = Helpers(),  # a frozen value
 ) -> Draft:
     """Draft up to ``length`` tokens that continue ``tokens``, of which ``reply`` is the end that was generated.
 
     The drafter first reads, in one batch, whatever it has not seen of ``tokens``, so no token is ever read twice. A draft ends early
     after an end-of-text token, where what followed could never be used, and where ``pace`` says so. look_ahead: let the drafter read its
-    last token too, for the row that follows it.
+    last token too, for the row that follows it. ahead: what the drafter has written already behind ``tokens``.
     """
     pace = pace or Fixed(length)
     pace.begin(length, len(tokens) - len(drafter.tokens), len(tokens))
-    reading = _Reading(drafter, tokens, reply, sampler, rng, is_end, shaper, pace, helpers)
+    reading = _Reading(drafter, tokens, reply, sampler, rng, is_end, shaper, pace, helpers, ahead or [])
     drafted: list[int] = []
     rows: list[Rows] = []
     ended = False
@@ -121,10 +126,11 @@ class _Reading:
         shaper: Shaper,
         pace: Pace,
         helpers: Helpers,
+        ahead: ReadAhead,
     ) -> None:
         self._drafter, self._tokens, self._reply, self._sampler, self._rng = drafter, tokens, reply, sampler, rng
         self._is_end, self._shaper, self._pace, self._helpers = is_end, shaper, pace, helpers
-        self._ready: list[tuple[Rows, int]] = []  # rows that were read ahead, with the tokens drawn from them
+        self._ready = ahead
         self._drawn: int | None = None
         self.calls = 0  # batches of the drafter
 

@@ -62,6 +62,9 @@ class Pace(Protocol):
     def tail(self, guess: Guess) -> int:
         """How many guessed tokens shall follow the draft. Ends the draft."""
 
+    def ahead(self, submitted: int) -> int:
+        """How many tokens the drafter shall write on, in a thread, while the expert reads so many."""
+
     def learn(self, tested: int, kept: int, guessed: int, right: int, tokens: int) -> None:
         """What became of the block: so many drafted tokens tested and kept, guesses tested and right, tokens emitted."""
 
@@ -90,6 +93,9 @@ class Fixed:
         return True
 
     def tail(self, guess: Guess) -> int:
+        return 0
+
+    def ahead(self, submitted: int) -> int:
         return 0
 
     def learn(self, tested: int, kept: int, guessed: int, right: int, tokens: int) -> None:
@@ -260,6 +266,13 @@ class Auto:
         """See :class:`Pace`."""
         self._guess = guess
         return self._best_tail(guess)[0]
+
+    def ahead(self, submitted: int) -> int:
+        """See :class:`Pace`."""
+        # It is used if all is kept and the drafter knows the bonus token; if not, what the two cost each other is lost.
+        if self._all_kept * float(self._chances.mean()) <= self._profile.overlap:
+            return 0
+        return min(int(self._batch[min(submitted, LONGEST)] / self._step), LONGEST)
 
     def learn(self, tested: int, kept: int, guessed: int, right: int, tokens: int) -> None:
         """See :class:`Pace`."""

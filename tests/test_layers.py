@@ -21,6 +21,7 @@ LAYERS = [
     {"deferral", "account", "shaping", "gbnf", "pacing"},
     {"rules", "acceptance", "custom", "grammar"},
     {"guards", "verify", "drafting", "session"},
+    {"ahead"},
     {"cascade", "text", "pairing"},
     {"routing"},
     {"calibration", "profiling", "staircase"},
@@ -34,7 +35,7 @@ LAYERS = [
 #: These must run on toy sessions without any model, so nothing heavier than numpy.
 ALGORITHMS = {
     *("checks", "sampling", "stats", "profile", "vocabulary", "evidence", "deferral", "account", "shaping", "gbnf", "rules"),
-    *("acceptance", "custom", "guards", "verify", "drafting", "cascade", "routing", "ngram", "pacing"),
+    *("acceptance", "custom", "guards", "verify", "drafting", "cascade", "routing", "ngram", "pacing", "ahead"),
 }
 
 MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 from collections import Counter
 
 import numpy as np
@@ -15,6 +16,7 @@ from strategies import JUDGED_RULES
 from test_cascade import run
 from toys import ToySession, always_accepts, certain, never_accepts, random_rows, sometimes_accepts
 
+from speccascade_local.cascade import decode
 from speccascade_local.drafting import Helpers
 from speccascade_local.evidence import Rows
 from speccascade_local.ngram import NOTHING, Guess, NgramIndex
@@ -22,6 +24,7 @@ from speccascade_local.pacing import LONGEST, Auto, Experience, Fixed
 from speccascade_local.profile import SIZES, Profile, Speed
 from speccascade_local.rules import Strict
 from speccascade_local.sampling import Sampler
+from speccascade_local.stats import Stats
 
 
 def speed(*steps: float) -> Speed:
@@ -53,6 +56,16 @@ class Whimsical(Fixed):
         return next(self.script)
 
 
+class Hasty(Whimsical):
+    """Writes ahead whatever it costs."""
+
+    def worth(self, row: Rows) -> bool:
+        return True
+
+    def ahead(self, submitted: int) -> int:
+        return 2
+
+
 def toys(n: int = 3) -> tuple[ToySession, ToySession, ToySession]:
     """small, drafter, expert."""
     small = random_rows(n, 77)
@@ -72,6 +85,8 @@ def ways_to_draft() -> dict[str, dict]:
         "anything, with an index": {"pace": Whimsical(2, 1, 3, 0, 2, 2), "helpers": Helpers(index)},
         "three models": {"pace": Whimsical(2, 3), "helpers": Helpers(small=small)},
         "three models and an index": {"pace": Whimsical(3, 1, 2), "helpers": Helpers(index, small, Whimsical(2, 1))},
+        "written ahead": {"pace": Hasty(2)},
+        "written ahead, any length": {"pace": Hasty(2, 1, 3, 0)},
         "guesses alone": {"pace": Auto(FLAT, Experience(), has_drafter=False), "helpers": Helpers(index)},
     }
 
@@ -160,6 +175,40 @@ class Reviewing(Fixed):
         return len(guess.token_ids)
 
 
+def test_what_was_written_ahead_is_not_written_again_and_a_seed_repeats_it():
+    def texts():
+        drafter, expert = always_accepts(n_ctx=300)
+        text, blocks, stats = run((drafter, expert), Strict(), temperature=1, block_size=3, max_tokens=100, pace=Hasty(3), seed=5)
+        assert stats.drafter_calls == len(drafter.calls)
+        return text, [block.draft.token_ids for block in blocks], drafter.calls
+
+    first = texts()
+    assert first == texts()
+    _, drafts, evaluated = first
+    assert sum(evaluated) < 2 * sum(map(len, drafts)), "what was hoped for came about, and was used"
+
+
+def test_the_drafter_writes_ahead_only_where_the_models_do_not_hinder_each_other():
+    for overlap, expected in ((0.0, True), (1.0, False)):
+        profile = Profile(FLAT.expert, FLAT.drafter, overlap, {})
+        pace = Auto(profile, Experience())
+        pace.begin(5, 1, 10)
+        assert (pace.ahead(3) > 0) is expected
+
+
+def test_leaving_a_stream_half_way_waits_for_the_drafter():
+    drafter, expert = always_accepts(n_ctx=300)
+    tokens = [1, 2]
+    blocks = decode(tokens, drafter, expert, rule=Strict(), sampler=Sampler(0), rng=np.random.default_rng(0), block_size=3, max_tokens=50,
+                    is_end=lambda token: False, stops=lambda token: False, stats=Stats(), pace=Hasty(3))  # fmt: skip
+    next(blocks)
+    next(blocks)
+    blocks.close()
+    before = list(drafter.tokens)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("drafter")]
+    assert drafter.tokens == before
+
+
 # --------------------------------------------------------------------------- what it decides
 
 
@@ -177,9 +226,8 @@ def test_long_drafts_where_batches_are_free_and_all_is_kept():
 def test_a_hopeless_drafter_is_soon_not_asked_any_more_and_tried_again_now_and_then():
     experience = Experience()
     drafter, expert = never_accepts(n_ctx=5000)
-    _, blocks, _ = drafted_of(
-        (drafter, expert), Profile(speed(1.0, 2.5, 3.0, 3.3, 3.5), speed(0.06), 1.0, {}), experience, 2500, temperature=0
-    )
+    profile = Profile(speed(1.0, 2.5, 3.0, 3.3, 3.5), speed(0.06), 1.0, {})
+    _, blocks, _ = drafted_of((drafter, expert), profile, experience, 4000, temperature=0)
     drafts = [at for at, block in enumerate(blocks) if block.draft.token_ids]
     assert len(drafts) < 40
     assert len([at for at in drafts if at > 1000]) >= 3, "it must notice when drafts become good"
