@@ -41,7 +41,9 @@ class Ahead:
     def start(self, text: Sequence[int], reply: Sequence[int], drafted: Sequence[int], length: int) -> None:
         """Write ``length`` tokens behind ``drafted``, the first of them in place of the bonus token. reply: the end of ``text``."""
         self._hoped = list(drafted)
-        if length < 1 or len(text) + len(drafted) + length > self._drafter.n_ctx:
+        whole = len(text) + len(drafted)
+        # Where the drafter has read its own last token already, it was not sure enough of the next one to write it.
+        if length < 1 or whole + length > self._drafter.n_ctx or len(self._drafter.tokens) >= whole:
             return
         self._pool = self._pool or ThreadPoolExecutor(max_workers=1, thread_name_prefix="drafter")
         self._writing = self._pool.submit(self._write, [*text, *drafted], [*reply, *drafted], length)

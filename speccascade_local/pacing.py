@@ -31,7 +31,7 @@ from .profile import Profile
 #: The longest draft of an automatic block: batches beyond 17 tokens are no cheaper per token on any machine measured so far.
 LONGEST = 16
 #: Blocks without a draft before one is tried again; doubled at each failure.
-FIRST_PATIENCE, LAST_PATIENCE = 32, 512
+FIRST_PATIENCE, LAST_PATIENCE = 64, 512
 #: How often a guess is right after so many matching tokens, before anything was seen; each weighs as much as two observations.
 PRIOR_GUESS = (0.1, 0.25, 0.45, 0.65, 0.8, 0.9, 0.97)
 FORGETTING = 0.9  # per block

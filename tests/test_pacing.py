@@ -66,6 +66,12 @@ class Hasty(Whimsical):
         return 2
 
 
+class Wavering(Hasty):
+    """Looks at a row, and stops there now and then."""
+
+    worth = Whimsical.worth
+
+
 def toys(n: int = 3) -> tuple[ToySession, ToySession, ToySession]:
     """small, drafter, expert."""
     small = random_rows(n, 77)
@@ -87,6 +93,7 @@ def ways_to_draft() -> dict[str, dict]:
         "three models and an index": {"pace": Whimsical(3, 1, 2), "helpers": Helpers(index, small, Whimsical(2, 1))},
         "written ahead": {"pace": Hasty(2)},
         "written ahead, any length": {"pace": Hasty(2, 1, 3, 0)},
+        "written ahead, unless unsure": {"pace": Wavering(2)},
         "guesses alone": {"pace": Auto(FLAT, Experience(), has_drafter=False), "helpers": Helpers(index)},
     }
 
