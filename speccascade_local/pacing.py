@@ -30,15 +30,15 @@ from .profile import Profile
 
 #: The longest draft of an automatic block: batches beyond 17 tokens are no cheaper per token on any machine measured so far.
 LONGEST = 16
-#: Blocks without a draft before one is tried again; doubled at each failure.
-FIRST_PATIENCE, LAST_PATIENCE = 64, 512
+#: Blocks without a draft before one is tried again: of a rule that was never seen, after a success, and at most. Doubled at each failure.
+FIRST_PATIENCE, USUAL_PATIENCE, LAST_PATIENCE = 8, 64, 512
 #: How often a guess is right after so many matching tokens, before anything was seen; each weighs as much as two observations.
 PRIOR_GUESS = (0.1, 0.25, 0.45, 0.65, 0.8, 0.9, 0.97)
 FORGETTING = 0.9  # per block
 #: What the drafter is taken to be like before anything was seen.
-FIRST_LOG_ODDS = (0.0, 1.5, 3.0)
+FIRST_LOG_ODDS = (1.0, 3.0, 5.0)
 #: How much of each surprise goes into the reply's own mood: texts differ in how well the drafter knows them.
-SURPRISE, MOODIEST = 1.0, 4.0
+SURPRISE, MOODIEST = 1.5, 4.0
 
 
 class Pace(Protocol):
@@ -195,7 +195,8 @@ class Auto:
         self._mood = 0.0
         # How sure the drafter may be of the next token: as it usually is, and more and more as it was in this reply.
         usual = [log_odds for log_odds, _ in experience.outcomes] or FIRST_LOG_ODDS
-        self._recent = deque(np.quantile(usual, (0.1, 0.3, 0.5, 0.7, 0.9)).tolist(), maxlen=10)
+        self._usual = deque(np.quantile(usual, (0.1, 0.9, 0.5, 0.3, 0.7)).tolist())
+        self._recent = deque(self._usual, maxlen=10)
 
     def begin(self, room: int, unread: int, depth: int) -> None:
         """See :class:`Pace`."""
@@ -288,10 +289,13 @@ class Auto:
             seen.guesses.learn(self._guess.match, guesses, right)
         if self._drafted:
             failed = self._probing and not kept
-            seen.patience = min(2 * seen.patience, LAST_PATIENCE) if failed else FIRST_PATIENCE if kept else seen.patience
+            seen.patience = min(2 * seen.patience, LAST_PATIENCE) if failed else USUAL_PATIENCE if kept else seen.patience
             seen.quiet = 0
         else:
             seen.quiet += 1
+            # Nothing was looked at, so what was last seen says less and less about what comes next.
+            self._recent.append(self._usual[0])
+            self._usual.rotate(-1)
         spent = self._seconds + self._batch[min(self._drafted + guessed, LONGEST)]
         seen.tokens = FORGETTING * seen.tokens + tokens
         seen.seconds = FORGETTING * seen.seconds + spent
