@@ -16,7 +16,7 @@ from .drafting import ReadAhead, Session
 from .evidence import Rows
 from .sampling import Sampler
 from .shaping import Shaper
-from .verify import Verdict, drawn
+from .verify import Draft, Verdict, drawn
 
 
 class Ahead:
@@ -38,15 +38,14 @@ class Ahead:
         if self._pool is not None:
             self._pool.shutdown(wait=True)
 
-    def start(self, text: Sequence[int], reply: Sequence[int], drafted: Sequence[int], length: int) -> None:
-        """Write ``length`` tokens behind ``drafted``, the first of them in place of the bonus token. reply: the end of ``text``."""
-        self._hoped = list(drafted)
-        whole = len(text) + len(drafted)
-        # Where the drafter has read its own last token already, it was not sure enough of the next one to write it.
-        if length < 1 or whole + length > self._drafter.n_ctx or len(self._drafter.tokens) >= whole:
+    def start(self, text: Sequence[int], reply: Sequence[int], draft: Draft, length: int) -> None:
+        """Write ``length`` tokens behind ``draft``, the first of them in place of the bonus token. reply: the end of ``text``."""
+        drafted = self._hoped = draft.token_ids
+        if length < 1 or len(text) + len(drafted) + length > self._drafter.n_ctx:
             return
+        known = [draft.rows.row(len(drafted))] if len(draft.rows) > len(drafted) else []  # the drafter has read its own last token
         self._pool = self._pool or ThreadPoolExecutor(max_workers=1, thread_name_prefix="drafter")
-        self._writing = self._pool.submit(self._write, [*text, *drafted], [*reply, *drafted], length)
+        self._writing = self._pool.submit(self._write, [*text, *drafted], [*reply, *drafted], length, known)
 
     def join(self) -> ReadAhead:
         """Wait for what was started: rows, and the token drawn from each; empty if nothing was."""
@@ -58,11 +57,14 @@ class Ahead:
         as_hoped = bool(written) and list(verdict.token_ids) == [*self._hoped, written[0][1]]
         return written[1:] if as_hoped else []
 
-    def _write(self, text: list[int], reply: list[int], length: int) -> ReadAhead:
+    def _write(self, text: list[int], reply: list[int], length: int, known: list[Rows]) -> ReadAhead:
         written: ReadAhead = []
         while len(written) < length and not (written and self._is_end(written[-1][1])):
             tokens = [token for _, token in written]
-            unread = [*text, *tokens][len(self._drafter.tokens) :]
-            row: Rows = self._shaper.rows(self._drafter.extend(unread, keep=1).copy(), [*reply, *tokens], [])
+            if known:
+                row = known.pop()
+            else:
+                unread = [*text, *tokens][len(self._drafter.tokens) :]
+                row = self._shaper.rows(self._drafter.extend(unread, keep=1).copy(), [*reply, *tokens], [])
             written.append((row, drawn(row, self._sampler, self._rng)))
         return written

@@ -122,10 +122,10 @@ def decode(
                 unscored = settled or int(bool(draft.submitted) and is_end(draft.submitted[-1]))
                 read = draft.submitted[: len(draft.submitted) - unscored]
                 if undrafted and draft.submitted and draft.submitted == read == draft.token_ids:
-                    ahead.start(tokens, reply, read, min(pace.ahead(len(read)), budget - len(read)))
+                    ahead.start(tokens, reply, draft, min(pace.ahead(len(read)), budget - len(read)))
                 rows = expert.extend(tokens[len(expert.tokens) :] + read, keep=len(read) + 1)
                 written = ahead.join()
-                stats.drafter_calls += len(written)
+                stats.drafter_calls += len(written) - bool(written and len(draft.rows) > len(draft.token_ids))
                 scores = shaper.rows(rows, reply, read)
             scored = time.perf_counter()
             place = Place(text=tokens, emitted=len(reply), trace=trace, vocabulary=vocabulary, notes=notes)

@@ -107,7 +107,7 @@ def propose(
         rows.append(reading.next(drafted, most=1))
     for session in (drafter, helpers.small):  # a proposal may have reached further than the draft
         if session is not None:
-            session.rewind(min(len(session.tokens), len(tokens) + len(drafted)))
+            session.rewind(min(len(session.tokens), len(tokens) + max(len(rows) - 1, 0)))
     logits = np.concatenate([row.logits for row in rows]) if rows else np.empty((0, drafter.n_vocab), np.float32)
     return Draft(drafted, Rows.joined(rows, logits), calls=reading.calls)
 

@@ -212,6 +212,7 @@ class Auto:
         self._seconds, self._first = 0.0, self._profile.drafter.batch_s(max(unread, 1), depth)
         self._expected, self._all_kept = 1.0, 1.0  # tokens of the block as drafted so far; chance that all of it is kept
         self._drafted = 0
+        self._refused = False
         self._said: list[tuple[float, float]] = []  # of each drafted token: log-odds of the drafter, chance that was given to it
         self._probing = self._has_drafter and self._seen.quiet >= self._seen.patience
         # a + a² + ...: what further tokens bring beyond one that is kept, their chances being unknown yet
@@ -256,6 +257,7 @@ class Auto:
         chance = float(chances[0])
         probe = self._probing and not self._drafted
         if not probe and self._if_kept(chances)[0] <= self._stop:
+            self._refused = True
             return False
         self._said.append((log_odds, chance))
         self._drafted += 1
@@ -271,7 +273,7 @@ class Auto:
     def ahead(self, submitted: int) -> int:
         """See :class:`Pace`."""
         # It is used if all is kept and the drafter knows the bonus token; if not, what the two cost each other is lost.
-        if self._all_kept * float(self._chances.mean()) <= self._profile.overlap:
+        if self._refused or self._all_kept * float(self._chances.mean()) <= self._profile.overlap:
             return 0
         return min(int(self._batch[min(submitted, LONGEST)] / self._step), LONGEST)
 

@@ -94,6 +94,7 @@ def ways_to_draft() -> dict[str, dict]:
         "written ahead": {"pace": Hasty(2)},
         "written ahead, any length": {"pace": Hasty(2, 1, 3, 0)},
         "written ahead, unless unsure": {"pace": Wavering(2)},
+        "written ahead of reviews": {"pace": Hasty(1, 2), "helpers": Helpers(index)},
         "guesses alone": {"pace": Auto(FLAT, Experience(), has_drafter=False), "helpers": Helpers(index)},
     }
 
