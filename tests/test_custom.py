@@ -121,7 +121,7 @@ def test_the_command_line_and_models_yaml_take_the_example_by_its_text(demo, exa
     mine = ["run", "mine", REASONING[0], "--models", str(tmp_path / "models.yaml")]
     expected = ask(demo, REASONING[0], SPEC)
     for arguments in (["run", REASONING[0], "--rule", SPEC], mine):
-        done = speccascade(*arguments, "--json", "--max-tokens", "48", "--threads", "1", cwd=EXAMPLES)
+        done = speccascade(*arguments, "--json", "--max-tokens", "48", "--threads", "1", "--block-size", "5", cwd=EXAMPLES)
         assert (done.returncode, done.stderr) == (0, "")
         shown = json.loads(done.stdout)
         assert (shown["rule"], shown["token_ids"]) == (SPEC, expected.token_ids)

@@ -256,7 +256,7 @@ def test_a_rule_that_remembers_sees_the_whole_reply_whichever_rule_decided():
 
 
 def test_the_demo_pair_thinks_where_its_prompt_opens_a_span(demo):
-    settings = {"rule": "strict", "thinking_rule": "chow:1", "max_tokens": 12}
+    settings = {"rule": "strict", "thinking_rule": "chow:1", "max_tokens": 12, "block_size": 5}
     assert set(demo.generate("<think>Tom has 3 apples and", **settings).origins) <= {"accepted", "bonus"}
     assert set(demo.generate("<think></think>Tom has 3 apples and", **settings).origins) <= {"matched", "corrected", "bonus"}
 
