@@ -1,7 +1,7 @@
 """The benchmark against peers: our expert alone, strict and cascades beside llama-cpp-python and llama.cpp's own server.
 
-    python scripts/scale_pair.py /tmp/pair                     # cost-scaled demonstration models
-    python scripts/bench_peers.py --pair /tmp/pair --llama-server PATH/llama-server      # hours; --resume goes on after a break
+    python scripts/scale_pair.py PAIR                          # cost-scaled demonstration models
+    python scripts/bench_peers.py --pair PAIR --llama-server PATH/llama-server      # hours; --resume goes on after a break
     python scripts/bench_peers.py --report docs/results/peers.jsonl --update-readme      # table, picture and README, nothing measured
 
 All arms answer one prompt before the next is asked, and the arm that begins changes from prompt to prompt, so that a slow moment of the
