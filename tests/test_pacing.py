@@ -17,13 +17,14 @@ from test_cascade import run
 from toys import ToySession, always_accepts, certain, never_accepts, random_rows, sometimes_accepts
 
 from speccascade_local.cascade import decode
-from speccascade_local.drafting import Helpers
+from speccascade_local.drafting import Helpers, propose
 from speccascade_local.evidence import Rows
 from speccascade_local.ngram import NOTHING, Guess, NgramIndex
 from speccascade_local.pacing import LONGEST, Auto, Experience, Fixed
 from speccascade_local.profile import SIZES, Profile, Speed
 from speccascade_local.rules import Strict
 from speccascade_local.sampling import Sampler
+from speccascade_local.shaping import Shaper
 from speccascade_local.stats import Stats
 
 
@@ -91,7 +92,7 @@ def ways_to_draft() -> dict[str, dict]:
         "anything, with an index": {"pace": Whimsical(2, 1, 3, 0, 2, 2), "helpers": Helpers(index)},
         "three models": {"pace": Whimsical(2, 3), "helpers": Helpers(small=small)},
         "three models and an index": {"pace": Whimsical(3, 1, 2), "helpers": Helpers(index, small, Whimsical(2, 1))},
-        "written ahead": {"pace": Hasty(2)},
+        "written ahead": {"pace": Hasty(1)},  # the third token stands where the second block goes on with what was written
         "written ahead, any length": {"pace": Hasty(2, 1, 3, 0)},
         "written ahead, unless unsure": {"pace": Wavering(2)},
         "written ahead of reviews": {"pace": Hasty(1, 2), "helpers": Helpers(index)},
@@ -178,6 +179,25 @@ def test_a_drafter_that_reviews_right_guesses_is_called_once_for_many_tokens():
     assert stats.drafter_calls == len(blocks)
 
 
+@given(length=st.integers(1, 4), seed=st.integers(0, 9))
+def test_a_drafter_that_reviewed_further_than_the_draft_holds_nothing_that_was_not_submitted(length, seed):
+    class Short(Reviewing):
+        def worth(self, row: Rows) -> bool:
+            self.rows_left -= 1
+            return self.rows_left >= 0
+
+    pace, text, index = Short(LONGEST), [0, 1, 2, 3, 4] * 2, NgramIndex()
+    pace.rows_left = length
+    index.begin(text)
+    drafter = ToySession(certain(lambda text: (text[-1] + 1) % 5, 7), 7)
+    draft = propose(
+        drafter, text, LONGEST, Sampler(), np.random.default_rng(seed), lambda token: False,
+        shaper=Shaper(7), reply=[], pace=pace, helpers=Helpers(index),
+    )  # fmt: skip
+    assert len(draft.token_ids) == length
+    assert drafter.tokens == [*text, *draft.token_ids]
+
+
 class Reviewing(Fixed):
     def review(self, guess: Guess) -> int:
         return len(guess.token_ids)
@@ -235,7 +255,8 @@ def test_a_hopeless_drafter_is_soon_not_asked_any_more_and_tried_again_now_and_t
     experience = Experience()
     drafter, expert = never_accepts(n_ctx=5000)
     profile = Profile(speed(1.0, 2.5, 3.0, 3.3, 3.5), speed(0.06), 1.0, {})
-    _, blocks, _ = drafted_of((drafter, expert), profile, experience, 4000, temperature=0)
+    _, blocks, stats = drafted_of((drafter, expert), profile, experience, 4000, temperature=0)
+    assert stats.drafter_calls < 100, "not even a look"
     drafts = [at for at, block in enumerate(blocks) if block.draft.token_ids]
     assert len(drafts) < 40
     assert len([at for at in drafts if at > 1000]) >= 3, "it must notice when drafts become good"
