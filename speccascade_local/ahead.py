@@ -1,4 +1,5 @@
-"""Two devices at once: the drafter writes on while the expert reads, in the hope that everything will be kept.
+"""Two devices at once: both models read the prompt together, and the drafter writes on while the expert reads, in the hope that
+everything will be kept.
 
 Worth it where the two models do not compete, such as an expert on a GPU and a drafter on the CPU. What was written ahead is used only if
 the block turns out as was hoped, to the bonus token, so it was drawn after exactly the text that it now follows. How much is written ahead
@@ -7,8 +8,9 @@ is decided beforehand and never by a clock, so a seed repeats an answer here too
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -17,6 +19,15 @@ from .evidence import Rows
 from .sampling import Sampler
 from .shaping import Shaper
 from .verify import Draft, Verdict, drawn
+
+
+@contextmanager
+def meanwhile(session: Session, tokens: list[int]) -> Iterator[None]:
+    """The session reads ``tokens`` in a thread of its own; leaving waits for it, and raises what it raised."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="expert") as pool:
+        reading = pool.submit(session.extend, tokens, 1)
+        yield
+        reading.result()
 
 
 class Ahead:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from .account import Wanted
-from .ahead import Ahead
+from .ahead import Ahead, meanwhile
 from .deferral import Rule
 from .drafting import Helpers, ReadAhead, Session, propose
 from .evidence import Place, Rows
@@ -99,20 +100,24 @@ def decode(
         while finish_reason is None:
             before = time.perf_counter()
             length = min(block_size + settled, budget - undrafted)
-            draft = propose(
-                drafter,
-                tokens,
-                length,
-                sampler,
-                rng,
-                is_end,
-                shaper=shaper,
-                reply=reply,
-                look_ahead=look_ahead,
-                pace=pace,
-                ahead=written,
-                helpers=helpers,
-            )
+            unread = tokens[len(expert.tokens) : -1] if rule.asks_expert else []
+            beside = bool(unread) and pace.beside(len(unread), len(tokens) - len(drafter.tokens))
+            stats.expert_calls += beside
+            with meanwhile(expert, unread) if beside else nullcontext():
+                draft = propose(
+                    drafter,
+                    tokens,
+                    length,
+                    sampler,
+                    rng,
+                    is_end,
+                    shaper=shaper,
+                    reply=reply,
+                    look_ahead=look_ahead,
+                    pace=pace,
+                    ahead=written,
+                    helpers=helpers,
+                )
             if rule.asks_expert and not settled:
                 draft = replace(draft, guesses=_guesses(draft, budget - undrafted, helpers, pace, shaper, reply, is_end))
             drafted = time.perf_counter()

@@ -44,6 +44,9 @@ SURPRISE, MOODIEST = 1.5, 4.0
 class Pace(Protocol):
     """Who decides how long the drafts are. One object per reply; the methods are called in this order, block after block."""
 
+    def beside(self, expert: int, drafter: int) -> bool:
+        """Whether the expert shall read so many tokens of the text in a thread while the drafter reads so many and drafts."""
+
     def begin(self, room: int, unread: int, depth: int) -> None:
         """A block begins. room: the most tokens to draft. unread: what the drafter must read first. depth: length of the text."""
 
@@ -75,6 +78,9 @@ class Fixed:
     def __init__(self, length: int) -> None:
         self.length = length
         self._left = 0
+
+    def beside(self, expert: int, drafter: int) -> bool:
+        return False
 
     def begin(self, room: int, unread: int, depth: int) -> None:
         self._left = min(room, self.length)
@@ -197,6 +203,15 @@ class Auto:
         usual = [log_odds for log_odds, _ in experience.outcomes] or FIRST_LOG_ODDS
         self._usual = deque(np.quantile(usual, (0.1, 0.9, 0.5, 0.3, 0.7)).tolist())
         self._recent = deque(self._usual, maxlen=10)
+
+    def beside(self, expert: int, drafter: int) -> bool:
+        """See :class:`Pace`."""
+        seconds, batch = self._profile.expert.batch_s, LONGEST + 1
+        if not drafter:
+            return False
+        hidden = min(seconds(expert), self._profile.drafter.batch_s(drafter)) * (1 - self._profile.overlap)
+        # The first draft is then checked in a batch of its own, in place of at the end of the prompt's.
+        return hidden > seconds(batch) - (seconds(expert + batch) - seconds(expert))
 
     def begin(self, room: int, unread: int, depth: int) -> None:
         """See :class:`Pace`."""

@@ -18,20 +18,21 @@ from typing import Any
 SIZES = range(1, 18)
 #: A batch is padded only where that saves more than this share: less may be noise.
 WORTH_PADDING = 0.03
-_TREND = (9, 17)
 
 
 @dataclass(frozen=True)
 class Speed:
     """How long one model takes for a batch of n tokens, n in SIZES, with ``depths`` tokens before it. Raises ValueError if malformed.
 
-    threads and batch_threads: for single tokens and for batches. seconds: ``seconds[i][n - 1]`` at ``depths[i]``.
+    threads and batch_threads: for single tokens and for batches. seconds: ``seconds[i][n - 1]`` at ``depths[i]``. prompt_s: for each
+    token of a long prompt.
     """
 
     threads: int
     batch_threads: int
     depths: tuple[int, ...]
     seconds: tuple[tuple[float, ...], ...]
+    prompt_s: float
 
     def __post_init__(self) -> None:
         if not (_is_whole(self.threads, 1) and _is_whole(self.batch_threads, 1)):
@@ -40,13 +41,14 @@ class Speed:
             raise ValueError(f"depths are {self.depths!r}; they must be whole numbers from 0, at least one, ascending")
         if len(self.seconds) != len(self.depths) or any(len(row) != len(SIZES) for row in self.seconds):
             raise ValueError(f"seconds must be {len(SIZES)} numbers for each of the {len(self.depths)} depths")
-        if not all(_is_number(value) and value > 0 for row in self.seconds for value in row):
+        if not all(_is_number(value) and value > 0 for row in (*self.seconds, (self.prompt_s,)) for value in row):
             raise ValueError("seconds must be finite and above 0")
 
     def batch_s(self, n: int, depth: int = 0) -> float:
         """Seconds for a batch of at least n tokens, the cheapest that there is, after ``depth`` others.
 
-        A straight line between the depths that were measured, and outside of them the nearest; beyond SIZES the trend of the largest.
+        A straight line between the depths that were measured, and outside of them the nearest; beyond SIZES each token
+        takes as long as in a prompt.
         """
         if n < 1:
             raise ValueError(f"a batch of {n} tokens; the smallest has 1")
@@ -74,12 +76,8 @@ class Speed:
         """At each depth, for each n, the least of all batches from n on; it never decreases with n."""
         return [list(accumulate(reversed(row), min))[::-1] for row in self.seconds]
 
-    @staticmethod
-    def _extrapolated(row: Sequence[float], n: int) -> float:
-        if n in SIZES:
-            return row[n - 1]
-        low, high = _TREND
-        return row[high - 1] + (n - high) * (row[high - 1] - row[low - 1]) / (high - low)
+    def _extrapolated(self, row: Sequence[float], n: int) -> float:
+        return row[n - 1] if n in SIZES else row[-1] + (n - SIZES[-1]) * self.prompt_s
 
 
 @dataclass(frozen=True)
@@ -109,6 +107,7 @@ class Profile:
                 "batch_threads": speed.batch_threads,
                 "depths": list(speed.depths),
                 "seconds": [list(row) for row in speed.seconds],
+                "prompt_s": speed.prompt_s,
             }
             for role, speed in (("expert", self.expert), ("drafter", self.drafter))
         }
@@ -124,9 +123,10 @@ class Profile:
 
 
 def _speed(role: str, data: object) -> Speed:
-    entries = _entries(role, data, {"threads", "batch_threads", "depths", "seconds"})
+    entries = _entries(role, data, {"threads", "batch_threads", "depths", "seconds", "prompt_s"})
     seconds = tuple(tuple(_list(f"a row of {role}.seconds", row)) for row in _list(f"{role}.seconds", entries["seconds"]))
-    return Speed(entries["threads"], entries["batch_threads"], tuple(_list(f"{role}.depths", entries["depths"])), seconds)
+    depths = tuple(_list(f"{role}.depths", entries["depths"]))
+    return Speed(entries["threads"], entries["batch_threads"], depths, seconds, entries["prompt_s"])
 
 
 def _entries(name: str, data: object, expected: set[str]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from .session import LlamaSession, llama_cpp_version, physical_cores, system_inf
 log = logging.getLogger(__name__)
 
 #: Goes up when what is measured, or how it is written, changes.
-FORMAT = 1
+FORMAT = 2
 #: About how many seconds measuring may take; a large model takes longer, because each size is measured at least once.
 BUDGET_S = 6.0
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 9
@@ -42,7 +42,7 @@ _AGREED = 0.05  # two measurements of one thing that differ by no more than this
 _QUICK_S, _AT_ONCE = 0.01, 5  # one visit repeats what is quick, up to so many times
 
 #: In place of a drafter: what an index of the text takes beside any model.
-FREE = Speed(1, 1, (0,), (tuple(1e-6 for _ in SIZES),))
+FREE = Speed(1, 1, (0,), (tuple(1e-6 for _ in SIZES),), 1e-6)
 
 Samples = dict[int, list[float]]
 
@@ -187,6 +187,7 @@ class _Bench:
         self._deep_samples: Samples = {}
         session.rewind(0)
         session.pad_batches({})
+        self._prompt_s: float | None = None
         self._fill(self.depth)
         for n in (self.sizes[-1], 1):  # the first batch of a kind finds cold weights and makes its buffers
             self.batch_s(n)
@@ -264,7 +265,9 @@ class _Bench:
         if per_token * self._deep > BUDGET_S:
             self._deep = None
             return
+        started, filled = perf_counter(), len(self._session)
         self._fill(self._deep)
+        self._prompt_s = (perf_counter() - started) / (self._deep - filled)
         self._deep_samples = {n: [] for n in _DEEP_SIZES}
         for _ in range(FEWEST_ROUNDS - 1):
             for n, samples in self._deep_samples.items():
@@ -282,7 +285,9 @@ class _Bench:
         rows = {self.depth: shallow}
         if self._deep is not None:
             rows[self._deep] = scaled(shallow, {n: median(samples) for n, samples in self._deep_samples.items()})
-        return Speed(self._session.threads, self._session.batch_threads, tuple(rows), tuple(rows.values()))
+        # A context too small to read a prompt in: as in the largest batch.
+        prompt_s = self._prompt_s or shallow[-1] / SIZES[-1]
+        return Speed(self._session.threads, self._session.batch_threads, tuple(rows), tuple(rows.values()), prompt_s)
 
 
 def _rounds(benches: Sequence[_Bench], clock: _Clock) -> Iterator[int]:

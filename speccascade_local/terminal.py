@@ -143,12 +143,12 @@ def profile_summary(profile: Profile) -> list[str]:
     """What follows from the times, a line each."""
     expert, drafter = profile.expert, profile.drafter
     best = min(SIZES, key=lambda n: expert.seconds[0][n - 1] / n)
-    rate, single = best / expert.seconds[0][best - 1], 1 / expert.seconds[0][0]
+    single, batch, prompt = 1 / expert.seconds[0][0], best / expert.seconds[0][best - 1], 1 / expert.prompt_s
     return [
         f"threads (single tokens / batches): expert {_threads(expert)}, drafter {_threads(drafter)}",
         f"c, a drafter's step in units of the expert's: {drafter.seconds[0][0] / expert.seconds[0][0]:.3f}",
-        f"the expert reads at most {number(rate)} tokens/s (batches of {best}) and writes {number(single)} alone: "
-        f"no lossless method gains more than {rate / single:.2f}×",
+        f"the expert writes {number(single)} tokens/s alone, and reads {number(prompt)} of a prompt and {number(batch)} in batches of "
+        f"{best}: no lossless method gains more than {max(prompt, batch) / single:.2f}×",
         f"overlap {profile.overlap:.2f}: the share of the shorter work that is not saved when both models work at once",
     ]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 import speccascade_local as sc
 from speccascade_local import catalog
 from speccascade_local.errors import CatalogError, SettingError
+from speccascade_local.profile import Profile, Speed
 from speccascade_local.session import LlamaSession
 
 FILES = catalog.bundled()
@@ -53,6 +55,18 @@ def test_strict_writes_the_experts_greedy_text_whoever_drafts(request, pair, blo
         alone = runtime.generate(ids, rule="strict", block_size=0, max_tokens=50).token_ids
         reply = runtime.generate(ids, rule="strict", block_size=block_size, max_tokens=50)
         assert nearly_equal(runtime, ids, reply.token_ids, alone)
+
+
+def test_two_devices_write_the_experts_greedy_text_too(demo, monkeypatch):
+    """As if the models did not hinder each other: both read the prompt at once, and the drafter writes ahead."""
+    ids = demo.chat_ids(conversation(" ".join(QUESTIONS)))
+    alone = demo.generate(ids, rule="strict", block_size=0, max_tokens=50)
+    one = Speed(1, 1, (0,), ((1.0,) * 17,), 1 / 17)
+    monkeypatch.setattr(demo._pairing, "profile", Profile(one, replace(one, seconds=((0.1,) * 17,)), 0.0, {}))
+    demo.reset()
+    reply = demo.generate(ids, rule="strict", seed=0, max_tokens=50)
+    assert reply.stats.expert_calls == reply.stats.blocks + 1, "one more for the prompt"
+    assert nearly_equal(demo, ids, reply.token_ids, alone.token_ids)
 
 
 @pytest.mark.parametrize("rule", ["strict", "token_v3:0.5", "chow:0.3", "opt:0.2", "mentored:0.1", "typical", "budget:0.05"])

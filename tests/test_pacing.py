@@ -30,11 +30,11 @@ from speccascade_local.stats import Stats
 
 def speed(*steps: float) -> Speed:
     """A staircase: the seconds of a batch of n."""
-    return Speed(1, 1, (0,), (tuple(float(steps[min(n, len(steps)) - 1]) for n in SIZES),))
+    return Speed(1, 1, (0,), (tuple(float(steps[min(n, len(steps)) - 1]) for n in SIZES),), steps[-1] / SIZES[-1])
 
 
 FLAT = Profile(speed(1.0), speed(0.01), 1.0, {})  # a batch costs what one token costs
-LINEAR = Profile(Speed(1, 1, (0,), (tuple(float(n) for n in SIZES),)), speed(0.2), 1.0, {})  # nothing is gained by batches
+LINEAR = Profile(Speed(1, 1, (0,), (tuple(float(n) for n in SIZES),), 1.0), speed(0.2), 1.0, {})  # nothing is gained by batches
 
 
 class Whimsical(Fixed):
@@ -67,6 +67,13 @@ class Hasty(Whimsical):
         return 2
 
 
+class Together(Hasty):
+    """Lets both models read the prompt at once, too."""
+
+    def beside(self, expert: int, drafter: int) -> bool:
+        return True
+
+
 class Wavering(Hasty):
     """Looks at a row, and stops there now and then."""
 
@@ -96,6 +103,7 @@ def ways_to_draft() -> dict[str, dict]:
         "written ahead, any length": {"pace": Hasty(2, 1, 3, 0)},
         "written ahead, unless unsure": {"pace": Wavering(2)},
         "written ahead of reviews": {"pace": Hasty(1, 2), "helpers": Helpers(index)},
+        "read together": {"pace": Together(2)},
         "guesses alone": {"pace": Auto(FLAT, Experience(), has_drafter=False), "helpers": Helpers(index)},
     }
 
@@ -222,6 +230,39 @@ def test_the_drafter_writes_ahead_only_where_the_models_do_not_hinder_each_other
         pace = Auto(profile, Experience())
         pace.begin(5, 1, 10)
         assert (pace.ahead(3) > 0) is expected
+
+
+def test_both_models_read_the_prompt_at_once_each_token_once():
+    drafter, expert = always_accepts()
+    prompt = [0, 1, 2, 3, 0, 1]
+    text, blocks, stats = run((drafter, expert), Strict(), prompt=prompt, temperature=0, block_size=3, max_tokens=9, pace=Together(3))
+    assert text == run(always_accepts(), Strict(), prompt=prompt, temperature=0, block_size=3, max_tokens=9)[0]
+    assert expert.calls[:2] == [5, 4], "all but the last token of the prompt, then that and the draft"
+    assert stats.expert_calls == len(expert.calls) == len(blocks) + 1
+
+
+def test_what_goes_wrong_while_both_read_is_not_lost(monkeypatch):
+    drafter, expert = always_accepts(n_ctx=300)
+
+    def fail_once(*_: object) -> None:
+        monkeypatch.undo()
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(expert, "extend", fail_once)
+    with pytest.raises(MemoryError, match="no room"):
+        run((drafter, expert), Strict(), prompt=[0, 1, 2], block_size=3, max_tokens=9, pace=Together(3))
+
+
+def test_both_read_the_prompt_at_once_only_where_that_hides_more_than_a_batch_of_its_own_costs():
+    def decided(expert: Speed, overlap: float, unread: int) -> bool:
+        return Auto(Profile(expert, speed(0.5), overlap, {}), Experience()).beside(500, unread)
+
+    flat = speed(1.0)
+    assert decided(flat, 0.0, 500)
+    assert not decided(flat, 1.0, 500), "the models hinder each other"
+    assert not decided(flat, 0.0, 0), "the drafter has read it"
+    dear = Speed(1, 1, (0,), ((100.0,) * 17,), 1.0)
+    assert not decided(dear, 0.0, 500), "the draft in a batch of its own takes 83 seconds more, the drafter 15"
 
 
 def test_leaving_a_stream_half_way_waits_for_the_drafter():

@@ -21,7 +21,9 @@ rows = st.tuples(*[st.floats(1e-5, 1e3)] * len(SIZES))
 @st.composite
 def speeds(draw: st.DrawFn) -> Speed:
     depths = sorted(draw(st.sets(st.integers(0, 2000), min_size=1, max_size=2)))
-    return Speed(draw(st.integers(1, 64)), draw(st.integers(1, 64)), tuple(depths), tuple(draw(rows) for _ in depths))
+    return Speed(
+        draw(st.integers(1, 64)), draw(st.integers(1, 64)), tuple(depths), tuple(draw(rows) for _ in depths), draw(st.floats(1e-5, 1e3))
+    )
 
 
 profiles = st.builds(
@@ -30,10 +32,10 @@ profiles = st.builds(
 
 
 def test_a_staircase_with_dips_is_padded_to_the_dips():
-    speed = Speed(2, 2, (32,), (STAIRCASE,))
+    speed = Speed(2, 2, (32,), (STAIRCASE,), 0.25)
     assert speed.padding == {5: 8, 6: 8, 7: 8, 10: 12, 11: 12}  # 9 is cheaper at 12, but not clearly
     assert [speed.batch_s(n) for n in (1, 4, 5, 8, 9, 17)] == [1, 3.2, 3.5, 3.5, 4.4, 6.0]
-    assert speed.batch_s(25) == pytest.approx(6.0 + 8 * (6.0 - 4.4) / 8)
+    assert speed.batch_s(25) == 6.0 + 8 * 0.25
 
 
 @given(speeds())
@@ -62,13 +64,13 @@ def test_at_a_measured_depth_it_is_the_cheapest_batch_that_is_large_enough(speed
 
 
 def test_between_two_depths_it_is_a_straight_line():
-    speed = Speed(1, 1, (100, 300), (STAIRCASE, tuple(2 * value for value in STAIRCASE)))
+    speed = Speed(1, 1, (100, 300), (STAIRCASE, tuple(2 * value for value in STAIRCASE)), 0.25)
     assert [speed.batch_s(1, depth) for depth in (0, 100, 150, 200, 300, 999)] == [1, 1, 1.25, 1.5, 2, 2]
 
 
 def test_no_batch_is_smaller_than_one():
     with pytest.raises(ValueError, match="a batch of 0 tokens"):
-        Speed(1, 1, (0,), (STAIRCASE,)).batch_s(0)
+        Speed(1, 1, (0,), (STAIRCASE,), 0.25).batch_s(0)
 
 
 @given(profiles)
@@ -76,7 +78,9 @@ def test_what_was_written_is_read(profile):
     assert Profile.from_dict(json.loads(json.dumps(profile.as_dict()))) == profile
 
 
-GOOD = Profile(Speed(2, 2, (32, 512), (STAIRCASE,) * 2), Speed(1, 1, (32,), (STAIRCASE,)), 0.5, {"cpu": "x", "format": 1}).as_dict()
+GOOD = Profile(
+    Speed(2, 2, (32, 512), (STAIRCASE,) * 2, 0.25), Speed(1, 1, (32,), (STAIRCASE,), 0.25), 0.5, {"cpu": "x", "format": 1}
+).as_dict()
 
 
 @pytest.mark.parametrize(
@@ -98,6 +102,8 @@ GOOD = Profile(Speed(2, 2, (32, 512), (STAIRCASE,) * 2), Speed(1, 1, (32,), (STA
         (("drafter", "seconds"), [[1.0] * 16 + [math.inf]]),
         (("drafter", "seconds"), [[1.0] * 16 + ["1"]]),
         (("drafter", "seconds"), [[1.0] * 16 + [10**400]]),
+        (("drafter", "prompt_s"), 0.0),
+        (("drafter", "prompt_s"), None),
         (("drafter", "more"), 1),
         (("overlap",), 1.5),
         (("overlap",), "0"),

@@ -229,7 +229,7 @@ def test_models_whose_files_are_gone_are_measured_and_not_kept(tmp_path, cache, 
 def test_what_was_found_is_applied_to_both_sessions(open_pair, cache):
     sessions = open_pair()
     row = [1.0, 9.0, 9.0, 2.0] + [9.0] * 13
-    speed = {"threads": 2, "batch_threads": 3, "depths": [24], "seconds": [row]}
+    speed = {"threads": 2, "batch_threads": 3, "depths": [24], "seconds": [row], "prompt_s": 1.0}
     key = key_of(*sessions, None)
     written = Profile.from_dict({"expert": speed, "drafter": speed, "overlap": 0, "key": key})
     profiling._write(profiling._cache_file(key), written)
