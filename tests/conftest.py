@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Before llama.cpp is loaded: its threads sleep while they wait, or the suite crawls beside any other work on the machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -11,6 +12,9 @@ import pytest
 from hypothesis import settings
 
 import speccascade_local as sc
+
+# A shell starts background jobs with Ctrl-C ignored, and what they start inherits it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The machine may be slow or busy: how long an example takes is never a reason to fail.
 # In CI the examples are the same every time, so that a red run is the change's doing; everywhere else they explore.
