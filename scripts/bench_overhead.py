@@ -1,25 +1,35 @@
 """How long the loop takes beside its two models: every method, at temperature 0 and 1, with the account of fidelity.
 
-    python scripts/bench_overhead.py [--json]
+    python scripts/bench_overhead.py [--json]                                    # milliseconds of a block
+    python scripts/bench_overhead.py --pair FOLDER [--block-size auto] [--json]  # share of the time of real models, and memory
 
-No models are needed: toy sessions return prepared rows of a real vocabulary's width, and the time that they take is not counted. The
+Without a pair toy sessions return prepared rows of a real vocabulary's width, and the time that they take is not counted. The
 rows are such as models give: a broad bulk, a few favourites, the best of them with a probability of 0.2 to 0.95, and a drafter that says
 nearly the same. A method that goes token by token has blocks of one token, and fly, which needs longer blocks, has blocks of 8.
+
+With a pair, such as scripts/scale_pair.py writes, what is not spent inside llama_decode is the loop's. Memory is what the process holds
+beside mapped files (Linux only): before models are loaded, when they are and have answered once, and after all methods.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import resource
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from statistics import mean
+from typing import Any
 
+import llama_cpp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+import speccascade_local as sc
 from speccascade_local.acceptance import Fly
 from speccascade_local.account import Wanted
 from speccascade_local.cascade import Block, decode
@@ -33,6 +43,7 @@ from speccascade_local.stats import Stats
 #: Different rows of each model; the text comes by them again and again.
 POOL = 24
 WARM_UP = 3
+PROMPT = "Who is Mozart?"
 
 
 class Toy:
@@ -70,7 +81,7 @@ def prepared_rows(n_vocab: int) -> tuple[np.ndarray, np.ndarray]:
     return drafter.astype(np.float32), expert.astype(np.float32)
 
 
-def measured(spec: str, temperature: float, rows: tuple[np.ndarray, np.ndarray], block_size: int, blocks: int) -> dict[str, object]:
+def measured(spec: str, temperature: float, rows: tuple[np.ndarray, np.ndarray], block_size: int, blocks: int) -> dict[str, Any]:
     """What one method takes; times in milliseconds."""
     method, stats = parse(spec), Stats()
     if isinstance(method, Fly):
@@ -106,17 +117,90 @@ def measured(spec: str, temperature: float, rows: tuple[np.ndarray, np.ndarray],
     }
 
 
+class InsideLlama:
+    """Seconds since it was made in which llama_decode ran; once where two models ran at the same time."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._lock, self._running, self._since = threading.Lock(), 0, 0.0
+        self._decode = llama_cpp.llama_decode
+        llama_cpp.llama_decode = self
+
+    def __call__(self, *given: object) -> int:
+        with self._lock:
+            self._running += 1
+            if self._running == 1:
+                self._since = time.perf_counter()
+        code: int = self._decode(*given)
+        with self._lock:
+            self._running -= 1
+            if not self._running:
+                self.seconds += time.perf_counter() - self._since
+        return code
+
+
+def held_mb() -> float | None:
+    """Memory of this process that no file stands behind."""
+    try:
+        found = re.search(r"^RssAnon:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found.group(1)) / 1000 if found else None
+
+
+def measured_on_pair(folder: Path, cases: list[tuple[str, float]], block_size: int | str, tokens: int) -> dict[str, Any]:
+    """Shares in percent: of the whole time, what was not spent in llama_decode."""
+    inside, memory = InsideLlama(), [held_mb()]
+    results: list[dict[str, Any]] = []
+    with sc.load(drafter=folder / "drafter.gguf", expert=folder / "expert.gguf", profile=block_size == "auto") as runtime:
+        prompt = runtime.chat_ids([{"role": "user", "content": PROMPT}]) if runtime.has_chat_template else list(range(1, 13))
+        runtime.generate(prompt, block_size=2, max_tokens=tokens)
+        memory.append(held_mb())
+        for spec, temperature in cases:
+            length = 8 if isinstance(parse(spec), Fly) and block_size != "auto" else block_size
+            runtime.reset()
+            before, models = time.perf_counter(), inside.seconds
+            reply = runtime.generate(prompt, rule=spec, temperature=temperature, block_size=length, max_tokens=tokens, seed=1)
+            wall = time.perf_counter() - before
+            models = inside.seconds - models
+            shown = {"method": spec, "temperature": temperature, "tokens": len(reply.tokens), "wall_s": wall}
+            results.append({**shown, "overhead_percent": 100 * (wall - models) / wall})
+        memory.append(held_mb())
+        return {"n_vocab": runtime.n_vocab, "n_ctx": runtime.n_ctx, "memory_mb": memory, "results": results}
+
+
+def show_pair(found: dict[str, Any], block_size: int | str) -> None:
+    table = Table(title=f"Time outside the models, {found['n_vocab']} ids, blocks of {block_size}")
+    for heading in ("method", "temperature", "tokens", "seconds", "outside, %"):
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for each in found["results"]:
+        figures = f"{each['tokens']}", f"{each['wall_s']:.2f}", f"{each['overhead_percent']:.2f}"
+        table.add_row(each["method"], f"{each['temperature']:g}", *figures)
+    console = Console()
+    console.print(table)
+    if None not in found["memory_mb"]:
+        console.print(
+            "MB beside mapped files before loading, after the first answer, at the end: {:.0f}, {:.0f}, {:.0f}".format(*found["memory_mb"])
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n-vocab", type=int, default=151_936)
-    parser.add_argument("--block-size", type=int, default=5)
-    parser.add_argument("--blocks", type=int, default=40, help="how many are timed, for each method and temperature")
+    parser.add_argument("--pair", type=Path, help="folder with drafter.gguf and expert.gguf; without one no models are needed")
+    parser.add_argument("--tokens", type=int, default=48, help="of each answer of a pair")
+    parser.add_argument("--n-vocab", type=int, default=151_936, help="without a pair")
+    parser.add_argument("--block-size", type=lambda text: int(text) if text.isdecimal() else text, default=5)
+    parser.add_argument("--blocks", type=int, default=40, help="how many are timed without a pair, for each method and temperature")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("methods", nargs="*", help="as on the command line of speccascade; all, if none is named")
     chosen = parser.parse_args()
-    rows = prepared_rows(chosen.n_vocab)
     cases = [(spec, temperature) for spec in chosen.methods or examples() for temperature in (0.0, 1.0)]
     cases = [(spec, temperature) for spec, temperature in cases if not (isinstance(parse(spec), Fly) and temperature)]
+    if chosen.pair:
+        shown = measured_on_pair(chosen.pair, cases, chosen.block_size, chosen.tokens)
+        print(json.dumps({"block_size": chosen.block_size, **shown}, indent=1)) if chosen.json else show_pair(shown, chosen.block_size)
+        return
+    rows = prepared_rows(chosen.n_vocab)
     results = [measured(*case, rows, chosen.block_size, chosen.blocks) for case in cases]
     if chosen.json:
         settings = {"n_vocab": chosen.n_vocab, "block_size": chosen.block_size, "blocks": chosen.blocks}

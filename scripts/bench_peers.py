@@ -56,8 +56,9 @@ HELD_OUT = ROOT / "speccascade_local" / "demo" / "heldout.jsonl"
 README, MARKERS = ROOT / "README.md", ("<!-- peers -->", "<!-- /peers -->")
 COPIED = ("qa", "code", "translate")  # where answers are long enough for a copy to matter
 BASE, PYTHON = "expert alone (ours)", "llama-cpp-python Llama"
+OURS = "strict/7,strict/15,strict/auto,token_v3:0.8/7,token_v3:0.8/auto"
 #: ``ngram-mod`` by its own defaults wants 24 known tokens and 48 to copy, more than most answers have; 8:2:16 gives it a fair chance.
-SERVERS = "none,draft-simple:3,draft-simple:7,draft-simple:15,ngram-mod,ngram-mod:8:2:16"
+SERVERS = "none,draft-simple:3,draft-simple:7,draft-simple:15,ngram-mod:8:2:16"
 START_S, ANSWER_S = 600.0, 3600.0
 DRAWS = 10_000
 
@@ -409,7 +410,7 @@ def all_arms(options: argparse.Namespace, runtime: sc.Runtime, logs: Path, resou
     for i, spec in enumerate(options.server_specs):
         flags = server_options(spec, options.pair, runtime, options.threads)
         arms.append(server_arm(options.llama_server, spec, flags, logs / f"{i}.log", resources))
-    return arms + [our_arm(runtime, rule, length) for rule in options.rules for length in options.lengths]
+    return arms + [our_arm(runtime, rule, length) for rule, length in options.ours]
 
 
 def described_setup(options: argparse.Namespace, runtime: sc.Runtime, files: dict[str, Path]) -> Record:
@@ -790,8 +791,9 @@ def listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     return split
 
 
-def parsed_length(text: str) -> int | str:
-    return int(text) if text.isdecimal() else text
+def parsed_arm(text: str) -> tuple[str, int | str]:
+    rule, _, length = text.rpartition("/")
+    return rule, int(length) if length.isdecimal() else length
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -805,8 +807,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--max-tokens", type=int, default=96, help="default %(default)s")
     add("--per-family", type=int, default=8, help="questions of each family, and as many copies; default %(default)s")
     add("--limit", type=int, help="only so many questions; the families take turns")
-    add("--rules", type=listed(str), default="strict,token_v3:0.8,opt:0.2", help="of ours; default %(default)s")
-    add("--lengths", type=listed(parsed_length), default="3,5,7,15,auto", help="block sizes of ours; default %(default)s")
+    add("--ours", type=listed(parsed_arm), default=OURS, help="rule/block size of each of our arms; default %(default)s")
     add("--server-specs", type=listed(str), default=SERVERS, help="arms of llama-server; default %(default)s")
     add("--seed", type=int, default=0, help="of the first prompt in the first pass; default %(default)s")
     add("--out", type=Path, default=ROOT / "docs" / "results" / "peers.jsonl", help="rows; .txt and .svg are written beside them")

@@ -70,7 +70,7 @@ class Rows:
     @cached_property
     def plain(self) -> Softmax:
         """The model's own distribution: temperature 1, nothing filtered or shaped."""
-        found = Softmax.of(self.logits)
+        found = Softmax.of(self.logits, self.best if self.shaped is self.logits else None)
         found.probs.flags.writeable = False
         return found
 
@@ -115,7 +115,7 @@ class Rows:
 
     def logprob(self, token: int) -> float:
         """The log-probability of a token in the first row's plain distribution, in nats; never leaves logarithms."""
-        return float(self.logits[0, token] - self.plain.top[0] - np.log1p(self.plain.rest[0]))
+        return float(self.logits[0, token]) - float(self.plain.top[0]) - math.log1p(self.plain.rest[0])
 
 
 @dataclass(frozen=True, eq=False)

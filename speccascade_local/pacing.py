@@ -210,8 +210,8 @@ class Auto:
         if not drafter:
             return False
         hidden = min(seconds(expert), self._profile.drafter.batch_s(drafter)) * (1 - self._profile.overlap)
-        # The first draft is then checked in a batch of its own, in place of at the end of the prompt's.
-        return hidden > seconds(batch) - (seconds(expert + batch) - seconds(expert))
+        # The first draft is then checked in a batch of its own, in place of at the end of the prompt's; that reads all weights once more.
+        return hidden > max(seconds(batch) - (seconds(expert + batch) - seconds(expert)), seconds(1))
 
     def begin(self, room: int, unread: int, depth: int) -> None:
         """See :class:`Pace`."""

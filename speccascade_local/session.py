@@ -371,6 +371,7 @@ class LlamaSession:
         np.ctypeslib.as_array(self._batch.n_seq_id, (BATCH_TOKENS,))[:] = 1
         for i in range(BATCH_TOKENS):
             self._batch.seq_id[i][0] = 0
+        self._views: dict[tuple[int, int], Array] = {}  # by address and number of rows
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -442,8 +443,16 @@ class LlamaSession:
         except BaseException:
             self._drop(held)
             raise
-        row: Array = np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._ctx), (keep, self.model.n_vocab))
-        return row[:, : self.n_vocab]
+        return self._logits(keep)
+
+    def _logits(self, keep: int) -> Array:
+        """The first ``keep`` rows of llama.cpp's buffer. The array over them is kept: making one takes longer than a small row is worth."""
+        buffer = llama_cpp.llama_get_logits(self._ctx)
+        place = ctypes.addressof(buffer.contents), keep
+        if place not in self._views:
+            rows: Array = np.ctypeslib.as_array(buffer, (keep, self.model.n_vocab))
+            self._views[place] = rows[:, : self.n_vocab]
+        return self._views[place]
 
     def _decode(self, tokens: list[int], keep: int) -> None:
         n, held = len(tokens), len(self.tokens)
