@@ -717,15 +717,22 @@ def notes(results: Results) -> list[str]:
     return told
 
 
+def short_table(results: Results) -> Table:
+    """For a first look: decoding speed of each arm, at each temperature, against the expert alone."""
+    header, rows = ["arm"], [[name] for name in next(iter(results.by_temperature.values()))]
+    for temperature, arms in results.by_temperature.items():
+        header += [f"tok/s, T = {temperature:g}", "× expert alone", "right %"]
+        for row, arm in zip(rows, arms.values()):
+            ratio = "1" if arm.name == BASE else times(arm.times(arms[BASE], "decode_s"))
+            row += [f"{arm.rate('decode_s'):.1f}", ratio, f"{100 * np.mean(list(arm.accuracies().values())):.1f}"]
+    return [header, *rows]
+
+
 def report(rows: Sequence[Record]) -> tuple[str, str]:
-    """The results as plain text and as Markdown."""
+    """All results as plain text, and the README's part of them as Markdown."""
     results = Results.of(rows)
-    parts = list(sections(results))
-    text = "\n\n".join([*(f"{title}\n{aligned(table)}" for title, table in parts), "\n".join(notes(results))])
-    markdown = "\n\n".join(
-        [*(f"**{title}**\n\n{piped(table)}" for title, table in parts), "\n".join(f"- {note}" for note in notes(results))]
-    )
-    return text + "\n", markdown + "\n"
+    parts = [*(f"{title}\n{aligned(table)}" for title, table in sections(results)), "\n".join(notes(results))]
+    return "\n\n".join(parts) + "\n", piped(short_table(results)) + "\n"
 
 
 #: Fill and hatch by engine: told apart in greyscale and by the hatch alone.
@@ -767,9 +774,11 @@ def write_report(path: Path, *, update_readme: bool) -> None:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "speccascade", "hatch.linewidth": 0.6}):
         picture(rows).savefig(path.with_suffix(".svg"), metadata={"Date": None})
     if update_readme:
-        svg = os.path.relpath(path.with_suffix(".svg").resolve(), README.parent)
-        alt = "Tokens per second of every arm, as bars"
-        README.write_text(marked(README.read_text(encoding="utf-8"), f"![{alt}]({svg})\n\n{markdown}"), encoding="utf-8")
+        svg, txt = (os.path.relpath(path.with_suffix(suffix).resolve(), README.parent) for suffix in (".svg", ".txt"))
+        section = (
+            f"![Tokens per second of every arm, as bars]({svg})\n\n{markdown}\n[All figures, by family, and how they were made]({txt})\n"
+        )
+        README.write_text(marked(README.read_text(encoding="utf-8"), section), encoding="utf-8")
 
 
 def marked(page: str, section: str) -> str:
