@@ -33,11 +33,11 @@ import speccascade_local as sc
 from speccascade_local.acceptance import Fly
 from speccascade_local.account import Wanted
 from speccascade_local.cascade import Block, decode
+from speccascade_local.generation import Generation
 from speccascade_local.methods import examples, parse
 from speccascade_local.routing import Route, Signals, TokenCascade, token_cascade
 from speccascade_local.rules import Never
 from speccascade_local.sampling import Sampler
-from speccascade_local.shaping import Shaper
 from speccascade_local.stats import Stats
 
 #: Different rows of each model; the text comes by them again and again.
@@ -68,6 +68,10 @@ class Toy:
         del self.tokens[length:]
 
 
+def never_ends(_token: int) -> bool:
+    return False
+
+
 def prepared_rows(n_vocab: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the drafter and of the expert. [POOL, n_vocab] float32"""
     rng = np.random.default_rng(0)
@@ -86,17 +90,15 @@ def measured(spec: str, temperature: float, rows: tuple[np.ndarray, np.ndarray],
     method, stats = parse(spec), Stats()
     if isinstance(method, Fly):
         block_size = 8
-    prompt = [1, 2, 3, 4]
     drafter, expert = (Toy(each, n_ctx=10**6) for each in rows)
-    shared = {"sampler": Sampler(temperature), "rng": np.random.default_rng(1), "max_tokens": 10**6, "stats": stats, "wanted": Wanted()}
+    generation = Generation([1, 2, 3, 4], Sampler(temperature), np.random.default_rng(1), never_ends)
+    shared = {"max_tokens": 10**6, "stops": never_ends, "stats": stats, "wanted": Wanted()}
     found: Iterator[Block]
     if isinstance(method, TokenCascade):
-        shaper = Shaper(expert.n_vocab)
-        found = token_cascade(prompt, drafter, expert, rule=method, stops=lambda _: False, shaper=shaper, **shared)
+        found = token_cascade(generation, drafter, expert, rule=method, **shared)
     else:
         rule = Never() if isinstance(method, Route) else method
-        ends = {"is_end": lambda _: False, "stops": lambda _: False}
-        found = decode(prompt, drafter, expert, rule=rule, block_size=block_size, **ends, **shared)
+        found = decode(generation, drafter, expert, rule=rule, block_size=block_size, **shared)
     overheads, faults = [], []
     for _ in range(WARM_UP + blocks):
         before, inside = time.perf_counter(), drafter.seconds + expert.seconds

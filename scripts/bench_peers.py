@@ -47,8 +47,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import speccascade_local as sc
+from speccascade_local.backend import extra_buffers_are_safe, physical_cores, system_info
 from speccascade_local.errors import SpeccascadeError
-from speccascade_local.session import extra_buffers_are_safe, physical_cores, system_info
 from speccascade_local.tasks import Task, read_tasks
 
 ROOT = Path(__file__).parent.parent

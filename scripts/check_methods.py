@@ -30,15 +30,16 @@ from rich.progress import track
 import speccascade_local as sc
 from speccascade_local import methods
 from speccascade_local.acceptance import Fly
+from speccascade_local.backend import physical_cores
+from speccascade_local.context import LlamaContext, LlamaSession
 from speccascade_local.deferral import Rule
 from speccascade_local.drafting import propose
 from speccascade_local.evidence import Rows
+from speccascade_local.generation import Generation
 from speccascade_local.guards import Budget
 from speccascade_local.methods import target_probs
 from speccascade_local.routing import Route
 from speccascade_local.sampling import Sampler
-from speccascade_local.session import LlamaSession, physical_cores
-from speccascade_local.shaping import Shaper
 from speccascade_local.verify import Verification
 
 ROOT = Path(__file__).parent.parent
@@ -124,9 +125,9 @@ def logprobs(runtime: sc.Runtime, n: int = 60) -> dict[str, Any]:
         given = [np.array([rows.get(place, blank) for place in places]) for rows in seen]
         fresh = []
         for session in sessions:
-            reader = LlamaSession(session.model, n_ctx=runtime.n_ctx, n_vocab=runtime.n_vocab, n_threads=1)
+            reader = LlamaContext(session.model, n_ctx=runtime.n_ctx, n_threads=1).session(n_vocab=runtime.n_vocab)
             fresh.append(reader.extend(prompt + reply.token_ids[:-1], keep=len(reply.tokens)).copy())
-            reader.close()
+            reader.context.close()
         for j, token in enumerate(reply.tokens):
             counted[token.origin] += 1
             own[token.origin] = max(own[token.origin], difference(token, rule, [rows[j : j + 1] for rows in given], settings))
@@ -185,9 +186,9 @@ def verification(runtime: sc.Runtime, places: int = 200, drafts: int = 8) -> dic
             answer = runtime.generate(prompt, rule="strict", block_size=0, temperature=1, seed=seed, max_tokens=60).token_ids
             text = prompt + answer[: seed % len(answer)]
             runtime.reset()
-            rng, shaper = np.random.default_rng(seed), Shaper(runtime.n_vocab)
+            generation = Generation(text, sampler, np.random.default_rng(seed), runtime._model.is_end)
             for _ in range(drafts):
-                draft = propose(runtime._drafter, text, block_size, sampler, rng, runtime._model.is_end, shaper=shaper, reply=[])
+                draft = propose(runtime._drafter, generation, block_size)
                 scores = runtime._expert.extend(text[len(runtime._expert.tokens) :] + draft.token_ids, keep=len(draft.token_ids) + 1)
                 for way, counts in kept.items():
                     counts.append(expected_kept(draft, Rows.of(scores[: len(draft.token_ids)]), sampler, way))

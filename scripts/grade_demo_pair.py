@@ -24,7 +24,7 @@ from demo_text import DEFAULT_QUESTION, FAMILIES, PEOPLE, Example, held_out_exam
 from rich.progress import track
 
 import speccascade_local as sc
-from speccascade_local.session import physical_cores
+from speccascade_local.backend import physical_cores
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "speccascade_local" / "demo"

@@ -31,7 +31,8 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from numpy.typing import NDArray
 
 from speccascade_local import catalog
-from speccascade_local.session import LlamaModel, LlamaSession
+from speccascade_local.context import LlamaContext
+from speccascade_local.model import LlamaModel
 
 Floats = NDArray[np.float32]
 Blocks = NDArray[np.uint8]  # [rows, blocks of a row, BLOCK_BYTES]: Q8_0 as it is stored, a float16 scale and 32 int8 in each block
@@ -242,10 +243,10 @@ def largest_difference(small: Path, large: Path, tokens: int = 48) -> tuple[floa
     rows = []
     for path in (small, large):
         model = LlamaModel(path)
-        session = LlamaSession(model, n_ctx=256)
+        session = LlamaContext(model, n_ctx=256).session()
         ids = np.random.default_rng(3).integers(3, model.n_vocab, tokens).tolist()
         rows.append(session.extend(ids, keep=tokens).copy())
-        session.close()
+        session.context.close()
         model.close()
     return float(np.abs(rows[0] - rows[1]).max()), float(np.ptp(rows[0]))
 

@@ -21,8 +21,8 @@ from rich.terminal_theme import TerminalTheme
 
 import speccascade_local as sc
 from speccascade_local import terminal
+from speccascade_local.backend import physical_cores
 from speccascade_local.compare import DEFAULT_THRESHOLD, Row, compare, few_arms
-from speccascade_local.session import physical_cores
 from speccascade_local.settings import Settings
 
 ROOT = Path(__file__).parent.parent

@@ -8,17 +8,14 @@ is decided beforehand and never by a clock, so a seed repeats an answer here too
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
-import numpy as np
-
 from .drafting import ReadAhead, Session
 from .evidence import Rows
-from .sampling import Sampler
-from .shaping import Shaper
-from .verify import Draft, Verdict, drawn
+from .generation import Generation
+from .verify import Draft, Verdict
 
 
 @contextmanager
@@ -31,15 +28,17 @@ def meanwhile(session: Session, tokens: list[int]) -> Iterator[None]:
 
 
 class Ahead:
-    """The drafter in a thread of its own. Between ``start`` and ``join`` nobody else may touch it, the random numbers or the shaper.
+    """The drafter in a thread of its own. Between ``start`` and ``join`` nobody else may touch it or the generation's random numbers.
 
-    Use it as a context manager: leaving waits for the thread.
+    Use it as a context manager: leaving waits for the thread. calls: batches of the drafter since the last ``start``.
     """
 
-    def __init__(self, drafter: Session, sampler: Sampler, rng: np.random.Generator, is_end: Callable[[int], bool], shaper: Shaper) -> None:
-        self._drafter, self._sampler, self._rng, self._is_end, self._shaper = drafter, sampler, rng, is_end, shaper
+    def __init__(self, drafter: Session) -> None:
+        self.calls = 0
+        self._drafter = drafter
         self._pool: ThreadPoolExecutor | None = None
         self._writing: Future[ReadAhead] | None = None
+        self._written: ReadAhead = []
         self._hoped: list[int] = []
 
     def __enter__(self) -> Ahead:
@@ -49,33 +48,33 @@ class Ahead:
         if self._pool is not None:
             self._pool.shutdown(wait=True)
 
-    def start(self, text: Sequence[int], reply: Sequence[int], draft: Draft, length: int) -> None:
-        """Write ``length`` tokens behind ``draft``, the first of them in place of the bonus token. reply: the end of ``text``."""
-        drafted = self._hoped = draft.token_ids
-        if length < 1 or len(text) + len(drafted) + length > self._drafter.n_ctx:
+    def start(self, generation: Generation, draft: Draft, length: int) -> None:
+        """Write ``length`` tokens behind ``draft``, the first of them in place of the bonus token."""
+        self.calls, self._hoped = 0, draft.token_ids
+        if length < 1 or len(generation.tokens) + len(self._hoped) + length > self._drafter.n_ctx:
             return
-        known = [draft.rows.row(len(drafted))] if len(draft.rows) > len(drafted) else []  # the drafter has read its own last token
+        known = [draft.rows.row(len(self._hoped))] if len(draft.rows) > len(self._hoped) else []  # the drafter has read its last token
         self._pool = self._pool or ThreadPoolExecutor(max_workers=1, thread_name_prefix="drafter")
-        self._writing = self._pool.submit(self._write, [*text, *drafted], [*reply, *drafted], length, known)
+        self._writing = self._pool.submit(self._write, generation.followed_by(self._hoped), length, known)
 
-    def join(self) -> ReadAhead:
-        """Wait for what was started: rows, and the token drawn from each; empty if nothing was."""
+    def join(self) -> None:
+        """Wait for what was started, if anything."""
         writing, self._writing = self._writing, None
-        return writing.result() if writing else []
+        self._written = writing.result() if writing else []
 
-    def kept(self, written: ReadAhead, verdict: Verdict) -> ReadAhead:
-        """What of it follows the text now: all behind the bonus token if that is as hoped, else nothing."""
-        as_hoped = bool(written) and list(verdict.token_ids) == [*self._hoped, written[0][1]]
-        return written[1:] if as_hoped else []
+    def kept(self, verdict: Verdict) -> ReadAhead:
+        """What follows the text now: all behind the bonus token if that is as hoped, else nothing."""
+        as_hoped = bool(self._written) and list(verdict.token_ids) == [*self._hoped, self._written[0][1]]
+        return self._written[1:] if as_hoped else []
 
-    def _write(self, text: list[int], reply: list[int], length: int, known: list[Rows]) -> ReadAhead:
+    def _write(self, generation: Generation, length: int, known: list[Rows]) -> ReadAhead:
         written: ReadAhead = []
-        while len(written) < length and not (written and self._is_end(written[-1][1])):
-            tokens = [token for _, token in written]
+        while len(written) < length and not (written and generation.is_end(written[-1][1])):
             if known:
                 row = known.pop()
             else:
-                unread = [*text, *tokens][len(self._drafter.tokens) :]
-                row = self._shaper.rows(self._drafter.extend(unread, keep=1).copy(), [*reply, *tokens], [])
-            written.append((row, drawn(row, self._sampler, self._rng)))
+                self.calls += 1
+                row = generation.rows(self._drafter.extend(generation.tokens[len(self._drafter.tokens) :], keep=1).copy())
+            written.append((row, generation.draw(row)))
+            generation.grow([written[-1][1]])
         return written

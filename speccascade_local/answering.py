@@ -16,14 +16,15 @@ from .account import Distribution, Entry
 from .cascade import Block, decode
 from .deferral import Method, Rule
 from .drafting import Helpers, Session
+from .generation import Generation
 from .grammar import Grammar
+from .model import LlamaModel
 from .ngram import NgramIndex, NgramSession
 from .pacing import Auto, Experience, Pace
 from .profile import Profile
 from .reply import Candidate, Chunk, Logprobs, Token
 from .routing import Route, Signals, TokenCascade, token_cascade
 from .rules import Never, Strict
-from .session import LlamaModel
 from .settings import Settings
 from .shaping import Shaper
 from .stats import Stats
@@ -95,36 +96,29 @@ def _decoded(pair: LoadedPair, ids: list[int], settings: Settings, rule: Rule, s
 def _blocks(
     pair: LoadedPair, tokens: list[int], settings: Settings, rule: Rule, seed: int, shaper: Shaper, text: TextStream, stats: Stats
 ) -> Iterator[Block]:
-    rng = np.random.default_rng(seed)
+    generation = Generation(tokens, settings.sampler, np.random.default_rng(seed), pair.model.is_end, shaper)
     if isinstance(rule, TokenCascade):
         return token_cascade(
-            tokens,
+            generation,
             pair.drafter,
             pair.expert,
             rule=rule,
-            sampler=settings.sampler,
-            rng=rng,
             max_tokens=settings.max_tokens,
             stops=text.feed,
             stats=stats,
-            shaper=shaper,
             wanted=settings.wanted,
         )
     pace, helpers = _lengths(pair, settings, rule)
     block_size = UNCHECKED_BLOCK if settings.block_size == "auto" and not rule.asks_expert else settings.longest_block
     return decode(
-        tokens,
+        generation,
         pair.drafter,
         pair.expert,
         rule=rule,
-        sampler=settings.sampler,
-        rng=rng,
         block_size=block_size,
         max_tokens=settings.max_tokens,
-        is_end=pair.model.is_end,
         stops=text.feed,
         stats=stats,
-        shaper=shaper,
         verification=settings.verification,
         bonus=settings.bonus,
         wanted=settings.wanted,

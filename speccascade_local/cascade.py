@@ -22,9 +22,8 @@ from .ahead import Ahead, meanwhile
 from .deferral import Rule
 from .drafting import Helpers, ReadAhead, Session, propose
 from .evidence import Place, Rows
+from .generation import Generation
 from .pacing import LONGEST, Fixed, Pace
-from .sampling import Sampler
-from .shaping import Shaper
 from .stats import Stats
 from .verify import Draft, Verdict, Verification, verify
 from .vocabulary import Vocabulary
@@ -49,19 +48,15 @@ class Block:
 
 
 def decode(
-    tokens: list[int],
+    generation: Generation,
     drafter: Session,
     expert: Session,
     *,
     rule: Rule,
-    sampler: Sampler,
-    rng: np.random.Generator,
     block_size: int,
     max_tokens: int,
-    is_end: Callable[[int], bool],
     stops: Callable[[int], bool],
     stats: Stats,
-    shaper: Shaper | None = None,
     verification: Verification = "token",
     bonus: Bonus = "expert",
     wanted: Wanted | None = None,
@@ -69,12 +64,12 @@ def decode(
     pace: Pace | None = None,
     helpers: Helpers = Helpers(),  # noqa: B008  # a frozen value
 ) -> Iterator[Block]:
-    """Continue ``tokens``, which grows in place, and yield block after block until something ends the text.
+    """Continue the generation, which grows in place, and yield block after block until something ends the text.
 
-    Both sessions must hold prefixes of ``tokens`` that leave at least its last token unread. ``is_end`` tells end-of-text ids;
-    ``stops`` is asked once for each emitted token, in order, and ends the text after the token for which it answers True (it is
-    where end of text and stop strings are recognised). ``max_tokens`` >= 1 counts emitted tokens. A full context ends the text as
-    ``"length"``: the last token that is predicted needs no room, so a prompt that fills the context still gets one token.
+    Both sessions must hold prefixes of its tokens that leave at least the last one unread. ``stops`` is asked once for each emitted
+    token, in order, and ends the text after the token for which it answers True (it is where end of text and stop strings are
+    recognised). ``max_tokens`` >= 1 counts emitted tokens. A full context ends the text as ``"length"``: the last token that is predicted
+    needs no room, so a prompt that fills the context still gets one token.
 
     bonus: "expert" adds the expert's own token to a fully kept draft; "cascade" drafts one token more and settles it like the others,
     against the row that the bonus would have been drawn from, so that every token follows the rule's target.
@@ -83,97 +78,72 @@ def decode(
     the drafter; their index may also guess on behind a draft.
     """
     pace = pace or Fixed(block_size + 1)
-    shaper = shaper or Shaper(expert.n_vocab)
+    tokens = generation.tokens
     settled = 1 if bonus == "cascade" and rule.asks_expert and block_size else 0  # drafted tokens in place of a bonus
     undrafted = 1 - settled if rule.asks_expert else 0  # the corrected or bonus token that each block adds to its draft
     look_ahead = wanted is not None and wanted.models and rule.asks_expert and not settled
-    room = min(expert.n_ctx, drafter.n_ctx) + 1 - len(tokens)
-    budget = min(max_tokens, room)
-    reply: list[int] = []
+    budget = min(max_tokens, min(expert.n_ctx, drafter.n_ctx) + 1 - len(tokens))
     trace: list[float] = []
     notes: dict[Any, Any] = {}
     if helpers.index is not None:
         helpers.index.begin(tokens)
     finish_reason: FinishReason | None = None
     written: ReadAhead = []
-    with Ahead(drafter, sampler, rng, is_end, shaper) as ahead:
+    with Ahead(drafter) as ahead:
         while finish_reason is None:
-            before = time.perf_counter()
-            length = min(block_size + settled, budget - undrafted)
+            begun = time.perf_counter()
             unread = tokens[len(expert.tokens) : -1] if rule.asks_expert else []
             beside = bool(unread) and pace.beside(len(unread), len(tokens) - len(drafter.tokens))
-            stats.expert_calls += beside
             with meanwhile(expert, unread) if beside else nullcontext():
-                draft = propose(
-                    drafter,
-                    tokens,
-                    length,
-                    sampler,
-                    rng,
-                    is_end,
-                    shaper=shaper,
-                    reply=reply,
-                    look_ahead=look_ahead,
-                    pace=pace,
-                    ahead=written,
-                    helpers=helpers,
-                )
+                length = min(block_size + settled, budget - undrafted)
+                draft = propose(drafter, generation, length, look_ahead=look_ahead, pace=pace, ahead=written, helpers=helpers)
             if rule.asks_expert and not settled:
-                draft = replace(draft, guesses=_guesses(draft, budget - undrafted, helpers, pace, shaper, reply, is_end))
+                draft = replace(draft, guesses=_guesses(draft, budget - undrafted, generation, helpers, pace))
             drafted = time.perf_counter()
-            scores, written = NO_ROWS, []
+            rows = NO_ROWS
             if rule.asks_expert:
                 # Nothing can follow an end of text, so no bonus row is asked for behind it.
-                unscored = settled or int(bool(draft.submitted) and is_end(draft.submitted[-1]))
+                unscored = settled or int(bool(draft.submitted) and generation.is_end(draft.submitted[-1]))
                 read = draft.submitted[: len(draft.submitted) - unscored]
-                if undrafted and draft.submitted and draft.submitted == read == draft.token_ids:
-                    ahead.start(tokens, reply, draft, min(pace.ahead(len(read)), budget - len(read)))
-                rows = expert.extend(tokens[len(expert.tokens) :] + read, keep=len(read) + 1)
-                written = ahead.join()
-                stats.drafter_calls += len(written) - bool(written and len(draft.rows) > len(draft.token_ids))
-                scores = shaper.rows(rows, reply, read)
+                hopeful = undrafted and draft.token_ids and read == draft.token_ids
+                ahead.start(generation, draft, min(pace.ahead(len(read)), budget - len(read)) if hopeful else 0)
+                rows = generation.rows(expert.extend(tokens[len(expert.tokens) :] + read, keep=len(read) + 1), read=read)
+                ahead.join()
             scored = time.perf_counter()
-            place = Place(text=tokens, emitted=len(reply), trace=trace, vocabulary=vocabulary, notes=notes)
-            verdict = verify(draft, scores, rule, sampler, rng, verification=verification, place=place, wanted=wanted)
+            place = Place(text=tokens, emitted=len(generation.reply), trace=trace, vocabulary=vocabulary, notes=notes)
+            verdict = verify(draft, rows, rule, generation.sampler, generation.rng, verification=verification, place=place, wanted=wanted)
             _learn(pace, draft, verdict)
             for end, token in enumerate(verdict.token_ids, start=1):
                 if stops(token):
                     verdict, finish_reason = verdict.cut(end), "stop"
                     break
-            tokens += verdict.token_ids
-            reply += verdict.token_ids
-            trace += verdict.trace
             budget -= len(verdict.token_ids)
-            written = ahead.kept(written, verdict) if finish_reason is None else []
+            if budget == 0 and finish_reason is None:
+                finish_reason = "length"
+            generation.grow(verdict.token_ids)
+            trace += verdict.trace
+            written = ahead.kept(verdict) if finish_reason is None else []
             for session in (drafter, expert, helpers.small):
                 if session is not None and not (written and session is drafter):
                     session.rewind(min(len(session.tokens), len(tokens) - 1))
             if helpers.index is not None:
                 helpers.index.append(verdict.token_ids)
-            if budget == 0 and finish_reason is None:
-                finish_reason = "length"
-            _count(stats, draft, verdict, rule)
-            now = time.perf_counter()
-            stats.draft_s += drafted - before
-            stats.expert_s += scored - drafted
-            stats.verify_s += now - scored
-            stats.wall_s += now - before  # not the time that the consumer of this generator takes between blocks
-            if stats.blocks == 1:
-                stats.ttft_s, stats.first_tokens = stats.wall_s, stats.tokens
+            stats.drafter_calls += draft.calls + ahead.calls
+            stats.expert_calls += rule.asks_expert + beside
+            _count(stats, draft, verdict)
+            stats.clock(begun, drafted, scored, time.perf_counter())  # not the time that the consumer takes between blocks
             yield Block(verdict, draft, finish_reason)
 
 
-def _guesses(
-    draft: Draft, room: int, helpers: Helpers, pace: Pace, shaper: Shaper, reply: list[int], is_end: Callable[[int], bool]
-) -> list[int]:
+def _guesses(draft: Draft, room: int, generation: Generation, helpers: Helpers, pace: Pace) -> list[int]:
     """What the index adds behind a draft: a horizontal cascade (Chen et al. 2312.11462)."""
     drafted = draft.token_ids
-    if drafted and is_end(drafted[-1]):
+    if drafted and generation.is_end(drafted[-1]):
         return []
     guess = helpers.guess(max(min(room - len(drafted), LONGEST), 0), drafted)
     guessed = guess.token_ids[: pace.tail(guess)]
-    guessed = guessed[: shaper.admitted([*reply, *drafted], guessed)]
-    ends = [at for at, token in enumerate(guessed, start=1) if is_end(token)]
+    guessed = guessed[: generation.admitted(drafted, guessed)]
+    ends = [at for at, token in enumerate(guessed, start=1) if generation.is_end(token)]
     return guessed[: ends[0]] if ends else guessed
 
 
@@ -184,10 +154,8 @@ def _learn(pace: Pace, draft: Draft, verdict: Verdict) -> None:
     pace.learn(tested, min(kept, drafted), len(draft.guesses), max(kept - drafted, 0), len(verdict.token_ids))
 
 
-def _count(stats: Stats, draft: Draft, verdict: Verdict, rule: Rule) -> None:
+def _count(stats: Stats, draft: Draft, verdict: Verdict) -> None:
     stats.blocks += 1
-    stats.drafter_calls += draft.calls
-    stats.expert_calls += rule.asks_expert
     stats.drafted += len(draft.submitted)
     stats.guessed += len(draft.guesses)
     stats.tokens += len(verdict.token_ids)

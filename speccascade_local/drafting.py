@@ -6,25 +6,25 @@ rejection test needs the whole distribution and not only the token. Knows nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
 from .evidence import Rows
+from .generation import Generation
 from .ngram import NOTHING, Guess, NgramIndex
 from .pacing import LONGEST, Fixed, Pace
 from .rules import Strict
-from .sampling import Array, Sampler
-from .shaping import Shaper
-from .verify import Draft, drawn, verify
+from .sampling import Array
+from .verify import Draft, verify
 
 
 class Session(Protocol):
     """One mutable timeline over a model: what the decoding loop needs, and all that it needs.
 
-    :class:`speccascade_local.session.LlamaSession` is the real one; a toy of ten lines will do in a test.
+    :class:`speccascade_local.context.LlamaSession` is the real one; a toy of ten lines will do in a test.
     """
 
     @property
@@ -72,28 +72,23 @@ class Helpers:
 
 def propose(
     drafter: Session,
-    tokens: list[int],
+    generation: Generation,
     length: int,
-    sampler: Sampler,
-    rng: np.random.Generator,
-    is_end: Callable[[int], bool],
     *,
-    shaper: Shaper,
-    reply: list[int],
     look_ahead: bool = False,
     pace: Pace | None = None,
     ahead: ReadAhead | None = None,
     helpers: Helpers = Helpers(),  # a frozen value
 ) -> Draft:
-    """Draft up to ``length`` tokens that continue ``tokens``, of which ``reply`` is the end that was generated.
+    """Draft up to ``length`` tokens that continue the text.
 
-    The drafter first reads, in one batch, whatever it has not seen of ``tokens``, so no token is ever read twice. A draft ends early
+    The drafter first reads, in one batch, whatever it has not seen of it, so no token is ever read twice. A draft ends early
     after an end-of-text token, where what followed could never be used, and where ``pace`` says so. look_ahead: let the drafter read its
-    last token too, for the row that follows it. ahead: what the drafter has written already behind ``tokens``.
+    last token too, for the row that follows it. ahead: what the drafter has written already behind the text.
     """
-    pace = pace or Fixed(length)
-    pace.begin(length, len(tokens) - len(drafter.tokens), len(tokens))
-    reading = _Reading(drafter, tokens, reply, sampler, rng, is_end, shaper, pace, helpers, ahead or [])
+    text, pace = len(generation.tokens), pace or Fixed(length)
+    pace.begin(length, text - len(drafter.tokens), text)
+    reading = _Reading(drafter, generation, pace, helpers, ahead or [])
     drafted: list[int] = []
     rows: list[Rows] = []
     ended = False
@@ -102,12 +97,12 @@ def propose(
         if not pace.worth(rows[-1]):
             break
         drafted.append(reading.draw(rows[-1]))
-        ended = is_end(drafted[-1])
+        ended = generation.is_end(drafted[-1])
     if look_ahead and not ended and len(rows) == len(drafted):
         rows.append(reading.next(drafted, most=1))
     for session in (drafter, helpers.small):  # a proposal may have reached further than the draft
         if session is not None:
-            session.rewind(min(len(session.tokens), len(tokens) + max(len(rows) - 1, 0)))
+            session.rewind(min(len(session.tokens), text + max(len(rows) - 1, 0)))
     logits = np.concatenate([row.logits for row in rows]) if rows else np.empty((0, drafter.n_vocab), np.float32)
     return Draft(drafted, Rows.joined(rows, logits), calls=reading.calls)
 
@@ -115,21 +110,8 @@ def propose(
 class _Reading:
     """The drafter's rows one after the other, each from the drafter itself or from a batch in which it reviewed a proposal."""
 
-    def __init__(
-        self,
-        drafter: Session,
-        tokens: list[int],
-        reply: list[int],
-        sampler: Sampler,
-        rng: np.random.Generator,
-        is_end: Callable[[int], bool],
-        shaper: Shaper,
-        pace: Pace,
-        helpers: Helpers,
-        ahead: ReadAhead,
-    ) -> None:
-        self._drafter, self._tokens, self._reply, self._sampler, self._rng = drafter, tokens, reply, sampler, rng
-        self._is_end, self._shaper, self._pace, self._helpers = is_end, shaper, pace, helpers
+    def __init__(self, drafter: Session, generation: Generation, pace: Pace, helpers: Helpers, ahead: ReadAhead) -> None:
+        self._drafter, self._generation, self._pace, self._helpers = drafter, generation, pace, helpers
         self._ready = ahead
         self._drawn: int | None = None
         self.calls = 0  # batches of the drafter
@@ -141,18 +123,18 @@ class _Reading:
             proposal = self._proposal(drafted, most - 1)
             if not proposal.submitted:
                 self._drawn = None
-                return self._shaper.rows(self._drafter.extend(self._unread(drafted), keep=1).copy(), [*self._reply, *drafted], [])
+                return self._generation.rows(self._drafter.extend(self._unread(drafted), keep=1).copy(), drafted)
             self._review(drafted, proposal)
         row, self._drawn = self._ready.pop(0)
         return row
 
     def draw(self, row: Rows) -> int:
         """A token from the row that ``next`` gave."""
-        return drawn(row, self._sampler, self._rng) if self._drawn is None else self._drawn
+        return self._generation.draw(row) if self._drawn is None else self._drawn
 
     def _unread(self, drafted: list[int]) -> list[int]:
-        held, text = len(self._drafter.tokens), len(self._tokens)
-        return [*self._tokens[held:], *drafted[max(held - text, 0) :]]
+        held, tokens = len(self._drafter.tokens), self._generation.tokens
+        return [*tokens[held:], *drafted[max(held - len(tokens), 0) :]]
 
     def _proposal(self, drafted: list[int], most: int) -> Draft:
         """What a helper thinks that the drafter will say next."""
@@ -161,19 +143,17 @@ class _Reading:
             return nothing
         guess = self._helpers.guess(LONGEST, drafted)
         guessed = guess.token_ids[: min(self._pace.review(guess), most)]
-        guessed = guessed[: self._shaper.admitted([*self._reply, *drafted], guessed)]
+        guessed = guessed[: self._generation.admitted(drafted, guessed)]
         if guessed or small is None:
             self._guess = Guess(guessed, guess.match)
             return replace(nothing, guesses=guessed)
-        text = [*self._tokens, *drafted]
-        pace, reply = self._helpers.small_pace, [*self._reply, *drafted]
-        return propose(small, text, most, self._sampler, self._rng, self._is_end, shaper=self._shaper, reply=reply, pace=pace)
+        return propose(small, self._generation.followed_by(drafted), most, pace=self._helpers.small_pace)
 
     def _review(self, drafted: list[int], proposal: Draft) -> None:
-        base, read = len(self._tokens) + len(drafted), proposal.submitted
+        generation, read = self._generation, proposal.submitted
         rows = self._drafter.extend(self._unread(drafted) + read, keep=len(read) + 1).copy()
-        own = self._shaper.rows(rows, [*self._reply, *drafted], read)
-        verdict = verify(proposal, own, Strict(), self._sampler, self._rng)
+        own = generation.rows(rows, drafted, read)
+        verdict = verify(proposal, own, Strict(), generation.sampler, generation.rng)
         kept = sum(origin == "matched" for origin in verdict.origins)
         if proposal.guesses:
             self._pace.reviewed(self._guess, kept)
@@ -181,5 +161,5 @@ class _Reading:
             self._helpers.small_pace.learn(len(verdict.deferred), kept, 0, 0, len(verdict.token_ids))
         for session in (self._drafter, self._helpers.small):
             if session is not None:
-                session.rewind(min(len(session.tokens), base + kept))
+                session.rewind(min(len(session.tokens), len(generation.tokens) + len(drafted) + kept))
         self._ready = [(own.row(j), token) for j, token in enumerate(verdict.token_ids)]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import SettingError
-from .sampling import Array, Mask, Sampler, Softmax, favourites
+from .sampling import Array, Mask, Sampler, Softmax, draw, favourites
 from .vocabulary import Vocabulary
 
 Float = NDArray[np.float64]
@@ -112,6 +112,10 @@ class Rows:
         if sampler.temperature == 0:  # no array is made where a comparison will do
             return float(self.best[0] == token)
         return float(self.probs(sampler)[0, token])
+
+    def draw(self, sampler: Sampler, rng: np.random.Generator) -> int:
+        """A token from the first row's sampling distribution; at temperature 0 no random number is spent."""
+        return int(self.best[0]) if sampler.temperature == 0 else draw(self.probs(sampler)[0], rng)
 
     def logprob(self, token: int) -> float:
         """The log-probability of a token in the first row's plain distribution, in nats; never leaves logarithms."""

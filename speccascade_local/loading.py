@@ -14,13 +14,14 @@ from typing import Any
 from . import catalog, methods, rules
 from .catalog import Pair
 from .checks import whole_number
+from .context import LlamaContext, LlamaSession
 from .deferral import Method
 from .errors import SettingError
+from .model import LlamaModel
 from .ngram import NgramSession
 from .pacing import Experience
 from .pairing import shared_vocab_size
 from .runtime import Runtime
-from .session import LlamaModel, LlamaSession
 
 #: The context that is made where none is asked for, if both models were trained for as much.
 DEFAULT_CONTEXT = 4096
@@ -69,11 +70,11 @@ def load(
         return model
 
     def open_session(model: LlamaModel) -> LlamaSession:
-        session = LlamaSession(model, n_ctx=size, n_threads=n_threads, n_vocab=n_vocab)
-        resources.callback(session.close)
-        return session
+        context = LlamaContext(model, n_ctx=size, n_threads=n_threads)
+        resources.callback(context.close)
+        return context.session(n_vocab=n_vocab)
 
-    with ExitStack() as resources:  # frees in the order sessions, models, if anything below fails
+    with ExitStack() as resources:  # frees in the order contexts, models, if anything below fails
         opened = {role: open_model(role, path) for role, path in chosen.files.items()}
         n_vocab = min(shared_vocab_size(model, opened["expert"]) for model in opened.values())
         trained = min(model.n_ctx_train for model in opened.values())

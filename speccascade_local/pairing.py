@@ -7,7 +7,7 @@ the result. Knows nothing of files or of how the pair will be used.
 from __future__ import annotations
 
 from .errors import PairError
-from .session import LlamaModel
+from .model import LlamaModel
 
 MAX_SIZE_DIFFERENCE = 128
 FIRST_COMPARED_ID = 5  # the first few ids are unk, bos, eos and the like, which converters name differently

@@ -22,9 +22,10 @@ from time import perf_counter
 import numpy as np
 import platformdirs
 
+from .backend import llama_cpp_version, physical_cores, system_info
 from .calibration import fingerprint
+from .context import LlamaSession
 from .profile import SIZES, Profile, Speed
-from .session import LlamaSession, llama_cpp_version, physical_cores, system_info
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +70,8 @@ def profile_of(
             _write(path, profile)
     for session, speed in ((drafter, profile.drafter), (expert, profile.expert)):
         if session is not None:
-            session.set_threads(speed.threads, speed.batch_threads)
-            session.pad_batches(speed.padding)
+            session.context.set_threads(speed.threads, speed.batch_threads)
+            session.context.pad_batches(speed.padding)
     return profile
 
 
@@ -85,7 +86,7 @@ def measure(
     """Measure now. Both sessions are empty afterwards, their batches unpadded, with the thread counts that were found to be best."""
     clock = _Clock(budget_s, on_step)
     sessions = [session for session in (drafter, expert) if session is not None]
-    found = [(session, session.threads, session.batch_threads) for session in sessions]
+    found = [(session.context, session.context.threads, session.context.batch_threads) for session in sessions]
     try:
         benches = [_Bench(session, clock) for session in sessions]
         for bench in benches:
@@ -102,11 +103,11 @@ def measure(
         else:
             profile = Profile(benches[1].speed(), benches[0].speed(), _overlap(clock, *benches), key)
     except BaseException:
-        for session, single, batch in found:
-            session.set_threads(single, batch)
+        for context, single, batch in found:
+            context.set_threads(single, batch)
         raise
     finally:
-        for session, _, _ in found:
+        for session in sessions:
             session.rewind(0)
     on_step(1.0)
     return profile
@@ -186,7 +187,7 @@ class _Bench:
         self._samples: Samples = {n: [] for n in self.sizes}
         self._deep_samples: Samples = {}
         session.rewind(0)
-        session.pad_batches({})
+        session.context.pad_batches({})
         self._prompt_s: float | None = None
         self._fill(self.depth)
         for n in (self.sizes[-1], 1):  # the first batch of a kind finds cold weights and makes its buffers
@@ -217,18 +218,19 @@ class _Bench:
     def choose_threads(self, named: int | None) -> None:
         """Of 1, 2, 4, ... physical cores, for single tokens and for batches apart; not where the user or the model's size has decided."""
         if named is not None:
-            self._session.set_threads(named, named)
+            self._session.context.set_threads(named, named)
         elif self._session.model.default_threads > 1:
             cores = physical_cores()
             candidates = [*(2**i for i in range(cores.bit_length()) if 2**i < cores), cores]
-            self._session.set_threads(self._best_threads(1, candidates), self._best_threads(min(_DRAFT, self.sizes[-1]), candidates))
+            single, batch = self._best_threads(1, candidates), self._best_threads(min(_DRAFT, self.sizes[-1]), candidates)
+            self._session.context.set_threads(single, batch)
             self.batch_s(1)
 
     def _best_threads(self, n: int, candidates: Sequence[int]) -> int:
         samples: Samples = {threads: [] for threads in candidates}
         for turn in range(FEWEST_ROUNDS):
             for threads, taken in samples.items():
-                self._session.set_threads(threads, threads)
+                self._session.context.set_threads(threads, threads)
                 self._visit(n, taken)
             best = min(min(taken) for taken in samples.values())
             samples = {threads: taken for threads, taken in samples.items() if min(taken) <= 1.5 * best}
@@ -287,7 +289,7 @@ class _Bench:
             rows[self._deep] = scaled(shallow, {n: median(samples) for n, samples in self._deep_samples.items()})
         # A context too small to read a prompt in: as in the largest batch.
         prompt_s = self._prompt_s or shallow[-1] / SIZES[-1]
-        return Speed(self._session.threads, self._session.batch_threads, tuple(rows), tuple(rows.values()), prompt_s)
+        return Speed(self._session.context.threads, self._session.context.batch_threads, tuple(rows), tuple(rows.values()), prompt_s)
 
 
 def _rounds(benches: Sequence[_Bench], clock: _Clock) -> Iterator[int]:

@@ -20,9 +20,9 @@ from .cascade import Block, FinishReason
 from .deferral import ANY, Dial, Method
 from .drafting import Session
 from .evidence import Evidence, Float, Rows
+from .generation import Generation
 from .rules import Chow
-from .sampling import Array, Sampler, draw, softmax
-from .shaping import Shaper
+from .sampling import Array, softmax
 from .stats import Stats
 from .verify import Draft, Origin, Verdict
 
@@ -170,44 +170,38 @@ class TokenCascade(Chow):
 
 
 def token_cascade(
-    tokens: list[int],
+    generation: Generation,
     drafter: Session,
     expert: Session,
     *,
     rule: TokenCascade,
-    sampler: Sampler,
-    rng: np.random.Generator,
     max_tokens: int,
     stops: Callable[[int], bool],
     stats: Stats,
-    shaper: Shaper,
     wanted: Wanted | None = None,
 ) -> Iterator[Block]:
     """Like :func:`cascade.decode`, a token at a time: drafted where the drafter is sure, else drawn from the expert.
 
     The user's filters are the drafter's own where the expert is not asked.
     """
-    budget = min(max_tokens, min(expert.n_ctx, drafter.n_ctx) + 1 - len(tokens))
-    reply: list[int] = []
+    budget = min(max_tokens, min(expert.n_ctx, drafter.n_ctx) + 1 - len(generation.tokens))
     finish_reason: FinishReason | None = None
     while finish_reason is None:
-        before = time.perf_counter()
-        rows = _own_row(drafter, tokens, shaper, reply)
-        evidence = Evidence(rows, rows, sampler)  # the rule looks at the drafter alone
+        begun = time.perf_counter()
+        rows = _own_row(drafter, generation)
+        evidence = Evidence(rows, rows, generation.sampler)  # the rule looks at the drafter alone
         unsure = bool(rule.defer(evidence)[0])
         drafted = time.perf_counter()
-        asked = _own_row(expert, tokens, shaper, reply) if unsure else None
-        origin: Origin = "expert" if unsure else "accepted"
+        asked = _own_row(expert, generation) if unsure else None
         scored = time.perf_counter()
-        speaker = asked or rows
-        token = int(speaker.best[0]) if sampler.temperature == 0 else draw(speaker.probs(sampler)[0], rng)
-        entries = (entry(wanted, token, sampler, asked, rows),) if wanted else ()
+        origin: Origin = "expert" if unsure else "accepted"
+        token = generation.draw(asked or rows)
+        entries = (entry(wanted, token, generation.sampler, asked, rows),) if wanted else ()
         kept = () if unsure else (token,)
         verdict = Verdict((token,), (origin,), (False,) * len(kept), entries=entries)
         budget -= 1
         finish_reason = "stop" if stops(token) else "length" if budget == 0 else None
-        tokens.append(token)
-        reply.append(token)
+        generation.grow([token])
         stats.blocks += 1
         stats.tokens += 1
         stats.drafter_calls += 1
@@ -216,15 +210,10 @@ def token_cascade(
         stats.tested += 1
         stats.deferred += unsure
         stats.accepted += len(kept)
-        now = time.perf_counter()
-        stats.draft_s += drafted - before
-        stats.expert_s += scored - drafted
-        stats.verify_s += now - scored
-        stats.wall_s += now - before
-        stats.ttft_s = stats.ttft_s or stats.wall_s
+        stats.clock(begun, drafted, scored, time.perf_counter())
         yield Block(verdict, Draft(list(kept), rows), finish_reason)
 
 
-def _own_row(session: Session, tokens: list[int], shaper: Shaper, reply: list[int]) -> Rows:
-    """A model's row after ``tokens``, which reads what it had not."""
-    return shaper.rows(session.extend(tokens[len(session.tokens) :], keep=1).copy(), reply, [])
+def _own_row(session: Session, generation: Generation) -> Rows:
+    """A model's row after the text, of which it reads what it had not."""
+    return generation.rows(session.extend(generation.tokens[len(session.tokens) :], keep=1).copy())

@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Any
 
 from .answering import LoadedPair, answer
-from .cascade import Bonus
 from .catalog import Pair
+from .context import LlamaSession
 from .deferral import Method
 from .errors import ContextOverflowError, PromptError, SessionError
 from .ngram import NgramSession
@@ -26,10 +26,8 @@ from .profile import Profile
 from .profiling import profile_of
 from .reply import Chunk, Reply
 from .routing import Route
-from .session import LlamaSession
-from .settings import DEFAULTS, BlockSize, Settings
+from .settings import Settings, takes_settings
 from .text import ChatTemplate, Message
-from .verify import Verification
 from .vocabulary import Vocabulary
 
 Prompt = str | Sequence[int]
@@ -68,172 +66,24 @@ class Runtime:
 
     # ------------------------------------------------------------------ the verbs
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        rule: str | Method | None = DEFAULTS.rule,
-        temperature: float = DEFAULTS.temperature,
-        top_k: int = DEFAULTS.top_k,
-        top_p: float = DEFAULTS.top_p,
-        min_p: float = DEFAULTS.min_p,
-        block_size: BlockSize = DEFAULTS.block_size,
-        max_tokens: int = DEFAULTS.max_tokens,
-        seed: int | None = DEFAULTS.seed,
-        stop: Sequence[str] = DEFAULTS.stop,
-        strict_first: int = DEFAULTS.strict_first,
-        thinking_rule: str | Method | None = DEFAULTS.thinking_rule,
-        verification: Verification = DEFAULTS.verification,
-        bonus: Bonus = DEFAULTS.bonus,
-        fidelity: bool = DEFAULTS.fidelity,
-        logprobs: int | None = DEFAULTS.logprobs,
-        model_logprobs: bool = DEFAULTS.model_logprobs,
-        presence_penalty: float = DEFAULTS.presence_penalty,
-        frequency_penalty: float = DEFAULTS.frequency_penalty,
-        repetition_penalty: float = DEFAULTS.repetition_penalty,
-        logit_bias: Mapping[int, float] = DEFAULTS.logit_bias,
-        grammar: str | None = DEFAULTS.grammar,
-        json_schema: str | Mapping[str, Any] | bool | None = DEFAULTS.json_schema,
-    ) -> Reply:
+    @takes_settings
+    def generate(self, prompt: Prompt, settings: Settings) -> Reply:
         """Continue a raw prompt (text, in which control tokens are read, or a list of ids) and return the whole reply.
 
-        What each setting means: :class:`speccascade_local.settings.Settings`. Raises PromptError, ContextOverflowError and
+        What each keyword means: :class:`speccascade_local.settings.Settings`. Raises PromptError, ContextOverflowError and
         SettingError before anything is evaluated, and SettingError where a rule of the user's own or a grammar fails on the way.
         """
-        settings = Settings(
-            rule=rule,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            block_size=block_size,
-            max_tokens=max_tokens,
-            seed=seed,
-            stop=stop,
-            strict_first=strict_first,
-            thinking_rule=thinking_rule,
-            verification=verification,
-            bonus=bonus,
-            fidelity=fidelity,
-            logprobs=logprobs,
-            model_logprobs=model_logprobs,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            repetition_penalty=repetition_penalty,
-            logit_bias=logit_bias,
-            grammar=grammar,
-            json_schema=json_schema,
-        )
-        with self._whole_calls:
-            return Reply.of(list(self._start(prompt, settings)))
+        return self._reply(prompt, settings)
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        rule: str | Method | None = DEFAULTS.rule,
-        temperature: float = DEFAULTS.temperature,
-        top_k: int = DEFAULTS.top_k,
-        top_p: float = DEFAULTS.top_p,
-        min_p: float = DEFAULTS.min_p,
-        block_size: BlockSize = DEFAULTS.block_size,
-        max_tokens: int = DEFAULTS.max_tokens,
-        seed: int | None = DEFAULTS.seed,
-        stop: Sequence[str] = DEFAULTS.stop,
-        strict_first: int = DEFAULTS.strict_first,
-        thinking_rule: str | Method | None = DEFAULTS.thinking_rule,
-        verification: Verification = DEFAULTS.verification,
-        bonus: Bonus = DEFAULTS.bonus,
-        fidelity: bool = DEFAULTS.fidelity,
-        logprobs: int | None = DEFAULTS.logprobs,
-        model_logprobs: bool = DEFAULTS.model_logprobs,
-        presence_penalty: float = DEFAULTS.presence_penalty,
-        frequency_penalty: float = DEFAULTS.frequency_penalty,
-        repetition_penalty: float = DEFAULTS.repetition_penalty,
-        logit_bias: Mapping[int, float] = DEFAULTS.logit_bias,
-        grammar: str | None = DEFAULTS.grammar,
-        json_schema: str | Mapping[str, Any] | bool | None = DEFAULTS.json_schema,
-    ) -> Iterator[Chunk]:
+    @takes_settings
+    def stream(self, prompt: Prompt, settings: Settings) -> Iterator[Chunk]:
         """Like :meth:`generate`, block by block. Bad input is refused by the call itself, not by the first chunk."""
-        settings = Settings(
-            rule=rule,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            block_size=block_size,
-            max_tokens=max_tokens,
-            seed=seed,
-            stop=stop,
-            strict_first=strict_first,
-            thinking_rule=thinking_rule,
-            verification=verification,
-            bonus=bonus,
-            fidelity=fidelity,
-            logprobs=logprobs,
-            model_logprobs=model_logprobs,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            repetition_penalty=repetition_penalty,
-            logit_bias=logit_bias,
-            grammar=grammar,
-            json_schema=json_schema,
-        )
         return self._start(prompt, settings)
 
-    def chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        rule: str | Method | None = DEFAULTS.rule,
-        temperature: float = DEFAULTS.temperature,
-        top_k: int = DEFAULTS.top_k,
-        top_p: float = DEFAULTS.top_p,
-        min_p: float = DEFAULTS.min_p,
-        block_size: BlockSize = DEFAULTS.block_size,
-        max_tokens: int = DEFAULTS.max_tokens,
-        seed: int | None = DEFAULTS.seed,
-        stop: Sequence[str] = DEFAULTS.stop,
-        strict_first: int = DEFAULTS.strict_first,
-        thinking_rule: str | Method | None = DEFAULTS.thinking_rule,
-        verification: Verification = DEFAULTS.verification,
-        bonus: Bonus = DEFAULTS.bonus,
-        fidelity: bool = DEFAULTS.fidelity,
-        logprobs: int | None = DEFAULTS.logprobs,
-        model_logprobs: bool = DEFAULTS.model_logprobs,
-        presence_penalty: float = DEFAULTS.presence_penalty,
-        frequency_penalty: float = DEFAULTS.frequency_penalty,
-        repetition_penalty: float = DEFAULTS.repetition_penalty,
-        logit_bias: Mapping[int, float] = DEFAULTS.logit_bias,
-        grammar: str | None = DEFAULTS.grammar,
-        json_schema: str | Mapping[str, Any] | bool | None = DEFAULTS.json_schema,
-    ) -> Reply:
+    @takes_settings
+    def chat(self, messages: Sequence[Message], settings: Settings) -> Reply:
         """Answer a conversation, ``[{"role": "user", "content": "Hi"}, ...]``, through the expert's chat template."""
-        return self.generate(
-            self.chat_ids(messages),
-            rule=rule,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            block_size=block_size,
-            max_tokens=max_tokens,
-            seed=seed,
-            stop=stop,
-            strict_first=strict_first,
-            thinking_rule=thinking_rule,
-            verification=verification,
-            bonus=bonus,
-            fidelity=fidelity,
-            logprobs=logprobs,
-            model_logprobs=model_logprobs,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            repetition_penalty=repetition_penalty,
-            logit_bias=logit_bias,
-            grammar=grammar,
-            json_schema=json_schema,
-        )
+        return self._reply(self.chat_ids(messages), settings)
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt that the expert's chat template makes of a conversation.
@@ -273,8 +123,8 @@ class Runtime:
                 session.rewind(0)
             drafter = self._drafter if isinstance(self._drafter, LlamaSession) else None
             if small is not None and drafter is not None:
-                pair.small_profile = profile_of(small, drafter, threads=drafter.named_threads, refresh=refresh, on_step=on_step)
-            pair.profile = profile_of(drafter, self._expert, threads=self._expert.named_threads, refresh=refresh, on_step=on_step)
+                pair.small_profile = profile_of(small, drafter, threads=drafter.context.named_threads, refresh=refresh, on_step=on_step)
+            pair.profile = profile_of(drafter, self._expert, threads=self._expert.context.named_threads, refresh=refresh, on_step=on_step)
             return pair.profile
 
     def learnt(self) -> dict[str, Any]:
@@ -326,6 +176,10 @@ class Runtime:
                 "shorten the prompt or load with a larger context (--ctx)"
             )
         return ids
+
+    def _reply(self, prompt: Prompt, settings: Settings) -> Reply:
+        with self._whole_calls:
+            return Reply.of(list(self._start(prompt, settings)))
 
     def _start(self, prompt: Prompt, settings: Settings) -> Iterator[Chunk]:
         """Refuse bad input and end earlier streams now; evaluate when the first block is asked for."""

@@ -5,21 +5,23 @@ Knows nothing of models; where a pair has a rule of its own, that is filled in l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import wraps
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from . import methods
 from .account import Wanted
 from .cascade import BONUSES, Bonus
 from .checks import whole_number
+from .context import MAX_ROWS
 from .deferral import Method
 from .errors import SettingError
 from .gbnf import from_gbnf
 from .grammar import from_json_schema
 from .pacing import LONGEST
 from .sampling import Sampler
-from .session import MAX_ROWS
 from .shaping import Penalties
 from .verify import VERIFICATIONS, Verification
 
@@ -27,9 +29,9 @@ from .verify import VERIFICATIONS, Verification
 BlockSize = int | Literal["auto"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How one reply is made; every default of generate, stream and chat is written here and nowhere else.
+    """How one reply is made: the keywords of generate, stream and chat, written here and nowhere else.
 
     rule None: the pair's own. temperature 0: greedy. block_size: drafted tokens per block, 0 for the expert alone; "auto" for as many as
     pay on this machine, by its profile and by what was kept so far (sequential cascades do not look at it). seed None: a fresh one, told in
@@ -138,3 +140,29 @@ class Settings:
 
 
 DEFAULTS = Settings()
+
+
+_Keywords = ParamSpec("_Keywords")
+_Holder, _Question, _Answer = TypeVar("_Holder"), TypeVar("_Question"), TypeVar("_Answer")
+
+
+def _taking(
+    make: Callable[_Keywords, Settings],
+) -> Callable[[Callable[[_Holder, _Question, Settings], _Answer]], Callable[Concatenate[_Holder, _Question, _Keywords], _Answer]]:
+    def decorate(verb: Callable[[_Holder, _Question, Settings], _Answer]) -> Callable[Concatenate[_Holder, _Question, _Keywords], _Answer]:
+        @wraps(verb)
+        def call(self: _Holder, question: _Question, /, *args: _Keywords.args, **chosen: _Keywords.kwargs) -> _Answer:
+            return verb(self, question, make(*args, **chosen))
+
+        own = inspect.signature(verb)
+        *first, _ = own.parameters.values()
+        first = [parameter.replace(kind=parameter.POSITIONAL_ONLY) for parameter in first]
+        keywords = inspect.signature(make).parameters.values()
+        call.__signature__ = own.replace(parameters=[*first, *keywords])  # type: ignore[attr-defined]  # what help() shows
+        return call
+
+    return decorate
+
+
+#: A verb that is given Settings takes their fields as keywords.
+takes_settings = _taking(Settings)

@@ -122,3 +122,7 @@ class Shaper:
         row[seen] = np.where(row[seen] > 0, row[seen] / penalties.repetition, row[seen] * penalties.repetition)
         row[written] -= penalties.presence + penalties.frequency * counts
         row[self._biased] += self._bias
+
+
+#: Changes no row.
+UNSHAPED = Shaper(0)

@@ -33,6 +33,15 @@ class Stats:
     ttft_s: float = 0.0  # time to the first block of text
     first_tokens: int = 0  # emitted by that block
 
+    def clock(self, begun: float, drafted: float, scored: float, ended: float) -> None:
+        """A block took from ``begun`` to ``ended``, in seconds of one clock; its tokens are counted already."""
+        self.draft_s += drafted - begun
+        self.expert_s += scored - drafted
+        self.verify_s += ended - scored
+        self.wall_s += ended - begun
+        if self.blocks == 1:
+            self.ttft_s, self.first_tokens = self.wall_s, self.tokens
+
     @property
     def acceptance_rate(self) -> float | None:
         """Accepted / drafted; None when nothing was drafted."""

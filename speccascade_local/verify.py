@@ -106,7 +106,7 @@ def verify(
         at = len(tokens)
         guess = draft.guesses[at - len(drafted)] if at < len(draft.submitted) else None
         row = expert.row(at)
-        token = drawn(row, sampler, rng)
+        token = row.draw(sampler, rng)
         after = draft.rows.row(at) if at < len(draft.rows) else None  # the drafter is known where it looked that far
         entries += (entry(wanted, token, sampler, row, after),) if wanted else ()
         deferred += () if guess is None else (True,)
@@ -117,11 +117,6 @@ def verify(
             break
         origins.append("matched")
     return Verdict(tuple(tokens), tuple(origins), deferred, tuple(dropped), tuple(decisions.trace[: len(judged)]), entries)
-
-
-def drawn(row: Rows, sampler: Sampler, rng: np.random.Generator) -> int:
-    """A token of a model's own, from its row. [1, n_vocab]"""
-    return int(row.best[0]) if sampler.temperature == 0 else draw(row.probs(sampler)[0], rng)
 
 
 class _Decisions:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 from strategies import EVERY_RULE, JUDGED_RULES, all_rules
-from toys import ToySession, always_accepts, certain, never_accepts, sometimes_accepts
+from toys import ToySession, always_accepts, certain, never_accepts, never_ends, sometimes_accepts, writing
 
 from speccascade_local import methods
 from speccascade_local.acceptance import DecisionTokens, Fly, Lenience, Mentored
@@ -40,11 +40,10 @@ def run(pair, rule, *, prompt=(1, 2), temperature=1.0, block_size=4, max_tokens=
     """Decode to the end; returns the text, the blocks and the statistics."""
     drafter, expert = pair
     tokens, stats = list(prompt), Stats()
-    ends = (lambda token: token == end) if end is not None else (lambda token: False)
-    blocks = list(
-        decode(tokens, drafter, expert, rule=rule, sampler=Sampler(temperature), rng=rng or np.random.default_rng(seed),
-               block_size=block_size, max_tokens=max_tokens, is_end=ends, stops=stops or ends, stats=stats, **mode)
-    )  # fmt: skip
+    ends = (lambda token: token == end) if end is not None else never_ends
+    generation = writing(tokens, temperature, rng or seed, ends)
+    more = {"block_size": block_size, "max_tokens": max_tokens, "stops": stops or ends, "stats": stats}
+    blocks = list(decode(generation, drafter, expert, rule=rule, **more, **mode))
     return tokens[len(prompt) :], blocks, stats
 
 
@@ -62,9 +61,9 @@ def test_between_blocks_both_caches_hold_the_committed_text_and_at_most_all_but_
 ):
     drafter, expert = make()
     tokens = [1, 2]
-    blocks = decode(tokens, drafter, expert, rule=rule, sampler=Sampler(temperature), rng=np.random.default_rng(seed),
-                    block_size=block_size, max_tokens=max_tokens, is_end=lambda token: token == 5, stops=lambda token: token == 5,
-                    stats=Stats(), **mode)  # fmt: skip
+    generation = writing(tokens, temperature, seed, lambda token: token == 5)
+    more = {"block_size": block_size, "max_tokens": max_tokens, "stops": generation.is_end, "stats": Stats()}
+    blocks = decode(generation, drafter, expert, rule=rule, **more, **mode)
     written = 2
     for block in blocks:
         written += len(block.verdict.token_ids)
@@ -336,8 +335,8 @@ def test_a_generator_dropped_at_any_block_leaves_both_caches_fit_to_go_on():
     for blocks_read in range(1, 5):
         drafter, expert = sometimes_accepts()
         tokens = [1, 2]
-        blocks = decode(tokens, drafter, expert, rule=Strict(), sampler=Sampler(0), rng=np.random.default_rng(0), block_size=4,
-                        max_tokens=20, is_end=lambda _: False, stops=lambda _: False, stats=Stats())  # fmt: skip
+        more = {"block_size": 4, "max_tokens": 20, "stops": never_ends, "stats": Stats()}
+        blocks = decode(writing(tokens, 0), drafter, expert, rule=Strict(), **more)
         for _ in range(blocks_read):
             next(blocks)
         blocks.close()

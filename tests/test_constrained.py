@@ -12,9 +12,9 @@ import pytest
 
 import speccascade_local as sc
 from speccascade_local import methods
+from speccascade_local.context import LlamaContext
 from speccascade_local.grammar import Grammar
 from speccascade_local.routing import Route, TokenCascade
-from speccascade_local.session import LlamaSession
 from speccascade_local.settings import Settings
 from speccascade_local.shaping import Shaper
 from speccascade_local.verify import VERIFICATIONS
@@ -77,9 +77,9 @@ def assert_caches_are_true(runtime: sc.Runtime) -> None:
             held = list(session.tokens)
             session.rewind(len(held) - 1)
             from_cache = session.extend(held[-1:], keep=1).copy()
-            fresh = LlamaSession(session.model, n_ctx=runtime.n_ctx, n_vocab=runtime.n_vocab, n_threads=1)
+            fresh = LlamaContext(session.model, n_ctx=runtime.n_ctx, n_threads=1).session(n_vocab=runtime.n_vocab)
             np.testing.assert_allclose(from_cache, fresh.extend(held, keep=1), atol=0.3)
-            fresh.close()
+            fresh.context.close()
 
 
 def complaint(text: str) -> str | None:
@@ -142,9 +142,9 @@ def distance_at_parting(runtime: sc.Runtime, ids: list[int], constraint: dict, o
     settings = Settings(**constraint)
     tokenizer = runtime._model.grammar_tokenizer
     grammar = Grammar(tokenizer, settings.constraint, runtime.n_vocab) if settings.constraint else None
-    session = LlamaSession(runtime._model, n_ctx=runtime.n_ctx, n_vocab=runtime.n_vocab, n_threads=1)
+    session = LlamaContext(runtime._model, n_ctx=runtime.n_ctx, n_threads=1).session(n_vocab=runtime.n_vocab)
     row = session.extend([*ids, *one[:place]], keep=1)[0].copy()
-    session.close()
+    session.context.close()
     shaped = Shaper(runtime.n_vocab, ids, settings.penalties, grammar).shape(row, one[:place])
     return float(abs(shaped[one[place]] - shaped[other[place]]))
 

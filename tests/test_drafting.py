@@ -4,20 +4,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from toys import ToySession, certain, random_rows
+from toys import ToySession, certain, random_rows, writing
 
-from speccascade_local import drafting
+from speccascade_local.drafting import propose
 from speccascade_local.sampling import Sampler
 from speccascade_local.shaping import Penalties, Shaper
-
-
-def propose(drafter, tokens, length, sampler, rng, is_end, **settings):
-    settings = {"shaper": Shaper(drafter.n_vocab), "reply": []} | settings
-    return drafting.propose(drafter, tokens, length, sampler, rng, is_end, **settings)
-
-
-def never_ends(_token: int) -> bool:
-    return False
 
 
 @given(st.integers(0, 6), st.integers(0, 4))
@@ -27,7 +18,7 @@ def test_the_drafter_reads_each_token_once_and_never_its_last_own(block_size, al
     if already_read:
         drafter.extend(text[:already_read], keep=1)
         drafter.calls.clear()
-    draft = propose(drafter, text, block_size, Sampler(), np.random.default_rng(0), never_ends)
+    draft = propose(drafter, writing(text), block_size)
     assert len(draft.token_ids) == block_size
     assert drafter.calls == ([5 - already_read] + [1] * (block_size - 1) if block_size else [])
     if block_size:
@@ -37,20 +28,20 @@ def test_the_drafter_reads_each_token_once_and_never_its_last_own(block_size, al
 def test_the_rows_are_those_that_the_tokens_were_drawn_from_and_outlive_the_buffer():
     row = random_rows(5, 2)
     drafter = ToySession(row, 5)
-    draft = propose(drafter, [3], 4, Sampler(), np.random.default_rng(0), never_ends)
+    draft = propose(drafter, writing([3]), 4)
     expected = [row([3, *draft.token_ids[:i]]) for i in range(4)]
     np.testing.assert_allclose(draft.rows.logits, expected, rtol=1e-6)
 
 
 def test_a_draft_ends_at_an_end_of_text_token():
     drafter = ToySession(certain(lambda text: (text[-1] + 1) % 5, 5), 5)
-    draft = propose(drafter, [0], 10, Sampler(0), np.random.default_rng(0), lambda token: token == 3)
+    draft = propose(drafter, writing([0], 0, is_end=lambda token: token == 3), 10)
     assert draft.token_ids == [1, 2, 3]
 
 
 def test_no_draft_leaves_the_drafter_untouched_and_has_rows_of_the_right_width():
     drafter = ToySession(random_rows(5, 2), 5)
-    draft = propose(drafter, [1, 2], 0, Sampler(), np.random.default_rng(0), never_ends)
+    draft = propose(drafter, writing([1, 2]), 0)
     assert draft.rows.logits.shape == (0, 5)
     assert drafter.tokens == []
 
@@ -58,7 +49,7 @@ def test_no_draft_leaves_the_drafter_untouched_and_has_rows_of_the_right_width()
 def test_drafted_tokens_follow_the_filtered_distribution():
     row, sampler = random_rows(6, 4), Sampler(temperature=0.8, top_k=4)
     rng = np.random.default_rng(3)
-    counts = np.bincount([propose(ToySession(row, 6), [2], 1, sampler, rng, never_ends).token_ids[0] for _ in range(4_000)], minlength=6)
+    counts = np.bincount([propose(ToySession(row, 6), writing([2], sampler, rng), 1).token_ids[0] for _ in range(4_000)], minlength=6)
     expected = 4_000 * sampler.probs(row([2]))
     assert not counts[expected == 0].any()
     assert chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 1e-4
@@ -67,9 +58,9 @@ def test_drafted_tokens_follow_the_filtered_distribution():
 @given(st.integers(0, 6))
 def test_looking_ahead_adds_the_row_that_follows_the_draft_and_changes_no_drafted_token(length):
     row = random_rows(5, 2)
-    plain = propose(ToySession(row, 5), [3], length, Sampler(), np.random.default_rng(0), never_ends)
+    plain = propose(ToySession(row, 5), writing([3]), length)
     drafter = ToySession(row, 5)
-    draft = propose(drafter, [3], length, Sampler(), np.random.default_rng(0), never_ends, look_ahead=True)
+    draft = propose(drafter, writing([3]), length, look_ahead=True)
     assert draft.token_ids == plain.token_ids
     assert drafter.tokens == [3, *draft.token_ids]
     assert drafter.calls == [1] * (length + 1)
@@ -78,7 +69,7 @@ def test_looking_ahead_adds_the_row_that_follows_the_draft_and_changes_no_drafte
 
 def test_nothing_is_looked_for_behind_an_end_of_text():
     drafter = ToySession(certain(lambda text: (text[-1] + 1) % 5, 5), 5)
-    draft = propose(drafter, [0], 10, Sampler(0), np.random.default_rng(0), lambda token: token == 3, look_ahead=True)
+    draft = propose(drafter, writing([0], 0, is_end=lambda token: token == 3), 10, look_ahead=True)
     assert draft.token_ids == [1, 2, 3]
     assert len(draft.rows) == 3
     assert drafter.tokens == [0, 1, 2]
@@ -88,8 +79,8 @@ def test_nothing_is_looked_for_behind_an_end_of_text():
 def test_each_row_is_shaped_by_the_reply_and_the_draft_before_it(length, look_ahead, reply):
     """And the raw row travels along, untouched."""
     row, shaper = random_rows(5, 2), Shaper(5, [0], Penalties({1: 2.0}, presence=1.0, frequency=0.5, repetition=1.5))
-    settings = {"shaper": shaper, "reply": reply, "look_ahead": look_ahead}
-    draft = propose(ToySession(row, 5), [0, *reply], length, Sampler(0), np.random.default_rng(0), never_ends, **settings)
+    generation = writing([0, *reply], 0, shaper=shaper, reply=reply)
+    draft = propose(ToySession(row, 5), generation, length, look_ahead=look_ahead)
     raw = [row([0, *reply, *draft.token_ids[:i]]) for i in range(length + look_ahead)]
     shaped = [shaper.shape(np.float32(each), [*reply, *draft.token_ids[:i]]) for i, each in enumerate(raw)]
     assert draft.rows.logits.shape == draft.rows.shaped.shape == (length + look_ahead, 5)

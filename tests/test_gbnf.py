@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from speccascade_local.gbnf import from_gbnf
 from speccascade_local.grammar import Grammar
-from speccascade_local.session import LlamaModel
+from speccascade_local.model import LlamaModel
 
 TOKEN = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)], align=True)
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import JUDGED_RULES
 from test_cascade import run
-from toys import ToySession, always_accepts, certain, never_accepts, random_rows, sometimes_accepts
+from toys import ToySession, always_accepts, certain, never_accepts, never_ends, random_rows, sometimes_accepts, writing
 
 from speccascade_local.cascade import decode
 from speccascade_local.drafting import Helpers, propose
@@ -24,7 +24,6 @@ from speccascade_local.pacing import LONGEST, Auto, Experience, Fixed
 from speccascade_local.profile import SIZES, Profile, Speed
 from speccascade_local.rules import Strict
 from speccascade_local.sampling import Sampler
-from speccascade_local.shaping import Shaper
 from speccascade_local.stats import Stats
 
 
@@ -198,10 +197,7 @@ def test_a_drafter_that_reviewed_further_than_the_draft_holds_nothing_that_was_n
     pace.rows_left = length
     index.begin(text)
     drafter = ToySession(certain(lambda text: (text[-1] + 1) % 5, 7), 7)
-    draft = propose(
-        drafter, text, LONGEST, Sampler(), np.random.default_rng(seed), lambda token: False,
-        shaper=Shaper(7), reply=[], pace=pace, helpers=Helpers(index),
-    )  # fmt: skip
+    draft = propose(drafter, writing(text, rng=seed), LONGEST, pace=pace, helpers=Helpers(index))
     assert len(draft.token_ids) == length
     assert drafter.tokens == [*text, *draft.token_ids]
 
@@ -268,8 +264,8 @@ def test_both_read_the_prompt_at_once_only_where_that_hides_more_than_a_batch_of
 def test_leaving_a_stream_half_way_waits_for_the_drafter():
     drafter, expert = always_accepts(n_ctx=300)
     tokens = [1, 2]
-    blocks = decode(tokens, drafter, expert, rule=Strict(), sampler=Sampler(0), rng=np.random.default_rng(0), block_size=3, max_tokens=50,
-                    is_end=lambda token: False, stops=lambda token: False, stats=Stats(), pace=Hasty(3))  # fmt: skip
+    more = {"block_size": 3, "max_tokens": 50, "stops": never_ends, "stats": Stats()}
+    blocks = decode(writing(tokens, 0), drafter, expert, rule=Strict(), pace=Hasty(3), **more)
     next(blocks)
     next(blocks)
     blocks.close()

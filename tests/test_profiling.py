@@ -14,11 +14,12 @@ import pytest
 from gguf_files import textless_model
 
 import speccascade_local as sc
+from speccascade_local import model as model_module
 from speccascade_local import profiling
-from speccascade_local import session as session_module
+from speccascade_local.context import LlamaContext, LlamaSession
+from speccascade_local.model import LlamaModel
 from speccascade_local.profile import SIZES, Profile
 from speccascade_local.profiling import completed, depths_in, fewest_threads, key_of, measure, profile_of, scaled
-from speccascade_local.session import LlamaModel, LlamaSession
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
 @pytest.fixture
 def open_pair(models: SimpleNamespace, request: pytest.FixtureRequest):
     def opened(n_ctx: int = 96, n_threads: int | None = None) -> tuple[LlamaSession, LlamaSession]:
-        sessions = tuple(LlamaSession(model, n_ctx=n_ctx, n_threads=n_threads) for model in (models.drafter, models.expert))
+        sessions = tuple(LlamaContext(model, n_ctx=n_ctx, n_threads=n_threads).session() for model in (models.drafter, models.expert))
         for session in sessions:
             request.addfinalizer(session.close)
         return sessions
@@ -94,7 +95,7 @@ def test_threads_named_by_the_user_are_kept(open_pair):
     sessions = open_pair(n_threads=3)
     profile = measure(*sessions, threads=3, budget_s=0.01)
     assert [(speed.threads, speed.batch_threads) for speed in (profile.drafter, profile.expert)] == [(3, 3)] * 2
-    assert [(session.threads, session.batch_threads) for session in sessions] == [(3, 3)] * 2
+    assert [(session.context.threads, session.context.batch_threads) for session in sessions] == [(3, 3)] * 2
 
 
 def test_a_tiny_model_keeps_one_thread(open_pair):
@@ -103,7 +104,7 @@ def test_a_tiny_model_keeps_one_thread(open_pair):
 
 
 def test_thread_counts_are_chosen_for_single_tokens_and_batches_apart(open_pair, monkeypatch, models):
-    monkeypatch.setattr(session_module, "ONE_THREAD_BYTES", 0)
+    monkeypatch.setattr(model_module, "ONE_THREAD_BYTES", 0)
     for model in vars(models).values():
         monkeypatch.setattr(model, "default_threads", 3)
     monkeypatch.setattr(profiling, "physical_cores", lambda: 3)
@@ -118,7 +119,9 @@ def test_thread_counts_are_chosen_for_single_tokens_and_batches_apart(open_pair,
     profile = measure(*sessions, budget_s=0.01)
     assert len(tried) == 4
     assert all(candidates <= {1, 2, 3} for candidates in tried)
-    assert (profile.expert.threads, profile.expert.batch_threads) == (2, 1) == (sessions[1].threads, sessions[1].batch_threads)
+    assert (
+        (profile.expert.threads, profile.expert.batch_threads) == (2, 1) == (sessions[1].context.threads, sessions[1].context.batch_threads)
+    )
 
 
 def test_the_fewest_threads_that_are_nearly_the_fastest():
@@ -136,7 +139,7 @@ def test_an_interruption_leaves_empty_sessions_with_their_own_threads(open_pair)
 
     with pytest.raises(KeyboardInterrupt):
         measure(*sessions, budget_s=0.01, on_step=interrupt)
-    assert [(len(session), session.threads, session.batch_threads) for session in sessions] == [(0, 2, 2)] * 2
+    assert [(len(session), session.context.threads, session.context.batch_threads) for session in sessions] == [(0, 2, 2)] * 2
 
 
 def test_what_did_not_fit_is_a_straight_line():
@@ -217,7 +220,7 @@ def test_an_unwritable_place_is_no_error(open_pair, cache, measured, caplog):
 
 def test_models_whose_files_are_gone_are_measured_and_not_kept(tmp_path, cache, measured):
     models = [LlamaModel(textless_model(tmp_path / f"{i}.gguf", seed=i)) for i in range(2)]
-    sessions = [LlamaSession(model, n_ctx=32) for model in models]
+    sessions = [LlamaContext(model, n_ctx=32).session() for model in models]
     for model in models:
         os.unlink(model.path)
     profile_of(*sessions)
@@ -235,8 +238,8 @@ def test_what_was_found_is_applied_to_both_sessions(open_pair, cache):
     profiling._write(profiling._cache_file(key), written)
     assert profile_of(*sessions) == written
     for session in sessions:
-        assert (session.threads, session.batch_threads) == (2, 3)
-        assert session._padding == {2: 4, 3: 4}
+        assert (session.context.threads, session.context.batch_threads) == (2, 3)
+        assert session.context._padding == {2: 4, 3: 4}
 
 
 def test_a_runtime_is_profiled_and_answers_as_before(cache, measured):

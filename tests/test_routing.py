@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 from strategies import logit_rows
-from toys import ToySession, always_accepts, never_accepts, random_rows, sometimes_accepts
+from toys import ToySession, always_accepts, never_accepts, never_ends, random_rows, sometimes_accepts, writing
 
 from speccascade_local import methods
 from speccascade_local.account import Wanted
@@ -20,8 +20,7 @@ from speccascade_local.cascade import decode
 from speccascade_local.methods import target_probs
 from speccascade_local.routing import ChowAverage, ChowQuantile, ChowSum, Margin, Route, Signals, TokenCascade, token_cascade
 from speccascade_local.rules import Never, Strict
-from speccascade_local.sampling import Sampler
-from speccascade_local.shaping import Penalties, Shaper
+from speccascade_local.shaping import UNSHAPED, Penalties, Shaper
 from speccascade_local.stats import Stats
 
 PAIRS = {"always accepts": always_accepts, "never accepts": never_accepts, "sometimes accepts": sometimes_accepts}
@@ -101,10 +100,9 @@ def cascade(pair, alpha, *, prompt=(1, 2), temperature=1.0, max_tokens=12, seed=
     """Decode to the end; returns the reply, the blocks and the statistics. Both caches are checked after every token."""
     drafter, expert = pair
     tokens, stats, blocks = list(prompt), Stats(), []
-    for block in token_cascade(
-        tokens, drafter, expert, rule=TokenCascade(alpha), sampler=Sampler(temperature), rng=np.random.default_rng(seed),
-        max_tokens=max_tokens, stops=stops, stats=stats, shaper=shaper or Shaper(expert.n_vocab), wanted=wanted,
-    ):  # fmt: skip
+    generation = writing(tokens, temperature, seed, shaper=shaper or UNSHAPED)
+    more = {"max_tokens": max_tokens, "stops": stops, "stats": stats, "wanted": wanted}
+    for block in token_cascade(generation, drafter, expert, rule=TokenCascade(alpha), **more):
         blocks.append(block)
         assert len(tokens) == len(prompt) + len(blocks), "what a block emits is committed before it is yielded"
         assert drafter.tokens == tokens[:-1]
@@ -115,9 +113,8 @@ def cascade(pair, alpha, *, prompt=(1, 2), temperature=1.0, max_tokens=12, seed=
 
 def looped(pair, rule, *, block_size, temperature=1.0, seed=0, max_tokens=12) -> list[int]:
     tokens = [1, 2]
-    never_ends = lambda token: False  # noqa: E731
-    blocks = decode(tokens, *pair, rule=rule, sampler=Sampler(temperature), rng=np.random.default_rng(seed), block_size=block_size,
-                    max_tokens=max_tokens, is_end=never_ends, stops=never_ends, stats=Stats())  # fmt: skip
+    more = {"block_size": block_size, "max_tokens": max_tokens, "stops": never_ends, "stats": Stats()}
+    blocks = decode(writing(tokens, temperature, seed), *pair, rule=rule, **more)
     assert list(blocks)[-1].finish_reason == "length"
     return tokens[2:]
 

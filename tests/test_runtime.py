@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import speccascade_local as sc
-from speccascade_local.session import LlamaModel, LlamaSession
+from speccascade_local.context import LlamaContext
+from speccascade_local.model import LlamaModel
 
 QUESTION = [{"role": "user", "content": "Who is Ada Lovelace?"}]
 ALONE = {"block_size": 0}
@@ -26,9 +27,9 @@ def assert_caches_are_true(runtime: sc.Runtime) -> None:
         held = list(session.tokens)
         session.rewind(len(held) - 1)
         from_cache = session.extend(held[-1:], keep=1).copy()
-        fresh = LlamaSession(session.model, n_ctx=runtime.n_ctx, n_vocab=runtime.n_vocab, n_threads=1)
+        fresh = LlamaContext(session.model, n_ctx=runtime.n_ctx, n_threads=1).session(n_vocab=runtime.n_vocab)
         np.testing.assert_allclose(from_cache, fresh.extend(held, keep=1), atol=0.15)
-        fresh.close()
+        fresh.context.close()
 
 
 def test_generate_stream_and_chat_tell_the_same_story(demo):

@@ -13,7 +13,7 @@ from scale_pair import Shape
 
 import speccascade_local as sc
 from speccascade_local import catalog
-from speccascade_local.session import LlamaModel
+from speccascade_local.model import LlamaModel
 
 ROOT = Path(__file__).parent.parent
 FILES = catalog.bundled()

@@ -34,11 +34,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import speccascade_local as sc
-from speccascade_local import session as session_module
+from speccascade_local import backend
+from speccascade_local import model as model_module
+from speccascade_local.backend import extra_buffers_are_safe, physical_cores
+from speccascade_local.batch import BATCH_TOKENS
+from speccascade_local.context import MAX_ROWS, LlamaContext, LlamaSession
 from speccascade_local.errors import ContextOverflowError, ModelLoadError, PromptError, SessionError, SettingError
-from speccascade_local.session import BATCH_TOKENS, MAX_ROWS, LlamaModel, LlamaSession, extra_buffers_are_safe, physical_cores
+from speccascade_local.model import LlamaModel
 
-DEMO = Path(session_module.__file__).parent / "demo"
+DEMO = Path(model_module.__file__).parent / "demo"
 # The largest difference between two rows that should be equal, in units of their spread: batches of different sizes sum in different
 # orders, the cache rounds keys and values to 16 bits, and a Q8_0 matrix rounds its input.
 TOLERANCE = {"float32": 0.005, "quantized": 0.05}
@@ -74,26 +78,26 @@ def both(request: pytest.FixtureRequest, model: LlamaModel) -> Iterator[SimpleNa
     """One session and one fresh partner each over a float32 and over a quantized model, for properties that rewind them."""
     quantized = LlamaModel(DEMO / "drafter.gguf") if request.param == "quantized" else None
     chosen = quantized or model
-    sessions = [LlamaSession(chosen, n_ctx=128, n_threads=1) for _ in range(2)]
+    sessions = [LlamaContext(chosen, n_ctx=128, n_threads=1).session() for _ in range(2)]
     yield SimpleNamespace(session=sessions[0], fresh=sessions[1], kind=request.param)
     for session in sessions:
-        session.close()
+        session.context.close()
     if quantized:
         quantized.close()
 
 
 @pytest.fixture
 def session(model: LlamaModel) -> Iterator[LlamaSession]:
-    session = LlamaSession(model, n_ctx=96, n_threads=1)
+    session = LlamaContext(model, n_ctx=96, n_threads=1).session()
     yield session
-    session.close()
+    session.context.close()
 
 
 @pytest.fixture
 def freed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """What is freed from here on, in order, as (kind, address)."""
     record: list[tuple[str, int]] = []
-    for kind in ("llama_free", "llama_batch_free", "llama_model_free"):
+    for kind in ("llama_free", "llama_model_free"):
         real = getattr(llama_cpp, kind)
 
         def free(handle: object, kind: str = kind, real: Callable[[object], None] = real) -> None:
@@ -200,11 +204,11 @@ def test_any_mixture_of_steps_and_refused_steps_leaves_one_true_timeline(both: S
 def long(ids_model: LlamaModel) -> Iterator[SimpleNamespace]:
     """1025 tokens with all their rows, read in small pieces, and a session to read them in other ways."""
     tokens = np.random.default_rng(5).integers(0, ids_model.n_vocab, 1025).tolist()
-    session = LlamaSession(ids_model, n_ctx=1025, n_threads=1)
+    session = LlamaContext(ids_model, n_ctx=1025, n_threads=1).session()
     pieces = [tokens[i : i + 41] for i in range(0, 1025, 41)]
     rows = np.concatenate([session.extend(piece, len(piece)).copy() for piece in pieces])
     yield SimpleNamespace(tokens=tokens, rows=rows, session=session)
-    session.close()
+    session.context.close()
 
 
 @pytest.mark.parametrize("keep", [1, 2, 64, MAX_ROWS])
@@ -235,19 +239,19 @@ def test_a_draft_read_as_one_batch_scores_like_token_by_token(
     ids_model: LlamaModel, long: SimpleNamespace, held: int, n_threads: int
 ) -> None:
     """Otherwise verified and plain greedy decoding would part, the sooner the longer the text."""
-    session = LlamaSession(ids_model, n_ctx=1025, n_threads=n_threads)
+    session = LlamaContext(ids_model, n_ctx=1025, n_threads=n_threads).session()
     draft = long.tokens[held : held + 6]
     session.extend(long.tokens[:held], 1)
     batch = session.extend(draft, 6).copy()
     session.rewind(held)
     singly = np.concatenate([session.extend([token], 1).copy() for token in draft])
-    session.close()
+    session.context.close()
     assert_same_rows(singly, batch)
 
 
 def test_rows_are_a_float32_view_into_the_buffer_of_llama_cpp(session: LlamaSession) -> None:
     rows = session.extend([5, 6, 7, 8], 3)
-    buffer = np.ctypeslib.as_array(llama_cpp.llama_get_logits(session._ctx), (3, session.n_vocab))
+    buffer = np.ctypeslib.as_array(llama_cpp.llama_get_logits(session.context._ctx), (3, session.n_vocab))
     assert rows.dtype == np.float32
     assert rows.shape == (3, session.model.n_vocab)
     assert np.shares_memory(rows, buffer)
@@ -257,33 +261,36 @@ def test_rows_are_a_float32_view_into_the_buffer_of_llama_cpp(session: LlamaSess
 @given(tokens=token_lists, n_vocab=st.integers(1, 263))
 @settings(max_examples=10, deadline=None)
 def test_a_smaller_n_vocab_crops_the_rows_and_nothing_else(model: LlamaModel, tokens: list[int], n_vocab: int) -> None:
-    whole, cropped = LlamaSession(model, n_ctx=64, n_threads=1), LlamaSession(model, n_ctx=64, n_threads=1, n_vocab=n_vocab)
+    whole, cropped = (
+        LlamaContext(model, n_ctx=64, n_threads=1).session(),
+        LlamaContext(model, n_ctx=64, n_threads=1).session(n_vocab=n_vocab),
+    )
     try:
         np.testing.assert_array_equal(cropped.extend(tokens, len(tokens)), whole.extend(tokens, len(tokens))[:, :n_vocab])
         assert cropped.n_vocab == n_vocab
     finally:
-        whole.close()
-        cropped.close()
+        whole.context.close()
+        cropped.context.close()
 
 
 def test_a_context_holds_exactly_what_was_asked_for(model: LlamaModel) -> None:
-    session = LlamaSession(model, n_ctx=7, n_threads=1)
+    session = LlamaContext(model, n_ctx=7, n_threads=1).session()
     assert session.n_ctx == 7
     session.extend([5] * 7, 1)
     with pytest.raises(ContextOverflowError, match=r"7 tokens held and 1 more do not fit a context of 7"):
         session.extend([5], 1)
-    session.close()
+    session.context.close()
 
 
 def test_two_sessions_over_one_model_do_not_touch_each_other(model: LlamaModel) -> None:
-    one, other = LlamaSession(model, n_ctx=32, n_threads=1), LlamaSession(model, n_ctx=32, n_threads=1)
+    one, other = LlamaContext(model, n_ctx=32, n_threads=1).session(), LlamaContext(model, n_ctx=32, n_threads=1).session()
     alone = one.extend([5, 6, 7], 1).copy()
     one.rewind(2)
     other.extend([100, 101, 102, 103], 1)
     assert_same_rows(one.extend([7], 1), alone)
-    other.close()
+    other.context.close()
     assert_same_rows(fresh_rows(one, [5, 6, 7], 1), alone)
-    one.close()
+    one.context.close()
 
 
 # --------------------------------------------------------------------------- what is refused
@@ -318,11 +325,11 @@ def test_a_refused_step_names_what_it_saw_and_leaves_the_session_as_it_was(sessi
 
 
 def test_a_closed_session_refuses_to_work_and_may_be_closed_again(model: LlamaModel, freed: list[tuple[str, int]]) -> None:
-    session = LlamaSession(model, n_ctx=32, n_threads=1)
+    session = LlamaContext(model, n_ctx=32, n_threads=1).session()
     session.extend([5, 6], 1)
-    session.close()
-    session.close()
-    assert [kind for kind, _ in freed] == ["llama_batch_free", "llama_free"]
+    session.context.close()
+    session.context.close()
+    assert [kind for kind, _ in freed] == ["llama_free"]
     for step in (lambda: session.extend([7], 1), lambda: session.rewind(1)):
         with pytest.raises(SessionError, match=r"text\.gguf: this session is closed"):
             step()
@@ -339,19 +346,18 @@ def test_a_closed_model_says_so_and_may_be_closed_again(files: SimpleNamespace, 
     for use in (
         lambda: model.tokenize("a", add_special=False, parse_special=False),
         lambda: model.is_end(0),
-        lambda: LlamaSession(model, n_ctx=8),
+        lambda: LlamaContext(model, n_ctx=8).session(),
     ):
         with pytest.raises(SessionError, match=r"text\.gguf: this model is closed"):
             use()
 
 
-def test_what_nobody_holds_any_more_is_freed_batch_context_model(files: SimpleNamespace, freed: list[tuple[str, int]]) -> None:
-    session = LlamaSession(LlamaModel(files.ids), n_ctx=32, n_threads=1)
+def test_what_nobody_holds_any_more_is_freed_context_before_model(files: SimpleNamespace, freed: list[tuple[str, int]]) -> None:
+    session = LlamaContext(LlamaModel(files.ids), n_ctx=32, n_threads=1).session()
     del session
     gc.collect()
     kinds = [kind for kind, _ in freed]
-    assert sorted(kinds) == ["llama_batch_free", "llama_free", "llama_model_free"]
-    assert kinds[-1] == "llama_model_free"
+    assert kinds == ["llama_free", "llama_model_free"]
 
 
 # --------------------------------------------------------------------------- what fails half-way
@@ -381,13 +387,13 @@ def assert_untouched(session: LlamaSession, tokens: list[int], monkeypatch: pyte
 def test_a_failed_evaluation_names_its_code_and_loses_nothing(
     ids_model: LlamaModel, monkeypatch: pytest.MonkeyPatch, code: int, meaning: str, at_call: int
 ) -> None:
-    session = LlamaSession(ids_model, n_ctx=600, n_threads=1)
+    session = LlamaContext(ids_model, n_ctx=600, n_threads=1).session()
     session.extend([5, 60, 70], 1)
     decode_that_fails(monkeypatch, at_call, lambda _: code)
     with pytest.raises(SessionError, match=rf"ids\.gguf: llama_decode returned {code} .*{meaning}"):
         session.extend(list(range(90)) * 6, 1)
     assert_untouched(session, [5, 60, 70], monkeypatch)
-    session.close()
+    session.context.close()
 
 
 def test_a_failure_is_not_blamed_on_what_llama_cpp_said_of_an_older_one(
@@ -407,13 +413,13 @@ def test_ctrl_c_right_after_an_evaluation_loses_nothing(ids_model: LlamaModel, m
     def interrupt(_code: int) -> int:
         raise KeyboardInterrupt
 
-    session = LlamaSession(ids_model, n_ctx=600, n_threads=1)
+    session = LlamaContext(ids_model, n_ctx=600, n_threads=1).session()
     session.extend([5, 60, 70], 1)
     decode_that_fails(monkeypatch, at_call, interrupt)
     with pytest.raises(KeyboardInterrupt):
         session.extend(list(range(90)) * 6, 1)
     assert_untouched(session, [5, 60, 70], monkeypatch)
-    session.close()
+    session.context.close()
 
 
 def test_a_rewind_that_llama_cpp_refuses_is_an_error_and_forgets_nothing(session: LlamaSession, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,9 +436,9 @@ def test_a_session_that_fails_half_way_frees_its_context_once(
     def fail(*_: int) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(llama_cpp, "llama_batch_init", fail)
+    monkeypatch.setattr(llama_cpp, "llama_get_memory", fail)
     with pytest.raises(MemoryError):
-        LlamaSession(model, n_ctx=32, n_threads=1)
+        LlamaContext(model, n_ctx=32, n_threads=1).session()
     gc.collect()
     assert [kind for kind, _ in made] == ["llama_free"]
     assert freed == made
@@ -441,7 +447,7 @@ def test_a_session_that_fails_half_way_frees_its_context_once(
 def test_a_context_that_cannot_be_made_is_a_session_error_with_its_size(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_cpp, "llama_init_from_model", lambda *_: None)
     with pytest.raises(SessionError, match=r"text\.gguf: .*context of 32 tokens.*--ctx"):
-        LlamaSession(model, n_ctx=32, n_threads=1)
+        LlamaContext(model, n_ctx=32, n_threads=1).session()
 
 
 @pytest.mark.parametrize("fails", ["llama_model_get_vocab", "llama_vocab_n_tokens", "llama_model_n_ctx_train"])
@@ -463,21 +469,20 @@ def test_a_model_that_fails_half_way_frees_its_weights_once(
 def test_loading_a_pair_that_fails_half_way_frees_contexts_before_their_models(
     files: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, made: list[tuple[str, int]], freed: list[tuple[str, int]], at_call: int
 ) -> None:
-    real, calls = llama_cpp.llama_batch_init, []
+    real, calls = llama_cpp.llama_get_memory, []
 
-    def fail(*arguments: int) -> llama_cpp.llama_batch:
+    def fail(*arguments: object) -> object:
         calls.append(1)
         if len(calls) == at_call:
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(llama_cpp, "llama_batch_init", fail)
+    monkeypatch.setattr(llama_cpp, "llama_get_memory", fail)
     with pytest.raises(KeyboardInterrupt):
         sc.load(drafter=files.text, expert=files.text, n_ctx=32, n_threads=1)
     gc.collect()
-    handles = [entry for entry in freed if entry[0] != "llama_batch_free"]
-    assert sorted(handles) == sorted(made)
-    kinds = [kind for kind, _ in handles]
+    assert sorted(freed) == sorted(made)
+    kinds = [kind for kind, _ in freed]
     assert kinds == ["llama_free"] * at_call + ["llama_model_free"] * 2
 
 
@@ -531,7 +536,7 @@ def test_ctrl_c_while_a_context_is_made_frees_it_and_is_raised(
 
     monkeypatch.setattr(llama_cpp, "llama_init_from_model", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        LlamaSession(model, n_ctx=32, n_threads=1)
+        LlamaContext(model, n_ctx=32, n_threads=1).session()
     assert freed == made
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -566,10 +571,10 @@ def test_an_architecture_that_cannot_reject_drafts_is_refused(
 ) -> None:
     path = write(tmp_path / "unusable.gguf")
     with pytest.raises((ModelLoadError, SessionError), match=rf"unusable\.gguf: .*{reason}"):
-        LlamaSession(LlamaModel(path), n_ctx=32, n_threads=1).extend([5, 6], 1)
+        LlamaContext(LlamaModel(path), n_ctx=32, n_threads=1).session().extend([5, 6], 1)
     gc.collect()
     assert made
-    assert sorted(entry for entry in freed if entry[0] != "llama_batch_free") == sorted(made)
+    assert sorted(freed) == sorted(made)
 
 
 def test_a_path_may_be_text_and_begin_at_home(files: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -680,7 +685,7 @@ def test_repacking_is_unsafe_exactly_where_the_build_has_amx(info: str, safe: bo
 
 
 def test_the_build_tells_its_instruction_sets() -> None:
-    info = session_module.system_info()
+    info = backend.system_info()
     assert " = 1" in info
     assert info == info.strip()
 
@@ -697,7 +702,7 @@ def test_weights_are_repacked_unless_the_build_has_amx_and_the_log_says_which(
         given_params.append(bool(params.use_extra_bufts))
         return real(path, params)
 
-    monkeypatch.setattr(session_module, "system_info", lambda: info)
+    monkeypatch.setattr(model_module, "system_info", lambda: info)
     monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", load)
     with caplog.at_level(logging.INFO, logger="speccascade_local"):
         LlamaModel(files.text).close()
@@ -709,11 +714,11 @@ def test_weights_are_repacked_unless_the_build_has_amx_and_the_log_says_which(
 def test_single_tokens_and_batches_use_the_same_threads_by_default_the_physical_cores_or_one_for_a_tiny_model(
     files: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, asked: int | None, one_thread_bytes: int
 ) -> None:
-    monkeypatch.setattr(session_module, "ONE_THREAD_BYTES", one_thread_bytes)
+    monkeypatch.setattr(model_module, "ONE_THREAD_BYTES", one_thread_bytes)
     model = LlamaModel(files.text)
-    session = LlamaSession(model, n_ctx=32, n_threads=asked)
-    used = llama_cpp.llama_n_threads(session._ctx), llama_cpp.llama_n_threads_batch(session._ctx)
-    session.close()
+    session = LlamaContext(model, n_ctx=32, n_threads=asked).session()
+    used = llama_cpp.llama_n_threads(session.context._ctx), llama_cpp.llama_n_threads_batch(session.context._ctx)
+    session.context.close()
     model.close()
     assert used == (asked or (1 if one_thread_bytes else physical_cores()),) * 2
 
@@ -724,7 +729,7 @@ def test_single_tokens_and_batches_use_the_same_threads_by_default_the_physical_
 def test_threads_stay_within_physical_cores_and_within_what_the_process_may_use(
     monkeypatch: pytest.MonkeyPatch, physical: int | None, logical: int | None, allowed: int, expected: int
 ) -> None:
-    monkeypatch.setattr(session_module.psutil, "cpu_count", lambda logical: physical)
+    monkeypatch.setattr(backend.psutil, "cpu_count", lambda logical: physical)
     monkeypatch.setattr(os, "cpu_count", lambda: logical)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(allowed)), raising=False)
     assert physical_cores() == expected
@@ -819,9 +824,9 @@ def test_a_model_without_text_works_on_ids_alone(ids_model: LlamaModel) -> None:
     assert not any(ids_model.is_end(token) for token in range(ids_model.n_vocab))
     assert ids_model.control_texts == frozenset()
     assert ids_model.special_texts == {"bos_token": "", "eos_token": ""}
-    session = LlamaSession(ids_model, n_ctx=32, n_threads=1)
+    session = LlamaContext(ids_model, n_ctx=32, n_threads=1).session()
     assert session.extend([5, 95], 2).shape == (2, 96)
-    session.close()
+    session.context.close()
 
 
 def test_the_log_of_llama_cpp_goes_to_the_debug_log(files: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
@@ -839,7 +844,7 @@ def test_the_log_of_llama_cpp_goes_to_the_debug_log(files: SimpleNamespace, capl
 def test_padded_batches_give_the_rows_of_unpadded_ones(both: SimpleNamespace, tokens: list[int], cuts: list[int], more: int) -> None:
     whole = fresh_rows(both.fresh, tokens, len(tokens))
     both.session.rewind(0)
-    both.session.pad_batches({n: n + more for n in range(1, 60)})
+    both.session.context.pad_batches({n: n + more for n in range(1, 60)})
     try:
         places = sorted({0, len(tokens), *(cut for cut in cuts if cut < len(tokens))})
         pieces = []
@@ -849,7 +854,7 @@ def test_padded_batches_give_the_rows_of_unpadded_ones(both: SimpleNamespace, to
         both.session.rewind(len(tokens) - 1)
         again = both.session.extend(tokens[-1:], 1).copy()
     finally:
-        both.session.pad_batches({})
+        both.session.context.pad_batches({})
     assert_same_rows(np.concatenate(pieces), whole, both.kind)
     assert_same_rows(again, whole[-1:], both.kind)
 
@@ -857,8 +862,8 @@ def test_padded_batches_give_the_rows_of_unpadded_ones(both: SimpleNamespace, to
 def test_padding_stays_within_the_context(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, real = [], llama_cpp.llama_decode
     monkeypatch.setattr(llama_cpp, "llama_decode", lambda ctx, batch: sizes.append(batch.n_tokens) or real(ctx, batch))
-    session = LlamaSession(model, n_ctx=20, n_threads=1)
-    session.pad_batches({5: 8, 2: 4})
+    session = LlamaContext(model, n_ctx=20, n_threads=1).session()
+    session.context.pad_batches({5: 8, 2: 4})
     for piece in ([1] * 5, [2] * 5, [3] * 5, [4, 5], [6, 7], [8]):
         session.extend(piece, 1)
     assert sizes == [8, 8, 8, 4, 2, 1]
@@ -866,16 +871,16 @@ def test_padding_stays_within_the_context(model: LlamaModel, monkeypatch: pytest
     with pytest.raises(ContextOverflowError):
         session.extend([9], 1)
     row = fresh_rows(session, [9], 1).copy()
-    session.close()
-    fresh = LlamaSession(model, n_ctx=20, n_threads=1)
+    session.context.close()
+    fresh = LlamaContext(model, n_ctx=20, n_threads=1).session()
     assert_same_rows(fresh.extend([9], 1), row)
-    fresh.close()
+    fresh.context.close()
 
 
 @pytest.mark.parametrize("when", ["decode", "drop"])
 def test_an_interrupted_padded_batch_leaves_what_was_there(session: LlamaSession, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     session.extend([5, 6, 7], 1)
-    session.pad_batches({2: 8})
+    session.context.pad_batches({2: 8})
     with monkeypatch.context() as patch:
         name = {"decode": "llama_decode", "drop": "llama_memory_seq_rm"}[when]
         real, first = getattr(llama_cpp, name), iter([True])
@@ -891,20 +896,20 @@ def test_an_interrupted_padded_batch_leaves_what_was_there(session: LlamaSession
             session.extend([8, 9], 2)
     assert session.tokens == [5, 6, 7]
     rows = session.extend([8, 9], 2).copy()
-    session.pad_batches({})
+    session.context.pad_batches({})
     assert_same_rows(rows, fresh_rows(session, [5, 6, 7, 8, 9], 2))
 
 
 @pytest.mark.parametrize("sizes", [{5: 4}, {0: 4}, {5: BATCH_TOKENS + 1}])
 def test_padding_that_cannot_be_is_refused(session: LlamaSession, sizes: dict[int, int]) -> None:
     with pytest.raises(SettingError, match="cannot be padded"):
-        session.pad_batches(sizes)
+        session.context.pad_batches(sizes)
 
 
 def test_thread_counts_can_be_changed_and_read(session: LlamaSession) -> None:
     rows = session.extend([5, 6, 7], 3).copy()
-    session.set_threads(1, 2)
-    assert (session.threads, session.batch_threads) == (1, 2)
+    session.context.set_threads(1, 2)
+    assert (session.context.threads, session.context.batch_threads) == (1, 2)
     assert_same_rows(fresh_rows(session, [5, 6, 7], 3), rows)
     with pytest.raises(SettingError, match="at least 1"):
-        session.set_threads(0, 1)
+        session.context.set_threads(0, 1)

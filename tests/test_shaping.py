@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import logit_rows
-from toys import ToySession, random_rows
+from toys import ToySession, random_rows, writing
 
 from speccascade_local.drafting import propose
 from speccascade_local.errors import SessionError, SettingError
@@ -117,9 +117,8 @@ def test_the_rows_of_drafter_and_expert_are_shaped_alike(penalties, prompt, repl
     prompt = [0, *prompt]
     shaper = Shaper(WIDTH, prompt, penalties, grammar)
     drafter = ToySession(random_rows(WIDTH, seed=4), WIDTH)
-    rng = np.random.default_rng(0)
     text = [*prompt, *reply]
-    draft = propose(drafter, text, length, Sampler(), rng, lambda token: False, shaper=shaper, reply=reply, look_ahead=look_ahead)
+    draft = propose(drafter, writing(text, shaper=shaper, reply=reply), length, look_ahead=look_ahead)
     expert = ToySession(random_rows(WIDTH, seed=4), WIDTH)
     rows = shaper.rows(expert.extend([*text, *draft.token_ids], keep=length + 1).copy(), reply, draft.token_ids)
     assert len(draft.rows) == length + look_ahead

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import speccascade_local as sc
 from speccascade_local.errors import PromptError
-from speccascade_local.session import LlamaModel
+from speccascade_local.model import LlamaModel
 from speccascade_local.text import ChatTemplate, TextStream
 
 END = -1

@@ -9,7 +9,22 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from speccascade_local.generation import Generation
+from speccascade_local.sampling import Sampler
+
 RowOf = Callable[[Sequence[int]], np.ndarray]
+
+
+def never_ends(_token: int) -> bool:
+    return False
+
+
+def writing(
+    tokens: list[int], sampler: Sampler | float = 1.0, rng: np.random.Generator | int = 0, is_end=never_ends, **settings
+) -> Generation:
+    """A text in the making. sampler: or a temperature. rng: or its seed."""
+    sampler = sampler if isinstance(sampler, Sampler) else Sampler(sampler)
+    return Generation(tokens, sampler, np.random.default_rng(rng) if isinstance(rng, int) else rng, is_end, **settings)
 
 
 class ToySession:

@@ -1,0 +1,88 @@
+"""llama.cpp as a whole: its build, what it complains of, and Ctrl-C while it works. Knows nothing of models."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import llama_cpp
+import psutil
+
+log = logging.getLogger(__name__)
+
+_recent_complaints: deque[str] = deque(maxlen=8)
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _on_log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
+    line = text.decode(errors="replace").rstrip()
+    if line:
+        log.debug("llama.cpp: %s", line)
+        if level in (3, 4):  # GGML_LOG_LEVEL_WARN, GGML_LOG_LEVEL_ERROR
+            _recent_complaints.append(line)
+
+
+def forget_complaints() -> None:
+    """What is told next shall be of what happens next."""
+    _recent_complaints.clear()
+
+
+def complaint() -> str:
+    """What llama.cpp warned of last, a few lines: the first tend to be the cause, the last say that it failed."""
+    return "; ".join(dict.fromkeys(_recent_complaints)) or "no reason given"
+
+
+@lru_cache(maxsize=1)
+def system_info() -> str:
+    """llama.cpp's own line about the instruction sets of this build. Starts the backend when first called."""
+    llama_cpp.llama_log_set(_on_log, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    info: bytes = llama_cpp.llama_print_system_info()
+    return info.decode(errors="replace").strip()
+
+
+def llama_cpp_version() -> str:
+    """The version of the bindings, which fixes that of llama.cpp."""
+    return str(llama_cpp.__version__)
+
+
+def extra_buffers_are_safe(info: str) -> bool:
+    """Whether weights may be repacked for this CPU.
+
+    A GCC build with AMX dies with SIGSEGV at the first batch of two or more tokens of a quantized model, because the tile
+    configuration is optimised away (llama.cpp issue 20824). The build itself says whether it has AMX, so nothing has to
+    crash to find out.
+    """
+    return "AMX_INT8 = 1" not in info
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may run on: more threads than that make llama.cpp slower."""
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    return max(1, min(cores, allowed))
+
+
+@contextmanager
+def interrupts_noted(noted: list[BaseException]) -> Iterator[None]:
+    """Within the block Ctrl-C is appended to ``noted``.
+
+    While llama.cpp loads a model or makes a context, Python runs only inside callbacks (progress, log), where ctypes would swallow a
+    KeyboardInterrupt. An application's own handler is left alone.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or handler is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda _signal, _frame: noted.append(KeyboardInterrupt()))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)

@@ -1,0 +1,49 @@
+"""What llama_decode reads: tokens, where each stands in which sequence, and after which of them logits are wanted.
+
+Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+#: As many tokens as one llama_decode takes.
+BATCH_TOKENS = 512
+
+
+class Batch:
+    """A ``llama_batch`` whose arrays are numpy's, so nothing is to be freed by hand."""
+
+    def __init__(self) -> None:
+        self.ids, self.positions, self.owners, self.counts = (np.zeros(BATCH_TOKENS, np.int32) for _ in range(4))
+        self.wanted = np.zeros(BATCH_TOKENS, np.int8)
+        self.counts[:] = 1
+        of_ids = ctypes.POINTER(llama_cpp.llama_seq_id)
+        first = self.owners.ctypes.data
+        self._owners = (of_ids * BATCH_TOKENS)(*(ctypes.cast(first + 4 * i, of_ids) for i in range(BATCH_TOKENS)))
+        self._batch = llama_cpp.llama_batch(
+            0,
+            self.ids.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token)),
+            None,
+            self.positions.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_pos)),
+            self.counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            self._owners,
+            self.wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def put(self, at: int, tokens: list[int], position: int, sequence: int) -> None:
+        """These tokens, from place ``at`` of the batch on, stand from ``position`` on in that sequence."""
+        end = at + len(tokens)
+        self.ids[at:end] = tokens
+        self.positions[at:end] = np.arange(position, position + len(tokens))
+        self.owners[at:end] = sequence
+
+    def decode(self, context: Any, size: int) -> int:
+        """Evaluate the first ``size`` of them; llama.cpp's return code."""
+        self._batch.n_tokens = size
+        code: int = llama_cpp.llama_decode(context, self._batch)
+        return code

@@ -1,0 +1,303 @@
+"""Room for texts over one model, and the batch that evaluates them.
+
+A :class:`LlamaContext` holds the memory of several timelines, each a :class:`LlamaSession`, and evaluates what is appended to any of them
+in one llama_decode. Checks every return code, and frees the context once, before its model. Knows nothing of pairs, rules or sampling.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import llama_cpp
+import numpy as np
+
+from .backend import complaint, forget_complaints, interrupts_noted
+from .batch import BATCH_TOKENS, Batch
+from .errors import ContextOverflowError, ModelLoadError, PromptError, SessionError, SettingError
+from .model import LlamaModel
+from .sampling import Array
+
+log = logging.getLogger(__name__)
+
+#: The most rows that a session can ask for at once, and so one more than the longest draft.
+MAX_ROWS = 65
+#: So many that each can ask for all its rows in one batch.
+MAX_SESSIONS = BATCH_TOKENS // MAX_ROWS
+
+
+class Part(NamedTuple):
+    """What one session has to read: tokens to append, and after how many of the last ones logits are wanted."""
+
+    session: LlamaSession
+    tokens: list[int]
+    keep: int
+
+
+class LlamaContext:
+    """Memory and batch of up to ``n_sessions`` timelines over one model. Must not be used by two threads at once.
+
+    n_ctx: how many tokens each session can hold. n_threads: for single tokens and for batches alike (a draft is verified as a batch),
+    until ``set_threads`` says otherwise; None for the model's default.
+
+    Raises SessionError when the context cannot be made, which mostly means that memory is short, ModelLoadError for a model that keeps no
+    memory of a text, SettingError for more sessions than a batch has room for.
+    """
+
+    def __init__(self, model: LlamaModel, *, n_ctx: int, n_threads: int | None = None, n_sessions: int = 1) -> None:
+        if not 1 <= n_sessions <= MAX_SESSIONS:
+            raise SettingError(f"n_sessions is {n_sessions}; it must be between 1 and {MAX_SESSIONS}")
+        self.model = model
+        self.n_ctx = n_ctx  # llama.cpp rounds the size of a context up; what was asked for is the limit that users see
+        self.named_threads = n_threads  # what the user asked for, if anything
+        self._padding: Mapping[int, int] = {}
+        self._free = list(range(n_sessions))
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = n_ctx * n_sessions
+        params.n_seq_max = n_sessions
+        params.kv_unified = True  # else a batch of sessions that read different numbers of tokens is evaluated in several steps
+        params.n_batch = params.n_ubatch = BATCH_TOKENS
+        if not llama_cpp.llama_supports_gpu_offload():
+            # On the CPU, flash attention rounds single tokens and batches differently, by enough to part strict from the expert
+            # alone in long texts. Without it the attention matrix of a whole ubatch is held, so that is kept small.
+            params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            params.n_ubatch = BATCH_TOKENS // 4
+        params.n_threads = params.n_threads_batch = n_threads or model.default_threads
+        log.info("%s: a context of %d tokens, threads: %d", model.path.name, n_ctx, params.n_threads)
+        if hasattr(params, "n_outputs_max"):  # otherwise llama.cpp plans for a full row at every position of a batch
+            params.n_outputs_max = MAX_ROWS * n_sessions
+        forget_complaints()
+        interruption: list[BaseException] = []
+        with interrupts_noted(interruption):
+            self._ctx = llama_cpp.llama_init_from_model(model.handle, params)
+        if interruption:
+            if self._ctx:
+                llama_cpp.llama_free(self._ctx)
+            raise interruption[0]
+        if not self._ctx:
+            raise SessionError(
+                f"{model.path.name}: llama.cpp cannot make a context of {n_ctx} tokens: {complaint()}. "
+                "Try a smaller context (--ctx) or a smaller model"
+            )
+        self._free_ctx = weakref.finalize(self, _free_context, self._ctx, model)
+        try:
+            self._prepare()
+        except BaseException:
+            self._free_ctx()  # now, not when collected: the caller may free the model first
+            raise
+
+    def _prepare(self) -> None:
+        self._memory = llama_cpp.llama_get_memory(self._ctx)
+        if not self._memory:
+            raise ModelLoadError(
+                f"{self.model.path}: this model keeps no memory of a text (an embedding model?); choose one that generates"
+            )
+        self._batch = Batch()
+        self._views: dict[tuple[int, int], Array] = {}  # by address and number of rows
+
+    def close(self) -> None:
+        """Free the context. Harmless when repeated; the model stays."""
+        self._free_ctx()
+
+    def session(self, *, n_vocab: int | None = None) -> LlamaSession:
+        """A timeline that holds nothing yet. n_vocab: crops its rows to fewer ids, for a partner with a slightly smaller vocabulary.
+
+        Raises SessionError if there are as many as the context was made for.
+        """
+        self.require_open()
+        if not self._free:
+            raise SessionError("all sessions of this context are in use; close one, or make the context for more (n_sessions)")
+        return LlamaSession(self, self._free.pop(0), n_vocab or self.model.n_vocab)
+
+    @property
+    def threads(self) -> int:
+        """For single tokens."""
+        self.require_open()
+        return int(llama_cpp.llama_n_threads(self._ctx))
+
+    @property
+    def batch_threads(self) -> int:
+        """For two tokens and more."""
+        self.require_open()
+        return int(llama_cpp.llama_n_threads_batch(self._ctx))
+
+    def set_threads(self, single: int, batch: int) -> None:
+        """Evaluate single tokens and batches by so many threads from now on. Raises SettingError below 1."""
+        self.require_open()
+        if min(single, batch) < 1:
+            raise SettingError(f"threads are {single} and {batch}; at least 1 is needed of each")
+        llama_cpp.llama_set_n_threads(self._ctx, single, batch)
+
+    def pad_batches(self, sizes: Mapping[int, int]) -> None:
+        """From now on evaluate n tokens as a batch of ``sizes[n]``, where a larger batch is the faster one; an empty mapping ends it.
+
+        What is appended is dropped again at once: nobody sees it, and the real tokens, which stand before it, do not either. Where the
+        context has no room for it, it is left out. Raises SettingError for a size below n or above 512.
+        """
+        for n, size in sizes.items():
+            if not 1 <= n <= size <= BATCH_TOKENS:
+                raise SettingError(f"a batch of {n} cannot be padded to {size}; the size must be from {n} (at least 1) to {BATCH_TOKENS}")
+        self._padding = dict(sizes)
+
+    def evaluate(self, parts: Sequence[Part]) -> list[Array]:
+        """Append to several sessions at once; the logits that each part wants, [keep, n_vocab] float32.
+
+        The rows are views into llama.cpp's buffer, valid until the next call on this context. One llama_decode where the batch allows
+        (512 tokens), else several, the kept rows always within the last. If anything fails, or Ctrl-C arrives, every session holds
+        what it held before.
+
+        Raises SessionError for a closed session or context or a failed evaluation, PromptError for ids outside the vocabulary,
+        ContextOverflowError when a context is too small, SettingError for a ``keep`` outside 1..min(len(tokens), 65).
+        """
+        self.require_open()
+        for part in parts:
+            self._check(part)
+        held = [len(part.session.tokens) for part in parts]
+        todo = list(parts)
+        try:
+            while sum(len(part.tokens) for part in todo) > BATCH_TOKENS:
+                # The kept rows must come out of one llama_decode, so what goes before leaves enough of them.
+                at, (session, tokens, keep) = max(enumerate(todo), key=lambda each: len(each[1].tokens) - each[1].keep)
+                size = min(BATCH_TOKENS, len(tokens) - keep)
+                self._decode([Part(session, tokens[:size], 0)])
+                todo[at] = Part(session, tokens[size:], keep)
+            self._decode(todo)
+        except BaseException:
+            for part, length in zip(parts, held):
+                self.drop(part.session, length)
+            raise
+        return self._rows(parts)
+
+    def _check(self, part: Part) -> None:
+        session, tokens, keep = part
+        session.require_open()
+        if not 1 <= keep <= min(len(tokens), MAX_ROWS):
+            raise SettingError(f"keep is {keep}; it must be between 1 and min(number of tokens, {MAX_ROWS}) = {min(len(tokens), MAX_ROWS)}")
+        if not (min(tokens) >= 0 and max(tokens) < self.model.n_vocab):
+            raise PromptError(f"token ids run from {min(tokens)} to {max(tokens)}; this vocabulary has 0 to {self.model.n_vocab - 1}")
+        if len(session.tokens) + len(tokens) > self.n_ctx:
+            raise ContextOverflowError(
+                f"{len(session.tokens)} tokens held and {len(tokens)} more do not fit a context of {self.n_ctx}; "
+                "shorten the text or load with a larger context (--ctx)"
+            )
+
+    def _decode(self, parts: Sequence[Part]) -> None:
+        batch, n = self._batch, 0
+        for session, tokens, keep in parts:
+            end, held = n + len(tokens), len(session.tokens)
+            session.tokens += tokens  # first, so that an interruption right after llama_decode still knows what to drop
+            batch.put(n, tokens, held, session.sequence)
+            batch.wanted[n:end] = 0
+            batch.wanted[end - keep : end] = 1
+            n = end
+        size = self._padding.get(n, n) if keep else n
+        length = len(session.tokens)
+        if length + size - n > self.n_ctx:
+            size = n
+        if size > n:
+            batch.put(n, tokens[-1:] * (size - n), length, session.sequence)
+            batch.wanted[n:size] = 0
+        forget_complaints()
+        code = batch.decode(self._ctx, size)
+        if code != 0:
+            meaning = {1: "no room in the cache", 2: "aborted", -1: "invalid batch"}.get(code, "evaluation failed")
+            raise SessionError(f"{self.model.path.name}: llama_decode returned {code} ({meaning}) for {size} tokens: {complaint()}")
+        if size > n:
+            self._forget(session, length)
+
+    def _rows(self, parts: Sequence[Part]) -> list[Array]:
+        """Of llama.cpp's buffer. The array over it is kept: making one takes longer than a small row is worth."""
+        buffer, total = llama_cpp.llama_get_logits(self._ctx), sum(part.keep for part in parts)
+        place = ctypes.addressof(buffer.contents), total
+        if place not in self._views:
+            self._views[place] = np.ctypeslib.as_array(buffer, (total, self.model.n_vocab))
+        rows, end, found = self._views[place], 0, []
+        for session, _, keep in parts:
+            found.append(rows[end : end + keep, : session.n_vocab])
+            end += keep
+        return found
+
+    def drop(self, session: LlamaSession, length: int) -> None:
+        """Forget what the session holds after its first ``length`` tokens. Raises SessionError when the model cannot."""
+        self._forget(session, length)
+        del session.tokens[length:]
+
+    def _forget(self, session: LlamaSession, length: int) -> None:
+        if not llama_cpp.llama_memory_seq_rm(self._memory, session.sequence, length, -1):
+            raise SessionError(
+                f"{self.model.path.name}: llama.cpp cannot drop the tail of this model's memory "
+                f"(from {len(session.tokens)} to {length} tokens); its architecture does not allow rejecting drafts"
+            )
+
+    def release(self, session: LlamaSession) -> None:
+        """Its place may be taken by another one."""
+        if self.is_open:
+            self.drop(session, 0)
+        self._free.append(session.sequence)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether neither this context nor its model has been closed."""
+        return self._free_ctx.alive and not self.model.closed
+
+    def require_open(self) -> None:
+        """Raises SessionError where a use would crash the process."""
+        if not self.is_open:
+            raise SessionError(f"{self.model.path.name}: this session is closed; load the pair again")
+
+
+class LlamaSession:
+    """One sequence of tokens in a context: the real :class:`~speccascade_local.drafting.Session`. Made by ``LlamaContext.session``.
+
+    tokens: what it holds. sequence: its number within the context.
+    """
+
+    def __init__(self, context: LlamaContext, sequence: int, n_vocab: int) -> None:
+        self.context, self.sequence, self.n_vocab = context, sequence, n_vocab
+        self.tokens: list[int] = []
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def model(self) -> LlamaModel:
+        """The weights."""
+        return self.context.model
+
+    @property
+    def n_ctx(self) -> int:
+        """How many tokens it can hold."""
+        return self.context.n_ctx
+
+    def extend(self, tokens: list[int], keep: int) -> Array:
+        """Append ``tokens``; the logits after each of the last ``keep`` of them: see :meth:`LlamaContext.evaluate`. [keep, n_vocab]"""
+        return self.context.evaluate([Part(self, tokens, keep)])[0]
+
+    def rewind(self, length: int) -> None:
+        """Forget everything after the first ``length`` tokens. Raises SessionError when the model cannot."""
+        self.require_open()
+        if not 0 <= length <= len(self.tokens):
+            raise SettingError(f"cannot rewind to {length}; the session holds {len(self.tokens)} tokens")
+        if length < len(self.tokens):
+            self.context.drop(self, length)
+
+    def close(self) -> None:
+        """Make room for another session. Harmless when repeated."""
+        if not self._closed:
+            self._closed = True
+            self.context.release(self)
+
+    def require_open(self) -> None:
+        """Raises SessionError for a closed session."""
+        self.context.require_open()
+        if self._closed:
+            raise SessionError(f"{self.model.path.name}: this session is closed; take another one from its context")
+
+
+def _free_context(context: Any, _model: LlamaModel) -> None:
+    """A finalizer that holds the model: even when both end up in a reference cycle, the weights are freed after the context."""
+    llama_cpp.llama_free(context)

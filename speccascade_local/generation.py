@@ -1,0 +1,51 @@
+"""One text in the making: what both models continue, and how its next tokens are drawn.
+
+Knows nothing of models, drafts or rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from .evidence import Rows
+from .sampling import Array, Sampler
+from .shaping import UNSHAPED, Shaper
+
+
+@dataclass(eq=False)
+class Generation:
+    """A prompt and the reply to it so far.
+
+    tokens: both together; grows in place. reply: the end of ``tokens`` that was generated. is_end: whether an id ends a text.
+    """
+
+    tokens: list[int]
+    sampler: Sampler
+    rng: np.random.Generator
+    is_end: Callable[[int], bool]
+    shaper: Shaper = UNSHAPED
+    reply: list[int] = field(default_factory=list)
+
+    def grow(self, tokens: Sequence[int]) -> None:
+        """These have been emitted."""
+        self.tokens += tokens
+        self.reply += tokens
+
+    def followed_by(self, drafted: Sequence[int]) -> Generation:
+        """As it would be after these; the text itself stays as it is, the random numbers are the same ones."""
+        return replace(self, tokens=[*self.tokens, *drafted], reply=[*self.reply, *drafted])
+
+    def rows(self, logits: Array, drafted: Sequence[int] = (), read: Sequence[int] = ()) -> Rows:
+        """A model's rows after the text, ``drafted`` and 0, 1, 2, ... tokens of ``read``, as they are sampled from. [k, n_vocab]"""
+        return self.shaper.rows(logits, [*self.reply, *drafted], read)
+
+    def admitted(self, drafted: Sequence[int], tokens: Sequence[int]) -> int:
+        """How many of ``tokens``, from the first on, the grammar lets follow the text and ``drafted``."""
+        return self.shaper.admitted([*self.reply, *drafted], tokens)
+
+    def draw(self, row: Rows) -> int:
+        """A token of the model's own, from its row. [1, n_vocab]"""
+        return row.draw(self.sampler, self.rng)
