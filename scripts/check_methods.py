@@ -34,11 +34,11 @@ from speccascade_local.backend import physical_cores
 from speccascade_local.context import LlamaContext, LlamaSession
 from speccascade_local.deferral import Rule
 from speccascade_local.drafting import propose
-from speccascade_local.evidence import Rows
 from speccascade_local.generation import Generation
 from speccascade_local.guards import Budget
 from speccascade_local.methods import target_probs
 from speccascade_local.routing import Route
+from speccascade_local.rows import Rows
 from speccascade_local.sampling import Sampler
 from speccascade_local.verify import Verification
 

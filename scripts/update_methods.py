@@ -18,9 +18,10 @@ from speccascade_local import methods
 from speccascade_local.acceptance import DecisionTokens, Fly
 from speccascade_local.calibration import Calibrated
 from speccascade_local.deferral import Decision, Rule
-from speccascade_local.evidence import Evidence, Place, Rows
+from speccascade_local.evidence import Evidence, Place
 from speccascade_local.guards import Budget
 from speccascade_local.routing import ChowAverage, ChowQuantile, ChowSum, Route, Signals, TokenCascade
+from speccascade_local.rows import Rows
 from speccascade_local.sampling import Sampler
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from .deferral import Decision
-from .evidence import Float, Rows
+from .rows import Float, Rows
 from .sampling import Sampler
 
 

@@ -13,8 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 from .drafting import ReadAhead, Session
-from .evidence import Rows
 from .generation import Generation
+from .rows import Rows
 from .verify import Draft, Verdict
 
 

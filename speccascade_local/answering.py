@@ -14,13 +14,15 @@ import numpy as np
 
 from .account import Distribution, Entry
 from .cascade import Block, decode
+from .controller import Auto
 from .deferral import Method, Rule
 from .drafting import Helpers, Session
+from .experience import Experience
 from .generation import Generation
 from .grammar import Grammar
 from .model import LlamaModel
 from .ngram import NgramIndex, NgramSession
-from .pacing import Auto, Experience, Pace
+from .pacing import Pace
 from .profile import Profile
 from .reply import Candidate, Chunk, Logprobs, Token
 from .routing import Route, Signals, TokenCascade, token_cascade

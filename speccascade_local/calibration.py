@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .checks import finite_number
 from .errors import CatalogError, SettingError
-from .figures import figure_class, save_figure, writable
+from .figures import figure_class, writable
 from .routing import Route, Signals
 
 #: Fewer judged answers than this, in both splits together, say too little to choose a threshold by.
@@ -196,40 +196,6 @@ def ready(answers: int, target: float | None, out: Path, picture: Path | None) -
         writable(path)
 
 
-def reliability_diagram(calibration: Calibration, path: Path, bins: int = 5) -> None:
-    """Draw predicted against observed errors on the validation split, with 95 % intervals, into a .png or .svg file.
-
-    The same calibration gives the same file. Raises SettingError without matplotlib or for another kind of file.
-    """
-    figure = figure_class(path)(figsize=(5.5, 6.2), layout="constrained")
-    upper, lower = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
-    upper.plot([0, 1], [0, 1], linestyle="--", color="0.6", label="perfectly calibrated")
-    predicted, wrong = (np.array(column, dtype=float) for column in zip(*calibration.validation))
-    steps = np.minimum((predicted * bins).astype(int), bins - 1)
-    points = [
-        (predicted[steps == step].mean(), *_wilson(int(wrong[steps == step].sum()), int((steps == step).sum()))) for step in set(steps)
-    ]
-    at, rate, low, high = np.array(points).T
-    upper.errorbar(
-        at, rate, yerr=(rate - low, high - rate), fmt="o", color="#1f5fa8", capsize=4,
-        label=f"the {len(predicted)} validation answers in up to {bins} groups, with 95 % intervals",
-    )  # fmt: skip
-    asked = {-1.0: "the expert is always asked", 1.0: "the expert is never asked"}
-    said = asked.get(calibration.threshold, f"the expert is asked above {calibration.threshold:.3f}")
-    for axes in (upper, lower):
-        axes.axvspan(max(calibration.threshold, -0.02), 1.02, color="#c0392b", alpha=0.12, linewidth=0, zorder=0, label=said)
-    upper.set(ylabel="observed share of wrong answers", ylim=(-0.02, 1.02))
-    upper.set_title(
-        f"routed {calibration.accuracy:.1%} right, expert {calibration.expert_accuracy:.1%}, drafter {calibration.drafter_accuracy:.1%}\n"
-        f"the drafter answers {calibration.kept:.0%} alone",
-        fontsize=10,
-    )
-    lower.hist(predicted, bins=20, range=(0, 1), color="0.5")
-    lower.set(xlabel="predicted probability that the drafter is wrong", ylabel="answers", xlim=(-0.02, 1.02))
-    figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", fontsize=8)
-    save_figure(figure, path)
-
-
 def _error_at(uncertainty: float, knots: Sequence[float], errors: Sequence[float]) -> float:
     """Nine digits, so that 1 - error, which routes are compared by, orders answers just as the error does."""
     return round(float(np.interp(uncertainty, knots, errors)), 9)
@@ -251,7 +217,7 @@ def _mean(flags: Sequence[bool]) -> float:
     return sum(flags) / len(flags)
 
 
-def _wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float, float]:
+def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float, float]:
     """A share and its Wilson 95 % interval."""
     share = successes / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)

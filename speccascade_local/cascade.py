@@ -21,9 +21,10 @@ from .account import Wanted
 from .ahead import Ahead, meanwhile
 from .deferral import Rule
 from .drafting import Helpers, ReadAhead, Session, propose
-from .evidence import Place, Rows
+from .evidence import Place
 from .generation import Generation
 from .pacing import LONGEST, Fixed, Pace
+from .rows import Rows
 from .stats import Stats
 from .verify import Draft, Verdict, Verification, verify
 from .vocabulary import Vocabulary

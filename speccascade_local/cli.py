@@ -20,14 +20,15 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from . import __version__, catalog, methods, options, rules
-from .calibration import Calibrated, fit, ready, reliability_diagram
-from .compare import BLOCK_SIZE, DEFAULT_THRESHOLD, all_arms, compare, few_arms
+from .calibration import Calibrated, fit, ready
+from .compare import DEFAULT_THRESHOLD, all_arms, compare, few_arms
 from .errors import SettingError, SpeccascadeError
 from .figures import figure_class, writable
-from .invocation import biases, length, loaded, pair_and_prompt, progress, prompt_ids, set_log_level, tell_rule, text_of
+from .invocation import loaded, pair_and_prompt, progress, prompt_ids, set_log_level, tell_rule
+from .options import in_groups
+from .pictures import reliability_diagram, staircase
 from .reply import Chunk, Reply
-from .settings import DEFAULTS, Settings
-from .staircase import staircase
+from .settings import DEFAULTS
 from .tasks import judged, read_tasks
 from .terminal import (
     comparison_table,
@@ -86,35 +87,11 @@ def top(version: Annotated[bool, typer.Option("--version", help="Show the versio
 
 
 @app.command()
+@in_groups
 def run(
+    asking: options.AnswerOptions,
+    chosen: options.ModelOptions,
     words: options.Words = None,
-    rule: options.RuleName = None,
-    temperature: options.Temperature = DEFAULTS.temperature,
-    top_k: options.TopK = DEFAULTS.top_k,
-    top_p: options.TopP = DEFAULTS.top_p,
-    min_p: options.MinP = DEFAULTS.min_p,
-    block_size: options.BlockSize = str(DEFAULTS.block_size),
-    max_tokens: options.MaxTokens = DEFAULTS.max_tokens,
-    seed: options.Seed = None,
-    strict_first: options.StrictFirst = DEFAULTS.strict_first,
-    thinking_rule: options.ThinkingRule = None,
-    verification: options.VerificationName = DEFAULTS.verification,
-    bonus: options.BonusName = DEFAULTS.bonus,
-    logprobs: options.LogprobsCount = None,
-    model_logprobs: options.ModelLogprobs = False,
-    presence_penalty: options.PresencePenalty = DEFAULTS.presence_penalty,
-    frequency_penalty: options.FrequencyPenalty = DEFAULTS.frequency_penalty,
-    repetition_penalty: options.RepetitionPenalty = DEFAULTS.repetition_penalty,
-    logit_bias: options.LogitBias = None,
-    grammar: options.GrammarFile = None,
-    json_schema: options.SchemaFile = None,
-    ctx: options.Context = None,
-    threads: options.Threads = None,
-    gpu_layers: options.GpuLayers = -1,
-    drafter: options.DrafterFile = None,
-    expert: options.ExpertFile = None,
-    small: options.SmallFile = None,
-    models: options.Models = None,
     raw: options.Raw = False,
     show_origin: Annotated[bool, typer.Option("--show-origin", help="Colour each token by who wrote it.")] = False,
     as_json: options.Json = False,
@@ -122,34 +99,11 @@ def run(
 ) -> None:
     """Answer one prompt. The text goes to stdout as it is made."""
     set_log_level(verbose)
-    pair, prompt = pair_and_prompt(words, models, has_files=drafter is not None or expert is not None)
-    settings = Settings(  # refused before anything is loaded
-        rule=rule,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        block_size=length(block_size),
-        max_tokens=max_tokens,
-        seed=seed,
-        strict_first=strict_first,
-        thinking_rule=thinking_rule,
-        verification=verification,  # type: ignore[arg-type]  # checked there
-        bonus=bonus,  # type: ignore[arg-type]
-        logprobs=logprobs,
-        model_logprobs=model_logprobs,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        repetition_penalty=repetition_penalty,
-        logit_bias=biases(logit_bias),
-        grammar=text_of(grammar),
-        json_schema=text_of(json_schema),
-    )
-    if logprobs is not None and not as_json:
+    pair, prompt = pair_and_prompt(words, chosen)
+    settings = asking.settings()  # refused before anything is loaded
+    if settings.logprobs is not None and not as_json:
         raise SettingError("--logprobs needs --json: a terminal's text has no room for them")
-    with loaded(
-        pair, drafter, expert, models, ctx, threads, gpu_layers, verbose, small=small, profile=settings.block_size == "auto"
-    ) as runtime:
+    with loaded(pair, chosen, verbose, profile=settings.block_size == "auto") as runtime:
         read: list[Chunk] = []
         for chunk in runtime.stream(prompt_ids(runtime, prompt, raw), **vars(settings)):
             if not read and verbose:
@@ -166,7 +120,7 @@ def run(
         if show_origin and styled():
             stderr.print(legend())
         if reply.finish_reason == "length":
-            limit = f"--max-tokens {max_tokens}" if len(reply.tokens) == max_tokens else f"a context of {runtime.n_ctx}"
+            limit = f"--max-tokens {settings.max_tokens}" if len(reply.tokens) == settings.max_tokens else f"a context of {runtime.n_ctx}"
             told = f"(cut off after {len(reply.tokens)} tokens: {limit})"
             stderr.print(told, soft_wrap=True)
     if verbose:
@@ -176,24 +130,11 @@ def run(
 
 
 @app.command("compare")
+@in_groups
 def compare_verb(
+    asking: options.CompareOptions,
+    chosen: options.ModelOptions,
     words: options.Words = None,
-    rule: options.RuleName = None,
-    temperature: options.Temperature = DEFAULTS.temperature,
-    top_k: options.TopK = DEFAULTS.top_k,
-    top_p: options.TopP = DEFAULTS.top_p,
-    min_p: options.MinP = DEFAULTS.min_p,
-    block_size: options.BlockSize = str(BLOCK_SIZE),
-    max_tokens: options.MaxTokens = DEFAULTS.max_tokens,
-    seed: Annotated[int, typer.Option(help="The same for every arm.")] = 0,
-    strict_first: options.StrictFirst = DEFAULTS.strict_first,
-    thinking_rule: options.ThinkingRule = None,
-    presence_penalty: options.PresencePenalty = DEFAULTS.presence_penalty,
-    frequency_penalty: options.FrequencyPenalty = DEFAULTS.frequency_penalty,
-    repetition_penalty: options.RepetitionPenalty = DEFAULTS.repetition_penalty,
-    logit_bias: options.LogitBias = None,
-    grammar: options.GrammarFile = None,
-    json_schema: options.SchemaFile = None,
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Sequential cascade: below this confidence the expert starts over.")
     ] = DEFAULT_THRESHOLD,
@@ -201,13 +142,6 @@ def compare_verb(
         bool, typer.Option("--all", help="Every method that there is, with typical dials, and the min-p control.")
     ] = False,
     repeat: Annotated[int, typer.Option(min=1, help="Ask this often in turns; times are medians.")] = 1,
-    ctx: options.Context = None,
-    threads: options.Threads = None,
-    gpu_layers: options.GpuLayers = -1,
-    drafter: options.DrafterFile = None,
-    expert: options.ExpertFile = None,
-    small: options.SmallFile = None,
-    models: options.Models = None,
     raw: options.Raw = False,
     as_json: options.Json = False,
     verbose: options.Verbose = 0,
@@ -219,32 +153,12 @@ def compare_verb(
     distribution: 0 is the expert, 1 has nothing in common with it.
     """
     set_log_level(verbose)
-    has_files = drafter is not None or expert is not None
-    pair, prompt = pair_and_prompt(words or [DEFAULT_QUESTION], models, has_files=has_files)
-    settings = Settings(  # refused before anything is loaded
-        rule=rule,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        block_size=length(block_size),
-        max_tokens=max_tokens,
-        seed=seed,
-        strict_first=strict_first,
-        thinking_rule=thinking_rule,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        repetition_penalty=repetition_penalty,
-        logit_bias=biases(logit_bias),
-        grammar=text_of(grammar),
-        json_schema=text_of(json_schema),
-    )
-    with loaded(
-        pair, drafter, expert, models, ctx, threads, gpu_layers, verbose, small=small, profile=settings.block_size == "auto"
-    ) as runtime:
-        own = methods.parse(rule or runtime.rule)
+    pair, prompt = pair_and_prompt(words or [DEFAULT_QUESTION], chosen)
+    settings = asking.settings()  # refused before anything is loaded
+    with loaded(pair, chosen, verbose, profile=settings.block_size == "auto") as runtime:
+        own = methods.parse(asking.rule or runtime.rule)
         if verbose:
-            tell_rule(own, seed)
+            tell_rule(own, asking.seed)
         arms = all_arms(settings, own) if everything else few_arms(settings, own, threshold)
         ids = prompt_ids(runtime, prompt, raw)
         with progress("asking", verbose) as bar:
@@ -303,7 +217,9 @@ def rules_verb(as_json: options.Json = False) -> None:
 
 
 @app.command("calibrate")
+@in_groups
 def calibrate_verb(
+    chosen: options.ModelOptions,
     pair: options.PairName = None,
     tasks: Annotated[Path, typer.Option(help="JSONL: one {'prompt': ..., 'answers': [...]} per line.")] = ...,  # type: ignore[assignment]
     out: Annotated[Path, typer.Option(help="Where the calibration goes; use it as --rule calibrated:FILE.")] = ...,  # type: ignore[assignment]
@@ -313,20 +229,13 @@ def calibrate_verb(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the split into halves.")] = 0,
     max_tokens: options.MaxTokens = DEFAULTS.max_tokens,
-    ctx: options.Context = None,
-    threads: options.Threads = None,
-    gpu_layers: options.GpuLayers = -1,
-    drafter: options.DrafterFile = None,
-    expert: options.ExpertFile = None,
-    small: options.SmallFile = None,
-    models: options.Models = None,
     verbose: options.Verbose = 0,
 ) -> None:
     """Learn from judged questions when the drafter's whole answer can be trusted (needs the extra calibrate)."""
     set_log_level(verbose)
     questions = read_tasks(tasks)
     ready(len(questions), target, out, picture)  # before hours of asking
-    with loaded(pair, drafter, expert, models, ctx, threads, gpu_layers, verbose, rule="strict", small=small, profile=False) as runtime:
+    with loaded(pair, chosen, verbose, rule="strict", profile=False) as runtime:
         with progress("asking", verbose) as bar:
             task = bar.add_task("", total=1.0)
             found = judged(runtime, questions, max_tokens=max_tokens, on_step=lambda fraction: bar.update(task, completed=fraction))
@@ -343,17 +252,12 @@ def calibrate_verb(
 
 
 @app.command("profile")
+@in_groups
 def profile_verb(
+    chosen: options.ModelOptions,
     pair: options.PairName = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Measure again, even if this pair was measured before.")] = False,
     picture: Annotated[Path | None, typer.Option(help="Where a picture of the table goes, .png or .svg (extra calibrate).")] = None,
-    ctx: options.Context = None,
-    threads: options.Threads = None,
-    gpu_layers: options.GpuLayers = -1,
-    drafter: options.DrafterFile = None,
-    expert: options.ExpertFile = None,
-    small: options.SmallFile = None,
-    models: options.Models = None,
     as_json: options.Json = False,
     verbose: options.Verbose = 0,
 ) -> None:
@@ -366,7 +270,7 @@ def profile_verb(
         figure_class(picture)
         writable(picture)
     with (
-        loaded(pair, drafter, expert, models, ctx, threads, gpu_layers, verbose, rule="strict", small=small, profile=False) as runtime,
+        loaded(pair, chosen, verbose, rule="strict", profile=False) as runtime,
         progress("measuring", verbose) as bar,
     ):
         task = bar.add_task("", total=1.0)

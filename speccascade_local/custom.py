@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from .deferral import Decision, Rule, TargetRule
 from .errors import SettingError, SpeccascadeError
-from .evidence import Evidence, Float
+from .evidence import Evidence
+from .rows import Float
 from .sampling import Mask, Sampler
 
 #: How far from 1 the sum of a target may be: float32 over a wide vocabulary is that far off.

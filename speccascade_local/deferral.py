@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .checks import finite_number, whole_number
-from .evidence import Evidence, Float, total_variation
+from .evidence import Evidence
+from .rows import Float, total_variation
 from .sampling import Array, Mask, Sampler
 
 

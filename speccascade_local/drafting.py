@@ -12,10 +12,10 @@ from typing import Protocol
 
 import numpy as np
 
-from .evidence import Rows
 from .generation import Generation
 from .ngram import NOTHING, Guess, NgramIndex
 from .pacing import LONGEST, Fixed, Pace
+from .rows import Rows
 from .rules import Strict
 from .sampling import Array
 from .verify import Draft, verify

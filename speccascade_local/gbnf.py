@@ -8,16 +8,12 @@ llama.cpp, whose own engine ends the process when it is fed a token too many. Kn
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import lru_cache
-from graphlib import CycleError, TopologicalSorter
-from typing import NoReturn, TypeAlias
+from typing import NoReturn
 
 from .errors import SettingError
-
-#: Tokens are allowed by their text alone. llguidance would else ask for one spelling where the text is certain, and hide the others.
-HEADER = '%llguidance {"no_forcing": true}\n'
+from .lark import Chars, Choice, InOrder, Node, Repeated, RuleName, to_lark
 
 
 def from_gbnf(text: str) -> str:
@@ -34,48 +30,10 @@ def from_gbnf(text: str) -> str:
 def _rewritten(text: str) -> str:
     """Remembered, because the same settings are checked and used several times."""
     try:
-        return _to_lark(_Reader(text).rules())
+        return to_lark(_Reader(text).rules())
     except RecursionError:
         raise SettingError("the grammar is not valid GBNF: it is nested too deeply") from None
 
-
-@dataclass(frozen=True)
-class _Chars:
-    """One character of a set. ``ranges``: the first and last code points of each part of it."""
-
-    ranges: tuple[tuple[int, int], ...]
-    negated: bool = False
-
-    def __str__(self) -> str:
-        ranges = "".join(rf"\x{{{low:X}}}-\x{{{high:X}}}" for low, high in self.ranges)
-        return f"/[{'^' if self.negated else ''}{ranges}]/"
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """A rule by its name."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class _Sequence:
-    parts: tuple[_Node, ...]
-
-
-@dataclass(frozen=True)
-class _Choice:
-    parts: tuple[_Node, ...]
-
-
-@dataclass(frozen=True)
-class _Repeated:
-    part: _Node
-    least: int
-    most: int | None  # None: without end
-
-
-_Node: TypeAlias = _Chars | _Rule | _Sequence | _Choice | _Repeated
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _BLANKS = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
@@ -83,7 +41,7 @@ _BLANK_LINES = re.compile(r"(?:\s|#[^\r\n]*)*")
 _REPETITION = re.compile(r"[*+?]|\{\s*([0-9]{1,9})\s*(?:(,)\s*([0-9]{0,9})\s*)?\}")
 _CHARACTER = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|([trn\\\"\[\]]))|([^\\])", re.DOTALL)
 _ESCAPES = {"t": "\t", "r": "\r", "n": "\n"}
-_ANY = _Chars(((0, 0x10FFFF),))
+_ANY = Chars(((0, 0x10FFFF),))
 
 
 class _Reader:
@@ -94,9 +52,9 @@ class _Reader:
         self._at = 0
         self._mentioned: dict[str, int] = {}  # rule -> where it is asked for
 
-    def rules(self) -> dict[str, _Node]:
+    def rules(self) -> dict[str, Node]:
         """Every rule by its name."""
-        found: dict[str, _Node] = {}
+        found: dict[str, Node] = {}
         self._skip(_BLANK_LINES)
         while self._at < len(self._text):
             start = self._at
@@ -117,29 +75,29 @@ class _Reader:
                 self._fail(f"there is no rule named {name!r:.40}", place)
         return found
 
-    def _choice(self, blanks: re.Pattern[str]) -> _Node:
+    def _choice(self, blanks: re.Pattern[str]) -> Node:
         parts = [self._sequence(blanks)]
         while self._peek() == "|":
             self._at += 1
             self._skip(_BLANK_LINES)
             parts.append(self._sequence(blanks))
-        return parts[0] if len(parts) == 1 else _Choice(tuple(parts))
+        return parts[0] if len(parts) == 1 else Choice(tuple(parts))
 
-    def _sequence(self, blanks: re.Pattern[str]) -> _Node:
-        parts: list[_Node] = []
+    def _sequence(self, blanks: re.Pattern[str]) -> Node:
+        parts: list[Node] = []
         while (part := self._part()) is not None:
             self._skip(blanks)
             while repetition := _REPETITION.match(self._text, self._at):
                 part = self._repeated(part, repetition)
                 self._skip(blanks)
             parts.append(part)
-        return parts[0] if len(parts) == 1 else _Sequence(tuple(parts))
+        return parts[0] if len(parts) == 1 else InOrder(tuple(parts))
 
-    def _part(self) -> _Node | None:
+    def _part(self) -> Node | None:
         start = self._at
         following = self._peek()
         if following == '"':
-            return _Sequence(tuple(_Chars(((code, code),)) for code in self._until('"')))
+            return InOrder(tuple(Chars(((code, code),)) for code in self._until('"')))
         if following == "[":
             return self._set()
         if following == "(":
@@ -154,10 +112,10 @@ class _Reader:
         if _NAME.match(self._text, start):
             name = self._name()
             self._mentioned.setdefault(name, start)
-            return _Rule(name)
+            return RuleName(name)
         return None
 
-    def _repeated(self, part: _Node, repetition: re.Match[str]) -> _Node:
+    def _repeated(self, part: Node, repetition: re.Match[str]) -> Node:
         counts = {"*": (0, None), "+": (1, None), "?": (0, 1)}.get(repetition[0])
         if counts is None:
             least = int(repetition[1])
@@ -166,9 +124,9 @@ class _Reader:
                 self._fail(f"{repetition[0]} asks for at most {most} and at least {least}")
             counts = least, most
         self._at = repetition.end()
-        return _Repeated(part, *counts)
+        return Repeated(part, *counts)
 
-    def _set(self) -> _Chars:
+    def _set(self) -> Chars:
         start = self._at
         negated = self._text.startswith("[^", start)
         self._at += negated
@@ -184,7 +142,7 @@ class _Reader:
             ranges.append((first, last))
         if not ranges and not negated:
             self._fail("this set of characters is empty", start)
-        return _Chars(tuple(ranges), negated) if ranges else _ANY
+        return Chars(tuple(ranges), negated) if ranges else _ANY
 
     def _until(self, closing: str) -> Iterator[int]:
         """The code points of the characters behind this one, up to and with the closing one."""
@@ -229,87 +187,3 @@ class _Reader:
         place = self._at if place is None else place
         line = self._text.count("\n", 0, place) + 1
         raise SettingError(f"the grammar is not valid GBNF: {reason}, in line {line} at {self._text[place : place + 20]!r}")
-
-
-def _to_lark(rules: Mapping[str, _Node]) -> str:
-    """The rules in llguidance's dialect of Lark, spelled out character by character.
-
-    Where no rule comes back to itself all of them are one pattern, for which there is a quick automaton. Raises SettingError when
-    nothing satisfies the root.
-    """
-    ends: set[str] = set()  # the rules of which at least one sentence ends
-    found = -1
-    while found < len(ends):
-        found = len(ends)
-        for name in reversed(list(rules)):  # rules mostly stand before those that they ask for, so one round does nearly always
-            if name not in ends and _pruned(rules[name], ends) is not None:
-                ends.add(name)
-    if "root" not in ends:
-        raise SettingError("no text satisfies the grammar: no way through its rule root ever ends")
-    used: dict[str, _Node] = {}
-    waiting = ["root"]
-    while waiting:
-        name = waiting.pop()
-        if name not in used and (node := _pruned(rules[name], ends)) is not None:
-            used[name] = node
-            waiting += _mentioned(node)
-    # Names of patterns are written in capitals.
-    letter = "r" if _comes_back(used) else "R"
-    spelled = {name: f"{letter}{i}" for i, name in enumerate(used)}
-    lines = [f"{spelled[name]}: {_spelled(node, spelled)}" for name, node in used.items()]
-    return "\n".join([HEADER + f"start: {spelled['root']}", *lines, ""])
-
-
-def _pruned(node: _Node, ends: set[str]) -> _Node | None:
-    """The node without what can never end; None if that is all of it."""
-    if isinstance(node, _Rule):
-        return node if node.name in ends else None
-    if isinstance(node, _Sequence):
-        parts = [_pruned(part, ends) for part in node.parts]
-        return None if None in parts else _Sequence(tuple(part for part in parts if part is not None))
-    if isinstance(node, _Choice):
-        left = [part for part in (_pruned(part, ends) for part in node.parts) if part is not None]
-        return _Choice(tuple(left)) if left else None
-    if isinstance(node, _Repeated):
-        part = _pruned(node.part, ends)
-        if part is None or node.most == 0:
-            return None if node.least else _Sequence(())
-        return _Repeated(part, node.least, node.most)
-    return None if node.negated and _covers_all(node.ranges) else node
-
-
-def _covers_all(ranges: Sequence[tuple[int, int]]) -> bool:
-    """Whether no character lies outside the ranges. The codes D800 to DFFF are none."""
-    reached = 0
-    for low, high in sorted([*ranges, (0xD800, 0xDFFF)]):
-        if low > reached:
-            return False
-        reached = max(reached, high + 1)
-    return reached > 0x10FFFF
-
-
-def _mentioned(node: _Node) -> set[str]:
-    if isinstance(node, _Rule):
-        return {node.name}
-    parts = node.parts if isinstance(node, (_Sequence, _Choice)) else (node.part,) if isinstance(node, _Repeated) else ()
-    return {name for part in parts for name in _mentioned(part)}
-
-
-def _comes_back(rules: Mapping[str, _Node]) -> bool:
-    """Whether some rule mentions itself, over others or not."""
-    try:
-        TopologicalSorter({name: _mentioned(node) for name, node in rules.items()}).prepare()
-    except CycleError:
-        return True
-    return False
-
-
-def _spelled(node: _Node, names: Mapping[str, str]) -> str:
-    if isinstance(node, _Chars):
-        return str(node)
-    if isinstance(node, _Rule):
-        return names[node.name]
-    if isinstance(node, _Repeated):
-        return f"({_spelled(node.part, names)}){{{node.least},{'' if node.most is None else node.most}}}"
-    between = " " if isinstance(node, _Sequence) else " | "
-    return f"({between.join(_spelled(part, names) for part in node.parts)})" if node.parts else '""'

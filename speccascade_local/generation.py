@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .evidence import Rows
+from .rows import Rows
 from .sampling import Array, Sampler
 from .shaping import UNSHAPED, Shaper
 

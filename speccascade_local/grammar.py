@@ -15,7 +15,7 @@ import llguidance.numpy
 import numpy as np
 
 from .errors import SettingError
-from .gbnf import HEADER
+from .lark import HEADER
 from .sampling import Mask
 
 #: Between the parts of a JSON text: as much as indented JSON needs, but not without end, or a model may write nothing but blanks.

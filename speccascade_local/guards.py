@@ -12,7 +12,8 @@ from typing import ClassVar
 from .acceptance import Lenience
 from .deferral import AlphaRule, Decision, Dial, Rule, TargetRule
 from .errors import SettingError
-from .evidence import Evidence, Float
+from .evidence import Evidence
+from .rows import Float
 from .rules import Chow, Diff, Fuzzy, Strict, TokenV1, TokenV2, TokenV3
 from .sampling import Mask, Sampler
 

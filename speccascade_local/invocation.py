@@ -1,4 +1,4 @@
-"""What several verbs do before and around their work: read the prompt, load the pair under a progress bar, read small files.
+"""What several verbs do before and around their work: read the prompt, load the pair under a progress bar.
 
 Knows nothing of what the verbs then do.
 """
@@ -17,19 +17,20 @@ from . import catalog
 from .deferral import Method
 from .errors import CatalogError, PromptError, SettingError
 from .loading import load
+from .options import ModelOptions
 from .runtime import Prompt, Runtime
-from .settings import BlockSize
 from .terminal import stderr
 
 
-def pair_and_prompt(words: list[str] | None, models: Path | None, *, has_files: bool) -> tuple[str | None, str]:
+def pair_and_prompt(words: list[str] | None, chosen: ModelOptions) -> tuple[str | None, str]:
     """The pair that was named, if any, and the prompt, from stdin where it is ``-`` or missing. Raises SettingError and PromptError."""
     words = words or ["-"]
+    has_files = chosen.drafter is not None or chosen.expert is not None
     if len(words) > (1 if has_files else 2):
         expected = "one prompt (the pair is given by --drafter and --expert)" if has_files else "[PAIR] PROMPT"
         raise SettingError(f"{len(words)} arguments, expected {expected}; put the prompt in quotes")
     prompt = words[-1]
-    if len(words) == 1 and not has_files and _names_a_pair(prompt, models):
+    if len(words) == 1 and not has_files and _names_a_pair(prompt, chosen.models):
         if sys.stdin is None or sys.stdin.isatty():
             raise PromptError(f"{prompt!r} is the name of a pair; add the prompt")
         words, prompt = [prompt, "-"], "-"
@@ -65,19 +66,7 @@ def prompt_ids(runtime: Runtime, prompt: str, raw: bool) -> Prompt:
 
 
 @contextlib.contextmanager
-def loaded(
-    pair: str | None,
-    drafter: Path | None,
-    expert: Path | None,
-    models: Path | None,
-    ctx: int | None,
-    threads: int | None,
-    gpu_layers: int,
-    verbose: int,
-    rule: str | None = None,
-    small: Path | None = None,
-    profile: bool = True,
-) -> Iterator[Runtime]:
+def loaded(pair: str | None, chosen: ModelOptions, verbose: int, *, rule: str | None = None, profile: bool = True) -> Iterator[Runtime]:
     """The pair, loaded under a progress bar and closed afterwards."""
     with progress("loading", verbose) as bar:
         tasks: dict[str, TaskID] = {}
@@ -89,53 +78,19 @@ def loaded(
 
         runtime = load(
             pair,
-            drafter=drafter,
-            expert=expert,
-            models=models,
-            n_ctx=ctx,
-            n_threads=threads,
-            n_gpu_layers=gpu_layers,
+            drafter=chosen.drafter,
+            expert=chosen.expert,
+            small=chosen.small,
+            models=chosen.models,
+            n_ctx=chosen.ctx,
+            n_threads=chosen.threads,
+            n_gpu_layers=chosen.gpu_layers,
             rule=rule,
-            small=small,
             profile=profile,
             on_progress=report,
         )
     with runtime:
         yield runtime
-
-
-def length(given: str) -> BlockSize:
-    """``"auto"``, or ``"5"`` -> 5. Raises SettingError."""
-    if given == "auto":
-        return "auto"
-    try:
-        return int(given)
-    except ValueError:
-        raise SettingError(f"--block-size {given!r:.40} is neither a whole number nor auto") from None
-
-
-def biases(given: list[str] | None) -> dict[int, float]:
-    """``["42=-5"]`` -> ``{42: -5.0}``. Raises SettingError."""
-    found: dict[int, float] = {}
-    for text in given or ():
-        token, _, bias = text.partition("=")
-        try:
-            found[int(token)] = float(bias)
-        except ValueError:
-            raise SettingError(f"--logit-bias {text!r:.40} is not ID=BIAS, such as 42=-5") from None
-    return found
-
-
-def text_of(path: Path | None) -> str | None:
-    """A small file's text; None for none. Raises SettingError."""
-    if path is None:
-        return None
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise SettingError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise SettingError(f"{path}: not UTF-8 text ({error})") from error
 
 
 def tell_rule(rule: Method, seed: int) -> None:

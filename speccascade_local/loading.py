@@ -17,9 +17,9 @@ from .checks import whole_number
 from .context import LlamaContext, LlamaSession
 from .deferral import Method
 from .errors import SettingError
+from .experience import Experience
 from .model import LlamaModel
 from .ngram import NgramSession
-from .pacing import Experience
 from .pairing import shared_vocab_size
 from .runtime import Runtime
 

@@ -23,8 +23,9 @@ from .calibration import Calibrated
 from .custom import CUSTOM, CustomRule, CustomTarget, custom_rule
 from .deferral import Decision, Method, Rule
 from .errors import SettingError
-from .evidence import Evidence, Float, Rows
+from .evidence import Evidence
 from .routing import Route
+from .rows import Float, Rows
 from .sampling import Array, Sampler
 
 #: By name, in the order in which they are shown.

@@ -1,14 +1,23 @@
-"""The options that several verbs share: one name, one help text each.
+"""The options that verbs share, in groups: one name, one help text, one default each.
 
 Knows nothing of what the verbs do with them.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
+
+from .compare import BLOCK_SIZE
+from .errors import SettingError
+from .settings import DEFAULTS, Settings
+from .settings import BlockSize as Length
 
 Words = Annotated[
     list[str] | None,
@@ -19,82 +28,6 @@ Words = Annotated[
     ),
 ]
 PairName = Annotated[str | None, typer.Argument(metavar="[PAIR]", show_default="the bundled one", help="A pair from models.yaml.")]
-RuleName = Annotated[
-    str | None,
-    typer.Option(
-        "--rule",
-        show_default="the pair's own",
-        rich_help_panel="Cascade",
-        help=("Deferral rule, such as token_v3:0.3, opt:0.2, strict or never."),
-    ),
-]
-Temperature = Annotated[float, typer.Option(rich_help_panel="Sampling", help="0 is greedy.")]
-TopK = Annotated[int, typer.Option(rich_help_panel="Sampling", help="Keep the k most probable tokens; 0 is off.")]
-TopP = Annotated[float, typer.Option(rich_help_panel="Sampling", help="Keep the most probable tokens up to this mass; 1 is off.")]
-MinP = Annotated[float, typer.Option(rich_help_panel="Sampling", help="Drop tokens below this share of the most probable one; 0 is off.")]
-BlockSize = Annotated[
-    str,
-    typer.Option(rich_help_panel="Cascade", help="Drafted tokens per block; 0 is the expert alone, auto as many as pay on this machine."),
-]
-SmallFile = Annotated[
-    Path | None, typer.Option("--small", rich_help_panel="Models", help="A third, still smaller model that drafts for the drafter.")
-]
-MaxTokens = Annotated[int, typer.Option(rich_help_panel="Sampling", help="Longest answer, in tokens.")]
-Seed = Annotated[
-    int | None, typer.Option(show_default="a fresh one, told in --json and -v", rich_help_panel="Sampling", help="Repeats an answer.")
-]
-Context = Annotated[
-    int | None,
-    typer.Option(
-        "--ctx", show_default="4096, or what both were trained for", rich_help_panel="Models", help=("Tokens that the context holds.")
-    ),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(show_default="physical cores", rich_help_panel="Models", help="Threads; fewer where the machine is busy otherwise."),
-]
-GpuLayers = Annotated[int, typer.Option(rich_help_panel="Models", help="Layers on the GPU, -1 for all; needs a build with one.")]
-DrafterFile = Annotated[
-    Path | None, typer.Option("--drafter", rich_help_panel="Models", help="The small model's GGUF file, in place of a pair; ngram: none.")
-]
-ExpertFile = Annotated[
-    Path | None, typer.Option("--expert", rich_help_panel="Models", help="The large model's GGUF file, in place of a pair.")
-]
-Models = Annotated[Path | None, typer.Option(rich_help_panel="Models", help="A models.yaml to look in first.")]
-StrictFirst = Annotated[int, typer.Option(rich_help_panel="Cascade", help="So many first tokens are the expert's, whatever the rule says.")]
-ThinkingRule = Annotated[
-    str | None,
-    typer.Option("--thinking-rule", show_default="the same", rich_help_panel="Cascade", help="Rule between <think> and </think>."),
-]
-VerificationName = Annotated[
-    str, typer.Option("--verification", rich_help_panel="Cascade", help="token, or block: coins over whole blocks, more kept drafts.")
-]
-BonusName = Annotated[
-    str,
-    typer.Option(
-        "--bonus", rich_help_panel="Cascade", help="After a kept draft: the expert's own token, or cascade: one drafted token more."
-    ),
-]
-LogprobsCount = Annotated[
-    int | None,
-    typer.Option("--logprobs", show_default="none", rich_help_panel="Output", help="With --json: log-probabilities, this many per token."),
-]
-ModelLogprobs = Annotated[
-    bool, typer.Option("--model-logprobs", rich_help_panel="Output", help="With --logprobs: those of both models too.")
-]
-PresencePenalty = Annotated[float, typer.Option(rich_help_panel="Sampling", help="Lowers tokens that the answer has used.")]
-FrequencyPenalty = Annotated[float, typer.Option(rich_help_panel="Sampling", help="Lowers tokens by how often the answer has used them.")]
-RepetitionPenalty = Annotated[
-    float, typer.Option(rich_help_panel="Sampling", help="Divides logits of tokens in prompt or answer; 1 is off.")
-]
-LogitBias = Annotated[
-    list[str] | None,
-    typer.Option("--logit-bias", metavar="ID=BIAS", rich_help_panel="Sampling", help="Added to a token's logit; may be repeated."),
-]
-GrammarFile = Annotated[Path | None, typer.Option("--grammar", rich_help_panel="Sampling", help="A GBNF file that the answer follows.")]
-SchemaFile = Annotated[
-    Path | None, typer.Option("--json-schema", rich_help_panel="Sampling", help="A JSON schema file that the answer follows.")
-]
 Raw = Annotated[bool, typer.Option("--raw", rich_help_panel="Output", help="Continue the prompt as it is, without the chat template.")]
 Json = Annotated[bool, typer.Option("--json", rich_help_panel="Output", help="One JSON object instead of text.")]
 Verbose = Annotated[
@@ -103,3 +36,195 @@ Verbose = Annotated[
         "--verbose", "-v", count=True, show_default=False, rich_help_panel="Output", help="Tell more; -vv adds llama.cpp's own log."
     ),
 ]
+MaxTokens = Annotated[int, typer.Option(rich_help_panel="Sampling", help="Longest answer, in tokens.")]
+Models = Annotated[Path | None, typer.Option(rich_help_panel="Models", help="A models.yaml to look in first.")]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which models, and how they are loaded."""
+
+    ctx: Annotated[
+        int | None,
+        typer.Option(
+            "--ctx", show_default="4096, or what both were trained for", rich_help_panel="Models", help=("Tokens that the context holds.")
+        ),
+    ] = None
+    threads: Annotated[
+        int | None,
+        typer.Option(show_default="physical cores", rich_help_panel="Models", help="Threads; fewer where the machine is busy otherwise."),
+    ] = None
+    gpu_layers: Annotated[int, typer.Option(rich_help_panel="Models", help="Layers on the GPU, -1 for all; needs a build with one.")] = -1
+    drafter: Annotated[
+        Path | None,
+        typer.Option("--drafter", rich_help_panel="Models", help="The small model's GGUF file, in place of a pair; ngram: none."),
+    ] = None
+    expert: Annotated[
+        Path | None, typer.Option("--expert", rich_help_panel="Models", help="The large model's GGUF file, in place of a pair.")
+    ] = None
+    small: Annotated[
+        Path | None, typer.Option("--small", rich_help_panel="Models", help="A third, still smaller model that drafts for the drafter.")
+    ] = None
+    models: Models = None
+
+
+@dataclass(frozen=True)
+class AskingOptions:
+    """How a question is answered."""
+
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            "--rule",
+            show_default="the pair's own",
+            rich_help_panel="Cascade",
+            help=("Deferral rule, such as token_v3:0.3, opt:0.2, strict or never."),
+        ),
+    ] = None
+    temperature: Annotated[float, typer.Option(rich_help_panel="Sampling", help="0 is greedy.")] = DEFAULTS.temperature
+    top_k: Annotated[int, typer.Option(rich_help_panel="Sampling", help="Keep the k most probable tokens; 0 is off.")] = DEFAULTS.top_k
+    top_p: Annotated[float, typer.Option(rich_help_panel="Sampling", help="Keep the most probable tokens up to this mass; 1 is off.")] = (
+        DEFAULTS.top_p
+    )
+    min_p: Annotated[
+        float, typer.Option(rich_help_panel="Sampling", help="Drop tokens below this share of the most probable one; 0 is off.")
+    ] = DEFAULTS.min_p
+    block_size: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel="Cascade", help="Drafted tokens per block; 0 is the expert alone, auto as many as pay on this machine."
+        ),
+    ] = str(DEFAULTS.block_size)
+    max_tokens: MaxTokens = DEFAULTS.max_tokens
+    seed: Annotated[
+        int | None, typer.Option(show_default="a fresh one, told in --json and -v", rich_help_panel="Sampling", help="Repeats an answer.")
+    ] = None
+    strict_first: Annotated[
+        int, typer.Option(rich_help_panel="Cascade", help="So many first tokens are the expert's, whatever the rule says.")
+    ] = DEFAULTS.strict_first
+    thinking_rule: Annotated[
+        str | None,
+        typer.Option("--thinking-rule", show_default="the same", rich_help_panel="Cascade", help="Rule between <think> and </think>."),
+    ] = None
+    presence_penalty: Annotated[float, typer.Option(rich_help_panel="Sampling", help="Lowers tokens that the answer has used.")] = (
+        DEFAULTS.presence_penalty
+    )
+    frequency_penalty: Annotated[
+        float, typer.Option(rich_help_panel="Sampling", help="Lowers tokens by how often the answer has used them.")
+    ] = DEFAULTS.frequency_penalty
+    repetition_penalty: Annotated[
+        float, typer.Option(rich_help_panel="Sampling", help="Divides logits of tokens in prompt or answer; 1 is off.")
+    ] = DEFAULTS.repetition_penalty
+    logit_bias: Annotated[
+        list[str] | None,
+        typer.Option("--logit-bias", metavar="ID=BIAS", rich_help_panel="Sampling", help="Added to a token's logit; may be repeated."),
+    ] = None
+    grammar: Annotated[Path | None, typer.Option("--grammar", rich_help_panel="Sampling", help="A GBNF file that the answer follows.")] = (
+        None
+    )
+    json_schema: Annotated[
+        Path | None, typer.Option("--json-schema", rich_help_panel="Sampling", help="A JSON schema file that the answer follows.")
+    ] = None
+
+    def settings(self) -> Settings:
+        """What they mean. Raises SettingError."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        given |= {"block_size": _length(self.block_size), "logit_bias": _biases(self.logit_bias)}
+        return Settings(**given | {"grammar": _text_of(self.grammar), "json_schema": _text_of(self.json_schema)})
+
+
+@dataclass(frozen=True)
+class AnswerOptions(AskingOptions):
+    """Asked once."""
+
+    verification: Annotated[
+        str, typer.Option("--verification", rich_help_panel="Cascade", help="token, or block: coins over whole blocks, more kept drafts.")
+    ] = DEFAULTS.verification
+    bonus: Annotated[
+        str,
+        typer.Option(
+            "--bonus", rich_help_panel="Cascade", help="After a kept draft: the expert's own token, or cascade: one drafted token more."
+        ),
+    ] = DEFAULTS.bonus
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            "--logprobs", show_default="none", rich_help_panel="Output", help="With --json: log-probabilities, this many per token."
+        ),
+    ] = None
+    model_logprobs: Annotated[
+        bool, typer.Option("--model-logprobs", rich_help_panel="Output", help="With --logprobs: those of both models too.")
+    ] = False
+
+
+@dataclass(frozen=True)
+class CompareOptions(AskingOptions):
+    """Asked in every way, each with the same seed and blocks of the same length."""
+
+    block_size: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel="Cascade", help="Drafted tokens per block; 0 is the expert alone, auto as many as pay on this machine."
+        ),
+    ] = str(BLOCK_SIZE)
+    seed: Annotated[int, typer.Option(help="The same for every arm.")] = 0
+
+
+def in_groups(verb: Callable[..., None]) -> Callable[..., None]:
+    """A parameter of the verb that is one of the groups above stands for its fields, each an option of its own."""
+    hints = get_type_hints(verb, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    options: list[inspect.Parameter] = []
+    for parameter in inspect.signature(verb).parameters.values():
+        if parameter.name not in groups:
+            options.append(parameter.replace(annotation=hints[parameter.name], kind=parameter.KEYWORD_ONLY))
+            continue
+        group = groups[parameter.name]
+        kinds = get_type_hints(group, include_extras=True)
+        options += [
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=kinds[field.name])
+            for field in fields(group)
+        ]
+
+    @wraps(verb)
+    def call(**given: Any) -> None:
+        made = {name: group(**{field.name: given.pop(field.name) for field in fields(group)}) for name, group in groups.items()}
+        verb(**given, **made)
+
+    call.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]  # what typer reads, and the annotations
+    call.__annotations__ = {option.name: option.annotation for option in options}
+    return call
+
+
+def _length(given: str) -> Length:
+    """``"auto"``, or ``"5"`` -> 5. Raises SettingError."""
+    if given == "auto":
+        return "auto"
+    try:
+        return int(given)
+    except ValueError:
+        raise SettingError(f"--block-size {given!r:.40} is neither a whole number nor auto") from None
+
+
+def _biases(given: list[str] | None) -> dict[int, float]:
+    """``["42=-5"]`` -> ``{42: -5.0}``. Raises SettingError."""
+    found: dict[int, float] = {}
+    for text in given or ():
+        token, _, bias = text.partition("=")
+        try:
+            found[int(token)] = float(bias)
+        except ValueError:
+            raise SettingError(f"--logit-bias {text!r:.40} is not ID=BIAS, such as 42=-5") from None
+    return found
+
+
+def _text_of(path: Path | None) -> str | None:
+    """A small file's text; None for none. Raises SettingError."""
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{path}: not UTF-8 text ({error})") from error

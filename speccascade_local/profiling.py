@@ -1,36 +1,25 @@
-"""Measures the profile of a loaded pair, and keeps it on disk so that each pair is measured once per machine and build.
+"""Measures the profile of a loaded pair.
 
 The sessions themselves are timed, on random tokens. Rounds over all batch sizes take turns, so that a machine that slows down for a
-while does not make one size look slow, and medians are taken. Knows nothing of rules or replies.
+while does not make one size look slow, and medians are taken. Knows nothing of where profiles are kept.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import logging
-import os
-import platform
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 import numpy as np
-import platformdirs
 
-from .backend import llama_cpp_version, physical_cores, system_info
-from .calibration import fingerprint
+from .backend import physical_cores
 from .context import LlamaSession
 from .profile import SIZES, Profile, Speed
 
 log = logging.getLogger(__name__)
 
-#: Goes up when what is measured, or how it is written, changes.
-FORMAT = 2
 #: About how many seconds measuring may take; a large model takes longer, because each size is measured at least once.
 BUDGET_S = 6.0
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 9
@@ -48,42 +37,19 @@ FREE = Speed(1, 1, (0,), (tuple(1e-6 for _ in SIZES),), 1e-6)
 Samples = dict[int, list[float]]
 
 
-def profile_of(
-    drafter: LlamaSession | None,
-    expert: LlamaSession,
-    *,
-    threads: int | None = None,
-    refresh: bool = False,
-    on_step: Callable[[float], None] = lambda _: None,
-) -> Profile:
-    """The pair's profile, from the cache or measured now; both sessions are left with its thread counts and its padding.
-
-    drafter None: there is no second model, and drafts are free. threads: what the user asked for, which is kept. refresh: measure even
-    if the cache has it. on_step: called with 0..1 on the way.
-    """
-    key = key_of(drafter, expert, threads)
-    path = _cache_file(key)
-    profile = None if refresh or path is None else _read(path, key)
-    if profile is None:
-        profile = measure(drafter, expert, threads=threads, on_step=on_step)
-        if path is not None:
-            _write(path, profile)
-    for session, speed in ((drafter, profile.drafter), (expert, profile.expert)):
-        if session is not None:
-            session.context.set_threads(speed.threads, speed.batch_threads)
-            session.context.pad_batches(speed.padding)
-    return profile
-
-
 def measure(
     drafter: LlamaSession | None,
     expert: LlamaSession,
     *,
     threads: int | None = None,
+    key: Mapping[str, str | int] | None = None,
     budget_s: float = BUDGET_S,
     on_step: Callable[[float], None] = lambda _: None,
 ) -> Profile:
-    """Measure now. Both sessions are empty afterwards, their batches unpadded, with the thread counts that were found to be best."""
+    """Measure now. Both sessions are empty afterwards, their batches unpadded, with the thread counts that were found to be best.
+
+    threads: what the user asked for, which is kept. key: what the profile holds for.
+    """
     clock = _Clock(budget_s, on_step)
     sessions = [session for session in (drafter, expert) if session is not None]
     found = [(session.context, session.context.threads, session.context.batch_threads) for session in sessions]
@@ -97,11 +63,10 @@ def measure(
             bench.measure_deep()
         for _ in rounds:
             pass
-        key = key_of(drafter, expert, threads)
         if drafter is None:
-            profile = Profile(benches[0].speed(), FREE, 1.0, key)
+            profile = Profile(benches[0].speed(), FREE, 1.0, key or {})
         else:
-            profile = Profile(benches[1].speed(), benches[0].speed(), _overlap(clock, *benches), key)
+            profile = Profile(benches[1].speed(), benches[0].speed(), _overlap(clock, *benches), key or {})
     except BaseException:
         for context, single, batch in found:
             context.set_threads(single, batch)
@@ -111,24 +76,6 @@ def measure(
             session.rewind(0)
     on_step(1.0)
     return profile
-
-
-def key_of(drafter: LlamaSession | None, expert: LlamaSession, threads: int | None) -> dict[str, str | int]:
-    """What a profile holds for: files, machine, build, and what the user asked for (0 threads: nothing)."""
-    return {
-        "format": FORMAT,
-        "drafter": _identity(drafter.model.path) if drafter is not None else "none",
-        "expert": _identity(expert.model.path),
-        "gpu_layers_drafter": drafter.model.n_gpu_layers if drafter is not None else 0,
-        "gpu_layers_expert": expert.model.n_gpu_layers,
-        "context": min(expert.n_ctx, DEEP + SHALLOW),  # of a larger one no more is measured
-        "threads": threads or 0,
-        "cores": physical_cores(),
-        "machine": platform.machine(),
-        "cpu": _cpu_name(),
-        "llama_cpp": llama_cpp_version(),
-        "system": system_info(),
-    }
 
 
 def depths_in(n_ctx: int) -> tuple[int, ...]:
@@ -324,63 +271,3 @@ def _overlap(clock: _Clock, drafter: _Bench, expert: _Bench) -> float:
             if clock.spent > 2:
                 break
     return min(1.0, max(0.0, median(lost)))
-
-
-# ---------------------------------------------------------------------- what a profile holds for
-
-
-def _identity(path: Path) -> str:
-    """The file's fingerprint; empty when it cannot be read any more."""
-    try:
-        return fingerprint(path)
-    except OSError:
-        return ""
-
-
-def _cpu_name() -> str:
-    """Linux tells it in a file only."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return platform.processor()
-
-
-# ---------------------------------------------------------------------- the cache
-
-
-def _cache_file(key: Mapping[str, str | int]) -> Path | None:
-    """None where a model's file cannot be told from others."""
-    if not (key["drafter"] and key["expert"]):
-        return None
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return platformdirs.user_cache_path("speccascade") / "profiles" / f"{digest[:32]}.json"
-
-
-def _read(path: Path, key: Mapping[str, str | int]) -> Profile | None:
-    try:
-        profile = Profile.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:  # half-written, of another program, or not readable: measured anew
-        log.info("%s: not a profile (%s); measuring anew", path, error)
-        return None
-    return profile if profile.key == key else None
-
-
-def _write(path: Path, profile: Profile) -> None:
-    """Whole or not at all: another process may be reading or writing it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                json.dump(profile.as_dict(), file, indent=1)
-                file.close()
-                os.replace(temporary, path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        log.warning("%s: the profile of this pair cannot be kept (%s); it will be measured again next time", path, error.strerror or error)

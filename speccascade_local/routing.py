@@ -19,8 +19,9 @@ from .account import Wanted, entry
 from .cascade import Block, FinishReason
 from .deferral import ANY, Dial, Method
 from .drafting import Session
-from .evidence import Evidence, Float, Rows
+from .evidence import Evidence
 from .generation import Generation
+from .rows import Float, Rows
 from .rules import Chow
 from .sampling import Array, softmax
 from .stats import Stats

@@ -20,10 +20,10 @@ from .catalog import Pair
 from .context import LlamaSession
 from .deferral import Method
 from .errors import ContextOverflowError, PromptError, SessionError
+from .experience import Experience
 from .ngram import NgramSession
-from .pacing import Experience
 from .profile import Profile
-from .profiling import profile_of
+from .profile_cache import profile_of
 from .reply import Chunk, Reply
 from .routing import Route
 from .settings import Settings, takes_settings

@@ -14,7 +14,7 @@ import numpy as np
 
 from .checks import finite_number, whole_number
 from .errors import SettingError
-from .evidence import Rows
+from .rows import Rows
 from .sampling import Array, Mask
 
 

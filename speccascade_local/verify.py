@@ -19,7 +19,8 @@ import numpy as np
 
 from .account import Entry, Wanted, entry
 from .deferral import Decision, Rule, TargetRule
-from .evidence import Evidence, Float, Place, Rows
+from .evidence import Evidence, Place
+from .rows import Float, Rows
 from .sampling import Sampler, draw
 
 #: accepted: kept by the rule. matched: deferred, and kept by the strict coin. corrected: drawn from the residual in place of a

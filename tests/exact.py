@@ -11,7 +11,8 @@ import pytest
 from toys import RowOf
 
 from speccascade_local.deferral import Decision, Rule
-from speccascade_local.evidence import Evidence, Place, Rows
+from speccascade_local.evidence import Evidence, Place
+from speccascade_local.rows import Rows
 from speccascade_local.rules import Strict
 from speccascade_local.sampling import Sampler
 from speccascade_local.verify import Draft, Verification, verify

@@ -14,7 +14,7 @@ from test_cascade import run
 from toys import RowOf, ToySession, random_rows, sometimes_accepts
 
 import speccascade_local as sc
-from speccascade_local import acceptance, target_probs
+from speccascade_local import clipping, target_probs
 from speccascade_local.acceptance import DecisionTokens, Fly, Lenience, Mentored
 from speccascade_local.compare import all_arms, compare, few_arms
 from speccascade_local.rules import DEFAULT
@@ -257,12 +257,12 @@ def test_mentored_finds_in_a_wide_row_by_groups_what_it_finds_token_by_token(see
         if name in masked:
             row[rng.random(6000) < rng.choice([0.4, 0.99])] = -np.inf
             row[0] = 1
-    assert len(rows[0]) > acceptance._BUCKETS
+    assert len(rows[0]) > clipping._BUCKETS
     q, p = (Sampler().probs(row) for row in rows)
-    by_groups = acceptance._closest_to_drafter(q, p, divergence)
+    by_groups = clipping.closest_to_drafter(q, p, divergence)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(acceptance, "_bounds_by_groups", lambda *_: None)
-        by_tokens = acceptance._closest_to_drafter(q, p, divergence)
+        patch.setattr(clipping, "_bounds_by_groups", lambda *_: None)
+        by_tokens = clipping.closest_to_drafter(q, p, divergence)
     np.testing.assert_allclose(by_groups, by_tokens, atol=1e-12)
 
 
@@ -271,11 +271,11 @@ def test_mentored_finds_in_a_wide_row_by_groups_what_it_finds_token_by_token(see
 )
 def test_no_row_such_as_models_give_has_to_be_sorted_whole(divergence, masked, apart, monkeypatch):
     sorted_lengths = []
-    made = acceptance._Clipping.__init__
-    monkeypatch.setattr(acceptance._Clipping, "__init__", lambda self, q, *rest: sorted_lengths.append(len(q)) or made(self, q, *rest))
+    made = clipping._Clipping.__init__
+    monkeypatch.setattr(clipping._Clipping, "__init__", lambda self, q, *rest: sorted_lengths.append(len(q)) or made(self, q, *rest))
     shared, *own = np.random.default_rng(3).normal(size=(3, 100_000))
     q, p = (2 * shared + apart * each for each in own)
     p[np.random.default_rng(4).random(len(p)) < masked] = -np.inf
-    acceptance._closest_to_drafter(Sampler().probs(q), Sampler().probs(p), divergence)
+    clipping.closest_to_drafter(Sampler().probs(q), Sampler().probs(p), divergence)
     assert len(sorted_lengths) == 2
     assert max(sorted_lengths) < 20_000

@@ -16,9 +16,10 @@ from speccascade_local.acceptance import Lenience
 from speccascade_local.account import Entry, Fidelity, Wanted, entry
 from speccascade_local.context import LlamaContext
 from speccascade_local.deferral import Decision, Rule
-from speccascade_local.evidence import Evidence, Rows
+from speccascade_local.evidence import Evidence
 from speccascade_local.methods import target_probs
 from speccascade_local.reply import Reply, Token
+from speccascade_local.rows import Rows
 from speccascade_local.rules import Chow, Strict
 from speccascade_local.sampling import Sampler
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import speccascade_local as sc
-from speccascade_local.calibration import FEWEST_ANSWERS, Calibrated, Calibration, Outcome, fingerprint, fit, ready, reliability_diagram
+from speccascade_local.calibration import FEWEST_ANSWERS, Calibrated, Calibration, Outcome, fingerprint, fit, ready
 from speccascade_local.errors import CatalogError, SettingError
 from speccascade_local.methods import parse
+from speccascade_local.pictures import reliability_diagram
 from speccascade_local.routing import Signals
 
 #: As it comes about, 1 minus a mean margin: then the one can be computed from the other and back.

@@ -17,8 +17,9 @@ import speccascade_local as sc
 from speccascade_local import target_probs
 from speccascade_local.catalog import bundled
 from speccascade_local.custom import CustomRule, CustomTarget
-from speccascade_local.evidence import Place, Rows
+from speccascade_local.evidence import Place
 from speccascade_local.methods import is_custom, parse
+from speccascade_local.rows import Rows
 from speccascade_local.rules import TokenV3
 from speccascade_local.sampling import Sampler
 

@@ -16,7 +16,8 @@ from strategies import all_rules, row_pairs, sampler_settings
 import speccascade_local as sc
 from speccascade_local.acceptance import Lenience, Mentored
 from speccascade_local.deferral import Decision, Dial, Rule, blend
-from speccascade_local.evidence import Evidence, Rows
+from speccascade_local.evidence import Evidence
+from speccascade_local.rows import Rows
 from speccascade_local.rules import Never, Strict
 from speccascade_local.sampling import Sampler
 

@@ -18,7 +18,7 @@ from scipy.stats import chisquare
 import speccascade_local as sc
 from speccascade_local import methods, target_probs
 from speccascade_local.context import LlamaContext
-from speccascade_local.evidence import Rows
+from speccascade_local.rows import Rows
 from speccascade_local.sampling import Sampler, softmax
 from speccascade_local.verify import Draft
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from strategies import row_pairs, sampler_settings
 
 from speccascade_local.errors import SettingError
-from speccascade_local.evidence import Evidence, Place, Rows
+from speccascade_local.evidence import Evidence, Place
+from speccascade_local.rows import Rows
 from speccascade_local.sampling import Sampler, softmax
 from speccascade_local.vocabulary import Vocabulary
 

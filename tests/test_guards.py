@@ -19,9 +19,10 @@ import speccascade_local as sc
 from speccascade_local import target_probs
 from speccascade_local.account import Wanted
 from speccascade_local.deferral import Decision
-from speccascade_local.evidence import Evidence, Place, Rows
+from speccascade_local.evidence import Evidence, Place
 from speccascade_local.guards import ADJUSTABLE, Budget, Guarded
 from speccascade_local.methods import guard, parse
+from speccascade_local.rows import Rows
 from speccascade_local.rules import Never, Strict, TokenV3
 from speccascade_local.sampling import Sampler
 from speccascade_local.verify import Verdict

@@ -15,18 +15,18 @@ PACKAGE = Path(speccascade_local.__file__).parent
 #: From the bottom up. A module may import from lower rows and, without a circle, from its own.
 LAYERS = [
     {"errors"},
-    {"checks"},
-    {"sampling", "stats", "profile", "figures", "ngram", "backend", "batch"},
-    {"vocabulary", "evidence", "model"},
-    {"deferral", "account", "shaping", "gbnf", "pacing"},
-    {"generation"},
-    {"rules", "acceptance", "custom", "grammar"},
+    {"checks", "checked_yaml", "lark"},
+    {"sampling", "stats", "profile", "figures", "ngram", "backend", "batch", "gbnf"},
+    {"rows", "vocabulary", "model"},
+    {"evidence", "shaping", "clipping", "pacing", "experience"},
+    {"deferral", "generation", "controller"},
+    {"account", "rules", "acceptance", "custom", "grammar"},
     {"guards", "verify", "drafting", "context"},
     {"ahead"},
     {"cascade", "text", "pairing"},
     {"routing"},
-    {"calibration", "profiling", "staircase"},
-    {"methods"},
+    {"calibration", "profiling"},
+    {"pictures", "profile_cache", "methods"},
     {"settings", "catalog"},
     {"reply", "answering", "runtime", "loading"},
     {"compare", "tasks"},
@@ -35,8 +35,23 @@ LAYERS = [
 ]
 #: These must run on toy sessions without any model, so nothing heavier than numpy.
 ALGORITHMS = {
-    *("checks", "sampling", "stats", "profile", "vocabulary", "evidence", "deferral", "account", "shaping", "gbnf", "rules"),
-    *("acceptance", "custom", "guards", "verify", "drafting", "cascade", "routing", "ngram", "pacing", "ahead", "generation"),
+    *(
+        "checks",
+        "sampling",
+        "stats",
+        "profile",
+        "rows",
+        "vocabulary",
+        "evidence",
+        "deferral",
+        "account",
+        "shaping",
+        "lark",
+        "gbnf",
+        "rules",
+    ),
+    *("acceptance", "clipping", "custom", "guards", "verify", "generation", "drafting", "cascade", "routing"),
+    *("ngram", "pacing", "experience", "controller", "ahead"),
 }
 
 MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")}

@@ -12,10 +12,10 @@ from speccascade_local import methods
 from speccascade_local.acceptance import DecisionTokens, Fly, Typical
 from speccascade_local.deferral import AlphaRule
 from speccascade_local.errors import SettingError
-from speccascade_local.evidence import total_variation
 from speccascade_local.guards import ADJUSTABLE, Budget, Guarded
 from speccascade_local.methods import METHODS, described, guard, parse, target_probs
 from speccascade_local.routing import Route, TokenCascade
+from speccascade_local.rows import total_variation
 from speccascade_local.rules import Never, Opt, OptLog, TokenV3
 from speccascade_local.sampling import Sampler
 

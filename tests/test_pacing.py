@@ -17,11 +17,13 @@ from test_cascade import run
 from toys import ToySession, always_accepts, certain, never_accepts, never_ends, random_rows, sometimes_accepts, writing
 
 from speccascade_local.cascade import decode
+from speccascade_local.controller import Auto
 from speccascade_local.drafting import Helpers, propose
-from speccascade_local.evidence import Rows
+from speccascade_local.experience import Experience
 from speccascade_local.ngram import NOTHING, Guess, NgramIndex
-from speccascade_local.pacing import LONGEST, Auto, Experience, Fixed
+from speccascade_local.pacing import LONGEST, Fixed
 from speccascade_local.profile import SIZES, Profile, Speed
+from speccascade_local.rows import Rows
 from speccascade_local.rules import Strict
 from speccascade_local.sampling import Sampler
 from speccascade_local.stats import Stats

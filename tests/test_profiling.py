@@ -15,11 +15,12 @@ from gguf_files import textless_model
 
 import speccascade_local as sc
 from speccascade_local import model as model_module
-from speccascade_local import profiling
+from speccascade_local import profile_cache, profiling
 from speccascade_local.context import LlamaContext, LlamaSession
 from speccascade_local.model import LlamaModel
 from speccascade_local.profile import SIZES, Profile
-from speccascade_local.profiling import completed, depths_in, fewest_threads, key_of, measure, profile_of, scaled
+from speccascade_local.profile_cache import key_of, profile_of
+from speccascade_local.profiling import completed, depths_in, fewest_threads, measure, scaled
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +53,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each time that a pair is measured."""
     calls: list[int] = []
-    real = profiling.measure
+    real = profile_cache.measure
 
     def counted(*arguments, **named) -> Profile:
         calls.append(1)
         return real(*arguments, budget_s=0.01, **named)
 
-    monkeypatch.setattr(profiling, "measure", counted)
+    monkeypatch.setattr(profile_cache, "measure", counted)
     return calls
 
 
@@ -235,7 +236,7 @@ def test_what_was_found_is_applied_to_both_sessions(open_pair, cache):
     speed = {"threads": 2, "batch_threads": 3, "depths": [24], "seconds": [row], "prompt_s": 1.0}
     key = key_of(*sessions, None)
     written = Profile.from_dict({"expert": speed, "drafter": speed, "overlap": 0, "key": key})
-    profiling._write(profiling._cache_file(key), written)
+    profile_cache._write(profile_cache._cache_file(key), written)
     assert profile_of(*sessions) == written
     for session in sessions:
         assert (session.context.threads, session.context.batch_threads) == (2, 3)

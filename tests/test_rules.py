@@ -12,9 +12,10 @@ from strategies import EVERY_RULE, POSITION_RULES, all_rules, row_pairs, rules_o
 from speccascade_local import methods
 from speccascade_local.acceptance import Fly, Lenience, Mentored, Typical
 from speccascade_local.deferral import Decision
-from speccascade_local.evidence import Evidence, Rows
+from speccascade_local.evidence import Evidence
 from speccascade_local.guards import Budget
 from speccascade_local.methods import parse, target_probs
+from speccascade_local.rows import Rows
 from speccascade_local.rules import Bild, Chow, ChowLog, Diff, DiffLog, Fuzzy, Never, Opt, OptLog, Strict, TokenV1, TokenV2, TokenV3
 from speccascade_local.sampling import Sampler
 

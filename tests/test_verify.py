@@ -15,9 +15,9 @@ from toys import ScriptedRandom
 from speccascade_local.acceptance import DecisionTokens, Fly, Lenience, Mentored
 from speccascade_local.deferral import blend
 from speccascade_local.errors import SettingError
-from speccascade_local.evidence import Rows
 from speccascade_local.guards import Budget
 from speccascade_local.methods import target_probs
+from speccascade_local.rows import Rows
 from speccascade_local.rules import Chow, Never, Opt, Strict, TokenV3
 from speccascade_local.sampling import Sampler
 from speccascade_local.verify import Draft, Verdict

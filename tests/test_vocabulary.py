@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from speccascade_local.evidence import Evidence, Place, Rows
+from speccascade_local.evidence import Evidence, Place
+from speccascade_local.rows import Rows
 from speccascade_local.sampling import Sampler
 from speccascade_local.vocabulary import Vocabulary
 

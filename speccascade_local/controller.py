@@ -1,0 +1,185 @@
+"""How long a draft is worth being: the draft length controller.
+
+Before each further drafted token :class:`Auto` weighs what it may bring against what it costs. A block of i drafted tokens emits, on
+average, 1 + a_1 + a_1 a_2 + ... tokens, a_j being the chance that the rule keeps token j; it costs i drafter steps and one batch of i + 1
+in the expert. A draft goes on as long as that raises (tokens - R * seconds), R being the tokens per second that this rule has reached so
+far on this runtime: the marginal rule that maximises a rate. The chance is fitted online to what this rule kept, by how sure the drafter
+was; the seconds come from the profile of the pair on this machine. All clocks are the profile's, so the same history gives the same
+decisions.
+
+The decision to stop is taken from the text, from what is drafted already and from the drafter's row for the next token, never from a token
+that is then withheld. So given that a token was submitted it is distributed as the drafter's row says, and the executor's guarantee
+(every emitted token follows the rule's target) holds whatever the lengths are.
+
+Knows costs and chances; nothing of rules or sessions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import numpy as np
+
+from .experience import Experience
+from .ngram import Guess
+from .pacing import LONGEST
+from .profile import Profile
+from .rows import Float, Rows
+
+#: Blocks without a draft before one is tried again: after a success, and at most. Doubled at each failure.
+USUAL_PATIENCE, LAST_PATIENCE = 64, 512
+FORGETTING = 0.9  # per block
+#: What the drafter is taken to be like before anything was seen.
+FIRST_LOG_ODDS = (1.0, 3.0, 5.0)
+#: How much of each surprise goes into the reply's own mood: texts differ in how well the drafter knows them.
+SURPRISE, MOODIEST = 1.5, 4.0
+
+
+class Auto:
+    """Lengths from the profile and from experience, which it extends.
+
+    has_drafter: False where there is no second model, and guesses are all that can be submitted.
+    """
+
+    def __init__(self, profile: Profile, experience: Experience, *, has_drafter: bool = True) -> None:
+        self._profile, self._seen, self._has_drafter = profile, experience, has_drafter
+        self._costs: dict[int, tuple[Float, float]] = {}
+        self._mood = 0.0
+        # How sure the drafter may be of the next token: as it usually is, and more and more as it was in this reply.
+        usual = [log_odds for log_odds, _ in experience.outcomes] or FIRST_LOG_ODDS
+        self._usual = deque(np.quantile(usual, (0.1, 0.9, 0.5, 0.3, 0.7)).tolist())
+        self._recent = deque(self._usual, maxlen=10)
+
+    def beside(self, expert: int, drafter: int) -> bool:
+        """See :class:`~speccascade_local.pacing.Pace`."""
+        seconds, batch = self._profile.expert.batch_s, LONGEST + 1
+        if not drafter:
+            return False
+        hidden = min(seconds(expert), self._profile.drafter.batch_s(drafter)) * (1 - self._profile.overlap)
+        # The first draft is then checked in a batch of its own, in place of at the end of the prompt's; that reads all weights once more.
+        return hidden > max(seconds(batch) - (seconds(expert + batch) - seconds(expert)), seconds(1))
+
+    def begin(self, room: int, unread: int, depth: int) -> None:
+        """See :class:`~speccascade_local.pacing.Pace`."""
+        self._room = min(room, LONGEST)
+        bucket = depth // 64
+        if bucket not in self._costs:
+            batches = [self._profile.expert.batch_s(n, depth) for n in range(1, LONGEST + 2)]
+            self._costs[bucket] = np.array(batches), self._profile.drafter.batch_s(1, depth)
+        self._batch, self._step = self._costs[bucket]
+        alone = 1 / self._batch[0]
+        # The expert alone is always to be had, so no draft may be worth less than that; and until something is known, not more.
+        self._rate = max(alone, (self._seen.tokens + 8) / (self._seen.seconds + 8 / alone))
+        self._seconds, self._first = 0.0, self._profile.drafter.batch_s(max(unread, 1), depth)
+        self._expected, self._all_kept = 1.0, 1.0  # tokens of the block as drafted so far; chance that all of it is kept
+        self._drafted = 0
+        self._refused = False
+        self._said: list[tuple[float, float]] = []  # of each drafted token: log-odds of the drafter, chance that was given to it
+        self._probing = self._has_drafter and self._seen.quiet >= self._seen.patience
+        # a + a² + ...: what further tokens bring beyond one that is kept, their chances being unknown yet
+        self._chances = self._seen.chance(np.array(self._recent), self._mood)
+        self._further = np.concatenate(([0.0], np.cumsum(self._chances.mean() ** np.arange(1, LONGEST))))
+
+    def another(self, guess: Guess) -> bool:
+        """See :class:`~speccascade_local.pacing.Pace`."""
+        if not self._has_drafter or self._drafted >= self._room:
+            return False
+        self._stop = self._best_tail(guess)[1]
+        cost = self._step if self._drafted else self._first
+        if not (self._probing and not self._drafted):
+            values = self._if_kept(self._chances)
+            if np.maximum(values, self._stop).mean() - self._rate * cost <= self._stop:
+                return False
+        self._seconds += cost
+        return True
+
+    def review(self, guess: Guess) -> int:
+        """See :class:`~speccascade_local.pacing.Pace`."""
+        best, length, expected, kept = 1.15 / self._step, 0, 1.0, 1.0
+        for i, chance in enumerate(self._seen.reviews.chances(guess)[: self._room - self._drafted - 1], start=1):
+            kept *= chance
+            expected += kept
+            rate = expected / self._profile.drafter.batch_s(i + 1)
+            if rate > best:
+                best, length = rate, i
+        return length
+
+    def reviewed(self, guess: Guess, kept: int) -> None:
+        """See :class:`~speccascade_local.pacing.Pace`."""
+        asked = len(guess.token_ids)
+        self._seen.reviews.learn(guess.match, min(kept + 1, asked), kept)
+        self._seconds += self._profile.drafter.batch_s(asked + 1) - self._step
+
+    def worth(self, row: Rows) -> bool:
+        """See :class:`~speccascade_local.pacing.Pace`."""
+        log_odds = min(max(-math.log(max(row.plain.rest[0], 1e-12)), -12.0), 12.0)  # max q / (1 - max q)
+        self._recent.append(log_odds)
+        chances = self._seen.chance(np.array([log_odds]), self._mood)
+        chance = float(chances[0])
+        probe = self._probing and not self._drafted
+        if not probe and self._if_kept(chances)[0] <= self._stop:
+            self._refused = True
+            return False
+        self._said.append((log_odds, chance))
+        self._drafted += 1
+        self._all_kept *= max(chance, 0.5) if probe else chance
+        self._expected += self._all_kept
+        return True
+
+    def tail(self, guess: Guess) -> int:
+        """See :class:`~speccascade_local.pacing.Pace`."""
+        self._guess = guess
+        return self._best_tail(guess)[0]
+
+    def ahead(self, submitted: int) -> int:
+        """See :class:`~speccascade_local.pacing.Pace`."""
+        # It is used if all is kept and the drafter knows the bonus token; if not, what the two cost each other is lost.
+        if self._refused or self._all_kept * float(self._chances.mean()) <= self._profile.overlap:
+            return 0
+        return min(int(self._batch[min(submitted, LONGEST)] / self._step), LONGEST)
+
+    def learn(self, tested: int, kept: int, guessed: int, right: int, tokens: int) -> None:
+        """See :class:`~speccascade_local.pacing.Pace`."""
+        seen = self._seen
+        guesses = 0
+        if tested:
+            seen.outcomes.extend((log_odds, i < kept) for i, (log_odds, _) in enumerate(self._said[:tested]))
+            seen.fit()
+            surprise = sum((i < kept) - chance for i, (_, chance) in enumerate(self._said[:tested]))
+            self._mood = min(max(self._mood + SURPRISE * surprise, -MOODIEST), MOODIEST)
+        if guessed:
+            guesses = min(guessed, right + 1) if kept == self._drafted else 0
+            seen.guesses.learn(self._guess.match, guesses, right)
+        if self._drafted:
+            failed = self._probing and not kept
+            seen.patience = min(2 * seen.patience, LAST_PATIENCE) if failed else USUAL_PATIENCE if kept else seen.patience
+            seen.quiet = 0
+        else:
+            seen.quiet += 1
+            # Nothing was looked at, so what was last seen says less and less about what comes next.
+            self._recent.append(self._usual[0])
+            self._usual.rotate(-1)
+        spent = self._seconds + self._batch[min(self._drafted + guessed, LONGEST)]
+        seen.tokens = FORGETTING * seen.tokens + tokens
+        seen.seconds = FORGETTING * seen.seconds + spent
+
+    def _if_kept(self, chances: Float) -> Float:
+        """The most that a block can be worth if one token more is submitted, by that token's chance; lengths to come are free. [k]"""
+        more = np.arange(self._room - self._drafted)
+        tokens = self._all_kept * chances[:, None] * (1 + self._further[more])
+        cost = more * self._step + self._batch[self._drafted + 1 + more]
+        worth: Float = (self._expected + tokens - self._rate * cost).max(axis=1)
+        return worth
+
+    def _best_tail(self, guess: Guess) -> tuple[int, float]:
+        """How many guesses to submit if the draft ends here, and what the block is worth then."""
+        best, length = self._expected - self._rate * self._batch[self._drafted], 0
+        tokens, kept = self._expected, self._all_kept
+        for i, chance in enumerate(self._seen.guesses.chances(guess)[: self._room - self._drafted], start=1):
+            kept *= chance
+            tokens += kept
+            worth = tokens - self._rate * self._batch[self._drafted + i]
+            if worth >= best:  # what costs nothing is taken
+                best, length = worth, i
+        return length, float(best)

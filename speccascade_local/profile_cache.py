@@ -1,0 +1,128 @@
+"""The profile of a pair, measured once per machine and build and kept in the user's cache folder.
+
+A file that is damaged, or of another pair, machine or build, is measured anew. Knows nothing of how profiles are measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import platformdirs
+
+from .backend import llama_cpp_version, physical_cores, system_info
+from .calibration import fingerprint
+from .context import LlamaSession
+from .profile import Profile
+from .profiling import DEEP, SHALLOW, measure
+
+log = logging.getLogger(__name__)
+
+#: Goes up when what is measured, or how it is written, changes.
+FORMAT = 2
+
+
+def profile_of(
+    drafter: LlamaSession | None,
+    expert: LlamaSession,
+    *,
+    threads: int | None = None,
+    refresh: bool = False,
+    on_step: Callable[[float], None] = lambda _: None,
+) -> Profile:
+    """The pair's profile, from the cache or measured now; both sessions are left with its thread counts and its padding.
+
+    drafter None: there is no second model, and drafts are free. threads: what the user asked for, which is kept. refresh: measure even
+    if the cache has it. on_step: called with 0..1 on the way.
+    """
+    key = key_of(drafter, expert, threads)
+    path = _cache_file(key)
+    profile = None if refresh or path is None else _read(path, key)
+    if profile is None:
+        profile = measure(drafter, expert, threads=threads, key=key, on_step=on_step)
+        if path is not None:
+            _write(path, profile)
+    for session, speed in ((drafter, profile.drafter), (expert, profile.expert)):
+        if session is not None:
+            session.context.set_threads(speed.threads, speed.batch_threads)
+            session.context.pad_batches(speed.padding)
+    return profile
+
+
+def key_of(drafter: LlamaSession | None, expert: LlamaSession, threads: int | None) -> dict[str, str | int]:
+    """What a profile holds for: files, machine, build, and what the user asked for (0 threads: nothing)."""
+    return {
+        "format": FORMAT,
+        "drafter": _identity(drafter.model.path) if drafter is not None else "none",
+        "expert": _identity(expert.model.path),
+        "gpu_layers_drafter": drafter.model.n_gpu_layers if drafter is not None else 0,
+        "gpu_layers_expert": expert.model.n_gpu_layers,
+        "context": min(expert.n_ctx, DEEP + SHALLOW),  # of a larger one no more is measured
+        "threads": threads or 0,
+        "cores": physical_cores(),
+        "machine": platform.machine(),
+        "cpu": _cpu_name(),
+        "llama_cpp": llama_cpp_version(),
+        "system": system_info(),
+    }
+
+
+def _identity(path: Path) -> str:
+    """The file's fingerprint; empty when it cannot be read any more."""
+    try:
+        return fingerprint(path)
+    except OSError:
+        return ""
+
+
+def _cpu_name() -> str:
+    """Linux tells it in a file only."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor()
+
+
+def _cache_file(key: Mapping[str, str | int]) -> Path | None:
+    """None where a model's file cannot be told from others."""
+    if not (key["drafter"] and key["expert"]):
+        return None
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return platformdirs.user_cache_path("speccascade") / "profiles" / f"{digest[:32]}.json"
+
+
+def _read(path: Path, key: Mapping[str, str | int]) -> Profile | None:
+    try:
+        profile = Profile.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:  # half-written, of another program, or not readable: measured anew
+        log.info("%s: not a profile (%s); measuring anew", path, error)
+        return None
+    return profile if profile.key == key else None
+
+
+def _write(path: Path, profile: Profile) -> None:
+    """Whole or not at all: another process may be reading or writing it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".tmp", delete=False) as file:
+            temporary = Path(file.name)
+            try:
+                json.dump(profile.as_dict(), file, indent=1)
+                file.close()
+                os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        log.warning("%s: the profile of this pair cannot be kept (%s); it will be measured again next time", path, error.strerror or error)

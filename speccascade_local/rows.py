@@ -1,0 +1,139 @@
+"""Rows of one model, and what follows from them: distributions, favourites, entropies, each computed when first asked for.
+
+*Plain* means softmax of the raw logits (temperature 1, nothing filtered), which confidence tests read; a *sampling distribution* has
+penalties, grammar, temperature and filters applied. Knows nothing of which model they are of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .sampling import Array, Mask, Sampler, Softmax, draw, favourites
+
+Float = NDArray[np.float64]
+
+#: What stands for the logarithm of 0 where it is multiplied by 0, and exceeds no other that is met.
+_LOG_OF_NOTHING = -1e4
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """k rows of one model: as it computed them, and as they are sampled from. The same array where nothing shapes them.
+
+    What follows from them is computed when first asked for and kept, so whoever is handed the same rows pays once. Arrays that are kept
+    cannot be written to.
+    """
+
+    logits: Array  # [k, n_vocab]
+    shaped: Array  # [k, n_vocab] after penalties, logit bias and grammar
+    #: The same rows one by one, where something was computed of them already.
+    each: Sequence[Rows] = field(default=(), repr=False)
+    _sampled: dict[Sampler, tuple[Float, Mask]] = field(default_factory=dict, init=False, repr=False)
+
+    @classmethod
+    def of(cls, logits: Array) -> Rows:
+        """Rows that nothing shapes."""
+        return cls(logits, logits)
+
+    @classmethod
+    def joined(cls, each: Sequence[Rows], logits: Array) -> Rows:
+        """Single rows as one; ``logits`` is the array that theirs are a part of. [k, n_vocab]"""
+        shaped = any(rows.shaped is not rows.logits for rows in each)
+        return cls(logits, np.concatenate([rows.shaped for rows in each]) if shaped else logits, each)
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def row(self, position: int) -> Rows:
+        """One of the rows, as rows; the same object each time. [1, n_vocab]"""
+        return (self.each or self._cut)[position]
+
+    @cached_property
+    def _cut(self) -> list[Rows]:
+        singles = []
+        for j in range(len(self)):
+            logits = self.logits[j : j + 1]
+            singles.append(Rows(logits, logits if self.shaped is self.logits else self.shaped[j : j + 1]))
+        return singles
+
+    @cached_property
+    def plain(self) -> Softmax:
+        """The model's own distribution: temperature 1, nothing filtered or shaped."""
+        found = Softmax.of(self.logits, self.best if self.shaped is self.logits else None)
+        found.probs.flags.writeable = False
+        return found
+
+    @cached_property
+    def best(self) -> NDArray[np.intp]:
+        """The token of each row at temperature 0. [k]"""
+        return favourites(self.shaped)
+
+    @cached_property
+    def entropy(self) -> Float:
+        """Of the plain distribution, in nats. [k]"""
+        below = np.subtract(self.logits, self.plain.top[:, None], dtype=np.float64)
+        np.maximum(below, _LOG_OF_NOTHING, out=below)
+        # Two terms that are not negative: nothing cancels, so a doubt however small is told from none.
+        nats: Float = np.log1p(self.plain.rest) - inner(self.plain.probs, below)
+        return nats
+
+    def sampled_plainly(self, sampler: Sampler) -> bool:
+        """Whether the sampling distribution is the plain one, and then the same array."""
+        return sampler.plain and self.shaped is self.logits
+
+    def probs(self, sampler: Sampler) -> Float:
+        """The sampling distribution. [k, n_vocab]"""
+        return self.plain.probs if self.sampled_plainly(sampler) else self._sample(sampler)[0]
+
+    def support(self, sampler: Sampler) -> Mask:
+        """Tokens that filters and grammar leave possible. [k, n_vocab]"""
+        return self._sample(sampler)[1] if sampler.filters else np.isfinite(self.shaped)
+
+    def _sample(self, sampler: Sampler) -> tuple[Float, Mask]:
+        if sampler not in self._sampled:
+            self._sampled[sampler] = sampler.probs_and_support(self.shaped)
+            for array in self._sampled[sampler]:
+                array.flags.writeable = False
+        return self._sampled[sampler]
+
+    def prob(self, sampler: Sampler, token: int) -> float:
+        """The probability of a token in the first row's sampling distribution."""
+        if sampler.temperature == 0:  # no array is made where a comparison will do
+            return float(self.best[0] == token)
+        return float(self.probs(sampler)[0, token])
+
+    def draw(self, sampler: Sampler, rng: np.random.Generator) -> int:
+        """A token from the first row's sampling distribution; at temperature 0 no random number is spent."""
+        return int(self.best[0]) if sampler.temperature == 0 else draw(self.probs(sampler)[0], rng)
+
+    def logprob(self, token: int) -> float:
+        """The log-probability of a token in the first row's plain distribution, in nats; never leaves logarithms."""
+        return float(self.logits[0, token]) - float(self.plain.top[0]) - math.log1p(self.plain.rest[0])
+
+
+def entropy(probs: Float) -> Float:
+    """Shannon entropy of each row, in nats. [k, n_vocab] -> [k]"""
+    logs = np.maximum(probs, math.ulp(0))
+    np.log(logs, out=logs)
+    nats: Float = -inner(probs, logs)
+    return nats
+
+
+def total_variation(one: Float, other: Float) -> Float:
+    """Sum of max(0, one - other), row by row. [.., n_vocab] -> [..]"""
+    gain = one - other
+    np.maximum(gain, 0.0, out=gain)
+    distance: Float = gain.sum(axis=-1)
+    return distance
+
+
+def inner(one: Float, other: Float) -> Float:
+    """The inner product of each row. [k, n_vocab] -> [k]. (Not by BLAS, which would wake threads that the models need.)"""
+    product: Float = np.einsum("kv,kv->k", one, other)
+    return product
