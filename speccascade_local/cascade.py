@@ -117,6 +117,7 @@ def decode(
                     pace=pace,
                     ahead=written,
                     helpers=helpers,
+                    waiting=1 if beside else len(unread) + 1,
                 )
             if rule.asks_expert and not settled:
                 draft = replace(draft, guesses=_guesses(draft, budget - undrafted, helpers, pace, shaper, reply, is_end))

@@ -84,15 +84,17 @@ def propose(
     pace: Pace | None = None,
     ahead: ReadAhead | None = None,
     helpers: Helpers = Helpers(),  # a frozen value
+    waiting: int = 1,
 ) -> Draft:
     """Draft up to ``length`` tokens that continue ``tokens``, of which ``reply`` is the end that was generated.
 
     The drafter first reads, in one batch, whatever it has not seen of ``tokens``, so no token is ever read twice. A draft ends early
     after an end-of-text token, where what followed could never be used, and where ``pace`` says so. look_ahead: let the drafter read its
     last token too, for the row that follows it. ahead: what the drafter has written already behind ``tokens``.
+    waiting: how many tokens the draft's judge has not read yet.
     """
     pace = pace or Fixed(length)
-    pace.begin(length, len(tokens) - len(drafter.tokens), len(tokens))
+    pace.begin(length, len(tokens) - len(drafter.tokens), waiting, len(tokens))
     reading = _Reading(drafter, tokens, reply, sampler, rng, is_end, shaper, pace, helpers, ahead or [])
     drafted: list[int] = []
     rows: list[Rows] = []
@@ -167,7 +169,10 @@ class _Reading:
             return replace(nothing, guesses=guessed)
         text = [*self._tokens, *drafted]
         pace, reply = self._helpers.small_pace, [*self._reply, *drafted]
-        return propose(small, text, most, self._sampler, self._rng, self._is_end, shaper=self._shaper, reply=reply, pace=pace)
+        waiting = len(self._unread(drafted))
+        return propose(
+            small, text, most, self._sampler, self._rng, self._is_end, shaper=self._shaper, reply=reply, pace=pace, waiting=waiting
+        )
 
     def _review(self, drafted: list[int], proposal: Draft) -> None:
         base, read = len(self._tokens) + len(drafted), proposal.submitted

@@ -37,8 +37,8 @@ PRIOR_GUESS = (0.1, 0.25, 0.45, 0.65, 0.8, 0.9, 0.97)
 FORGETTING = 0.9  # per block
 #: What the drafter is taken to be like before anything was seen.
 FIRST_LOG_ODDS = (1.0, 3.0, 5.0)
-#: How much of each surprise goes into the reply's own mood: texts differ in how well the drafter knows them.
-SURPRISE, MOODIEST = 1.5, 4.0
+#: Texts differ in how well the drafter knows them, by so much (variance of log-odds) from reply to reply and from block to block of one.
+DOUBT, DRIFT, MOODIEST = 6.0, 0.2, 6.0
 
 
 class Pace(Protocol):
@@ -47,8 +47,10 @@ class Pace(Protocol):
     def beside(self, expert: int, drafter: int) -> bool:
         """Whether the expert shall read so many tokens of the text in a thread while the drafter reads so many and drafts."""
 
-    def begin(self, room: int, unread: int, depth: int) -> None:
-        """A block begins. room: the most tokens to draft. unread: what the drafter must read first. depth: length of the text."""
+    def begin(self, room: int, unread: int, waiting: int, depth: int) -> None:
+        """A block begins. room: the most tokens to draft. unread: what the drafter must read first. waiting: what the expert must read
+        in any case, together with the draft. depth: length of the text.
+        """
 
     def another(self, guess: Guess) -> bool:
         """Whether the drafter shall compute its next row. guess: how the text would be copied on from here."""
@@ -82,7 +84,7 @@ class Fixed:
     def beside(self, expert: int, drafter: int) -> bool:
         return False
 
-    def begin(self, room: int, unread: int, depth: int) -> None:
+    def begin(self, room: int, unread: int, waiting: int, depth: int) -> None:
         self._left = min(room, self.length)
 
     def another(self, guess: Guess) -> bool:
@@ -197,8 +199,8 @@ class Auto:
 
     def __init__(self, profile: Profile, experience: Experience, *, has_drafter: bool = True) -> None:
         self._profile, self._seen, self._has_drafter = profile, experience, has_drafter
-        self._costs: dict[int, tuple[Float, float]] = {}
-        self._mood = 0.0
+        self._costs: dict[tuple[int, int], tuple[Float, float]] = {}
+        self._mood, self._doubt = 0.0, DOUBT
         # How sure the drafter may be of the next token: as it usually is, and more and more as it was in this reply.
         usual = [log_odds for log_odds, _ in experience.outcomes] or FIRST_LOG_ODDS
         self._usual = deque(np.quantile(usual, (0.1, 0.9, 0.5, 0.3, 0.7)).tolist())
@@ -213,13 +215,15 @@ class Auto:
         # The first draft is then checked in a batch of its own, in place of at the end of the prompt's; that reads all weights once more.
         return hidden > max(seconds(batch) - (seconds(expert + batch) - seconds(expert)), seconds(1))
 
-    def begin(self, room: int, unread: int, depth: int) -> None:
+    def begin(self, room: int, unread: int, waiting: int, depth: int) -> None:
         """See :class:`Pace`."""
         self._room = min(room, LONGEST)
-        bucket = depth // 64
+        bucket = waiting, depth // 64
         if bucket not in self._costs:
-            batches = [self._profile.expert.batch_s(n, depth) for n in range(1, LONGEST + 2)]
-            self._costs[bucket] = np.array(batches), self._profile.drafter.batch_s(1, depth)
+            batches = np.array([self._profile.expert.batch_s(waiting + n, depth) for n in range(LONGEST + 1)])
+            # A prompt is read whatever is drafted: what drafts add to it is all that counts, and that is no staircase.
+            batches += self._profile.expert.batch_s(1, depth) - batches[0]
+            self._costs[bucket] = batches, self._profile.drafter.batch_s(1, depth)
         self._batch, self._step = self._costs[bucket]
         alone = 1 / self._batch[0]
         # The expert alone is always to be had, so no draft may be worth less than that; and until something is known, not more.
@@ -228,7 +232,7 @@ class Auto:
         self._expected, self._all_kept = 1.0, 1.0  # tokens of the block as drafted so far; chance that all of it is kept
         self._drafted = 0
         self._refused = False
-        self._said: list[tuple[float, float]] = []  # of each drafted token: log-odds of the drafter, chance that was given to it
+        self._said: list[float] = []  # log-odds of the drafter, of each drafted token
         self._probing = self._has_drafter and self._seen.quiet >= self._seen.patience
         # a + a² + ...: what further tokens bring beyond one that is kept, their chances being unknown yet
         self._chances = self._seen.chance(np.array(self._recent), self._mood)
@@ -274,7 +278,7 @@ class Auto:
         if not probe and self._if_kept(chances)[0] <= self._stop:
             self._refused = True
             return False
-        self._said.append((log_odds, chance))
+        self._said.append(log_odds)
         self._drafted += 1
         self._all_kept *= max(chance, 0.5) if probe else chance
         self._expected += self._all_kept
@@ -297,10 +301,10 @@ class Auto:
         seen = self._seen
         guesses = 0
         if tested:
-            seen.outcomes.extend((log_odds, i < kept) for i, (log_odds, _) in enumerate(self._said[:tested]))
+            outcomes = [(log_odds, i < kept) for i, log_odds in enumerate(self._said[:tested])]
+            self._feel(outcomes)
+            seen.outcomes.extend(outcomes)
             seen.fit()
-            surprise = sum((i < kept) - chance for i, (_, chance) in enumerate(self._said[:tested]))
-            self._mood = min(max(self._mood + SURPRISE * surprise, -MOODIEST), MOODIEST)
         if guessed:
             guesses = min(guessed, right + 1) if kept == self._drafted else 0
             seen.guesses.learn(self._guess.match, guesses, right)
@@ -316,6 +320,14 @@ class Auto:
         spent = self._seconds + self._batch[min(self._drafted + guessed, LONGEST)]
         seen.tokens = FORGETTING * seen.tokens + tokens
         seen.seconds = FORGETTING * seen.seconds + spent
+
+    def _feel(self, outcomes: list[tuple[float, bool]]) -> None:
+        """A Kalman filter over the mood: the first outcomes of a reply say much about the rest of it, later ones less."""
+        for log_odds, kept in outcomes:
+            chance = float(self._seen.chance(np.array(log_odds), self._mood))
+            self._doubt = 1 / (1 / self._doubt + chance * (1 - chance))
+            self._mood = min(max(self._mood + self._doubt * (kept - chance), -MOODIEST), MOODIEST)
+        self._doubt += DRIFT
 
     def _if_kept(self, chances: Float) -> Float:
         """The most that a block can be worth if one token more is submitted, by that token's chance; lengths to come are free. [k]"""

@@ -44,7 +44,7 @@ class Whimsical(Fixed):
         super().__init__(0)
         self.script = itertools.cycle(script)
 
-    def begin(self, room: int, unread: int, depth: int) -> None:
+    def begin(self, room: int, unread: int, waiting: int, depth: int) -> None:
         self._left = min(room, next(self.script))
 
     def worth(self, row: Rows) -> bool:
@@ -228,7 +228,7 @@ def test_the_drafter_writes_ahead_only_where_the_models_do_not_hinder_each_other
     for overlap, expected in ((0.0, True), (1.0, False)):
         profile = Profile(FLAT.expert, FLAT.drafter, overlap, {})
         pace = Auto(profile, Experience())
-        pace.begin(5, 1, 10)
+        pace.begin(5, 1, 1, 10)
         assert (pace.ahead(3) > 0) is expected
 
 
@@ -263,6 +263,28 @@ def test_both_read_the_prompt_at_once_only_where_that_hides_more_than_a_batch_of
     assert not decided(flat, 0.0, 0), "the drafter has read it"
     dear = Speed(1, 1, (0,), ((100.0,) * 17,), 1.0)
     assert not decided(dear, 0.0, 500), "the draft in a batch of its own takes 83 seconds more, the drafter 15"
+
+
+def test_behind_a_prompt_a_draft_costs_what_a_prompt_costs():
+    dear = Speed(1, 1, (0,), ((1.0,) + (9.0,) * 16,), 0.1)  # batches do not pay, but in a prompt each token takes a tenth
+    for waiting, expected in ((1, False), (50, True)):
+        pace = Auto(Profile(dear, speed(0.01), 1.0, {}), Experience())
+        pace.begin(5, 1, waiting, 60)
+        assert pace.another(NOTHING) is expected
+
+
+def test_the_first_outcomes_of_a_reply_say_most_about_the_rest_of_it():
+    def drop(successes: int) -> float:
+        pace, row = Auto(FLAT, Experience()), Rows.of(np.array([[1.0, 0.0]], np.float32))
+        for kept in [1] * successes + [0]:
+            before = pace._mood
+            pace.begin(1, 1, 1, 10)
+            assert pace.another(NOTHING)
+            assert pace.worth(row)
+            pace.learn(1, kept, 0, 0, 1)
+        return before - pace._mood
+
+    assert drop(0) > 1.5 * drop(8) > 0
 
 
 def test_leaving_a_stream_half_way_waits_for_the_drafter():
@@ -377,6 +399,6 @@ def test_anything_else_is_refused(broken):
 
 def test_no_guess_costs_and_brings_nothing():
     pace = Auto(FLAT, Experience(), has_drafter=False)
-    pace.begin(5, 1, 10)
+    pace.begin(5, 1, 1, 10)
     assert not pace.another(NOTHING)
     assert pace.tail(NOTHING) == 0
