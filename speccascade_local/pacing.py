@@ -38,7 +38,7 @@ FORGETTING = 0.9  # per block
 #: What the drafter is taken to be like before anything was seen.
 FIRST_LOG_ODDS = (1.0, 3.0, 5.0)
 #: Texts differ in how well the drafter knows them, by so much (variance of log-odds) from reply to reply and from block to block of one.
-DOUBT, DRIFT, MOODIEST = 6.0, 0.2, 6.0
+DOUBT, DRIFT, MOODIEST = 6.0, 0.05, 6.0
 
 
 class Pace(Protocol):
