@@ -294,7 +294,8 @@ class Auto:
         # It is used if all is kept and the drafter knows the bonus token; if not, what the two cost each other is lost.
         if self._refused or self._all_kept * float(self._chances.mean()) <= self._profile.overlap:
             return 0
-        return min(int(self._batch[min(submitted, LONGEST)] / self._step), LONGEST)
+        # More than such a draft again, in place of the bonus token and behind it, would hardly be used.
+        return min(int(self._batch[min(submitted, LONGEST)] / self._step), self._drafted + 1)
 
     def learn(self, tested: int, kept: int, guessed: int, right: int, tokens: int) -> None:
         """See :class:`Pace`."""
