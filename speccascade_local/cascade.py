@@ -22,7 +22,7 @@ from .ahead import Ahead, meanwhile
 from .deferral import Rule
 from .drafting import Helpers, ReadAhead, Session, propose
 from .evidence import Place, Rows
-from .pacing import LONGEST, Fixed, Pace
+from .pacing import LONGEST_BLOCK, Fixed, Pace
 from .sampling import Sampler
 from .shaping import Shaper
 from .stats import Stats
@@ -171,7 +171,7 @@ def _guesses(
     drafted = draft.token_ids
     if drafted and is_end(drafted[-1]):
         return []
-    guess = helpers.guess(max(min(room - len(drafted), LONGEST), 0), drafted)
+    guess = helpers.guess(max(min(room - len(drafted), LONGEST_BLOCK), 0), drafted)
     guessed = guess.token_ids[: pace.tail(guess)]
     guessed = guessed[: shaper.admitted([*reply, *drafted], guessed)]
     ends = [at for at, token in enumerate(guessed, start=1) if is_end(token)]

@@ -14,7 +14,7 @@ import numpy as np
 
 from .evidence import Rows
 from .ngram import NOTHING, Guess, NgramIndex
-from .pacing import LONGEST, Fixed, Pace
+from .pacing import LONGEST, LONGEST_BLOCK, Fixed, Pace
 from .rules import Strict
 from .sampling import Array, Sampler
 from .shaping import Shaper
@@ -99,7 +99,7 @@ def propose(
     drafted: list[int] = []
     rows: list[Rows] = []
     ended = False
-    while not ended and len(drafted) < length and pace.another(helpers.guess(LONGEST, drafted)):
+    while not ended and len(drafted) < length and pace.another(helpers.guess(LONGEST_BLOCK, drafted)):
         rows.append(reading.next(drafted, most=length - len(drafted)))
         if not pace.worth(rows[-1]):
             break

@@ -30,10 +30,12 @@ from .profile import Profile
 
 #: The longest draft of an automatic block: batches beyond 17 tokens are no cheaper per token on any machine measured so far.
 LONGEST = 16
+#: The longest block with guesses behind its draft: they cost nothing but their place in the batch, and a copy may go on for long.
+LONGEST_BLOCK = 48
 #: Blocks without a draft before one is tried again: of a rule that was never seen, after a success, and at most. Doubled at each failure.
 FIRST_PATIENCE, USUAL_PATIENCE, LAST_PATIENCE = 8, 64, 512
-#: How often a guess is right after so many matching tokens, before anything was seen; each weighs as much as two observations.
-PRIOR_GUESS = (0.1, 0.25, 0.45, 0.65, 0.8, 0.9, 0.97)
+#: How often a guess is right after so many matching tokens (guesses that were right count too), before anything was seen; each weighs as much as two observations.
+PRIOR_GUESS = (0.1, 0.25, 0.45, 0.65, 0.8, 0.9, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.98)
 FORGETTING = 0.9  # per block
 #: What the drafter is taken to be like before anything was seen.
 FIRST_LOG_ODDS = (1.0, 3.0, 5.0)
@@ -217,10 +219,10 @@ class Auto:
 
     def begin(self, room: int, unread: int, waiting: int, depth: int) -> None:
         """See :class:`Pace`."""
-        self._room = min(room, LONGEST)
+        self._room = min(room, LONGEST_BLOCK)
         bucket = waiting, depth // 64
         if bucket not in self._costs:
-            batches = np.array([self._profile.expert.batch_s(waiting + n, depth) for n in range(LONGEST + 1)])
+            batches = np.array([self._profile.expert.batch_s(waiting + n, depth) for n in range(LONGEST_BLOCK + 1)])
             # A prompt is read whatever is drafted: what drafts add to it is all that counts, and that is no staircase.
             batches += self._profile.expert.batch_s(1, depth) - batches[0]
             self._costs[bucket] = batches, self._profile.drafter.batch_s(1, depth)
@@ -240,7 +242,7 @@ class Auto:
 
     def another(self, guess: Guess) -> bool:
         """See :class:`Pace`."""
-        if not self._has_drafter or self._drafted >= self._room:
+        if not self._has_drafter or self._drafted >= min(self._room, LONGEST):
             return False
         self._stop = self._best_tail(guess)[1]
         cost = self._step if self._drafted else self._first
@@ -295,7 +297,7 @@ class Auto:
         if self._refused or self._all_kept * float(self._chances.mean()) <= self._profile.overlap:
             return 0
         # More than such a draft again, in place of the bonus token and behind it, would hardly be used.
-        return min(int(self._batch[min(submitted, LONGEST)] / self._step), self._drafted + 1)
+        return min(int(self._batch[min(submitted, LONGEST_BLOCK)] / self._step), self._drafted + 1)
 
     def learn(self, tested: int, kept: int, guessed: int, right: int, tokens: int) -> None:
         """See :class:`Pace`."""
@@ -318,7 +320,7 @@ class Auto:
             # Nothing was looked at, so what was last seen says less and less about what comes next.
             self._recent.append(self._usual[0])
             self._usual.rotate(-1)
-        spent = self._seconds + self._batch[min(self._drafted + guessed, LONGEST)]
+        spent = self._seconds + self._batch[min(self._drafted + guessed, LONGEST_BLOCK)]
         seen.tokens = FORGETTING * seen.tokens + tokens
         seen.seconds = FORGETTING * seen.seconds + spent
 
@@ -332,7 +334,7 @@ class Auto:
 
     def _if_kept(self, chances: Float) -> Float:
         """The most that a block can be worth if one token more is submitted, by that token's chance; lengths to come are free. [k]"""
-        more = np.arange(self._room - self._drafted)
+        more = np.arange(min(self._room, LONGEST) - self._drafted)
         tokens = self._all_kept * chances[:, None] * (1 + self._further[more])
         cost = more * self._step + self._batch[self._drafted + 1 + more]
         worth: Float = (self._expected + tokens - self._rate * cost).max(axis=1)
@@ -340,12 +342,8 @@ class Auto:
 
     def _best_tail(self, guess: Guess) -> tuple[int, float]:
         """How many guesses to submit if the draft ends here, and what the block is worth then."""
-        best, length = self._expected - self._rate * self._batch[self._drafted], 0
-        tokens, kept = self._expected, self._all_kept
-        for i, chance in enumerate(self._seen.guesses.chances(guess)[: self._room - self._drafted], start=1):
-            kept *= chance
-            tokens += kept
-            worth = tokens - self._rate * self._batch[self._drafted + i]
-            if worth >= best:  # what costs nothing is taken
-                best, length = worth, i
-        return length, float(best)
+        chances = self._seen.guesses.chances(guess)[: self._room - self._drafted]
+        tokens = np.cumsum([self._expected, *(self._all_kept * np.cumprod(chances))])
+        worth = tokens - self._rate * self._batch[self._drafted : self._drafted + len(tokens)]
+        length = len(worth) - 1 - int(np.argmax(worth[::-1]))  # what costs nothing is taken
+        return length, float(worth[length])

@@ -327,7 +327,8 @@ def _overlap(clock: _Clock, drafter: _Bench, expert: _Bench) -> float:
             lost.append((together - max(batch, steps_alone) + afterwards - steps_alone) / min(batch, steps_alone))
             if clock.spent > 2:
                 break
-    return min(1.0, max(0.0, median(lost)))
+    share: float = median(lost)
+    return min(1.0, max(0.0, share))
 
 
 # ---------------------------------------------------------------------- what a profile holds for
