@@ -34,8 +34,8 @@ LONGEST = 16
 LONGEST_BLOCK = 48
 #: Blocks without a draft before one is tried again: of a rule that was never seen, after a success, and at most. Doubled at each failure.
 FIRST_PATIENCE, USUAL_PATIENCE, LAST_PATIENCE = 8, 64, 512
-#: How often a guess is right after so many matching tokens, guesses before it included, before anything was seen; each weighs as much as two
-#: observations.
+#: How often a guess is right after so many matching tokens, guesses before it included, as long as nothing was seen; each weighs as much
+#: as two observations.
 PRIOR_GUESS = (0.1, 0.25, 0.45, 0.65, 0.8, 0.9, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.98)
 FORGETTING = 0.9  # per block
 #: What the drafter is taken to be like before anything was seen.
