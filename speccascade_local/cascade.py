@@ -23,7 +23,7 @@ from .deferral import Rule
 from .drafting import Helpers, ReadAhead, Session, propose
 from .evidence import Place
 from .generation import Generation
-from .pacing import LONGEST, Fixed, Pace
+from .pacing import LONGEST_BLOCK, Fixed, Pace
 from .rows import Rows
 from .stats import Stats
 from .verify import Draft, Verdict, Verification, verify
@@ -97,7 +97,16 @@ def decode(
             beside = bool(unread) and pace.beside(len(unread), len(tokens) - len(drafter.tokens))
             with meanwhile(expert, unread) if beside else nullcontext():
                 length = min(block_size + settled, budget - undrafted)
-                draft = propose(drafter, generation, length, look_ahead=look_ahead, pace=pace, ahead=written, helpers=helpers)
+                draft = propose(
+                    drafter,
+                    generation,
+                    length,
+                    look_ahead=look_ahead,
+                    pace=pace,
+                    ahead=written,
+                    helpers=helpers,
+                    waiting=1 if beside else len(unread) + 1,
+                )
             if rule.asks_expert and not settled:
                 draft = replace(draft, guesses=_guesses(draft, budget - undrafted, generation, helpers, pace))
             drafted = time.perf_counter()
@@ -141,7 +150,7 @@ def _guesses(draft: Draft, room: int, generation: Generation, helpers: Helpers, 
     drafted = draft.token_ids
     if drafted and generation.is_end(drafted[-1]):
         return []
-    guess = helpers.guess(max(min(room - len(drafted), LONGEST), 0), drafted)
+    guess = helpers.guess(max(min(room - len(drafted), LONGEST_BLOCK), 0), drafted)
     guessed = guess.token_ids[: pace.tail(guess)]
     guessed = guessed[: generation.admitted(drafted, guessed)]
     ends = [at for at, token in enumerate(guessed, start=1) if generation.is_end(token)]

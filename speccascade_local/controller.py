@@ -23,7 +23,7 @@ import numpy as np
 
 from .experience import Experience
 from .ngram import Guess
-from .pacing import LONGEST
+from .pacing import LONGEST, LONGEST_BLOCK
 from .profile import Profile
 from .rows import Float, Rows
 
@@ -32,8 +32,8 @@ USUAL_PATIENCE, LAST_PATIENCE = 64, 512
 FORGETTING = 0.9  # per block
 #: What the drafter is taken to be like before anything was seen.
 FIRST_LOG_ODDS = (1.0, 3.0, 5.0)
-#: How much of each surprise goes into the reply's own mood: texts differ in how well the drafter knows them.
-SURPRISE, MOODIEST = 1.5, 4.0
+#: Texts differ in how well the drafter knows them, by so much (variance of log-odds) from reply to reply and from block to block of one.
+DOUBT, DRIFT, MOODIEST = 6.0, 0.05, 6.0
 
 
 class Auto:
@@ -44,8 +44,8 @@ class Auto:
 
     def __init__(self, profile: Profile, experience: Experience, *, has_drafter: bool = True) -> None:
         self._profile, self._seen, self._has_drafter = profile, experience, has_drafter
-        self._costs: dict[int, tuple[Float, float]] = {}
-        self._mood = 0.0
+        self._costs: dict[tuple[int, int], tuple[Float, float]] = {}
+        self._mood, self._doubt = 0.0, DOUBT
         # How sure the drafter may be of the next token: as it usually is, and more and more as it was in this reply.
         usual = [log_odds for log_odds, _ in experience.outcomes] or FIRST_LOG_ODDS
         self._usual = deque(np.quantile(usual, (0.1, 0.9, 0.5, 0.3, 0.7)).tolist())
@@ -60,13 +60,15 @@ class Auto:
         # The first draft is then checked in a batch of its own, in place of at the end of the prompt's; that reads all weights once more.
         return hidden > max(seconds(batch) - (seconds(expert + batch) - seconds(expert)), seconds(1))
 
-    def begin(self, room: int, unread: int, depth: int) -> None:
+    def begin(self, room: int, unread: int, waiting: int, depth: int) -> None:
         """See :class:`~speccascade_local.pacing.Pace`."""
-        self._room = min(room, LONGEST)
-        bucket = depth // 64
+        self._room = min(room, LONGEST_BLOCK)
+        bucket = waiting, depth // 64
         if bucket not in self._costs:
-            batches = [self._profile.expert.batch_s(n, depth) for n in range(1, LONGEST + 2)]
-            self._costs[bucket] = np.array(batches), self._profile.drafter.batch_s(1, depth)
+            batches = np.array([self._profile.expert.batch_s(waiting + n, depth) for n in range(LONGEST_BLOCK + 1)])
+            # A prompt is read whatever is drafted: what drafts add to it is all that counts, and that is no staircase.
+            batches += self._profile.expert.batch_s(1, depth) - batches[0]
+            self._costs[bucket] = batches, self._profile.drafter.batch_s(1, depth)
         self._batch, self._step = self._costs[bucket]
         alone = 1 / self._batch[0]
         # The expert alone is always to be had, so no draft may be worth less than that; and until something is known, not more.
@@ -75,7 +77,7 @@ class Auto:
         self._expected, self._all_kept = 1.0, 1.0  # tokens of the block as drafted so far; chance that all of it is kept
         self._drafted = 0
         self._refused = False
-        self._said: list[tuple[float, float]] = []  # of each drafted token: log-odds of the drafter, chance that was given to it
+        self._said: list[float] = []  # log-odds of the drafter, of each drafted token
         self._probing = self._has_drafter and self._seen.quiet >= self._seen.patience
         # a + a² + ...: what further tokens bring beyond one that is kept, their chances being unknown yet
         self._chances = self._seen.chance(np.array(self._recent), self._mood)
@@ -83,7 +85,7 @@ class Auto:
 
     def another(self, guess: Guess) -> bool:
         """See :class:`~speccascade_local.pacing.Pace`."""
-        if not self._has_drafter or self._drafted >= self._room:
+        if not self._has_drafter or self._drafted >= min(self._room, LONGEST):
             return False
         self._stop = self._best_tail(guess)[1]
         cost = self._step if self._drafted else self._first
@@ -121,7 +123,7 @@ class Auto:
         if not probe and self._if_kept(chances)[0] <= self._stop:
             self._refused = True
             return False
-        self._said.append((log_odds, chance))
+        self._said.append(log_odds)
         self._drafted += 1
         self._all_kept *= max(chance, 0.5) if probe else chance
         self._expected += self._all_kept
@@ -137,17 +139,18 @@ class Auto:
         # It is used if all is kept and the drafter knows the bonus token; if not, what the two cost each other is lost.
         if self._refused or self._all_kept * float(self._chances.mean()) <= self._profile.overlap:
             return 0
-        return min(int(self._batch[min(submitted, LONGEST)] / self._step), LONGEST)
+        # More than such a draft again, in place of the bonus token and behind it, would hardly be used.
+        return min(int(self._batch[min(submitted, LONGEST_BLOCK)] / self._step), self._drafted + 1)
 
     def learn(self, tested: int, kept: int, guessed: int, right: int, tokens: int) -> None:
         """See :class:`~speccascade_local.pacing.Pace`."""
         seen = self._seen
         guesses = 0
         if tested:
-            seen.outcomes.extend((log_odds, i < kept) for i, (log_odds, _) in enumerate(self._said[:tested]))
+            outcomes = [(log_odds, i < kept) for i, log_odds in enumerate(self._said[:tested])]
+            self._feel(outcomes)
+            seen.outcomes.extend(outcomes)
             seen.fit()
-            surprise = sum((i < kept) - chance for i, (_, chance) in enumerate(self._said[:tested]))
-            self._mood = min(max(self._mood + SURPRISE * surprise, -MOODIEST), MOODIEST)
         if guessed:
             guesses = min(guessed, right + 1) if kept == self._drafted else 0
             seen.guesses.learn(self._guess.match, guesses, right)
@@ -160,13 +163,21 @@ class Auto:
             # Nothing was looked at, so what was last seen says less and less about what comes next.
             self._recent.append(self._usual[0])
             self._usual.rotate(-1)
-        spent = self._seconds + self._batch[min(self._drafted + guessed, LONGEST)]
+        spent = self._seconds + self._batch[min(self._drafted + guessed, LONGEST_BLOCK)]
         seen.tokens = FORGETTING * seen.tokens + tokens
         seen.seconds = FORGETTING * seen.seconds + spent
 
+    def _feel(self, outcomes: list[tuple[float, bool]]) -> None:
+        """A Kalman filter over the mood: the first outcomes of a reply say much about the rest of it, later ones less."""
+        for log_odds, kept in outcomes:
+            chance = float(self._seen.chance(np.array(log_odds), self._mood))
+            self._doubt = 1 / (1 / self._doubt + chance * (1 - chance))
+            self._mood = min(max(self._mood + self._doubt * (kept - chance), -MOODIEST), MOODIEST)
+        self._doubt += DRIFT
+
     def _if_kept(self, chances: Float) -> Float:
         """The most that a block can be worth if one token more is submitted, by that token's chance; lengths to come are free. [k]"""
-        more = np.arange(self._room - self._drafted)
+        more = np.arange(min(self._room, LONGEST) - self._drafted)
         tokens = self._all_kept * chances[:, None] * (1 + self._further[more])
         cost = more * self._step + self._batch[self._drafted + 1 + more]
         worth: Float = (self._expected + tokens - self._rate * cost).max(axis=1)
@@ -174,12 +185,8 @@ class Auto:
 
     def _best_tail(self, guess: Guess) -> tuple[int, float]:
         """How many guesses to submit if the draft ends here, and what the block is worth then."""
-        best, length = self._expected - self._rate * self._batch[self._drafted], 0
-        tokens, kept = self._expected, self._all_kept
-        for i, chance in enumerate(self._seen.guesses.chances(guess)[: self._room - self._drafted], start=1):
-            kept *= chance
-            tokens += kept
-            worth = tokens - self._rate * self._batch[self._drafted + i]
-            if worth >= best:  # what costs nothing is taken
-                best, length = worth, i
-        return length, float(best)
+        chances = self._seen.guesses.chances(guess)[: self._room - self._drafted]
+        tokens = np.cumsum([self._expected, *(self._all_kept * np.cumprod(chances))])
+        worth = tokens - self._rate * self._batch[self._drafted : self._drafted + len(tokens)]
+        length = len(worth) - 1 - int(np.argmax(worth[::-1]))  # what costs nothing is taken
+        return length, float(worth[length])

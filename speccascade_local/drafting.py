@@ -14,7 +14,7 @@ import numpy as np
 
 from .generation import Generation
 from .ngram import NOTHING, Guess, NgramIndex
-from .pacing import LONGEST, Fixed, Pace
+from .pacing import LONGEST, LONGEST_BLOCK, Fixed, Pace
 from .rows import Rows
 from .rules import Strict
 from .sampling import Array
@@ -79,20 +79,22 @@ def propose(
     pace: Pace | None = None,
     ahead: ReadAhead | None = None,
     helpers: Helpers = Helpers(),  # a frozen value
+    waiting: int = 1,
 ) -> Draft:
     """Draft up to ``length`` tokens that continue the text.
 
     The drafter first reads, in one batch, whatever it has not seen of it, so no token is ever read twice. A draft ends early
     after an end-of-text token, where what followed could never be used, and where ``pace`` says so. look_ahead: let the drafter read its
-    last token too, for the row that follows it. ahead: what the drafter has written already behind the text.
+    last token too, for the row that follows it. ahead: what the drafter has written already behind the text. waiting: how many tokens
+    the draft's judge has not read yet.
     """
     text, pace = len(generation.tokens), pace or Fixed(length)
-    pace.begin(length, text - len(drafter.tokens), text)
+    pace.begin(length, text - len(drafter.tokens), waiting, text)
     reading = _Reading(drafter, generation, pace, helpers, ahead or [])
     drafted: list[int] = []
     rows: list[Rows] = []
     ended = False
-    while not ended and len(drafted) < length and pace.another(helpers.guess(LONGEST, drafted)):
+    while not ended and len(drafted) < length and pace.another(helpers.guess(LONGEST_BLOCK, drafted)):
         rows.append(reading.next(drafted, most=length - len(drafted)))
         if not pace.worth(rows[-1]):
             break
@@ -147,7 +149,9 @@ class _Reading:
         if guessed or small is None:
             self._guess = Guess(guessed, guess.match)
             return replace(nothing, guesses=guessed)
-        return propose(small, self._generation.followed_by(drafted), most, pace=self._helpers.small_pace)
+        return propose(
+            small, self._generation.followed_by(drafted), most, pace=self._helpers.small_pace, waiting=len(self._unread(drafted))
+        )
 
     def _review(self, drafted: list[int], proposal: Draft) -> None:
         generation, read = self._generation, proposal.submitted

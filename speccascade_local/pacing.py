@@ -12,6 +12,8 @@ from .rows import Rows
 
 #: The longest draft of an automatic block: batches beyond 17 tokens are no cheaper per token on any machine measured so far.
 LONGEST = 16
+#: The longest block with guesses behind its draft: they cost nothing but their place in the batch, and a copy may go on for long.
+LONGEST_BLOCK = 48
 
 
 class Pace(Protocol):
@@ -20,8 +22,10 @@ class Pace(Protocol):
     def beside(self, expert: int, drafter: int) -> bool:
         """Whether the expert shall read so many tokens of the text in a thread while the drafter reads so many and drafts."""
 
-    def begin(self, room: int, unread: int, depth: int) -> None:
-        """A block begins. room: the most tokens to draft. unread: what the drafter must read first. depth: length of the text."""
+    def begin(self, room: int, unread: int, waiting: int, depth: int) -> None:
+        """A block begins. room: the most tokens to draft. unread: what the drafter must read first. waiting: what the expert must read
+        in any case, together with the draft. depth: length of the text.
+        """
 
     def another(self, guess: Guess) -> bool:
         """Whether the drafter shall compute its next row. guess: how the text would be copied on from here."""
@@ -55,7 +59,7 @@ class Fixed:
     def beside(self, expert: int, drafter: int) -> bool:
         return False
 
-    def begin(self, room: int, unread: int, depth: int) -> None:
+    def begin(self, room: int, unread: int, waiting: int, depth: int) -> None:
         self._left = min(room, self.length)
 
     def another(self, guess: Guess) -> bool:

@@ -26,7 +26,7 @@ from .profiling import DEEP, SHALLOW, measure
 log = logging.getLogger(__name__)
 
 #: Goes up when what is measured, or how it is written, changes.
-FORMAT = 2
+FORMAT = 3
 
 
 def profile_of(

@@ -254,20 +254,27 @@ def _rounds(benches: Sequence[_Bench], clock: _Clock) -> Iterator[int]:
 
 
 def _overlap(clock: _Clock, drafter: _Bench, expert: _Bench) -> float:
-    """How much of the shorter of two works is not hidden when they run side by side: the expert's batch, the drafter's single steps."""
+    """How much of the shorter of two works is not hidden when they run side by side: the expert's batch, the drafter's single steps.
+
+    What each takes alone is measured before there is a second thread: from then on the threads of both may hinder one another even
+    where only one model works, and what the drafter loses by that counts too.
+    """
     size = min(_DRAFT, expert.sizes[-1])
     steps = max(1, min(round(expert.typical_s(size) / drafter.typical_s(1)), len(drafter.sizes)))
+    alone = [(expert.batch_s(size), drafter.steps_s(steps)) for _ in range(FEWEST_ROUNDS)]
+    batch, steps_alone = (median(each) for each in zip(*alone))
     lost = []
     with ThreadPoolExecutor(max_workers=1) as pool:
         pool.submit(drafter.steps_s, 1).result()  # the first parallel region of a thread makes its helpers
         for _ in range(FEWEST_ROUNDS):
-            alone = expert.batch_s(size), drafter.steps_s(steps)
             started = perf_counter()
             beside = pool.submit(drafter.steps_s, steps)
             expert.batch_s(size)
             beside.result()
             together = perf_counter() - started
-            lost.append((together - max(alone)) / min(alone))
+            afterwards = drafter.steps_s(steps)
+            lost.append((together - max(batch, steps_alone) + afterwards - steps_alone) / min(batch, steps_alone))
             if clock.spent > 2:
                 break
-    return min(1.0, max(0.0, median(lost)))
+    share: float = median(lost)
+    return min(1.0, max(0.0, share))

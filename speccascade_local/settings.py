@@ -20,7 +20,7 @@ from .deferral import Method
 from .errors import SettingError
 from .gbnf import from_gbnf
 from .grammar import from_json_schema
-from .pacing import LONGEST
+from .pacing import LONGEST_BLOCK
 from .sampling import Sampler
 from .shaping import Penalties
 from .verify import VERIFICATIONS, Verification
@@ -112,7 +112,7 @@ class Settings:
     @property
     def longest_block(self) -> int:
         """The most tokens that are drafted at once."""
-        return LONGEST if self.block_size == "auto" else self.block_size
+        return LONGEST_BLOCK if self.block_size == "auto" else self.block_size
 
     @property
     def sampler(self) -> Sampler:
