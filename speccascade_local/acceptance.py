@@ -133,7 +133,9 @@ class Fly(Rule):
 
     def check(self, sampler: Sampler, block_size: int) -> None:
         if sampler.temperature != 0:
-            raise SettingError(f"rule {self} is defined at temperature 0 only, and the temperature is {sampler.temperature:g}")
+            raise SettingError(
+                f"rule {self} is defined at temperature 0 only, and the temperature is {sampler.temperature:g}; choose another rule, or 0"
+            )
         if 0 < block_size <= self.TAIL:
             raise SettingError(
                 f"rule {self} accepts nothing of its own in the last {self.TAIL} tokens of a block, and block_size is {block_size}; "

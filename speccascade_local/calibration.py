@@ -169,7 +169,7 @@ def fit(outcomes: Sequence[Outcome], *, drafter: Path, expert: Path, target: flo
     else:
         raise SettingError(
             f"no threshold reaches an accuracy of {wanted:.3f} on the {len(validating)} validation answers; "
-            f"the expert alone is right in {_mean([row.expert_right for row in validating]):.3f} of them"
+            f"the expert alone is right in {_mean([row.expert_right for row in validating]):.3f} of them; ask for less with --target"
         )
     return Calibration(
         drafter=fingerprint(drafter),

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from .checks import text_of
 from .errors import CatalogError
 
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -16,15 +17,11 @@ Shape = TypeVar("Shape", bound=BaseModel)
 def read_yaml(path: Path, shape: type[Shape]) -> Shape:
     """What stands in the file, as a ``shape``. Raises CatalogError with file, key path and line."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = text_of(path)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None:
             _refuse_repeated_keys(path, node)
         data = yaml.safe_load(text)
-    except OSError as error:
-        raise CatalogError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise CatalogError(f"{path}: not UTF-8 text ({error})") from error
     except CatalogError:
         raise
     except Exception as error:  # besides YAMLError, whatever PyYAML trips over: dates that are none, tags that do not fit, depth
@@ -46,13 +43,17 @@ def _refuse_repeated_keys(path: Path, root: yaml.Node) -> None:
 
     def visit(node: yaml.Node, inside: tuple[yaml.Node, ...]) -> None:
         if node in inside:
-            raise CatalogError(f"{path}, line {node.start_mark.line + 1}: this holds itself")
+            raise CatalogError(
+                f"{path}, line {node.start_mark.line + 1}: this holds itself, by an alias within its own anchor; write it out"
+            )
         if id(node) in done:  # an alias of something that was looked at
             return
         keys: set[str] = set()
         for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
             if key.value in keys:
-                raise CatalogError(f"{path}, line {key.start_mark.line + 1}: the key {key.value!r} stands here for the second time")
+                raise CatalogError(
+                    f"{path}, line {key.start_mark.line + 1}: the key {key.value!r} stands here for the second time; leave one"
+                )
             if isinstance(key.value, str):
                 keys.add(key.value)
             visit(value, (*inside, node))

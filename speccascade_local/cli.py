@@ -102,7 +102,7 @@ def run(
     pair, prompt = pair_and_prompt(words, chosen)
     settings = asking.settings()  # refused before anything is loaded
     if settings.logprobs is not None and not as_json:
-        raise SettingError("--logprobs needs --json: a terminal's text has no room for them")
+        raise SettingError("--logprobs has no room in a terminal's text; add --json")
     with loaded(pair, chosen, verbose, profile=settings.block_size == "auto") as runtime:
         read: list[Chunk] = []
         for chunk in runtime.stream(prompt_ids(runtime, prompt, raw), **vars(settings)):

@@ -204,7 +204,9 @@ class LlamaContext:
         code = batch.decode(self._ctx, size)
         if code != 0:
             meaning = {1: "no room in the cache", 2: "aborted", -1: "invalid batch"}.get(code, "evaluation failed")
-            raise SessionError(f"{self.model.path.name}: llama_decode returned {code} ({meaning}) for {size} tokens: {complaint()}")
+            raise SessionError(
+                f"{self.model.path.name}: llama_decode returned {code} ({meaning}) for {size} tokens: {complaint()}. If memory is short, load with a smaller context (--ctx)"
+            )
         if size > n:
             self._forget(session, length)
 
@@ -229,7 +231,7 @@ class LlamaContext:
         if not llama_cpp.llama_memory_seq_rm(self._memory, session.sequence, length, -1):
             raise SessionError(
                 f"{self.model.path.name}: llama.cpp cannot drop the tail of this model's memory "
-                f"(from {len(session.tokens)} to {length} tokens); its architecture does not allow rejecting drafts"
+                f"(from {len(session.tokens)} to {length} tokens); its architecture does not allow rejecting drafts; choose another model"
             )
 
     def release(self, session: LlamaSession) -> None:

@@ -32,7 +32,7 @@ def _rewritten(text: str) -> str:
     try:
         return to_lark(_Reader(text).rules())
     except RecursionError:
-        raise SettingError("the grammar is not valid GBNF: it is nested too deeply") from None
+        raise SettingError("the grammar is not valid GBNF: it is nested too deeply; give its parts rules of their own") from None
 
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -69,7 +69,7 @@ class _Reader:
                 self._fail("a rule, or the end of a line, was expected here")
             self._skip(_BLANK_LINES)
         if "root" not in found:
-            raise SettingError("the grammar is not valid GBNF: it has no rule named root")
+            raise SettingError("the grammar is not valid GBNF: it has no rule named root; name the one that it begins with so")
         for name, place in self._mentioned.items():
             if name not in found:
                 self._fail(f"there is no rule named {name!r:.40}", place)

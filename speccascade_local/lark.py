@@ -72,7 +72,7 @@ def to_lark(rules: Mapping[str, Node]) -> str:
             if name not in ends and _pruned(rules[name], ends) is not None:
                 ends.add(name)
     if "root" not in ends:
-        raise SettingError("no text satisfies the grammar: no way through its rule root ever ends")
+        raise SettingError("no text satisfies the grammar: no way through its rule root ever ends; give one of its choices an end")
     used: dict[str, Node] = {}
     waiting = ["root"]
     while waiting:

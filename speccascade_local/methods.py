@@ -197,7 +197,7 @@ def target_probs(
     """
     method = parse(rule)
     if not isinstance(method, Rule):
-        raise SettingError(f"{method} judges whole answers; it has no distribution at a single position")
+        raise SettingError(f"{method} judges whole answers; it has no distribution at a single position; use it on a loaded pair")
     try:
         drafter_logits, expert_logits = (np.atleast_2d(np.asarray(rows, np.float64)) for rows in (drafter_logits, expert_logits))
     except (TypeError, ValueError) as error:

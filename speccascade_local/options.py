@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from .checks import text_of
 from .compare import BLOCK_SIZE
 from .errors import SettingError
 from .settings import DEFAULTS, Settings
@@ -127,10 +128,11 @@ class AskingOptions:
     ] = None
 
     def settings(self) -> Settings:
-        """What they mean. Raises SettingError."""
+        """What they mean. Raises SettingError, and CatalogError for a file that cannot be read."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         given |= {"block_size": _length(self.block_size), "logit_bias": _biases(self.logit_bias)}
-        return Settings(**given | {"grammar": _text_of(self.grammar), "json_schema": _text_of(self.json_schema)})
+        given |= {name: text_of(given[name]) for name in ("grammar", "json_schema") if given[name]}
+        return Settings(**given)
 
 
 @dataclass(frozen=True)
@@ -216,15 +218,3 @@ def _biases(given: list[str] | None) -> dict[int, float]:
         except ValueError:
             raise SettingError(f"--logit-bias {text!r:.40} is not ID=BIAS, such as 42=-5") from None
     return found
-
-
-def _text_of(path: Path | None) -> str | None:
-    """A small file's text; None for none. Raises SettingError."""
-    if path is None:
-        return None
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise SettingError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise SettingError(f"{path}: not UTF-8 text ({error})") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .calibration import Outcome
+from .checks import text_of
 from .errors import CatalogError, PromptError
 from .routing import Margin
 from .runtime import Prompt, Runtime
@@ -32,14 +33,8 @@ class Task(BaseModel):
 
 def read_tasks(path: Path) -> list[Task]:
     """The tasks of a JSONL file; empty lines are skipped. Raises CatalogError with the line."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON texts may hold other line separators as they are
-    except OSError as error:
-        raise CatalogError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise CatalogError(f"{path}: not UTF-8 text ({error})") from error
     tasks = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text_of(path).split("\n"), start=1):  # not splitlines: JSON texts may hold other line separators
         if line.strip():
             try:
                 tasks.append(Task.model_validate_json(line))

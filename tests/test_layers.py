@@ -15,8 +15,8 @@ PACKAGE = Path(speccascade_local.__file__).parent
 #: From the bottom up. A module may import from lower rows and, without a circle, from its own.
 LAYERS = [
     {"errors"},
-    {"checks", "checked_yaml", "lark"},
-    {"sampling", "stats", "profile", "figures", "ngram", "backend", "batch", "gbnf"},
+    {"checks", "lark"},
+    {"sampling", "stats", "profile", "figures", "ngram", "backend", "batch", "gbnf", "checked_yaml"},
     {"rows", "vocabulary", "model"},
     {"evidence", "shaping", "clipping", "pacing", "experience"},
     {"deferral", "generation", "controller"},
