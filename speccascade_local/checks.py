@@ -35,5 +35,6 @@ def text_of(path: Path) -> str:
         raise CatalogError(f"{path}: cannot be read ({error.strerror}); check its name and permissions") from error
     except UnicodeDecodeError as error:
         raise CatalogError(
-            f"{path}: not UTF-8 text: byte {error.object[error.start]:#04x} at position {error.start}; convert it first, for example with iconv"
+            f"{path}: not UTF-8 text: byte {error.object[error.start]:#04x} at position {error.start}; "
+            "convert it first, for example with iconv"
         ) from error

@@ -205,7 +205,8 @@ class LlamaContext:
         if code != 0:
             meaning = {1: "no room in the cache", 2: "aborted", -1: "invalid batch"}.get(code, "evaluation failed")
             raise SessionError(
-                f"{self.model.path.name}: llama_decode returned {code} ({meaning}) for {size} tokens: {complaint()}. If memory is short, load with a smaller context (--ctx)"
+                f"{self.model.path.name}: llama_decode returned {code} ({meaning}) for {size} tokens: {complaint()}. "
+                "If memory is short, load with a smaller context (--ctx)"
             )
         if size > n:
             self._forget(session, length)

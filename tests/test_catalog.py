@@ -234,7 +234,7 @@ def test_a_rule_that_is_refused_is_refused_in_the_words_of_the_rules(tmp_path: P
 )
 def test_a_key_that_stands_twice_is_refused_rather_than_overruled(tmp_path: Path, text: str, line: int, key: str) -> None:
     message = refused(tmp_path / "m.yaml", text)
-    assert message == f"{tmp_path / 'm.yaml'}, line {line}: the key {key!r} stands here for the second time"
+    assert message == f"{tmp_path / 'm.yaml'}, line {line}: the key {key!r} stands here for the second time; leave one"
 
 
 @pytest.mark.parametrize(

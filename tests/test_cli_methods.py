@@ -136,7 +136,7 @@ def test_an_answer_follows_the_json_schema_in_a_file(tmp_path):
         (["run", "--rule", "margin:0.5", "--strict-first", "2", "Hi"], "margin:0.5 is not one"),
         (["run", "--rule", "token_cascade:0.5", "--bonus", "cascade", "Hi"], "token_cascade:0.5 has none"),
         (["run", "--rule", "calibrated:none.json", "Hi"], "none.json: cannot be read (No such file or directory)"),
-        (["run", "--logprobs", "2", "Hi"], "--logprobs needs --json"),
+        (["run", "--logprobs", "2", "Hi"], "add --json"),
         (["run", "--json", "--model-logprobs", "Hi"], "give logprobs a number too"),
         (["run", "--presence-penalty", "3", "Hi"], "presence_penalty is 3.0"),
         (["run", "--logit-bias", "5", "Hi"], "--logit-bias '5' is not ID=BIAS, such as 42=-5"),

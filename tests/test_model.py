@@ -1,0 +1,341 @@
+"""Files into weights and a vocabulary: what is refused, what is freed, what ids stand for."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import logging
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import gguf
+import llama_cpp
+import pytest
+from gguf_files import (
+    CHATML,
+    CONTROLS,
+    ENDOFTEXT,
+    IM_END,
+    IM_START,
+    byte_id,
+    embedding_model,
+    recurrent_model,
+    text_model,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from speccascade_local import model as model_module
+from speccascade_local.context import LlamaContext
+from speccascade_local.errors import ModelLoadError, PromptError, SessionError
+from speccascade_local.model import LlamaModel
+
+DEMO = Path(model_module.__file__).parent / "demo"
+
+
+def test_a_closed_model_says_so_and_may_be_closed_again(files: SimpleNamespace, freed: list[tuple[str, int]]) -> None:
+    model = LlamaModel(files.text)
+    assert model.has_text
+    assert not model.closed
+    model.close()
+    model.close()
+    assert model.closed
+    assert [kind for kind, _ in freed] == ["llama_model_free"]
+    for use in (
+        lambda: model.tokenize("a", add_special=False, parse_special=False),
+        lambda: model.is_end(0),
+        lambda: LlamaContext(model, n_ctx=8).session(),
+    ):
+        with pytest.raises(SessionError, match=r"text\.gguf: this model is closed"):
+            use()
+
+
+@pytest.mark.parametrize("fails", ["llama_model_get_vocab", "llama_vocab_n_tokens", "llama_model_n_ctx_train"])
+def test_a_model_that_fails_half_way_frees_its_weights_once(
+    files: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, made: list[tuple[str, int]], freed: list[tuple[str, int]], fails: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(llama_cpp, fails, fail)
+    with pytest.raises(KeyboardInterrupt):
+        LlamaModel(files.ids)
+    gc.collect()
+    assert [kind for kind, _ in made] == ["llama_model_free"]
+    assert freed == made
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"absent\.gguf: no such file"):
+        LlamaModel(tmp_path / "absent.gguf")
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".gguf", "~no-such-user-here/model.gguf", "nul\0.gguf", "file.gguf/model.gguf"])
+def test_a_path_that_no_file_can_have_is_a_load_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelLoadError):
+        LlamaModel(name if name.startswith("~") else tmp_path / name)
+
+
+def test_an_empty_file_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "empty.gguf").touch()
+    with pytest.raises(ModelLoadError, match=r"empty\.gguf: an empty file"):
+        LlamaModel(tmp_path / "empty.gguf")
+
+
+def test_a_folder_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"a folder; name the \.gguf file itself"):
+        LlamaModel(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_a_load_error(files: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's answer is given here, because a test that runs as root may read everything."""
+
+    def refuse(*_arguments: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ModelLoadError, match=r"ids\.gguf: cannot be read \(Permission denied\); check its name and permissions"):
+        LlamaModel(files.ids)
+
+
+@pytest.mark.parametrize("content", [b"GG", b"PK\x03\x04weights", b"# text\n", b"\0" * 100])
+def test_a_file_that_does_not_begin_as_gguf_says_how_it_begins(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "other.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ModelLoadError) as error:
+        LlamaModel(path)
+    assert f"{path}: not a GGUF file: it begins with {content[:4]!r}" in str(error.value)
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_file_cut_off_anywhere_is_a_load_error_that_names_it(
+    files: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    whole = files.text.read_bytes()
+    length = data.draw(st.integers(4, 200) | st.integers(200, len(whole) - 1) | st.just(len(whole) - 1))
+    path = tmp_path_factory.getbasetemp() / "cut.gguf"
+    path.write_bytes(whole[:length])
+    with pytest.raises(ModelLoadError) as error:
+        LlamaModel(path)
+    assert str(error.value).startswith(f"{path}: llama.cpp cannot load this file: ")
+    assert "no reason given" not in str(error.value)
+
+
+@pytest.mark.parametrize(("write", "reason"), [(recurrent_model, "recurrent"), (embedding_model, "")])
+def test_an_architecture_that_cannot_reject_drafts_is_refused(
+    tmp_path: Path, made: list[tuple[str, int]], freed: list[tuple[str, int]], write: Callable[[Path], Path], reason: str
+) -> None:
+    path = write(tmp_path / "unusable.gguf")
+    with pytest.raises((ModelLoadError, SessionError), match=rf"unusable\.gguf: .*{reason}"):
+        LlamaContext(LlamaModel(path), n_ctx=32, n_threads=1).session().extend([5, 6], 1)
+    gc.collect()
+    assert made
+    assert sorted(freed) == sorted(made)
+
+
+def test_a_path_may_be_text_and_begin_at_home(files: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(files.ids.parent))
+    model = LlamaModel("~/ids.gguf")
+    assert model.path == files.ids
+    model.close()
+
+
+def test_progress_runs_from_0_to_1_and_never_back(files: SimpleNamespace) -> None:
+    seen: list[float] = []
+    LlamaModel(files.text, on_progress=seen.append).close()
+    assert seen == sorted(seen)
+    assert seen[0] >= 0
+    assert seen[-1] == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("mine")])
+@pytest.mark.parametrize("when", ["first", "last"])
+def test_an_exception_while_loading_reaches_the_caller_and_leaves_nothing_loaded(
+    files: SimpleNamespace, made: list[tuple[str, int]], freed: list[tuple[str, int]], error: BaseException, when: str
+) -> None:
+    def stop(fraction: float) -> None:
+        if when == "first" or fraction == 1:
+            raise error
+
+    with pytest.raises(type(error)) as seen:
+        LlamaModel(files.text, on_progress=stop)
+    assert seen.value is error
+    assert freed == made
+
+
+def test_on_progress_is_not_asked_again_after_it_raised(files: SimpleNamespace) -> None:
+    calls: list[float] = []
+
+    def stop(fraction: float) -> None:
+        calls.append(fraction)
+        raise KeyError(fraction)
+
+    with pytest.raises(KeyError):
+        LlamaModel(files.text, on_progress=stop)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("when", ["first", "last"])
+def test_ctrl_c_while_loading_interrupts_and_leaves_nothing_loaded(
+    files: SimpleNamespace, made: list[tuple[str, int]], freed: list[tuple[str, int]], when: str
+) -> None:
+    def press(fraction: float) -> None:
+        if when == "first" or fraction == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        LlamaModel(files.text, on_progress=press)
+    assert freed == made
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_inside_llama_cpp_interrupts_and_frees_the_finished_model(
+    files: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, made: list[tuple[str, int]], freed: list[tuple[str, int]]
+) -> None:
+    real = llama_cpp.llama_model_load_from_file
+
+    def load(path: bytes, params: object) -> int | None:
+        handle = real(path, params)
+        os.kill(os.getpid(), signal.SIGINT)
+        return handle
+
+    monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", load)
+    with pytest.raises(KeyboardInterrupt):
+        LlamaModel(files.text)
+    assert [kind for kind, _ in made] == ["llama_model_free"]
+    assert freed == made
+
+
+def test_a_thread_may_load_a_model(files: SimpleNamespace) -> None:
+    """Signal handlers belong to the main thread."""
+    loaded: list[LlamaModel] = []
+    thread = threading.Thread(target=lambda: loaded.append(LlamaModel(files.ids)))
+    thread.start()
+    thread.join()
+    assert loaded[0].n_vocab == 96
+    loaded[0].close()
+
+
+AVX512 = "CPU : SSE3 = 1 | AVX2 = 1 | AVX512 = 1 | AVX512_VNNI = 1 | LLAMAFILE = 1 | OPENMP = 1 | REPACK = 1 | "
+
+
+AMX = "CPU : SSE3 = 1 | AVX2 = 1 | AVX512 = 1 | AMX_INT8 = 1 | LLAMAFILE = 1 | OPENMP = 1 | REPACK = 1 | "
+
+
+@pytest.mark.parametrize(
+    ("info", "repacked", "said"), [(AVX512, True, "repacking is on"), (AMX, False, "repacking is off, because .* AMX")]
+)
+def test_weights_are_repacked_unless_the_build_has_amx_and_the_log_says_which(
+    files: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, info: str, repacked: bool, said: str
+) -> None:
+    real, given_params = llama_cpp.llama_model_load_from_file, []
+
+    def load(path: bytes, params: llama_cpp.llama_model_params) -> int | None:
+        given_params.append(bool(params.use_extra_bufts))
+        return real(path, params)
+
+    monkeypatch.setattr(model_module, "system_info", lambda: info)
+    monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", load)
+    with caplog.at_level(logging.INFO, logger="speccascade_local"):
+        LlamaModel(files.text).close()
+    assert given_params == [repacked]
+    assert re.search(said, caplog.text)
+
+
+@pytest.fixture(scope="module")
+def demo_model() -> Iterator[LlamaModel]:
+    model = LlamaModel(DEMO / "expert.gguf")
+    yield model
+    model.close()
+
+
+plain_text = st.text(max_size=30) | st.lists(st.sampled_from([*CONTROLS, " the then", "\n\n", "12345", "é", "😀", "\0", "\r\n"])).map(
+    "".join
+)
+
+
+@given(plain_text)
+@settings(max_examples=100, deadline=None)
+def test_the_pieces_of_a_tokenized_text_are_its_bytes(model: LlamaModel, demo_model: LlamaModel, text: str) -> None:
+    for vocabulary in (model, demo_model):
+        ids = vocabulary.tokenize(text, add_special=False, parse_special=False)
+        assert b"".join(map(vocabulary.piece, ids)) == text.encode()
+        assert all(0 <= token < vocabulary.n_vocab for token in ids)
+
+
+def test_merged_and_single_bytes_stand_for_their_own_bytes(model: LlamaModel) -> None:
+    assert [model.piece(byte_id(byte)) for byte in range(256)] == [bytes([byte]) for byte in range(256)]
+    assert [model.piece(token) for token in model.tokenize("the then", add_special=False, parse_special=False)] == [b"the", b" the", b"n"]
+
+
+def test_control_tokens_are_read_only_where_asked_and_show_nothing(model: LlamaModel) -> None:
+    text = "a<|im_end|>"
+    assert model.tokenize(text, add_special=False, parse_special=True) == [byte_id(ord("a")), IM_END]
+    assert not {ENDOFTEXT, IM_START, IM_END} & set(model.tokenize(text, add_special=False, parse_special=False))
+    assert [model.piece(token) for token in range(3)] == [b""] * 3
+
+
+def test_the_unknown_token_counts_as_a_control_token(tmp_path: Path) -> None:
+    model = LlamaModel(text_model(tmp_path / "unknown.gguf", texts={200: "<unk>"}, types={200: gguf.TokenType.UNKNOWN}))
+    assert model.control_texts == {*CONTROLS, "<unk>"}
+    assert model.tokenize("<unk>", add_special=False, parse_special=True) == [200]
+    assert 200 not in model.tokenize("<unk>", add_special=False, parse_special=False)
+    model.close()
+
+
+def test_text_that_utf8_cannot_hold_is_a_prompt_error(model: LlamaModel) -> None:
+    """Such as a command line argument that was not UTF-8: Python stands in lone surrogates for its bytes."""
+    with pytest.raises(PromptError):
+        model.tokenize("caf\udce9", add_special=True, parse_special=True)
+
+
+def test_a_piece_longer_than_any_buffer_comes_whole(tmp_path: Path) -> None:
+    model = LlamaModel(text_model(tmp_path / "long.gguf", texts={200: "y" * 500}))
+    assert model.piece(200) == b"y" * 500
+    model.close()
+
+
+def test_exactly_end_of_text_and_end_of_turn_end_a_text(model: LlamaModel) -> None:
+    assert [token for token in range(model.n_vocab) if model.is_end(token)] == [ENDOFTEXT, IM_END]
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+@pytest.mark.parametrize("add_eos", [False, True])
+def test_the_frame_of_a_text_is_what_the_file_asks_for(tmp_path: Path, add_bos: bool, add_eos: bool) -> None:
+    model = LlamaModel(text_model(tmp_path / "frame.gguf", add_bos=add_bos, add_eos=add_eos, bos_id=IM_START, eos_id=ENDOFTEXT))
+    assert model.bos_id == (IM_START if add_bos else None)
+    assert model.eos_id == (ENDOFTEXT if add_eos else None)
+    assert model.special_texts == {"bos_token": "<|im_start|>", "eos_token": "<|endoftext|>"}
+    framed = model.tokenize("a", add_special=True, parse_special=False)
+    assert framed == [IM_START] * add_bos + [byte_id(ord("a"))] + [ENDOFTEXT] * add_eos
+    model.close()
+
+
+def test_a_model_tells_what_its_file_says(model: LlamaModel, ids_model: LlamaModel, files: SimpleNamespace) -> None:
+    assert (model.path, model.n_vocab, model.n_ctx_train) == (files.text, 263, 2048)
+    assert model.control_texts == frozenset(CONTROLS)
+    assert model.chat_template == CHATML
+    assert ids_model.chat_template is None
+    assert "llama" in model.description
+    assert "F32" in model.description
+
+
+def test_a_model_without_text_works_on_ids_alone(ids_model: LlamaModel) -> None:
+    assert not ids_model.has_text
+    with pytest.raises(PromptError, match=r"ids\.gguf has token ids but no text"):
+        ids_model.tokenize("a", add_special=True, parse_special=True)
+    assert [ids_model.piece(token) for token in range(ids_model.n_vocab)] == [b""] * 96
+    assert not any(ids_model.is_end(token) for token in range(ids_model.n_vocab))
+    assert ids_model.control_texts == frozenset()
+    assert ids_model.special_texts == {"bos_token": "", "eos_token": ""}
+    session = LlamaContext(ids_model, n_ctx=32, n_threads=1).session()
+    assert session.extend([5, 95], 2).shape == (2, 96)
+    session.context.close()
