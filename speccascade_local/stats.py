@@ -31,7 +31,6 @@ class Stats:
     verify_s: float = 0.0  # rules and sampling
     wall_s: float = 0.0
     ttft_s: float = 0.0  # time to the first block of text
-    first_tokens: int = 0  # emitted by that block
 
     def clock(self, begun: float, drafted: float, scored: float, ended: float) -> None:
         """A block took from ``begun`` to ``ended``, in seconds of one clock; its tokens are counted already."""
@@ -40,7 +39,7 @@ class Stats:
         self.verify_s += ended - scored
         self.wall_s += ended - begun
         if self.blocks == 1:
-            self.ttft_s, self.first_tokens = self.wall_s, self.tokens
+            self.ttft_s = self.wall_s
 
     @property
     def acceptance_rate(self) -> float | None:

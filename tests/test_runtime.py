@@ -12,11 +12,6 @@ from speccascade_local.context import LlamaContext
 from speccascade_local.model import LlamaModel
 
 QUESTION = [{"role": "user", "content": "Who is Ada Lovelace?"}]
-ALONE = {"block_size": 0}
-
-
-def cached(runtime: sc.Runtime) -> tuple[list[int], list[int]]:
-    return list(runtime._drafter.tokens), list(runtime._expert.tokens)
 
 
 def assert_caches_are_true(runtime: sc.Runtime) -> None:
