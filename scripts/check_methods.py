@@ -31,7 +31,7 @@ import speccascade_local as sc
 from speccascade_local import methods
 from speccascade_local.acceptance import Fly
 from speccascade_local.backend import physical_cores
-from speccascade_local.context import LlamaContext, LlamaSession
+from speccascade_local.context import LlamaContext
 from speccascade_local.deferral import Rule
 from speccascade_local.drafting import propose
 from speccascade_local.generation import Generation
@@ -40,6 +40,7 @@ from speccascade_local.methods import target_probs
 from speccascade_local.routing import Route
 from speccascade_local.rows import Rows
 from speccascade_local.sampling import Sampler
+from speccascade_local.session import LlamaSession
 from speccascade_local.verify import Verification
 
 ROOT = Path(__file__).parent.parent
@@ -125,7 +126,7 @@ def logprobs(runtime: sc.Runtime, n: int = 60) -> dict[str, Any]:
         given = [np.array([rows.get(place, blank) for place in places]) for rows in seen]
         fresh = []
         for session in sessions:
-            reader = LlamaContext(session.model, n_ctx=runtime.n_ctx, n_threads=1).session(n_vocab=runtime.n_vocab)
+            reader = LlamaSession(LlamaContext(session.model, n_ctx=runtime.n_ctx, n_threads=1), n_vocab=runtime.n_vocab)
             fresh.append(reader.extend(prompt + reply.token_ids[:-1], keep=len(reply.tokens)).copy())
             reader.context.close()
         for j, token in enumerate(reply.tokens):

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from speccascade_local import catalog
 from speccascade_local.context import LlamaContext
 from speccascade_local.model import LlamaModel
+from speccascade_local.session import LlamaSession
 
 Floats = NDArray[np.float32]
 Blocks = NDArray[np.uint8]  # [rows, blocks of a row, BLOCK_BYTES]: Q8_0 as it is stored, a float16 scale and 32 int8 in each block
@@ -243,7 +244,7 @@ def largest_difference(small: Path, large: Path, tokens: int = 48) -> tuple[floa
     rows = []
     for path in (small, large):
         model = LlamaModel(path)
-        session = LlamaContext(model, n_ctx=256).session()
+        session = LlamaSession(LlamaContext(model, n_ctx=256))
         ids = np.random.default_rng(3).integers(3, model.n_vocab, tokens).tolist()
         rows.append(session.extend(ids, keep=tokens).copy())
         session.context.close()

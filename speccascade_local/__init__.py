@@ -7,7 +7,7 @@
     deferral.py  what a rule is, and the target it makes   the mathematics
     verify.py    draft + expert rows -> verdict            the coin
     drafting.py  where drafts come from                    the small model
-    context.py   timelines over weights (model.py)         llama.cpp, and nothing above it
+    session.py   a timeline over weights (model.py)        llama.cpp, and nothing above it
 
 Start with :func:`load`, or on the command line with ``speccascade compare``.
 """

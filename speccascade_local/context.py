@@ -1,7 +1,7 @@
 """Room for texts over one model, and the batch that evaluates them.
 
-A :class:`LlamaContext` holds the memory of several timelines, each a :class:`LlamaSession`, and evaluates what is appended to any of them
-in one llama_decode. Checks every return code, and frees the context once, before its model. Knows nothing of pairs, rules or sampling.
+A :class:`LlamaContext` holds the memory of several timelines and evaluates what is appended to any of them in one llama_decode. Checks
+every return code, and frees the context once, before its model. Knows nothing of pairs, rules or sampling.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ctypes
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import llama_cpp
@@ -23,41 +24,51 @@ from .sampling import Array
 
 log = logging.getLogger(__name__)
 
-#: The most rows that a session can ask for at once, and so one more than the longest draft.
+#: The most rows that a timeline can ask for at once, and so one more than the longest draft.
 MAX_ROWS = 65
 #: So many that each can ask for all its rows in one batch.
-MAX_SESSIONS = BATCH_TOKENS // MAX_ROWS
+MAX_TIMELINES = BATCH_TOKENS // MAX_ROWS
+
+
+@dataclass(eq=False)
+class Timeline:
+    """One sequence of tokens in a context. sequence: its number there. n_vocab: how wide its rows are wanted. tokens: what it holds."""
+
+    sequence: int
+    n_vocab: int
+    tokens: list[int] = field(default_factory=list)
+    closed: bool = False
 
 
 class Part(NamedTuple):
-    """What one session has to read: tokens to append, and after how many of the last ones logits are wanted."""
+    """What one timeline has to read: tokens to append, and after how many of the last ones logits are wanted."""
 
-    session: LlamaSession
+    timeline: Timeline
     tokens: list[int]
     keep: int
 
 
 class LlamaContext:
-    """Memory and batch of up to ``n_sessions`` timelines over one model. Must not be used by two threads at once.
+    """Memory and batch of up to ``n_timelines`` timelines over one model. Must not be used by two threads at once.
 
-    n_ctx: how many tokens each session can hold. n_threads: for single tokens and for batches alike (a draft is verified as a batch),
+    n_ctx: how many tokens each of them can hold. n_threads: for single tokens and for batches alike (a draft is verified as a batch),
     until ``set_threads`` says otherwise; None for the model's default.
 
     Raises SessionError when the context cannot be made, which mostly means that memory is short, ModelLoadError for a model that keeps no
-    memory of a text, SettingError for more sessions than a batch has room for.
+    memory of a text, SettingError for more timelines than a batch has room for.
     """
 
-    def __init__(self, model: LlamaModel, *, n_ctx: int, n_threads: int | None = None, n_sessions: int = 1) -> None:
-        if not 1 <= n_sessions <= MAX_SESSIONS:
-            raise SettingError(f"n_sessions is {n_sessions}; it must be between 1 and {MAX_SESSIONS}")
+    def __init__(self, model: LlamaModel, *, n_ctx: int, n_threads: int | None = None, n_timelines: int = 1) -> None:
+        if not 1 <= n_timelines <= MAX_TIMELINES:
+            raise SettingError(f"n_timelines is {n_timelines}; it must be between 1 and {MAX_TIMELINES}")
         self.model = model
         self.n_ctx = n_ctx  # llama.cpp rounds the size of a context up; what was asked for is the limit that users see
         self.named_threads = n_threads  # what the user asked for, if anything
         self._padding: Mapping[int, int] = {}
-        self._free = list(range(n_sessions))
+        self._free = list(range(n_timelines))
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = n_ctx * n_sessions
-        params.n_seq_max = n_sessions
+        params.n_ctx = n_ctx * n_timelines
+        params.n_seq_max = n_timelines
         params.kv_unified = True  # else a batch of sessions that read different numbers of tokens is evaluated in several steps
         params.n_batch = params.n_ubatch = BATCH_TOKENS
         if not llama_cpp.llama_supports_gpu_offload():
@@ -68,7 +79,7 @@ class LlamaContext:
         params.n_threads = params.n_threads_batch = n_threads or model.default_threads
         log.info("%s: a context of %d tokens, threads: %d", model.path.name, n_ctx, params.n_threads)
         if hasattr(params, "n_outputs_max"):  # otherwise llama.cpp plans for a full row at every position of a batch
-            params.n_outputs_max = MAX_ROWS * n_sessions
+            params.n_outputs_max = MAX_ROWS * n_timelines
         forget_complaints()
         interruption: list[BaseException] = []
         with interrupts_noted(interruption):
@@ -102,15 +113,23 @@ class LlamaContext:
         """Free the context. Harmless when repeated; the model stays."""
         self._free_ctx()
 
-    def session(self, *, n_vocab: int | None = None) -> LlamaSession:
+    def open(self, n_vocab: int | None = None) -> Timeline:
         """A timeline that holds nothing yet. n_vocab: crops its rows to fewer ids, for a partner with a slightly smaller vocabulary.
 
         Raises SessionError if there are as many as the context was made for.
         """
         self.require_open()
         if not self._free:
-            raise SessionError("all sessions of this context are in use; close one, or make the context for more (n_sessions)")
-        return LlamaSession(self, self._free.pop(0), n_vocab or self.model.n_vocab)
+            raise SessionError("all timelines of this context are in use; close one, or make the context for more (n_timelines)")
+        return Timeline(self._free.pop(0), n_vocab or self.model.n_vocab)
+
+    def release(self, timeline: Timeline) -> None:
+        """Make room for another one. Harmless when repeated."""
+        if not timeline.closed:
+            timeline.closed = True
+            if self.is_open:
+                self.drop(timeline, 0)
+            self._free.append(timeline.sequence)
 
     @property
     def threads(self) -> int:
@@ -143,10 +162,10 @@ class LlamaContext:
         self._padding = dict(sizes)
 
     def evaluate(self, parts: Sequence[Part]) -> list[Array]:
-        """Append to several sessions at once; the logits that each part wants, [keep, n_vocab] float32.
+        """Append to several timelines at once; the logits that each part wants, [keep, n_vocab] float32.
 
         The rows are views into llama.cpp's buffer, valid until the next call on this context. One llama_decode where the batch allows
-        (512 tokens), else several, the kept rows always within the last. If anything fails, or Ctrl-C arrives, every session holds
+        (512 tokens), else several, the kept rows always within the last. If anything fails, or Ctrl-C arrives, every timeline holds
         what it held before.
 
         Raises SessionError for a closed session or context or a failed evaluation, PromptError for ids outside the vocabulary,
@@ -155,50 +174,50 @@ class LlamaContext:
         self.require_open()
         for part in parts:
             self._check(part)
-        held = [len(part.session.tokens) for part in parts]
+        held = [len(part.timeline.tokens) for part in parts]
         todo = list(parts)
         try:
             while sum(len(part.tokens) for part in todo) > BATCH_TOKENS:
                 # The kept rows must come out of one llama_decode, so what goes before leaves enough of them.
-                at, (session, tokens, keep) = max(enumerate(todo), key=lambda each: len(each[1].tokens) - each[1].keep)
+                at, (timeline, tokens, keep) = max(enumerate(todo), key=lambda each: len(each[1].tokens) - each[1].keep)
                 size = min(BATCH_TOKENS, len(tokens) - keep)
-                self._decode([Part(session, tokens[:size], 0)])
-                todo[at] = Part(session, tokens[size:], keep)
+                self._decode([Part(timeline, tokens[:size], 0)])
+                todo[at] = Part(timeline, tokens[size:], keep)
             self._decode(todo)
         except BaseException:
             for part, length in zip(parts, held):
-                self.drop(part.session, length)
+                self.drop(part.timeline, length)
             raise
         return self._rows(parts)
 
     def _check(self, part: Part) -> None:
-        session, tokens, keep = part
-        session.require_open()
+        timeline, tokens, keep = part
+        self.require_open(timeline)
         if not 1 <= keep <= min(len(tokens), MAX_ROWS):
             raise SettingError(f"keep is {keep}; it must be between 1 and min(number of tokens, {MAX_ROWS}) = {min(len(tokens), MAX_ROWS)}")
         if not (min(tokens) >= 0 and max(tokens) < self.model.n_vocab):
             raise PromptError(f"token ids run from {min(tokens)} to {max(tokens)}; this vocabulary has 0 to {self.model.n_vocab - 1}")
-        if len(session.tokens) + len(tokens) > self.n_ctx:
+        if len(timeline.tokens) + len(tokens) > self.n_ctx:
             raise ContextOverflowError(
-                f"{len(session.tokens)} tokens held and {len(tokens)} more do not fit a context of {self.n_ctx}; "
+                f"{len(timeline.tokens)} tokens held and {len(tokens)} more do not fit a context of {self.n_ctx}; "
                 "shorten the text or load with a larger context (--ctx)"
             )
 
     def _decode(self, parts: Sequence[Part]) -> None:
         batch, n = self._batch, 0
-        for session, tokens, keep in parts:
-            end, held = n + len(tokens), len(session.tokens)
-            session.tokens += tokens  # first, so that an interruption right after llama_decode still knows what to drop
-            batch.put(n, tokens, held, session.sequence)
+        for timeline, tokens, keep in parts:
+            end, held = n + len(tokens), len(timeline.tokens)
+            timeline.tokens += tokens  # first, so that an interruption right after llama_decode still knows what to drop
+            batch.put(n, tokens, held, timeline.sequence)
             batch.wanted[n:end] = 0
             batch.wanted[end - keep : end] = 1
             n = end
         size = self._padding.get(n, n) if keep else n
-        length = len(session.tokens)
+        length = len(timeline.tokens)
         if length + size - n > self.n_ctx:
             size = n
         if size > n:
-            batch.put(n, tokens[-1:] * (size - n), length, session.sequence)
+            batch.put(n, tokens[-1:] * (size - n), length, timeline.sequence)
             batch.wanted[n:size] = 0
         forget_complaints()
         code = batch.decode(self._ctx, size)
@@ -209,7 +228,7 @@ class LlamaContext:
                 "If memory is short, load with a smaller context (--ctx)"
             )
         if size > n:
-            self._forget(session, length)
+            self._forget(timeline, length)
 
     def _rows(self, parts: Sequence[Part]) -> list[Array]:
         """Of llama.cpp's buffer. The array over it is kept: making one takes longer than a small row is worth."""
@@ -218,87 +237,32 @@ class LlamaContext:
         if place not in self._views:
             self._views[place] = np.ctypeslib.as_array(buffer, (total, self.model.n_vocab))
         rows, end, found = self._views[place], 0, []
-        for session, _, keep in parts:
-            found.append(rows[end : end + keep, : session.n_vocab])
+        for timeline, _, keep in parts:
+            found.append(rows[end : end + keep, : timeline.n_vocab])
             end += keep
         return found
 
-    def drop(self, session: LlamaSession, length: int) -> None:
-        """Forget what the session holds after its first ``length`` tokens. Raises SessionError when the model cannot."""
-        self._forget(session, length)
-        del session.tokens[length:]
+    def drop(self, timeline: Timeline, length: int) -> None:
+        """Forget what it holds after its first ``length`` tokens. Raises SessionError when the model cannot."""
+        self._forget(timeline, length)
+        del timeline.tokens[length:]
 
-    def _forget(self, session: LlamaSession, length: int) -> None:
-        if not llama_cpp.llama_memory_seq_rm(self._memory, session.sequence, length, -1):
+    def _forget(self, timeline: Timeline, length: int) -> None:
+        if not llama_cpp.llama_memory_seq_rm(self._memory, timeline.sequence, length, -1):
             raise SessionError(
                 f"{self.model.path.name}: llama.cpp cannot drop the tail of this model's memory "
-                f"(from {len(session.tokens)} to {length} tokens); its architecture does not allow rejecting drafts; choose another model"
+                f"(from {len(timeline.tokens)} to {length} tokens); its architecture does not allow rejecting drafts; choose another model"
             )
-
-    def release(self, session: LlamaSession) -> None:
-        """Its place may be taken by another one."""
-        if self.is_open:
-            self.drop(session, 0)
-        self._free.append(session.sequence)
 
     @property
     def is_open(self) -> bool:
         """Whether neither this context nor its model has been closed."""
         return self._free_ctx.alive and not self.model.closed
 
-    def require_open(self) -> None:
+    def require_open(self, timeline: Timeline | None = None) -> None:
         """Raises SessionError where a use would crash the process."""
-        if not self.is_open:
+        if not self.is_open or (timeline and timeline.closed):
             raise SessionError(f"{self.model.path.name}: this session is closed; load the pair again")
-
-
-class LlamaSession:
-    """One sequence of tokens in a context: the real :class:`~speccascade_local.drafting.Session`. Made by ``LlamaContext.session``.
-
-    tokens: what it holds. sequence: its number within the context.
-    """
-
-    def __init__(self, context: LlamaContext, sequence: int, n_vocab: int) -> None:
-        self.context, self.sequence, self.n_vocab = context, sequence, n_vocab
-        self.tokens: list[int] = []
-        self._closed = False
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def model(self) -> LlamaModel:
-        """The weights."""
-        return self.context.model
-
-    @property
-    def n_ctx(self) -> int:
-        """How many tokens it can hold."""
-        return self.context.n_ctx
-
-    def extend(self, tokens: list[int], keep: int) -> Array:
-        """Append ``tokens``; the logits after each of the last ``keep`` of them: see :meth:`LlamaContext.evaluate`. [keep, n_vocab]"""
-        return self.context.evaluate([Part(self, tokens, keep)])[0]
-
-    def rewind(self, length: int) -> None:
-        """Forget everything after the first ``length`` tokens. Raises SessionError when the model cannot."""
-        self.require_open()
-        if not 0 <= length <= len(self.tokens):
-            raise SettingError(f"cannot rewind to {length}; the session holds {len(self.tokens)} tokens")
-        if length < len(self.tokens):
-            self.context.drop(self, length)
-
-    def close(self) -> None:
-        """Make room for another session. Harmless when repeated."""
-        if not self._closed:
-            self._closed = True
-            self.context.release(self)
-
-    def require_open(self) -> None:
-        """Raises SessionError for a closed session."""
-        self.context.require_open()
-        if self._closed:
-            raise SessionError(f"{self.model.path.name}: this session is closed; take another one from its context")
 
 
 def _free_context(context: Any, _model: LlamaModel) -> None:

@@ -24,7 +24,7 @@ from .verify import Draft, verify
 class Session(Protocol):
     """One mutable timeline over a model: what the decoding loop needs, and all that it needs.
 
-    :class:`speccascade_local.context.LlamaSession` is the real one; a toy of ten lines will do in a test.
+    :class:`speccascade_local.session.LlamaSession` is the real one; a toy of ten lines will do in a test.
     """
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 from . import catalog, methods, rules
 from .catalog import Pair
 from .checks import whole_number
-from .context import LlamaContext, LlamaSession
+from .context import LlamaContext
 from .deferral import Method
 from .errors import SettingError
 from .experience import Experience
@@ -22,6 +22,7 @@ from .model import LlamaModel
 from .ngram import NgramSession
 from .pairing import shared_vocab_size
 from .runtime import Runtime
+from .session import LlamaSession
 
 #: The context that is made where none is asked for, if both models were trained for as much.
 DEFAULT_CONTEXT = 4096
@@ -72,7 +73,7 @@ def load(
     def open_session(model: LlamaModel) -> LlamaSession:
         context = LlamaContext(model, n_ctx=size, n_threads=n_threads)
         resources.callback(context.close)
-        return context.session(n_vocab=n_vocab)
+        return LlamaSession(context, n_vocab=n_vocab)
 
     with ExitStack() as resources:  # frees in the order contexts, models, if anything below fails
         opened = {role: open_model(role, path) for role, path in chosen.files.items()}

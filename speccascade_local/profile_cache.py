@@ -19,9 +19,9 @@ import platformdirs
 
 from .backend import llama_cpp_version, physical_cores, system_info
 from .calibration import fingerprint
-from .context import LlamaSession
 from .profile import Profile
 from .profiling import DEEP, SHALLOW, measure
+from .session import LlamaSession
 
 log = logging.getLogger(__name__)
 

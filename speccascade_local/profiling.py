@@ -15,8 +15,8 @@ from time import perf_counter
 import numpy as np
 
 from .backend import physical_cores
-from .context import LlamaSession
 from .profile import SIZES, Profile, Speed
+from .session import LlamaSession
 
 log = logging.getLogger(__name__)
 

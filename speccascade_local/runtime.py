@@ -17,7 +17,6 @@ from typing import Any
 
 from .answering import LoadedPair, answer
 from .catalog import Pair
-from .context import LlamaSession
 from .deferral import Method
 from .errors import ContextOverflowError, PromptError, SessionError
 from .experience import Experience
@@ -26,6 +25,7 @@ from .profile import Profile
 from .profile_cache import profile_of
 from .reply import Chunk, Reply
 from .routing import Route
+from .session import LlamaSession
 from .settings import Settings, takes_settings
 from .text import ChatTemplate, Message
 from .vocabulary import Vocabulary

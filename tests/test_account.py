@@ -22,6 +22,7 @@ from speccascade_local.reply import Reply, Token
 from speccascade_local.rows import Rows
 from speccascade_local.rules import Chow, Strict
 from speccascade_local.sampling import Sampler
+from speccascade_local.session import LlamaSession
 
 PROMPTS = ["Count from 3 to 9 by 2.", "Write FizzBuzz for 15.", "What is 17 plus 25?"]
 FILTERS = [{}, {"top_k": 4}, {"top_p": 0.9}, {"min_p": 0.05}]
@@ -126,7 +127,7 @@ def fresh_rows(runtime: sc.Runtime, tokens: list[int], start: int, size: int) ->
     """Rows after every prefix of ``tokens`` from ``start`` on, by new sessions that read ``size`` tokens at a time."""
     rows = {}
     for role, used in (("drafter", runtime._drafter), ("expert", runtime._expert)):
-        session, rows[role] = LlamaContext(used.model, n_ctx=runtime.n_ctx, n_threads=1).session(n_vocab=runtime.n_vocab), {}
+        session, rows[role] = LlamaSession(LlamaContext(used.model, n_ctx=runtime.n_ctx, n_threads=1), n_vocab=runtime.n_vocab), {}
         try:
             if start > 1:
                 session.extend(tokens[: start - 1], keep=1)

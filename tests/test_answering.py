@@ -14,6 +14,7 @@ import speccascade_local as sc
 from speccascade_local.context import LlamaContext
 from speccascade_local.routing import ChowAverage, ChowQuantile, ChowSum, Margin
 from speccascade_local.sampling import softmax
+from speccascade_local.session import LlamaSession
 
 DEMO = Path(sc.__file__).parent / "demo"
 QUESTIONS = [json.loads(line)["prompt"] for line in (DEMO / "heldout.jsonl").read_text(encoding="utf-8").splitlines()[::60]]
@@ -40,7 +41,7 @@ def cold(demo: sc.Runtime, prompt: list[int], **settings) -> sc.Reply:
 
 def rows_of(demo: sc.Runtime, which: str, tokens: list[int], keep: int) -> np.ndarray:
     """Rows of one model from a session of its own. [keep, n_vocab]"""
-    fresh = LlamaContext(getattr(demo, which).model, n_ctx=demo.n_ctx, n_threads=1).session(n_vocab=demo.n_vocab)
+    fresh = LlamaSession(LlamaContext(getattr(demo, which).model, n_ctx=demo.n_ctx, n_threads=1), n_vocab=demo.n_vocab)
     rows = fresh.extend(tokens, keep=keep).copy()
     fresh.context.close()
     return rows
@@ -67,7 +68,7 @@ def text_and_cost(reply: sc.Reply) -> dict:
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "top_k": 4}], ids=["greedy", "sampled"])
 def test_the_confidence_of_a_reply_is_the_formula_over_rows_of_a_fresh_drafter(demo, prompt, settings):
     answer = cold(demo, prompt, rule="never", **settings).token_ids
-    fresh = LlamaContext(demo._drafter.model, n_ctx=demo.n_ctx, n_threads=1).session(n_vocab=demo.n_vocab)
+    fresh = LlamaSession(LlamaContext(demo._drafter.model, n_ctx=demo.n_ctx, n_threads=1), n_vocab=demo.n_vocab)
     read = [prompt, *([token] for token in answer[:-1])]  # in the batches that the runtime reads, so no rounding differs
     probs = softmax(np.concatenate([fresh.extend(tokens, keep=1).copy() for tokens in read]))
     fresh.context.close()

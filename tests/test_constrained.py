@@ -15,6 +15,7 @@ from speccascade_local import methods
 from speccascade_local.context import LlamaContext
 from speccascade_local.grammar import Grammar
 from speccascade_local.routing import Route, TokenCascade
+from speccascade_local.session import LlamaSession
 from speccascade_local.settings import Settings
 from speccascade_local.shaping import Shaper
 from speccascade_local.verify import VERIFICATIONS
@@ -77,7 +78,7 @@ def assert_caches_are_true(runtime: sc.Runtime) -> None:
             held = list(session.tokens)
             session.rewind(len(held) - 1)
             from_cache = session.extend(held[-1:], keep=1).copy()
-            fresh = LlamaContext(session.model, n_ctx=runtime.n_ctx, n_threads=1).session(n_vocab=runtime.n_vocab)
+            fresh = LlamaSession(LlamaContext(session.model, n_ctx=runtime.n_ctx, n_threads=1), n_vocab=runtime.n_vocab)
             np.testing.assert_allclose(from_cache, fresh.extend(held, keep=1), atol=0.3)
             fresh.context.close()
 
@@ -142,7 +143,7 @@ def distance_at_parting(runtime: sc.Runtime, ids: list[int], constraint: dict, o
     settings = Settings(**constraint)
     tokenizer = runtime._model.grammar_tokenizer
     grammar = Grammar(tokenizer, settings.constraint, runtime.n_vocab) if settings.constraint else None
-    session = LlamaContext(runtime._model, n_ctx=runtime.n_ctx, n_threads=1).session(n_vocab=runtime.n_vocab)
+    session = LlamaSession(LlamaContext(runtime._model, n_ctx=runtime.n_ctx, n_threads=1), n_vocab=runtime.n_vocab)
     row = session.extend([*ids, *one[:place]], keep=1)[0].copy()
     session.context.close()
     shaped = Shaper(runtime.n_vocab, ids, settings.penalties, grammar).shape(row, one[:place])

@@ -20,9 +20,10 @@ import speccascade_local as sc
 from speccascade_local import model as model_module
 from speccascade_local.backend import physical_cores
 from speccascade_local.batch import BATCH_TOKENS
-from speccascade_local.context import MAX_ROWS, LlamaContext, LlamaSession, Part
+from speccascade_local.context import MAX_ROWS, LlamaContext, Part
 from speccascade_local.errors import ContextOverflowError, ModelLoadError, PromptError, SessionError, SettingError
 from speccascade_local.model import LlamaModel
+from speccascade_local.session import LlamaSession
 
 DEMO = Path(model_module.__file__).parent / "demo"
 
@@ -42,7 +43,7 @@ def both(request: pytest.FixtureRequest, model: LlamaModel) -> Iterator[SimpleNa
     """One session and one fresh partner each over a float32 and over a quantized model, for properties that rewind them."""
     quantized = LlamaModel(DEMO / "drafter.gguf") if request.param == "quantized" else None
     chosen = quantized or model
-    sessions = [LlamaContext(chosen, n_ctx=128, n_threads=1).session() for _ in range(2)]
+    sessions = [LlamaSession(LlamaContext(chosen, n_ctx=128, n_threads=1)) for _ in range(2)]
     yield SimpleNamespace(session=sessions[0], fresh=sessions[1], kind=request.param)
     for session in sessions:
         session.context.close()
@@ -52,7 +53,7 @@ def both(request: pytest.FixtureRequest, model: LlamaModel) -> Iterator[SimpleNa
 
 @pytest.fixture
 def session(model: LlamaModel) -> Iterator[LlamaSession]:
-    session = LlamaContext(model, n_ctx=96, n_threads=1).session()
+    session = LlamaSession(LlamaContext(model, n_ctx=96, n_threads=1))
     yield session
     session.context.close()
 
@@ -133,7 +134,7 @@ def test_any_mixture_of_steps_and_refused_steps_leaves_one_true_timeline(both: S
 def long(ids_model: LlamaModel) -> Iterator[SimpleNamespace]:
     """1025 tokens with all their rows, read in small pieces, and a session to read them in other ways."""
     tokens = np.random.default_rng(5).integers(0, ids_model.n_vocab, 1025).tolist()
-    session = LlamaContext(ids_model, n_ctx=1025, n_threads=1).session()
+    session = LlamaSession(LlamaContext(ids_model, n_ctx=1025, n_threads=1))
     pieces = [tokens[i : i + 41] for i in range(0, 1025, 41)]
     rows = np.concatenate([session.extend(piece, len(piece)).copy() for piece in pieces])
     yield SimpleNamespace(tokens=tokens, rows=rows, session=session)
@@ -168,7 +169,7 @@ def test_a_draft_read_as_one_batch_scores_like_token_by_token(
     ids_model: LlamaModel, long: SimpleNamespace, held: int, n_threads: int
 ) -> None:
     """Otherwise verified and plain greedy decoding would part, the sooner the longer the text."""
-    session = LlamaContext(ids_model, n_ctx=1025, n_threads=n_threads).session()
+    session = LlamaSession(LlamaContext(ids_model, n_ctx=1025, n_threads=n_threads))
     draft = long.tokens[held : held + 6]
     session.extend(long.tokens[:held], 1)
     batch = session.extend(draft, 6).copy()
@@ -191,8 +192,8 @@ def test_rows_are_a_float32_view_into_the_buffer_of_llama_cpp(session: LlamaSess
 @settings(max_examples=10, deadline=None)
 def test_a_smaller_n_vocab_crops_the_rows_and_nothing_else(model: LlamaModel, tokens: list[int], n_vocab: int) -> None:
     whole, cropped = (
-        LlamaContext(model, n_ctx=64, n_threads=1).session(),
-        LlamaContext(model, n_ctx=64, n_threads=1).session(n_vocab=n_vocab),
+        LlamaSession(LlamaContext(model, n_ctx=64, n_threads=1)),
+        LlamaSession(LlamaContext(model, n_ctx=64, n_threads=1), n_vocab=n_vocab),
     )
     try:
         np.testing.assert_array_equal(cropped.extend(tokens, len(tokens)), whole.extend(tokens, len(tokens))[:, :n_vocab])
@@ -203,7 +204,7 @@ def test_a_smaller_n_vocab_crops_the_rows_and_nothing_else(model: LlamaModel, to
 
 
 def test_a_context_holds_exactly_what_was_asked_for(model: LlamaModel) -> None:
-    session = LlamaContext(model, n_ctx=7, n_threads=1).session()
+    session = LlamaSession(LlamaContext(model, n_ctx=7, n_threads=1))
     assert session.n_ctx == 7
     session.extend([5] * 7, 1)
     with pytest.raises(ContextOverflowError, match=r"7 tokens held and 1 more do not fit a context of 7"):
@@ -212,7 +213,7 @@ def test_a_context_holds_exactly_what_was_asked_for(model: LlamaModel) -> None:
 
 
 def test_two_sessions_over_one_model_do_not_touch_each_other(model: LlamaModel) -> None:
-    one, other = LlamaContext(model, n_ctx=32, n_threads=1).session(), LlamaContext(model, n_ctx=32, n_threads=1).session()
+    one, other = LlamaSession(LlamaContext(model, n_ctx=32, n_threads=1)), LlamaSession(LlamaContext(model, n_ctx=32, n_threads=1))
     alone = one.extend([5, 6, 7], 1).copy()
     one.rewind(2)
     other.extend([100, 101, 102, 103], 1)
@@ -251,7 +252,7 @@ def test_a_refused_step_names_what_it_saw_and_leaves_the_session_as_it_was(sessi
 
 
 def test_a_closed_session_refuses_to_work_and_may_be_closed_again(model: LlamaModel, freed: list[tuple[str, int]]) -> None:
-    session = LlamaContext(model, n_ctx=32, n_threads=1).session()
+    session = LlamaSession(LlamaContext(model, n_ctx=32, n_threads=1))
     session.extend([5, 6], 1)
     session.context.close()
     session.context.close()
@@ -262,7 +263,7 @@ def test_a_closed_session_refuses_to_work_and_may_be_closed_again(model: LlamaMo
 
 
 def test_what_nobody_holds_any_more_is_freed_context_before_model(files: SimpleNamespace, freed: list[tuple[str, int]]) -> None:
-    session = LlamaContext(LlamaModel(files.ids), n_ctx=32, n_threads=1).session()
+    session = LlamaSession(LlamaContext(LlamaModel(files.ids), n_ctx=32, n_threads=1))
     del session
     gc.collect()
     kinds = [kind for kind, _ in freed]
@@ -293,7 +294,7 @@ def assert_untouched(session: LlamaSession, tokens: list[int], monkeypatch: pyte
 def test_a_failed_evaluation_names_its_code_and_loses_nothing(
     ids_model: LlamaModel, monkeypatch: pytest.MonkeyPatch, code: int, meaning: str, at_call: int
 ) -> None:
-    session = LlamaContext(ids_model, n_ctx=600, n_threads=1).session()
+    session = LlamaSession(LlamaContext(ids_model, n_ctx=600, n_threads=1))
     session.extend([5, 60, 70], 1)
     decode_that_fails(monkeypatch, at_call, lambda _: code)
     with pytest.raises(SessionError, match=rf"ids\.gguf: llama_decode returned {code} .*{meaning}"):
@@ -319,7 +320,7 @@ def test_ctrl_c_right_after_an_evaluation_loses_nothing(ids_model: LlamaModel, m
     def interrupt(_code: int) -> int:
         raise KeyboardInterrupt
 
-    session = LlamaContext(ids_model, n_ctx=600, n_threads=1).session()
+    session = LlamaSession(LlamaContext(ids_model, n_ctx=600, n_threads=1))
     session.extend([5, 60, 70], 1)
     decode_that_fails(monkeypatch, at_call, interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -344,7 +345,7 @@ def test_a_session_that_fails_half_way_frees_its_context_once(
 
     monkeypatch.setattr(llama_cpp, "llama_get_memory", fail)
     with pytest.raises(MemoryError):
-        LlamaContext(model, n_ctx=32, n_threads=1).session()
+        LlamaSession(LlamaContext(model, n_ctx=32, n_threads=1))
     gc.collect()
     assert [kind for kind, _ in made] == ["llama_free"]
     assert freed == made
@@ -353,7 +354,7 @@ def test_a_session_that_fails_half_way_frees_its_context_once(
 def test_a_context_that_cannot_be_made_is_a_session_error_with_its_size(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_cpp, "llama_init_from_model", lambda *_: None)
     with pytest.raises(SessionError, match=r"text\.gguf: .*context of 32 tokens.*--ctx"):
-        LlamaContext(model, n_ctx=32, n_threads=1).session()
+        LlamaSession(LlamaContext(model, n_ctx=32, n_threads=1))
 
 
 @pytest.mark.parametrize("at_call", [1, 2])
@@ -390,7 +391,7 @@ def test_ctrl_c_while_a_context_is_made_frees_it_and_is_raised(
 
     monkeypatch.setattr(llama_cpp, "llama_init_from_model", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        LlamaContext(model, n_ctx=32, n_threads=1).session()
+        LlamaSession(LlamaContext(model, n_ctx=32, n_threads=1))
     assert freed == made
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -401,7 +402,7 @@ def test_single_tokens_and_batches_use_the_same_threads_by_default_the_physical_
 ) -> None:
     monkeypatch.setattr(model_module, "ONE_THREAD_BYTES", one_thread_bytes)
     model = LlamaModel(files.text)
-    session = LlamaContext(model, n_ctx=32, n_threads=asked).session()
+    session = LlamaSession(LlamaContext(model, n_ctx=32, n_threads=asked))
     used = llama_cpp.llama_n_threads(session.context._ctx), llama_cpp.llama_n_threads_batch(session.context._ctx)
     session.context.close()
     model.close()
@@ -431,7 +432,7 @@ def test_padded_batches_give_the_rows_of_unpadded_ones(both: SimpleNamespace, to
 def test_padding_stays_within_the_context(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, real = [], llama_cpp.llama_decode
     monkeypatch.setattr(llama_cpp, "llama_decode", lambda ctx, batch: sizes.append(batch.n_tokens) or real(ctx, batch))
-    session = LlamaContext(model, n_ctx=20, n_threads=1).session()
+    session = LlamaSession(LlamaContext(model, n_ctx=20, n_threads=1))
     session.context.pad_batches({5: 8, 2: 4})
     for piece in ([1] * 5, [2] * 5, [3] * 5, [4, 5], [6, 7], [8]):
         session.extend(piece, 1)
@@ -441,7 +442,7 @@ def test_padding_stays_within_the_context(model: LlamaModel, monkeypatch: pytest
         session.extend([9], 1)
     row = fresh_rows(session, [9], 1).copy()
     session.context.close()
-    fresh = LlamaContext(model, n_ctx=20, n_threads=1).session()
+    fresh = LlamaSession(LlamaContext(model, n_ctx=20, n_threads=1))
     assert_same_rows(fresh.extend([9], 1), row)
     fresh.context.close()
 
@@ -490,9 +491,9 @@ def test_thread_counts_can_be_changed_and_read(session: LlamaSession) -> None:
 @pytest.fixture(scope="module")
 def shared(ids_model: LlamaModel) -> Iterator[SimpleNamespace]:
     """Three timelines of one context, and as many that are alone in theirs."""
-    context = LlamaContext(ids_model, n_ctx=48, n_threads=1, n_sessions=3)
-    alone = [LlamaContext(ids_model, n_ctx=48, n_threads=1).session() for _ in range(3)]
-    yield SimpleNamespace(context=context, sessions=[context.session() for _ in range(3)], alone=alone)
+    context = LlamaContext(ids_model, n_ctx=48, n_threads=1, n_timelines=3)
+    alone = [LlamaSession(LlamaContext(ids_model, n_ctx=48, n_threads=1)) for _ in range(3)]
+    yield SimpleNamespace(context=context, sessions=[LlamaSession(context) for _ in range(3)], alone=alone)
     for session in alone:
         session.context.close()
     context.close()
@@ -521,10 +522,10 @@ def test_timelines_that_interleave_are_each_as_if_alone(shared: SimpleNamespace,
             room = len(session) + len(tokens) <= session.n_ctx
             for each in (session, shared.alone[who]):
                 each.rewind(max(len(each) - back, 0) if room else 0)
-            parts.append(Part(session, tokens, min(keep, len(tokens))))
+            parts.append(Part(session.timeline, tokens, min(keep, len(tokens))))
         for rows, (who, (_, tokens, _)), part in zip(shared.context.evaluate(parts), turn.items(), parts):
             assert_same_rows(rows, shared.alone[who].extend(tokens, part.keep))
-            assert part.session.tokens == shared.alone[who].tokens
+            assert part.timeline.tokens == shared.alone[who].tokens
 
 
 def test_several_timelines_are_evaluated_in_one_batch(shared: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -532,18 +533,18 @@ def test_several_timelines_are_evaluated_in_one_batch(shared: SimpleNamespace, m
     monkeypatch.setattr(llama_cpp, "llama_decode", lambda ctx, batch: sizes.append(batch.n_tokens) or real(ctx, batch))
     for session in shared.sessions:
         session.rewind(0)
-    rows = shared.context.evaluate([Part(shared.sessions[0], [1, 2, 3], 2), Part(shared.sessions[2], [4, 5], 1)])
+    rows = shared.context.evaluate([Part(shared.sessions[0].timeline, [1, 2, 3], 2), Part(shared.sessions[2].timeline, [4, 5], 1)])
     assert sizes == [5]
     assert [each.shape for each in rows] == [(2, 96), (1, 96)]
 
 
 def test_long_texts_of_several_timelines_keep_their_rows_in_the_last_batch(ids_model: LlamaModel) -> None:
-    context = LlamaContext(ids_model, n_ctx=700, n_threads=1, n_sessions=2)
+    context = LlamaContext(ids_model, n_ctx=700, n_threads=1, n_timelines=2)
     texts = [[i % 90 for i in range(600)], [i % 70 for i in range(400)]]
-    parts = [Part(context.session(), text, 60) for text in texts]
+    parts = [Part(LlamaSession(context).timeline, text, 60) for text in texts]
     rows = [each.copy() for each in context.evaluate(parts)]
     for text, found in zip(texts, rows):
-        session = LlamaContext(ids_model, n_ctx=700, n_threads=1).session()
+        session = LlamaSession(LlamaContext(ids_model, n_ctx=700, n_threads=1))
         assert_same_rows(found, session.extend(text, 60))
         session.context.close()
     context.close()
@@ -555,29 +556,29 @@ def test_when_one_part_fails_no_timeline_has_moved(shared: SimpleNamespace, monk
         session.rewind(0)
         session.extend([5, 6], 1)
     with pytest.raises(ContextOverflowError):
-        shared.context.evaluate([Part(one, [7], 1), Part(other, [8] * 47, 1)])
+        shared.context.evaluate([Part(one.timeline, [7], 1), Part(other.timeline, [8] * 47, 1)])
     decode_that_fails(monkeypatch, 1, lambda _: 2)
     with pytest.raises(SessionError):
-        shared.context.evaluate([Part(one, [7], 1), Part(other, [8], 1)])
+        shared.context.evaluate([Part(one.timeline, [7], 1), Part(other.timeline, [8], 1)])
     for session in (one, other):
         assert_untouched(session, [5, 6], monkeypatch)
 
 
 def test_a_context_has_as_many_timelines_as_it_was_made_for(ids_model: LlamaModel) -> None:
-    context = LlamaContext(ids_model, n_ctx=16, n_threads=1, n_sessions=2)
-    first, second = context.session(), context.session()
+    context = LlamaContext(ids_model, n_ctx=16, n_threads=1, n_timelines=2)
+    first, second = LlamaSession(context), LlamaSession(context)
     second.extend([1, 2], 1)
-    with pytest.raises(SessionError, match="all sessions of this context are in use"):
-        context.session()
+    with pytest.raises(SessionError, match="all timelines of this context are in use"):
+        LlamaSession(context)
     second.close()
     second.close()
-    with pytest.raises(SessionError, match="this session is closed; take another one"):
+    with pytest.raises(SessionError, match="this session is closed"):
         second.extend([3], 1)
-    third = context.session()
+    third = LlamaSession(context)
     assert len(third) == 0
     found = third.extend([7, 8], 1).copy()
     assert_same_rows(found, first.extend([7, 8], 1))
     context.close()
     third.close()
-    with pytest.raises(SettingError, match="n_sessions is 8; it must be between 1 and 7"):
-        LlamaContext(ids_model, n_ctx=16, n_sessions=8)
+    with pytest.raises(SettingError, match="n_timelines is 8; it must be between 1 and 7"):
+        LlamaContext(ids_model, n_ctx=16, n_timelines=8)

@@ -20,6 +20,7 @@ from speccascade_local import methods, target_probs
 from speccascade_local.context import LlamaContext
 from speccascade_local.rows import Rows
 from speccascade_local.sampling import Sampler, softmax
+from speccascade_local.session import LlamaSession
 from speccascade_local.verify import Draft
 
 DEMO = Path(sc.__file__).parent / "demo"
@@ -40,7 +41,7 @@ def rows_of(runtime: sc.Runtime, tokens: list[int], keep: int = 1) -> tuple[np.n
     """Fresh rows of both models after ``tokens``."""
     rows = []
     for session in (runtime._drafter, runtime._expert):
-        fresh = LlamaContext(session.model, n_ctx=runtime.n_ctx, n_threads=1).session(n_vocab=runtime.n_vocab)
+        fresh = LlamaSession(LlamaContext(session.model, n_ctx=runtime.n_ctx, n_threads=1), n_vocab=runtime.n_vocab)
         rows.append(fresh.extend(tokens, keep=keep).copy())
         fresh.context.close()
     return rows[0], rows[1]

@@ -21,7 +21,7 @@ LAYERS = [
     {"evidence", "shaping", "clipping", "pacing", "experience"},
     {"deferral", "generation", "controller"},
     {"account", "rules", "acceptance", "custom", "grammar"},
-    {"guards", "verify", "drafting", "context"},
+    {"guards", "verify", "drafting", "context", "session"},
     {"ahead"},
     {"cascade", "text", "pairing"},
     {"routing"},

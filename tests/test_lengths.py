@@ -12,6 +12,7 @@ from speccascade_local import catalog
 from speccascade_local.context import LlamaContext
 from speccascade_local.errors import CatalogError, SettingError
 from speccascade_local.profile import Profile, Speed
+from speccascade_local.session import LlamaSession
 
 FILES = catalog.bundled()
 QUESTIONS = ["Translate to French: The red cat sells the old table now.", "What is 17 plus 25?", "Who is Buzz Aldrin?"]
@@ -26,7 +27,7 @@ def nearly_equal(runtime: sc.Runtime, prompt: list[int], ours: list[int], alone:
     if ours == alone:
         return True
     at = next(i for i, (a, b) in enumerate(zip(ours, alone)) if a != b)
-    fresh = LlamaContext(runtime._model, n_ctx=runtime.n_ctx, n_threads=1).session(n_vocab=runtime.n_vocab)
+    fresh = LlamaSession(LlamaContext(runtime._model, n_ctx=runtime.n_ctx, n_threads=1), n_vocab=runtime.n_vocab)
     row = fresh.extend(prompt + alone[:at], keep=1)[0]
     gap = abs(float(row[ours[at]] - row[alone[at]]))
     fresh.context.close()

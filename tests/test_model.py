@@ -34,6 +34,7 @@ from speccascade_local import model as model_module
 from speccascade_local.context import LlamaContext
 from speccascade_local.errors import ModelLoadError, PromptError, SessionError
 from speccascade_local.model import LlamaModel
+from speccascade_local.session import LlamaSession
 
 DEMO = Path(model_module.__file__).parent / "demo"
 
@@ -49,7 +50,7 @@ def test_a_closed_model_says_so_and_may_be_closed_again(files: SimpleNamespace, 
     for use in (
         lambda: model.tokenize("a", add_special=False, parse_special=False),
         lambda: model.is_end(0),
-        lambda: LlamaContext(model, n_ctx=8).session(),
+        lambda: LlamaSession(LlamaContext(model, n_ctx=8)),
     ):
         with pytest.raises(SessionError, match=r"text\.gguf: this model is closed"):
             use()
@@ -134,7 +135,7 @@ def test_an_architecture_that_cannot_reject_drafts_is_refused(
 ) -> None:
     path = write(tmp_path / "unusable.gguf")
     with pytest.raises((ModelLoadError, SessionError), match=rf"unusable\.gguf: .*{reason}"):
-        LlamaContext(LlamaModel(path), n_ctx=32, n_threads=1).session().extend([5, 6], 1)
+        LlamaSession(LlamaContext(LlamaModel(path), n_ctx=32, n_threads=1)).extend([5, 6], 1)
     gc.collect()
     assert made
     assert sorted(freed) == sorted(made)
@@ -336,6 +337,6 @@ def test_a_model_without_text_works_on_ids_alone(ids_model: LlamaModel) -> None:
     assert not any(ids_model.is_end(token) for token in range(ids_model.n_vocab))
     assert ids_model.control_texts == frozenset()
     assert ids_model.special_texts == {"bos_token": "", "eos_token": ""}
-    session = LlamaContext(ids_model, n_ctx=32, n_threads=1).session()
+    session = LlamaSession(LlamaContext(ids_model, n_ctx=32, n_threads=1))
     assert session.extend([5, 95], 2).shape == (2, 96)
     session.context.close()

@@ -18,6 +18,7 @@ from speccascade_local.context import LlamaContext
 from speccascade_local.errors import PairError, PromptError
 from speccascade_local.model import LlamaModel
 from speccascade_local.pairing import shared_vocab_size
+from speccascade_local.session import LlamaSession
 
 SMALL = BASE_VOCABULARY
 WIDE = SMALL + 128  # as far apart as two vocabularies may be
@@ -192,7 +193,7 @@ PROMPT = list(range(20, 40))
 def test_the_wide_model_alone_would_leave_the_shared_vocabulary(widths: dict[str, Path]) -> None:
     """Guards the test below, which says nothing about a model that prefers shared ids anyway."""
     model = LlamaModel(widths["wide"])
-    session = LlamaContext(model, n_ctx=32, n_threads=1).session()
+    session = LlamaSession(LlamaContext(model, n_ctx=32, n_threads=1))
     preferred = session.extend(PROMPT, len(PROMPT)).argmax(axis=1)
     assert np.mean(preferred >= SMALL) > 0.9
     session.context.close()

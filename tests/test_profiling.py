@@ -16,11 +16,12 @@ from gguf_files import textless_model
 import speccascade_local as sc
 from speccascade_local import model as model_module
 from speccascade_local import profile_cache, profiling
-from speccascade_local.context import LlamaContext, LlamaSession
+from speccascade_local.context import LlamaContext
 from speccascade_local.model import LlamaModel
 from speccascade_local.profile import SIZES, Profile
 from speccascade_local.profile_cache import key_of, profile_of
 from speccascade_local.profiling import completed, depths_in, fewest_threads, measure, scaled
+from speccascade_local.session import LlamaSession
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
 @pytest.fixture
 def open_pair(models: SimpleNamespace, request: pytest.FixtureRequest):
     def opened(n_ctx: int = 96, n_threads: int | None = None) -> tuple[LlamaSession, LlamaSession]:
-        sessions = tuple(LlamaContext(model, n_ctx=n_ctx, n_threads=n_threads).session() for model in (models.drafter, models.expert))
+        sessions = tuple(LlamaSession(LlamaContext(model, n_ctx=n_ctx, n_threads=n_threads)) for model in (models.drafter, models.expert))
         for session in sessions:
             request.addfinalizer(session.close)
         return sessions
@@ -221,7 +222,7 @@ def test_an_unwritable_place_is_no_error(open_pair, cache, measured, caplog):
 
 def test_models_whose_files_are_gone_are_measured_and_not_kept(tmp_path, cache, measured):
     models = [LlamaModel(textless_model(tmp_path / f"{i}.gguf", seed=i)) for i in range(2)]
-    sessions = [LlamaContext(model, n_ctx=32).session() for model in models]
+    sessions = [LlamaSession(LlamaContext(model, n_ctx=32)) for model in models]
     for model in models:
         os.unlink(model.path)
     profile_of(*sessions)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import speccascade_local as sc
 from speccascade_local.context import LlamaContext
 from speccascade_local.model import LlamaModel
+from speccascade_local.session import LlamaSession
 
 QUESTION = [{"role": "user", "content": "Who is Ada Lovelace?"}]
 
@@ -22,7 +23,7 @@ def assert_caches_are_true(runtime: sc.Runtime) -> None:
         held = list(session.tokens)
         session.rewind(len(held) - 1)
         from_cache = session.extend(held[-1:], keep=1).copy()
-        fresh = LlamaContext(session.model, n_ctx=runtime.n_ctx, n_threads=1).session(n_vocab=runtime.n_vocab)
+        fresh = LlamaSession(LlamaContext(session.model, n_ctx=runtime.n_ctx, n_threads=1), n_vocab=runtime.n_vocab)
         np.testing.assert_allclose(from_cache, fresh.extend(held, keep=1), atol=0.15)
         fresh.context.close()
 
