@@ -67,13 +67,13 @@ class Auto:
         if bucket not in self._costs:
             batches = np.array([self._profile.expert.batch_s(waiting + n, depth) for n in range(LONGEST_BLOCK + 1)])
             # A prompt is read whatever is drafted: what drafts add to it is all that counts, and that is no staircase.
-            batches += self._profile.expert.batch_s(1, depth) - batches[0]
-            self._costs[bucket] = batches, self._profile.drafter.batch_s(1, depth)
+            batches += self._profile.expert.batch_s(1, depth) - batches[0] + self._profile.block_s
+            self._costs[bucket] = batches, self._profile.drafter.batch_s(1, depth) + self._profile.draft_s
         self._batch, self._step = self._costs[bucket]
         alone = 1 / self._batch[0]
         # The expert alone is always to be had, so no draft may be worth less than that; and until something is known, not more.
         self._rate = max(alone, (self._seen.tokens + 8) / (self._seen.seconds + 8 / alone))
-        self._seconds, self._first = 0.0, self._profile.drafter.batch_s(max(unread, 1), depth)
+        self._seconds, self._first = 0.0, self._profile.drafter.batch_s(max(unread, 1), depth) + self._profile.draft_s
         self._expected, self._all_kept = 1.0, 1.0  # tokens of the block as drafted so far; chance that all of it is kept
         self._drafted = 0
         self._refused = False

@@ -85,15 +85,21 @@ class Profile:
     """The speeds of a pair, and what they hold for. Raises ValueError if malformed.
 
     overlap: what is lost when the drafter decodes while the expert reads a batch, as a share of the time that could be saved by it;
-    0: both run as if alone, 1: nothing is gained. key: the files, the machine and the build that were measured.
+    0: both run as if alone, 1: nothing is gained. key: the files, the machine and the build that were measured. block_s, draft_s: what the
+    loop takes beside the models, for each block and for each drafted token; a large model hides it, a tiny one does not.
     """
 
     expert: Speed
     drafter: Speed
     overlap: float
     key: Mapping[str, str | int]
+    block_s: float = 0.0
+    draft_s: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("block_s", "draft_s"):
+            if not (_is_number(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a finite number from 0")
         if not (_is_number(self.overlap) and 0 <= self.overlap <= 1):
             raise ValueError(f"overlap is {self.overlap!r}; it must be a number from 0 to 1")
         if not all(isinstance(name, str) and (isinstance(value, str) or _is_whole(value, None)) for name, value in self.key.items()):
@@ -111,15 +117,16 @@ class Profile:
             }
             for role, speed in (("expert", self.expert), ("drafter", self.drafter))
         }
-        return {**speeds, "overlap": self.overlap, "key": dict(self.key)}
+        return {**speeds, "overlap": self.overlap, "key": dict(self.key), "block_s": self.block_s, "draft_s": self.draft_s}
 
     @classmethod
     def from_dict(cls, data: object) -> Profile:
         """The inverse of ``as_dict``. Raises ValueError for anything else."""
-        whole = _entries("the profile", data, {"expert", "drafter", "overlap", "key"})
+        whole = _entries("the profile", data, {"expert", "drafter", "overlap", "key", "block_s", "draft_s"})
         if not isinstance(whole["key"], dict):
             raise ValueError("the key must be texts and whole numbers by name")
-        return cls(_speed("expert", whole["expert"]), _speed("drafter", whole["drafter"]), whole["overlap"], whole["key"])
+        expert, drafter = (_speed(role, whole[role]) for role in ("expert", "drafter"))
+        return cls(expert, drafter, whole["overlap"], whole["key"], whole["block_s"], whole["draft_s"])
 
 
 def _speed(role: str, data: object) -> Speed:
@@ -150,3 +157,7 @@ def _is_number(value: object) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # a whole number too large for a float
         return False
+
+
+#: In place of a drafter: what an index of the text takes beside any model.
+FREE = Speed(1, 1, (0,), (tuple(1e-6 for _ in SIZES),), 1e-6)

@@ -26,7 +26,7 @@ from .session import LlamaSession
 log = logging.getLogger(__name__)
 
 #: Goes up when what is measured, or how it is written, changes.
-FORMAT = 3
+FORMAT = 4
 
 
 def profile_of(

@@ -15,7 +15,8 @@ from time import perf_counter
 import numpy as np
 
 from .backend import physical_cores
-from .profile import SIZES, Profile, Speed
+from .loop_cost import loop_cost
+from .profile import FREE, SIZES, Profile, Speed
 from .session import LlamaSession
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,6 @@ _DRAFT = 8
 _AGREED = 0.05  # two measurements of one thing that differ by no more than this need no third
 _QUICK_S, _AT_ONCE = 0.01, 5  # one visit repeats what is quick, up to so many times
 
-#: In place of a drafter: what an index of the text takes beside any model.
-FREE = Speed(1, 1, (0,), (tuple(1e-6 for _ in SIZES),), 1e-6)
 
 Samples = dict[int, list[float]]
 
@@ -63,10 +62,11 @@ def measure(
             bench.measure_deep()
         for _ in rounds:
             pass
+        own = loop_cost(drafter, expert)
         if drafter is None:
-            profile = Profile(benches[0].speed(), FREE, 1.0, key or {})
+            profile = Profile(benches[0].speed(), FREE, 1.0, key or {}, *own)
         else:
-            profile = Profile(benches[1].speed(), benches[0].speed(), _overlap(clock, *benches), key or {})
+            profile = Profile(benches[1].speed(), benches[0].speed(), _overlap(clock, *benches), key or {}, *own)
     except BaseException:
         for context, single, batch in found:
             context.set_threads(single, batch)

@@ -27,8 +27,9 @@ def speeds(draw: st.DrawFn) -> Speed:
 
 
 profiles = st.builds(
-    Profile, speeds(), speeds(), st.floats(0, 1), st.dictionaries(st.text(max_size=9), st.text(max_size=9) | st.integers(-1, 2**40))
-)
+    Profile, speeds(), speeds(), st.floats(0, 1), st.dictionaries(st.text(max_size=9), st.text(max_size=9) | st.integers(-1, 2**40)),
+    block_s=st.floats(0, 1), draft_s=st.floats(0, 1),
+)  # fmt: skip
 
 
 def test_a_staircase_with_dips_is_padded_to_the_dips():
@@ -107,6 +108,8 @@ GOOD = Profile(
         (("drafter", "more"), 1),
         (("overlap",), 1.5),
         (("overlap",), "0"),
+        (("block_s",), -1.0),
+        (("draft_s",), math.nan),
         (("key",), []),
         (("key",), {"cpu": 1.5}),
         (("key",), {"cpu": True}),

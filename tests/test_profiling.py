@@ -236,7 +236,7 @@ def test_what_was_found_is_applied_to_both_sessions(open_pair, cache):
     row = [1.0, 9.0, 9.0, 2.0] + [9.0] * 13
     speed = {"threads": 2, "batch_threads": 3, "depths": [24], "seconds": [row], "prompt_s": 1.0}
     key = key_of(*sessions, None)
-    written = Profile.from_dict({"expert": speed, "drafter": speed, "overlap": 0, "key": key})
+    written = Profile.from_dict({"expert": speed, "drafter": speed, "overlap": 0, "key": key, "block_s": 0, "draft_s": 0.5})
     profile_cache._write(profile_cache._cache_file(key), written)
     assert profile_of(*sessions) == written
     for session in sessions:
