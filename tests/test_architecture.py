@@ -41,7 +41,7 @@ def test_the_way_of_a_prompt_takes_at_most_eight_steps():
 def test_the_examples_are_short_and_run(capsys):
     assert all(sum(bool(line.strip()) for line in block.splitlines()) < 15 for block in BLOCKS)
     rule, drafter, loop = BLOCKS
-    exec(rule, {"__name__": "example"})
+    exec(compile(rule, "rule", "exec", dont_inherit=True), {"__name__": "__main__"})
     answer = capsys.readouterr().out
     assert "astronaut" in answer
     together: dict[str, object] = {}
