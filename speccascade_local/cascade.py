@@ -97,16 +97,7 @@ def decode(
             beside = bool(unread) and pace.beside(len(unread), len(tokens) - len(drafter.tokens))
             with meanwhile(expert, unread) if beside else nullcontext():
                 length = min(block_size + settled, budget - undrafted)
-                draft = propose(
-                    drafter,
-                    generation,
-                    length,
-                    look_ahead=look_ahead,
-                    pace=pace,
-                    ahead=written,
-                    helpers=helpers,
-                    waiting=1 if beside else len(unread) + 1,
-                )
+                draft = propose(drafter, generation, length, look_ahead=look_ahead, pace=pace, ahead=written, helpers=helpers)
             if rule.asks_expert and not settled:
                 draft = replace(draft, guesses=_guesses(draft, budget - undrafted, generation, helpers, pace))
             drafted = time.perf_counter()

@@ -46,6 +46,8 @@ class Auto:
         self._profile, self._seen, self._has_drafter = profile, experience, has_drafter
         self._costs: dict[tuple[int, int], tuple[Float, float]] = {}
         self._mood, self._doubt = 0.0, DOUBT
+        self._depth: int | None = None  # where the latest block began
+        self._rows = 0  # that the drafter computed for it
         # How sure the drafter may be of the next token: as it usually is, and more and more as it was in this reply.
         usual = [log_odds for log_odds, _ in experience.outcomes] or FIRST_LOG_ODDS
         self._usual = deque(np.quantile(usual, (0.1, 0.9, 0.5, 0.3, 0.7)).tolist())
@@ -60,9 +62,10 @@ class Auto:
         # The first draft is then checked in a batch of its own, in place of at the end of the prompt's; that reads all weights once more.
         return hidden > max(seconds(batch) - (seconds(expert + batch) - seconds(expert)), seconds(1))
 
-    def begin(self, room: int, unread: int, waiting: int, depth: int) -> None:
+    def begin(self, room: int, depth: int, *, first: bool) -> None:
         """See :class:`~speccascade_local.pacing.Pace`."""
         self._room = min(room, LONGEST_BLOCK)
+        waiting = depth if first else 1
         bucket = waiting, depth // 64
         if bucket not in self._costs:
             batches = np.array([self._profile.expert.batch_s(waiting + n, depth) for n in range(LONGEST_BLOCK + 1)])
@@ -73,9 +76,9 @@ class Auto:
         alone = 1 / self._batch[0]
         # The expert alone is always to be had, so no draft may be worth less than that; and until something is known, not more.
         self._rate = max(alone, (self._seen.tokens + 8) / (self._seen.seconds + 8 / alone))
-        self._seconds, self._first = 0.0, self._profile.drafter.batch_s(max(unread, 1), depth) + self._profile.draft_s
+        self._seconds, self._first = 0.0, self._profile.drafter.batch_s(self._behind(depth), depth) + self._profile.draft_s
         self._expected, self._all_kept = 1.0, 1.0  # tokens of the block as drafted so far; chance that all of it is kept
-        self._drafted = 0
+        self._drafted = self._rows = 0
         self._refused = False
         self._said: list[float] = []  # log-odds of the drafter, of each drafted token
         self._probing = self._has_drafter and self._seen.quiet >= self._seen.patience
@@ -94,7 +97,21 @@ class Auto:
             if np.maximum(values, self._stop).mean() - self._rate * cost <= self._stop:
                 return False
         self._seconds += cost
+        self._rows += 1
         return True
+
+    def _behind(self, depth: int) -> int:
+        """How much the drafter has to read before it can go on, the prompt apart, had it read for its drafts alone.
+
+        An account of tokens lets it read more, and must not change how long drafts are. The prompt is read once for a whole reply,
+        so no single draft can pay for it.
+        """
+        if self._depth is None:
+            self._read = depth - 1
+        elif self._rows:
+            self._read = min(self._depth + self._rows, depth) - 1
+        self._depth = depth
+        return max(depth - self._read, 1)
 
     def review(self, guess: Guess) -> int:
         """See :class:`~speccascade_local.pacing.Pace`."""

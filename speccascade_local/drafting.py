@@ -79,17 +79,15 @@ def propose(
     pace: Pace | None = None,
     ahead: ReadAhead | None = None,
     helpers: Helpers = Helpers(),  # a frozen value
-    waiting: int = 1,
 ) -> Draft:
     """Draft up to ``length`` tokens that continue the text.
 
     The drafter first reads, in one batch, whatever it has not seen of it, so no token is ever read twice. A draft ends early
     after an end-of-text token, where what followed could never be used, and where ``pace`` says so. look_ahead: let the drafter read its
-    last token too, for the row that follows it. ahead: what the drafter has written already behind the text. waiting: how many tokens
-    the draft's judge has not read yet.
+    last token too, for the row that follows it. ahead: what the drafter has written already behind the text.
     """
     text, pace = len(generation.tokens), pace or Fixed(length)
-    pace.begin(length, text - len(drafter.tokens), waiting, text)
+    pace.begin(length, text, first=not generation.reply)
     reading = _Reading(drafter, generation, pace, helpers, ahead or [])
     drafted: list[int] = []
     rows: list[Rows] = []
@@ -149,9 +147,7 @@ class _Reading:
         if guessed or small is None:
             self._guess = Guess(guessed, guess.match)
             return replace(nothing, guesses=guessed)
-        return propose(
-            small, self._generation.followed_by(drafted), most, pace=self._helpers.small_pace, waiting=len(self._unread(drafted))
-        )
+        return propose(small, self._generation.followed_by(drafted), most, pace=self._helpers.small_pace)
 
     def _review(self, drafted: list[int], proposal: Draft) -> None:
         generation, read = self._generation, proposal.submitted

@@ -39,8 +39,10 @@ def _own_s(drafter: _Timed, expert: _Timed, block_size: int) -> float:
     """Seconds of a block that neither model took, the median."""
     for session in (drafter, expert):
         session.rewind(0)
-    generation = Generation([0, 0], Sampler(0), np.random.default_rng(0), lambda _: False)
+    generation = Generation([0], Sampler(0), np.random.default_rng(0), lambda _: False)
     room = expert.n_ctx - len(generation.tokens)
+    if room < 1:
+        return 0.0
     blocks = decode(
         generation, drafter, expert, rule=Strict(), block_size=min(block_size, room // 2), max_tokens=room, stops=lambda _: False,
         stats=Stats(), wanted=Wanted(), pace=_Eager(Profile(FREE, FREE, 1.0, {}), Experience()),

@@ -175,7 +175,7 @@ class CompareOptions(AskingOptions):
 def in_groups(verb: Callable[..., None]) -> Callable[..., None]:
     """A parameter of the verb that is one of the groups above stands for its fields, each an option of its own."""
     hints = get_type_hints(verb, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     options: list[inspect.Parameter] = []
     for parameter in inspect.signature(verb).parameters.values():
         if parameter.name not in groups:

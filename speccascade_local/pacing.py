@@ -22,9 +22,9 @@ class Pace(Protocol):
     def beside(self, expert: int, drafter: int) -> bool:
         """Whether the expert shall read so many tokens of the text in a thread while the drafter reads so many and drafts."""
 
-    def begin(self, room: int, unread: int, waiting: int, depth: int) -> None:
-        """A block begins. room: the most tokens to draft. unread: what the drafter must read first. waiting: what the expert must read
-        in any case, together with the draft. depth: length of the text.
+    def begin(self, room: int, depth: int, *, first: bool) -> None:
+        """A block begins. room: the most tokens to draft. depth: length of the text. first: nothing was emitted yet, so the judge reads the
+        prompt together with the draft. (What the caches hold of it already is not told: it must not change an answer.)
         """
 
     def another(self, guess: Guess) -> bool:
@@ -59,7 +59,7 @@ class Fixed:
     def beside(self, expert: int, drafter: int) -> bool:
         return False
 
-    def begin(self, room: int, unread: int, waiting: int, depth: int) -> None:
+    def begin(self, room: int, depth: int, *, first: bool) -> None:
         self._left = min(room, self.length)
 
     def another(self, guess: Guess) -> bool:

@@ -62,11 +62,9 @@ def measure(
             bench.measure_deep()
         for _ in rounds:
             pass
-        own = loop_cost(drafter, expert)
-        if drafter is None:
-            profile = Profile(benches[0].speed(), FREE, 1.0, key or {}, *own)
-        else:
-            profile = Profile(benches[1].speed(), benches[0].speed(), _overlap(clock, *benches), key or {}, *own)
+        overlap = 1.0 if drafter is None else _overlap(clock, *benches)
+        speeds = [bench.speed() for bench in benches]
+        profile = Profile(speeds[-1], FREE if drafter is None else speeds[0], overlap, key or {}, *loop_cost(drafter, expert))
     except BaseException:
         for context, single, batch in found:
             context.set_threads(single, batch)

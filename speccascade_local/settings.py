@@ -143,7 +143,9 @@ DEFAULTS = Settings()
 
 
 _Keywords = ParamSpec("_Keywords")
-_Holder, _Question, _Answer = TypeVar("_Holder"), TypeVar("_Question"), TypeVar("_Answer")
+_Holder = TypeVar("_Holder")
+_Question = TypeVar("_Question")
+_Answer = TypeVar("_Answer")
 
 
 def _taking(

@@ -20,7 +20,7 @@ from speccascade_local.verify import Draft, Verification, verify
 T = TypeVar("T")
 
 #: Where tokens are drawn; looked up as modules, because the package's own names may hide them.
-DRAWING = [importlib.import_module("speccascade_local.verify")]
+DRAWING = [importlib.import_module(f"speccascade_local.{name}") for name in ("verify", "rows")]
 
 
 class Ways:

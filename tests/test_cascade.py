@@ -377,7 +377,7 @@ def test_no_row_goes_through_a_softmax_twice(rule, temperature, monkeypatch):
     """Drafted from, judged, accounted for and drawn from, with nothing shaped or filtered: one softmax."""
     seen = []
     of = Softmax.of
-    monkeypatch.setattr(Softmax, "of", lambda logits: seen.append(len(logits)) or of(logits))
+    monkeypatch.setattr(Softmax, "of", lambda logits, best=None: seen.append(len(logits)) or of(logits, best))
     _, blocks, stats = run(sometimes_accepts(), rule, temperature=temperature, max_tokens=20, wanted=Wanted())
     rows = sum(len(block.draft.token_ids) for block in blocks) + stats.tokens
     assert len(seen) <= rows

@@ -48,13 +48,13 @@ def test_the_models_time_does_not_count_and_all_other_does(clock, monkeypatch):
     assert draft_s == pytest.approx(0.25, rel=0.3), "asked once for each token"
 
 
-@pytest.mark.parametrize("n_ctx", [3, 4, 8, 64])
+@pytest.mark.parametrize("n_ctx", [1, 2, 3, 4, 8, 64])
 def test_it_stays_within_the_context(n_ctx):
     drafter, expert = sometimes_accepts(n_ctx=n_ctx)
     block_s, draft_s = loop_cost(drafter, expert)
-    assert block_s > 0
+    assert block_s >= 0
     assert draft_s >= 0
-    assert max(drafter.calls + expert.calls) <= DRAFT + 2
+    assert max([*drafter.calls, *expert.calls], default=0) <= DRAFT + 2
 
 
 def test_without_a_drafter_drafts_are_free():

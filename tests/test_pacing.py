@@ -45,7 +45,7 @@ class Whimsical(Fixed):
         super().__init__(0)
         self.script = itertools.cycle(script)
 
-    def begin(self, room: int, unread: int, waiting: int, depth: int) -> None:
+    def begin(self, room: int, depth: int, *, first: bool) -> None:
         self._left = min(room, next(self.script))
 
     def worth(self, row: Rows) -> bool:
@@ -226,7 +226,7 @@ def test_the_drafter_writes_ahead_only_where_the_models_do_not_hinder_each_other
     for overlap, expected in ((0.0, True), (1.0, False)):
         profile = Profile(FLAT.expert, FLAT.drafter, overlap, {})
         pace = Auto(profile, Experience())
-        pace.begin(5, 1, 1, 10)
+        pace.begin(5, 10, first=False)
         assert (pace.ahead(3) > 0) is expected
 
 
@@ -265,10 +265,10 @@ def test_both_read_the_prompt_at_once_only_where_that_hides_more_than_a_batch_of
 
 def test_behind_a_prompt_a_draft_costs_what_a_prompt_costs():
     dear = Speed(1, 1, (0,), ((1.0,) + (9.0,) * 16,), 0.1)  # batches do not pay, but in a prompt each token takes a tenth
-    for waiting, expected in ((1, False), (50, True)):
+    for first in (False, True):
         pace = Auto(Profile(dear, speed(0.01), 1.0, {}), Experience())
-        pace.begin(5, 1, waiting, 60)
-        assert pace.another(NOTHING) is expected
+        pace.begin(5, 60, first=first)
+        assert pace.another(NOTHING) is first
 
 
 def test_a_reply_whose_first_draft_fails_is_drafted_less_than_another():
@@ -278,7 +278,7 @@ def test_a_reply_whose_first_draft_fails_is_drafted_less_than_another():
         seen.fit()
         pace = Auto(Profile(speed(1.0, 1.7), speed(0.01), 1.0, {}), seen)
         for kept in (*past, 1):
-            pace.begin(1, 1, 1, 10)
+            pace.begin(1, 10, first=False)
             drafted = pace.another(NOTHING) and pace.worth(row)
             pace.learn(int(drafted), kept, 0, 0, 1)
         return drafted
@@ -400,6 +400,6 @@ def test_anything_else_is_refused(broken):
 
 def test_no_guess_costs_and_brings_nothing():
     pace = Auto(FLAT, Experience(), has_drafter=False)
-    pace.begin(5, 1, 1, 10)
+    pace.begin(5, 10, first=False)
     assert not pace.another(NOTHING)
     assert pace.tail(NOTHING) == 0

@@ -26,7 +26,7 @@ def test_the_python_block_runs_as_it_stands():
     (block,) = blocks("python")
     done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "Buzz Aldrin" in done.stdout
+    assert "Aldrin" in done.stdout
 
 
 def test_the_python_block_is_about_ten_lines():

@@ -83,19 +83,19 @@ def test_after_any_reply_both_caches_are_what_a_fresh_reading_gives(demo, seed, 
 
 def test_an_abandoned_stream_leaves_a_usable_runtime(demo):
     demo.reset()
-    whole = demo.chat(QUESTION, max_tokens=40).token_ids
+    whole = demo.chat(QUESTION, max_tokens=40, block_size=5).token_ids
     demo.reset()
-    stream = demo.stream(demo.chat_ids(QUESTION), max_tokens=40)
+    stream = demo.stream(demo.chat_ids(QUESTION), max_tokens=40, block_size=5)
     next(stream)
     del stream
     assert_caches_are_true(demo)
-    assert demo.chat(QUESTION, max_tokens=40).token_ids == whole
+    assert demo.chat(QUESTION, max_tokens=40, block_size=5).token_ids == whole
 
 
 @pytest.mark.parametrize("which", ["_drafter", "_expert"])
 def test_ctrl_c_in_the_middle_of_a_block_leaves_a_usable_runtime(demo, which, monkeypatch):
     demo.reset()
-    whole = demo.chat(QUESTION, max_tokens=40).token_ids
+    whole = demo.chat(QUESTION, max_tokens=40, block_size=5).token_ids
     demo.reset()
     session = getattr(demo, which)
     real, calls = session.extend, []
@@ -109,10 +109,10 @@ def test_ctrl_c_in_the_middle_of_a_block_leaves_a_usable_runtime(demo, which, mo
 
     monkeypatch.setattr(session, "extend", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        demo.chat(QUESTION, max_tokens=40)
+        demo.chat(QUESTION, max_tokens=40, block_size=5)
     monkeypatch.undo()
     assert_caches_are_true(demo)
-    assert demo.chat(QUESTION, max_tokens=40).token_ids == whole
+    assert demo.chat(QUESTION, max_tokens=40, block_size=5).token_ids == whole
 
 
 def test_a_later_call_ends_an_earlier_stream_with_an_error(demo):
