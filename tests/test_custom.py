@@ -446,7 +446,7 @@ class CallsItsRuntime:
 def test_a_rule_that_calls_the_runtime_that_asks_it_is_refused_instead_of_waiting_for_itself(demo, call):
     ids = demo.chat_ids([{"role": "user", "content": "Hi"}])
     with pytest.raises(sc.SpeccascadeError, match="may not call the runtime that is asking it"):
-        demo.generate(ids, rule=CallsItsRuntime(lambda: call(demo)), max_tokens=5)
+        demo.generate(ids, rule=CallsItsRuntime(lambda: call(demo)), block_size=4, max_tokens=5)
     assert demo.generate(ids, max_tokens=5).tokens
 
 
@@ -457,4 +457,4 @@ class Exits:
 
 def test_a_rule_that_ends_the_process_is_an_error_and_not_the_end(demo):
     with pytest.raises(sc.SettingError, match="SystemExit"):
-        demo.generate(demo.chat_ids([{"role": "user", "content": "Hi"}]), rule=Exits(), max_tokens=5)
+        demo.generate(demo.chat_ids([{"role": "user", "content": "Hi"}]), rule=Exits(), block_size=4, max_tokens=5)
