@@ -133,11 +133,11 @@ def test_an_older_stream_that_was_never_begun_disturbs_nobody(demo):
 
 
 def test_threads_that_call_at_once_wait_for_one_another_and_all_get_their_answer(demo):
-    whole = demo.chat(QUESTION, max_tokens=30).token_ids
+    whole = demo.chat(QUESTION, max_tokens=30, seed=0).token_ids
     outcomes: list[object] = []
 
     def ask() -> None:
-        outcomes.append(demo.chat(QUESTION, max_tokens=30).token_ids)
+        outcomes.append(demo.chat(QUESTION, max_tokens=30, seed=0).token_ids)
 
     threads = [threading.Thread(target=ask) for _ in range(6)]
     for thread in threads:
@@ -149,11 +149,11 @@ def test_threads_that_call_at_once_wait_for_one_another_and_all_get_their_answer
 
 
 def test_stop_strings_end_the_text_before_them_wherever_token_borders_lie(demo):
-    text = demo.chat(QUESTION, max_tokens=60).text
+    text = demo.chat(QUESTION, max_tokens=60, seed=0).text
     assert len(text) > 20
     for start in range(3, len(text) - 4, 5):
         stop = text[start : start + 4]
-        reply = demo.chat(QUESTION, max_tokens=60, stop=[stop])
+        reply = demo.chat(QUESTION, max_tokens=60, seed=0, stop=[stop])
         assert reply.text == text[: text.find(stop)]
         assert reply.finish_reason == "stop"
 
@@ -232,8 +232,8 @@ def test_a_bad_prompt_is_refused_at_the_call(demo, prompt, said):
 
 
 def test_stop_strings_may_come_from_any_iterable(demo):
-    text = demo.chat(QUESTION, max_tokens=60).text
-    assert demo.chat(QUESTION, max_tokens=60, stop=(s for s in [text[5:9]])).text == text[: text.find(text[5:9])]
+    text = demo.chat(QUESTION, max_tokens=60, seed=0).text
+    assert demo.chat(QUESTION, max_tokens=60, seed=0, stop=(s for s in [text[5:9]])).text == text[: text.find(text[5:9])]
 
 
 def test_a_pair_whose_own_rule_is_never_needs_a_block_size_too(tmp_path):
