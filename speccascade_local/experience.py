@@ -20,7 +20,7 @@ from .rows import Float
 FIRST_PATIENCE = 8
 #: How often a guess is right after so many matching tokens, guesses before it included, as long as nothing was seen; each weighs as much
 #: as two observations.
-PRIOR_GUESS = (0.1, 0.25, 0.45, 0.65, 0.8, 0.9, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.98)
+PRIOR_GUESS = (0.1, 0.2, 0.35, 0.55, 0.7, 0.8, 0.85, 0.85, 0.85, 0.85, 0.85, 0.85, 0.85)
 
 
 @dataclass
