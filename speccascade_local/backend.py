@@ -8,9 +8,10 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import llama_cpp
 import psutil
@@ -86,3 +87,18 @@ def interrupts_noted(noted: list[BaseException]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+def made(make: Callable[[], Any], free: Callable[[Any], None], noted: list[BaseException] | None = None) -> Any:
+    """What llama.cpp makes, which may be nothing; if Ctrl-C came meanwhile it is freed, and the interruption raised.
+
+    noted: where a callback of ``make`` keeps what it may not raise itself.
+    """
+    interruption: list[BaseException] = [] if noted is None else noted
+    with interrupts_noted(interruption):
+        handle = make()
+    if interruption:
+        if handle:
+            free(handle)
+        raise interruption[0]
+    return handle

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import llama_cpp
 import numpy as np
 
-from .backend import complaint, forget_complaints, interrupts_noted
+from .backend import complaint, forget_complaints, made
 from .batch import BATCH_TOKENS, Batch
 from .errors import ContextOverflowError, ModelLoadError, PromptError, SessionError, SettingError
 from .model import LlamaModel
@@ -81,13 +81,7 @@ class LlamaContext:
         if hasattr(params, "n_outputs_max"):  # otherwise llama.cpp plans for a full row at every position of a batch
             params.n_outputs_max = MAX_ROWS * n_timelines
         forget_complaints()
-        interruption: list[BaseException] = []
-        with interrupts_noted(interruption):
-            self._ctx = llama_cpp.llama_init_from_model(model.handle, params)
-        if interruption:
-            if self._ctx:
-                llama_cpp.llama_free(self._ctx)
-            raise interruption[0]
+        self._ctx = made(lambda: llama_cpp.llama_init_from_model(model.handle, params), llama_cpp.llama_free)
         if not self._ctx:
             raise SessionError(
                 f"{model.path.name}: llama.cpp cannot make a context of {n_ctx} tokens: {complaint()}. "

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import llama_cpp
 from llguidance import LLTokenizer
 
-from .backend import complaint, extra_buffers_are_safe, forget_complaints, interrupts_noted, physical_cores, system_info
+from .backend import complaint, extra_buffers_are_safe, forget_complaints, made, physical_cores, system_info
 from .errors import ModelLoadError, PromptError, SessionError
 
 log = logging.getLogger(__name__)
@@ -64,12 +64,8 @@ class LlamaModel:
 
         params.progress_callback = progress
         forget_complaints()
-        with interrupts_noted(interruption):
-            self._model = llama_cpp.llama_model_load_from_file(os.fsencode(self.path), params)
-        if interruption:
-            if self._model:
-                llama_cpp.llama_model_free(self._model)
-            raise interruption[0]
+        load, free = llama_cpp.llama_model_load_from_file, llama_cpp.llama_model_free
+        self._model = made(lambda: load(os.fsencode(self.path), params), free, interruption)
         if not self._model:
             raise ModelLoadError(
                 f"{self.path}: llama.cpp cannot load this file: {complaint()}. "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -256,3 +257,39 @@ def test_a_runtime_is_profiled_and_answers_as_before(cache, measured):
         assert runtime.generate("Who is", max_tokens=12, temperature=0).text == before
     with pytest.raises(sc.SessionError, match="closed"):
         runtime.profile()
+
+
+class Beside:
+    """Stands for a bench: works for so many units of a clock that only work moves."""
+
+    sizes = range(1, 18)
+
+    def __init__(self, now: list[float], step: float, *, hidden: bool = False, hindered: bool = False) -> None:
+        self.now, self.step, self.hidden, self.hindered = now, step, hidden, hindered
+        self.shared = False  # whether there has been a second thread
+
+    def typical_s(self, n: int) -> float:
+        return 10 * self.step if n > 1 else self.step
+
+    def batch_s(self, n: int) -> float:
+        self.now[0] += 10
+        return 10.0
+
+    def steps_s(self, n: int) -> float:
+        in_pool = threading.current_thread() is not threading.main_thread()
+        self.shared |= in_pool
+        taken = n * self.step * (2 if self.hindered and self.shared else 1)
+        self.now[0] += 0 if in_pool and self.hidden else taken
+        return taken
+
+
+@pytest.mark.parametrize(
+    ("drafter", "expected"),
+    [({"hidden": True}, 0.0), ({"hidden": False}, 1.0), ({"hidden": True, "hindered": True}, 1.0)],
+    ids=["hidden", "one after the other", "hidden, but from then on the first thread is slower too"],
+)
+def test_overlap_counts_what_a_second_thread_costs_the_first(monkeypatch, drafter, expected):
+    now = [0.0]
+    monkeypatch.setattr(profiling, "perf_counter", lambda: now[0])
+    clock = profiling._Clock(1e9, lambda _: None)
+    assert profiling._overlap(clock, Beside(now, 1.0, **drafter), Beside(now, 1.0)) == pytest.approx(expected)
