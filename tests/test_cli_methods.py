@@ -82,7 +82,7 @@ def test_each_option_does_what_the_setting_of_its_name_does(demo, options, setti
 
 def test_the_options_are_no_empty_words():
     """Each changes what is written, or by whom."""
-    usual = ["--rule", "chow:0.3", "--temperature", "1.5", "--seed", "0"]
+    usual = ["--rule", "chow:0.3", "--temperature", "1.5", "--seed", "0", "--block-size", "5"]
     plain = replied(*usual)
     for options in (
         ["--strict-first", "3"], ["--presence-penalty", "2"], ["--frequency-penalty", "2"], ["--repetition-penalty", "3"],

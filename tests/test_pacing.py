@@ -16,6 +16,7 @@ from strategies import JUDGED_RULES
 from test_cascade import run
 from toys import ToySession, always_accepts, certain, never_accepts, never_ends, random_rows, sometimes_accepts, writing
 
+from speccascade_local.account import Wanted
 from speccascade_local.cascade import decode
 from speccascade_local.controller import Auto
 from speccascade_local.drafting import Helpers, propose
@@ -286,6 +287,17 @@ def test_a_reply_whose_first_draft_fails_is_drafted_less_than_another():
     assert drafts()
     assert not drafts(0)
     assert drafts(*[1] * 20, 0), "one that did well so far is not given up"
+
+
+def test_an_account_lets_the_drafter_read_more_and_changes_no_length():
+    def lengths(wanted):
+        pace = Auto(Profile(speed(1.0), speed(0.01, 0.4), 1.0, {}), Experience())  # reading two tokens is dear for the drafter
+        _, blocks, _ = run(sometimes_accepts(), Strict(), block_size=LONGEST, max_tokens=50, pace=pace, wanted=wanted, seed=2)
+        return [len(block.draft.token_ids) for block in blocks]
+
+    plain = lengths(None)
+    assert lengths(Wanted(0, models=True)) == plain
+    assert sum(length > 0 for length in plain[1:]) > len(plain) // 3, "after a dropped draft there is one token to read, and that is cheap"
 
 
 def test_leaving_a_stream_half_way_waits_for_the_drafter():
