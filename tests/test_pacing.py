@@ -291,13 +291,13 @@ def test_a_reply_whose_first_draft_fails_is_drafted_less_than_another():
 
 def test_an_account_lets_the_drafter_read_more_and_changes_no_length():
     def lengths(wanted):
-        pace = Auto(Profile(speed(1.0), speed(0.01, 0.4), 1.0, {}), Experience())  # reading two tokens is dear for the drafter
+        pace = Auto(Profile(speed(1.0), speed(0.01, 1.2), 1.0, {}), Experience())  # reading two tokens is dear for the drafter
         _, blocks, _ = run(sometimes_accepts(), Strict(), block_size=LONGEST, max_tokens=50, pace=pace, wanted=wanted, seed=2)
         return [len(block.draft.token_ids) for block in blocks]
 
     plain = lengths(None)
     assert lengths(Wanted(0, models=True)) == plain
-    assert sum(length > 0 for length in plain[1:]) > len(plain) // 3, "after a dropped draft there is one token to read, and that is cheap"
+    assert all(plain[:6]), "after a dropped draft there is one token to read, and that is cheap"
 
 
 def test_leaving_a_stream_half_way_waits_for_the_drafter():
