@@ -2,7 +2,7 @@
 
     python scripts/scale_pair.py PAIR                          # cost-scaled demonstration models
     python scripts/bench_peers.py --pair PAIR --llama-server PATH/llama-server      # hours; --resume goes on after a break
-    python scripts/bench_peers.py --report docs/results/peers.jsonl --update-readme      # table, picture and README, nothing measured
+    python scripts/bench_peers.py --report docs/results/peers.jsonl.gz --update-readme   # table, picture and README, nothing measured
 
 All arms answer one prompt before the next is asked, and the arm that begins changes from prompt to prompt, so that a slow moment of the
 machine falls on all. Everyone gets the same files, token ids, temperature, number of tokens, threads and context, starts each prompt
@@ -16,6 +16,7 @@ ngram-mod remembers texts of earlier requests, so its server is started anew, an
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import http.client
 import json
@@ -29,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -451,9 +453,13 @@ REQUIRED: dict[str, type | tuple[type, ...]] = {
 
 
 def read_rows(path: Path) -> tuple[list[Record], list[str]]:
-    """The rows of a file, and a complaint about each line that is none: half written, or from elsewhere."""
+    """The rows of a file, gzipped or not, and a complaint about each line that is none: half written, or from elsewhere."""
     rows, complaints = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        sys.exit(f"{path}: not a whole gzip file ({error}); gzip the rows again, or name the file that they were written to")
+    for number, line in enumerate(data.decode(errors="replace").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -770,11 +776,12 @@ def write_report(path: Path, *, update_readme: bool) -> None:
         sys.exit(f"{path}: no rows of this benchmark")
     text, markdown = report(rows)
     print(text)
-    path.with_suffix(".txt").write_text(text, encoding="utf-8")
+    beside = path.with_suffix("") if path.suffix == ".gz" else path
+    beside.with_suffix(".txt").write_text(text, encoding="utf-8")
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "speccascade", "hatch.linewidth": 0.6}):
-        picture(rows).savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        picture(rows).savefig(beside.with_suffix(".svg"), metadata={"Date": None})
     if update_readme:
-        svg, txt = (os.path.relpath(path.with_suffix(suffix).resolve(), README.parent) for suffix in (".svg", ".txt"))
+        svg, txt = (os.path.relpath(beside.with_suffix(suffix).resolve(), README.parent) for suffix in (".svg", ".txt"))
         section = (
             f"![Tokens per second of every arm, as bars]({svg})\n\n{markdown}\n[All figures, by family, and how they were made]({txt})\n"
         )
@@ -821,13 +828,15 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the first prompt in the first pass; default %(default)s")
     add("--out", type=Path, default=ROOT / "docs" / "results" / "peers.jsonl", help="rows; .txt and .svg are written beside them")
     add("--resume", action="store_true", help="go on with a file that is there, skipping what it has")
-    add("--report", type=Path, metavar="FILE.jsonl", help="make table and picture from this file and measure nothing")
+    add("--report", type=Path, metavar="FILE.jsonl[.gz]", help="make table and picture from this file and measure nothing")
     add("--update-readme", action="store_true", help=f"write the section between {MARKERS[0]} and {MARKERS[1]} of the README")
     options = parser.parse_args(argv)
     if options.report is None and options.pair is None:
         parser.error("--pair says which models are measured (or --report which file is told of)")
     if options.report is None and options.server_specs and options.llama_server is None:
         parser.error("--llama-server says where the program is (--server-specs '' leaves the server out)")
+    if options.report is None and options.out.suffix == ".gz":
+        parser.error(f"--out {options.out}: rows are written as they come, gzip them afterwards; leave .gz away")
     for name in ("threads", "passes", "max_tokens", "per_family", "limit"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be 1 or more")

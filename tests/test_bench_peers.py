@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 from pathlib import Path
@@ -222,6 +223,23 @@ def test_lines_that_are_no_rows_are_told_and_the_others_are_read(tmp_path):
     assert [complaint.split(": ")[0] for complaint in complaints] == [f"{path}, line {n}" for n in (2, 3, len(good) + 3)]
     assert "no row of this benchmark" in complaints[0]
     assert "not JSON" in complaints[2]
+
+
+def test_a_gzipped_file_tells_the_same_and_one_that_is_cut_off_is_refused(tmp_path, capsys):
+    plain, packed = tmp_path / "plain" / "peers.jsonl", tmp_path / "packed" / "peers.jsonl.gz"
+    for path in (plain, packed):
+        path.parent.mkdir()
+    plain.write_text("".join(json.dumps(row) + "\n" for row in made()))
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    told = []
+    for path in (plain, packed):
+        bench_peers.write_report(path, update_readme=False)
+        told.append(capsys.readouterr().out)
+        assert sorted(file.name for file in path.parent.iterdir()) == sorted([path.name, "peers.svg", "peers.txt"])
+    assert told[0] == told[1] != ""
+    packed.write_bytes(packed.read_bytes()[:-100])
+    with pytest.raises(SystemExit, match="not a whole gzip file"):
+        bench_peers.write_report(packed, update_readme=False)
 
 
 def test_a_file_that_is_there_is_gone_on_with_only_if_asked(tmp_path, capsys):
