@@ -8,14 +8,21 @@ models or of what the guesses are used for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+#: So many matching tokens are counted and no more, be the copy ever so long.
+LONGEST_MATCH = 12
+
 
 class Guess(NamedTuple):
-    """Tokens that may come next, and how many tokens before them had been seen in this order before: the more, the surer."""
+    """Tokens that may come next, and how many tokens before them had been seen in this order before: the more, the surer.
+
+    match: at most LONGEST_MATCH, which is more than the index looks for: so going on with a copy is told from beginning one.
+    """
 
     token_ids: list[int]
     match: int
@@ -72,14 +79,16 @@ class NgramIndex:
 
         Where the copied passage reaches the end of the text it goes on with itself, as a loop does. No guess: an empty one.
         """
-        end = [*self._text[-self.longest :], *drafted][-self.longest :]
-        for start in range(len(end)):
-            place = self._follower.get(tuple(end[start:]))
+        end = [*self._text[-LONGEST_MATCH:], *drafted][-LONGEST_MATCH:]
+        for n in range(min(self.longest, len(end)), 0, -1):
+            place = self._follower.get(tuple(end[-n:]))
             if place is not None:
                 ahead = self._text[place : place + length]
                 if len(ahead) < length:
                     ahead += drafted
-                return Guess([ahead[i % len(ahead)] for i in range(length)], len(end) - start)
+                source = self._text[max(0, place - LONGEST_MATCH) : place]
+                match = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(end), reversed(source))))
+                return Guess([ahead[i % len(ahead)] for i in range(length)], match)
         return NOTHING
 
 

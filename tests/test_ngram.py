@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 
 from speccascade_local.ngram import NgramIndex, NgramSession
 
-texts = st.lists(st.integers(0, 3), max_size=40)
+texts = st.lists(st.integers(0, 3), max_size=40) | st.lists(st.integers(0, 3), max_size=20).map(lambda text: [*text, 1, *text])
 
 
 def naive(text: list[int], length: int, longest: int, drafted: list[int]) -> tuple[list[int], int]:
-    """The longest end of text and draft that is followed by something in the text, its latest place, copied on."""
+    """The longest end of text and draft that is followed by something in the text, its latest place, copied on; how far both agree."""
     whole = text + drafted
     for n in range(min(longest, len(whole)), 0, -1):
         for place in range(len(text) - 1, n - 1, -1):
@@ -18,7 +18,8 @@ def naive(text: list[int], length: int, longest: int, drafted: list[int]) -> tup
                 copied = list(whole)
                 for i in range(length):
                     copied.append(copied[place + i])
-                return copied[len(whole) :], n
+                match = max(m for m in range(min(12, place) + 1) if text[place - m : place] == whole[len(whole) - m :])
+                return copied[len(whole) :], match
     return [], 0
 
 
