@@ -18,8 +18,8 @@ from .rows import Float
 
 #: Blocks without a draft before one is tried again, of a rule that was never seen.
 FIRST_PATIENCE = 8
-#: How often a guess is right after 0..LONGEST_MATCH matching tokens, guesses before it included, while nothing was seen; each weighs as much
-#: as two observations.
+#: How often a guess is right after 0..LONGEST_MATCH matching tokens, guesses before it included, while nothing was seen; each weighs as
+#: much as two observations.
 PRIOR_GUESS = (0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
