@@ -214,9 +214,9 @@ def python_arm(expert: Path, runtime: sc.Runtime, threads: int, resources: ExitS
             if not ids:
                 first = time.perf_counter()
             ids.append(token)
-            if runtime._model.is_end(token) or len(ids) == request.max_tokens:
+            if runtime._model.tokenizer.is_end(token) or len(ids) == request.max_tokens:
                 break
-        text = model.detokenize(ids[:-1] if runtime._model.is_end(ids[-1]) else ids).decode(errors="replace")
+        text = model.detokenize(ids[:-1] if runtime._model.tokenizer.is_end(ids[-1]) else ids).decode(errors="replace")
         end = time.perf_counter()
         return Answer(text, ids, end - begun, first - begun, end - first, 0, 0, len(ids))
 

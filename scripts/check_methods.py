@@ -187,7 +187,7 @@ def verification(runtime: sc.Runtime, places: int = 200, drafts: int = 8) -> dic
             answer = runtime.generate(prompt, rule="strict", block_size=0, temperature=1, seed=seed, max_tokens=60).token_ids
             text = prompt + answer[: seed % len(answer)]
             runtime.reset()
-            generation = Generation(text, sampler, np.random.default_rng(seed), runtime._model.is_end)
+            generation = Generation(text, sampler, np.random.default_rng(seed), runtime._model.tokenizer.is_end)
             for _ in range(drafts):
                 draft = propose(runtime._drafter, generation, block_size)
                 scores = runtime._expert.extend(text[len(runtime._expert.tokens) :] + draft.token_ids, keep=len(draft.token_ids) + 1)

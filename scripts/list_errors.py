@@ -34,10 +34,10 @@ def spelled(node: ast.expr) -> str:
 
 def main() -> None:
     chosen = set(sys.argv[1:])
-    for path in sorted(PACKAGE.glob("*.py")):
+    for path in sorted(PACKAGE.rglob("*.py")):
         if not chosen or path.stem in chosen:
             for line, kind, text in messages(path.read_text(encoding="utf-8")):
-                print(f"{path.name}:{line}: {kind}: {text}")
+                print(f"{path.relative_to(PACKAGE)}:{line}: {kind}: {text}")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
 import speccascade_local as sc
-from speccascade_local import terminal
 from speccascade_local.backend import physical_cores
+from speccascade_local.cli import terminal
 from speccascade_local.compare import DEFAULT_THRESHOLD, Row, compare, few_arms
 from speccascade_local.settings import Settings
 

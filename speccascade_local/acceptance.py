@@ -154,8 +154,8 @@ class Fly(Rule):
         n_vocab = evidence.expert_plain.shape[-1]
         top = np.sort(np.partition(evidence.expert_plain, max(n_vocab - 3, 0), axis=-1)[:, -3:], axis=-1)
         uncertainty = -(top * np.log(np.where(top > 0, top, 1.0))).sum(axis=-1)
-        wavers: Mask = uncertainty < self.alpha
-        return wavers
+        sure: Mask = uncertainty < self.alpha
+        return sure
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ def meanwhile(session: Session, tokens: list[int]) -> Iterator[None]:
 
 
 class Ahead:
-    """The drafter in a thread of its own. Between ``start`` and ``join`` nobody else may touch it or the generation's random numbers.
+    """The drafter in a thread of its own. Between ``start`` and ``join`` nobody else may touch it, the generation's random numbers or its
+    shaper.
 
     Use it as a context manager: leaving waits for the thread. calls: batches of the drafter since the last ``start``.
     """

@@ -20,7 +20,6 @@ from .drafting import Helpers, Session
 from .experience import Experience
 from .generation import Generation
 from .grammar import Grammar
-from .model import LlamaModel
 from .ngram import NgramIndex, NgramSession
 from .pacing import Pace
 from .profile import Profile
@@ -31,6 +30,7 @@ from .settings import Settings
 from .shaping import Shaper
 from .stats import Stats
 from .text import TextStream
+from .tokenizer import Tokenizer
 from .vocabulary import Vocabulary
 
 #: Tokens per block where no expert checks them, so that their number is of no consequence.
@@ -39,7 +39,7 @@ UNCHECKED_BLOCK = 5
 
 @dataclass(eq=False)
 class LoadedPair:
-    """What a reply is made with: the sessions, the expert's model for texts, and what is known about lengths.
+    """What a reply is made with: the sessions, the expert's tokenizer, and what is known about lengths.
 
     small: drafts for the drafter, if there is a third model. profile: of drafter and expert, small_profile: of small and drafter; None as
     long as nobody has asked for automatic lengths. learnt: by rule and temperature; start: what it was when the pair was loaded.
@@ -47,7 +47,7 @@ class LoadedPair:
 
     drafter: Session
     expert: Session
-    model: LlamaModel
+    tokenizer: Tokenizer
     vocabulary: Vocabulary
     small: Session | None = None
     profile: Profile | None = None
@@ -79,14 +79,14 @@ def answer(pair: LoadedPair, ids: list[int], settings: Settings, method: Method,
 
 def _shaper(pair: LoadedPair, ids: list[int], settings: Settings) -> Shaper:
     n_vocab, source = pair.expert.n_vocab, settings.constraint
-    grammar = Grammar(pair.model.grammar_tokenizer, source, n_vocab) if source is not None else None
+    grammar = Grammar(pair.tokenizer.for_grammars, source, n_vocab) if source is not None else None
     return Shaper(n_vocab, ids, settings.penalties, grammar)
 
 
 def _decoded(pair: LoadedPair, ids: list[int], settings: Settings, rule: Rule, seed: int, shaper: Shaper) -> Iterator[tuple[Chunk, Block]]:
     """The loop with text around it."""
     stats = Stats(prompt_tokens=len(ids))
-    text = TextStream(pair.model.piece, pair.model.is_end, settings.stop)
+    text = TextStream(pair.tokenizer.piece, pair.tokenizer.is_end, settings.stop)
     shared = {session: rewind_to_shared(session, ids) for session in pair.sessions}
     stats.cached_tokens = shared[pair.expert if rule.asks_expert else pair.drafter]
     for block in _blocks(pair, list(ids), settings, rule, seed, shaper, text, stats):
@@ -98,7 +98,7 @@ def _decoded(pair: LoadedPair, ids: list[int], settings: Settings, rule: Rule, s
 def _blocks(
     pair: LoadedPair, tokens: list[int], settings: Settings, rule: Rule, seed: int, shaper: Shaper, text: TextStream, stats: Stats
 ) -> Iterator[Block]:
-    generation = Generation(tokens, settings.sampler, np.random.default_rng(seed), pair.model.is_end, shaper)
+    generation = Generation(tokens, settings.sampler, np.random.default_rng(seed), pair.tokenizer.is_end, shaper)
     if isinstance(rule, TokenCascade):
         return token_cascade(
             generation,
@@ -196,7 +196,7 @@ def _chunk(pair: LoadedPair, block: Block, text: TextStream, stats: Stats, rule:
     pieces = text.pieces[len(text.pieces) - len(verdict.token_ids) :]
     tokens = [Token(*fields) for fields in zip(verdict.token_ids, pieces, verdict.origins)]
     if verdict.dropped_ids:
-        dropped = b"".join(map(pair.model.piece, verdict.dropped_ids))
+        dropped = b"".join(map(pair.tokenizer.piece, verdict.dropped_ids))
         tokens[-1] = tokens[-1]._replace(dropped=dropped.decode(errors="replace"))
     if verdict.entries:
         tokens = [_accounted(token, entry, pair.vocabulary) for token, entry in zip(tokens, verdict.entries)]

@@ -31,7 +31,7 @@ def _on_log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
 
 
 def forget_complaints() -> None:
-    """What is told next shall be of what happens next."""
+    """Clear old lines, so that the next error quotes only its own."""
     _recent_complaints.clear()
 
 

@@ -1,4 +1,4 @@
-"""What llama_decode reads: tokens, where each stands in which sequence, and after which of them logits are wanted.
+"""What llama_decode reads: parts of timelines, tokens with their places in a sequence, and after which of them logits are wanted.
 
 Knows nothing of models.
 """
@@ -6,13 +6,32 @@ Knows nothing of models.
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import llama_cpp
 import numpy as np
 
 #: As many tokens as one llama_decode takes.
 BATCH_TOKENS = 512
+
+
+@dataclass(eq=False)
+class Timeline:
+    """One sequence of tokens in a context. sequence: its number there. n_vocab: how wide its rows are wanted. tokens: what it holds."""
+
+    sequence: int
+    n_vocab: int
+    tokens: list[int] = field(default_factory=list)
+    closed: bool = False
+
+
+class Part(NamedTuple):
+    """What one timeline has to read: tokens to append, and after how many of the last ones logits are wanted."""
+
+    timeline: Timeline
+    tokens: list[int]
+    keep: int
 
 
 class Batch:
@@ -35,12 +54,17 @@ class Batch:
             self.wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
 
-    def put(self, at: int, tokens: list[int], position: int, sequence: int) -> None:
-        """These tokens, from place ``at`` of the batch on, stand from ``position`` on in that sequence."""
+    def put(self, at: int, tokens: list[int], position: int, sequence: int, keep: int = 0) -> int:
+        """These tokens, from place ``at`` of the batch on, stand from ``position`` on in that sequence; logits are wanted after the last
+        ``keep``. Returns the place behind them.
+        """
         end = at + len(tokens)
         self.ids[at:end] = tokens
         self.positions[at:end] = np.arange(position, position + len(tokens))
         self.owners[at:end] = sequence
+        self.wanted[at : end - keep] = 0
+        self.wanted[end - keep : end] = 1
+        return end
 
     def decode(self, context: Any, size: int) -> int:
         """Evaluate the first ``size`` of them; llama.cpp's return code."""

@@ -9,7 +9,6 @@ Source: arXiv 2605.18796 (UCCI). Knows nothing of how the answers were made or j
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,14 +18,13 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .checks import finite_number
+from .checks import fingerprint, finite_number
 from .errors import CatalogError, SettingError
 from .figures import figure_class, writable
 from .routing import Route, Signals
 
 #: Fewer judged answers than this, in both splits together, say too little to choose a threshold by.
 FEWEST_ANSWERS = 20
-_EDGE_BYTES = 1 << 20
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -132,18 +130,6 @@ class Calibrated(Route):
                     f"{self.path}: this calibration is of another pair: its {role} is not {path.name}; "
                     "make one for this pair with 'speccascade calibrate'"
                 )
-
-
-def fingerprint(path: Path) -> str:
-    """What tells a model file from others: SHA-256 of its size, its first and its last MiB (a whole large file takes too long)."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        digest.update(str(size).encode())
-        for start in (0, max(0, size - _EDGE_BYTES)):
-            file.seek(start)
-            digest.update(file.read(_EDGE_BYTES))
-    return digest.hexdigest()
 
 
 def fit(outcomes: Sequence[Outcome], *, drafter: Path, expert: Path, target: float | None = None, seed: int = 0) -> Calibration:

@@ -2,8 +2,8 @@
 
 Plain expert decoding (block size 0), the drafter alone (rule ``never``), lossless speculative decoding (rule ``strict``) and every
 cascade are this one loop. Between blocks each session holds a prefix of the committed tokens, never more than all but the last
-one, so a generator that is dropped at a ``yield`` leaves both caches true. After a fully kept draft the drafter is one token
-behind, and reads it together with the bonus token.
+one (the drafter also what it wrote ahead), so a generator that is dropped at a ``yield`` leaves both caches true. After a fully kept
+draft the drafter is one token behind, and reads it together with the bonus token.
 Knows nothing of text, templates or files.
 """
 
@@ -80,10 +80,10 @@ def decode(
     """
     pace = pace or Fixed(block_size + 1)
     tokens = generation.tokens
-    settled = 1 if bonus == "cascade" and rule.asks_expert and block_size else 0  # drafted tokens in place of a bonus
-    undrafted = 1 - settled if rule.asks_expert else 0  # the corrected or bonus token that each block adds to its draft
-    look_ahead = wanted is not None and wanted.models and rule.asks_expert and not settled
-    budget = min(max_tokens, min(expert.n_ctx, drafter.n_ctx) + 1 - len(tokens))
+    extra = 1 if bonus == "cascade" and rule.asks_expert and block_size else 0  # drafted tokens in place of a bonus
+    own = 1 - extra if rule.asks_expert else 0  # the corrected or bonus token that each block adds to its draft
+    look_ahead = wanted is not None and wanted.models and rule.asks_expert and not extra
+    room = min(max_tokens, min(expert.n_ctx, drafter.n_ctx) + 1 - len(tokens))
     trace: list[float] = []
     notes: dict[Any, Any] = {}
     if helpers.index is not None:
@@ -96,20 +96,21 @@ def decode(
             unread = tokens[len(expert.tokens) : -1] if rule.asks_expert else []
             beside = bool(unread) and pace.beside(len(unread), len(tokens) - len(drafter.tokens))
             with meanwhile(expert, unread) if beside else nullcontext():
-                length = min(block_size + settled, budget - undrafted)
-                draft = propose(drafter, generation, length, look_ahead=look_ahead, pace=pace, ahead=written, helpers=helpers)
-            if rule.asks_expert and not settled:
-                draft = replace(draft, guesses=_guesses(draft, budget - undrafted, generation, helpers, pace))
+                length = min(block_size + extra, room - own)
+                draft = propose(drafter, generation, length, look_ahead=look_ahead, pace=pace, written=written, helpers=helpers)
+            if rule.asks_expert and not extra:
+                draft = replace(draft, guesses=_guesses(draft, room - own, generation, helpers, pace))
             drafted = time.perf_counter()
             rows = NO_ROWS
             if rule.asks_expert:
                 # Nothing can follow an end of text, so no bonus row is asked for behind it.
-                unscored = settled or int(bool(draft.submitted) and generation.is_end(draft.submitted[-1]))
+                unscored = extra or int(bool(draft.submitted) and generation.is_end(draft.submitted[-1]))
                 read = draft.submitted[: len(draft.submitted) - unscored]
-                hopeful = undrafted and draft.token_ids and read == draft.token_ids
-                ahead.start(generation, draft, min(pace.ahead(len(read)), budget - len(read)) if hopeful else 0)
-                rows = generation.rows(expert.extend(tokens[len(expert.tokens) :] + read, keep=len(read) + 1), read=read)
-                ahead.join()
+                hopeful = own and draft.token_ids and read == draft.token_ids
+                ahead.start(generation, draft, min(pace.ahead(len(read)), room - len(read)) if hopeful else 0)
+                logits = expert.extend(tokens[len(expert.tokens) :] + read, keep=len(read) + 1)
+                ahead.join()  # before the rows: a grammar cannot follow two texts at once
+                rows = generation.rows(logits, read=read)
             scored = time.perf_counter()
             place = Place(text=tokens, emitted=len(generation.reply), trace=trace, vocabulary=vocabulary, notes=notes)
             verdict = verify(draft, rows, rule, generation.sampler, generation.rng, verification=verification, place=place, wanted=wanted)
@@ -118,8 +119,8 @@ def decode(
                 if stops(token):
                     verdict, finish_reason = verdict.cut(end), "stop"
                     break
-            budget -= len(verdict.token_ids)
-            if budget == 0 and finish_reason is None:
+            room -= len(verdict.token_ids)
+            if room == 0 and finish_reason is None:
                 finish_reason = "length"
             generation.grow(verdict.token_ids)
             trace += verdict.trace

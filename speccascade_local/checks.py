@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from numbers import Integral, Real
 from pathlib import Path
 
 from .errors import CatalogError, SettingError
 
+_EDGE_BYTES = 1 << 20
+
 
 def whole_number(name: str, value: object, low: int, high: int, other: str = "") -> int:
-    """``value`` as an int in low..high. Raises SettingError, which tells what ``other`` is allowed besides."""
+    """``value`` as an int in low..high. Raises SettingError; ``other`` ends its message, such as " or 'auto'"."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
         raise SettingError(f"{name} is {value!r:.40}; it must be a whole number from {low} to {high}{other}")
     return int(value)
@@ -38,3 +41,15 @@ def text_of(path: Path) -> str:
             f"{path}: not UTF-8 text: byte {error.object[error.start]:#04x} at position {error.start}; "
             "convert it first, for example with iconv"
         ) from error
+
+
+def fingerprint(path: Path) -> str:
+    """What tells a model file from others: SHA-256 of its size, its first and its last MiB (a whole large file takes too long)."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        digest.update(str(size).encode())
+        for start in (0, max(0, size - _EDGE_BYTES)):
+            file.seek(start)
+            digest.update(file.read(_EDGE_BYTES))
+    return digest.hexdigest()

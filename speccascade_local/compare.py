@@ -17,9 +17,10 @@ from .deferral import Method
 from .errors import SettingError
 from .reply import Reply
 from .routing import Margin
-from .rules import DEFAULT, Never, Opt, Strict, TokenV3
+from .rules import Never, Opt, Strict
 from .runtime import Prompt, Runtime
 from .settings import DEFAULTS, BlockSize, Settings
+from .token_rules import TokenV3
 
 #: Rules are compared at the same length of drafts.
 BLOCK_SIZE = 5
@@ -73,13 +74,13 @@ def few_arms(settings: Settings, rule: Method, threshold: float) -> dict[str, Se
 
 
 def all_arms(settings: Settings, rule: Method) -> dict[str, Settings]:
-    """Every method that there is, with its typical dials, and the variations of speculative decoding.
+    """Every method but ``calibrated``, which needs a file, with its typical dials, and the variations of speculative decoding.
 
     ``min-p`` is the control: truncation by itself sharpens a text and can look like the gain of a lossy rule (arXiv 2607.26627), so
     the expert alone and speculative decoding are also asked under min-p 1 - alpha, alpha being token_v3's. Rules that mean nothing
     under these settings are left out, such as fly above temperature 0.
     """
-    control = 1 - max(rule.alpha if isinstance(rule, TokenV3) else DEFAULT.alpha, 0.0)
+    control = 1 - max(rule.alpha if isinstance(rule, TokenV3) else methods.DEFAULT.alpha, 0.0)
     arms = {
         **_alone(settings),
         f"expert min-p {control:.3g}": _by(settings, Strict(), block_size=0, min_p=control),

@@ -10,14 +10,13 @@ import ctypes
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import llama_cpp
 import numpy as np
 
 from .backend import complaint, forget_complaints, made
-from .batch import BATCH_TOKENS, Batch
+from .batch import BATCH_TOKENS, Batch, Part, Timeline
 from .errors import ContextOverflowError, ModelLoadError, PromptError, SessionError, SettingError
 from .model import LlamaModel
 from .sampling import Array
@@ -28,24 +27,6 @@ log = logging.getLogger(__name__)
 MAX_ROWS = 65
 #: So many that each can ask for all its rows in one batch.
 MAX_TIMELINES = BATCH_TOKENS // MAX_ROWS
-
-
-@dataclass(eq=False)
-class Timeline:
-    """One sequence of tokens in a context. sequence: its number there. n_vocab: how wide its rows are wanted. tokens: what it holds."""
-
-    sequence: int
-    n_vocab: int
-    tokens: list[int] = field(default_factory=list)
-    closed: bool = False
-
-
-class Part(NamedTuple):
-    """What one timeline has to read: tokens to append, and after how many of the last ones logits are wanted."""
-
-    timeline: Timeline
-    tokens: list[int]
-    keep: int
 
 
 class LlamaContext:
@@ -200,19 +181,15 @@ class LlamaContext:
     def _decode(self, parts: Sequence[Part]) -> None:
         batch, n = self._batch, 0
         for timeline, tokens, keep in parts:
-            end, held = n + len(tokens), len(timeline.tokens)
+            held = len(timeline.tokens)
             timeline.tokens += tokens  # first, so that an interruption right after llama_decode still knows what to drop
-            batch.put(n, tokens, held, timeline.sequence)
-            batch.wanted[n:end] = 0
-            batch.wanted[end - keep : end] = 1
-            n = end
-        size = self._padding.get(n, n) if keep else n
+            n = batch.put(n, tokens, held, timeline.sequence, keep)
         length = len(timeline.tokens)
+        size = self._padding.get(n, n) if keep else n
         if length + size - n > self.n_ctx:
             size = n
         if size > n:
             batch.put(n, tokens[-1:] * (size - n), length, timeline.sequence)
-            batch.wanted[n:size] = 0
         forget_complaints()
         code = batch.decode(self._ctx, size)
         if code != 0:

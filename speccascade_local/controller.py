@@ -193,7 +193,7 @@ class Auto:
         self._doubt += DRIFT
 
     def _if_kept(self, chances: Float) -> Float:
-        """The most that a block can be worth if one token more is submitted, by that token's chance; lengths to come are free. [k]"""
+        """The most that a block can be worth if one token more is submitted, by that token's chance, the best length chosen. [k]"""
         more = np.arange(min(self._room, LONGEST) - self._drafted)
         tokens = self._all_kept * chances[:, None] * (1 + self._further[more])
         cost = more * self._step + self._batch[self._drafted + 1 + more]

@@ -160,7 +160,7 @@ class Decision:
         return bool(self.deferred[0, token])
 
     def prob(self, token: int) -> float:
-        """π(token) at the first position, without the rest of π where the rule is a mask."""
+        """π(token) at the first position; where the rule is a mask, without computing the whole of π."""
         if isinstance(self.rule, TargetRule):
             return float(self.target[0, token])
         drafter, expert, sampler = self.evidence.drafter, self.evidence.expert, self.evidence.sampler

@@ -77,18 +77,18 @@ def propose(
     *,
     look_ahead: bool = False,
     pace: Pace | None = None,
-    ahead: ReadAhead | None = None,
+    written: ReadAhead | None = None,
     helpers: Helpers = Helpers(),  # a frozen value
 ) -> Draft:
     """Draft up to ``length`` tokens that continue the text.
 
     The drafter first reads, in one batch, whatever it has not seen of it, so no token is ever read twice. A draft ends early
     after an end-of-text token, where what followed could never be used, and where ``pace`` says so. look_ahead: let the drafter read its
-    last token too, for the row that follows it. ahead: what the drafter has written already behind the text.
+    last token too, for the row that follows it. written: what the drafter has written already behind the text.
     """
     text, pace = len(generation.tokens), pace or Fixed(length)
     pace.begin(length, text, first=not generation.reply)
-    reading = _Reading(drafter, generation, pace, helpers, ahead or [])
+    reading = _Reading(drafter, generation, pace, helpers, written or [])
     drafted: list[int] = []
     rows: list[Rows] = []
     ended = False
@@ -110,9 +110,9 @@ def propose(
 class _Reading:
     """The drafter's rows one after the other, each from the drafter itself or from a batch in which it reviewed a proposal."""
 
-    def __init__(self, drafter: Session, generation: Generation, pace: Pace, helpers: Helpers, ahead: ReadAhead) -> None:
+    def __init__(self, drafter: Session, generation: Generation, pace: Pace, helpers: Helpers, written: ReadAhead) -> None:
         self._drafter, self._generation, self._pace, self._helpers = drafter, generation, pace, helpers
-        self._ready = ahead
+        self._ready = written
         self._drawn: int | None = None
         self.calls = 0  # batches of the drafter
 

@@ -61,7 +61,7 @@ class Experience:
     patience: int = FIRST_PATIENCE
 
     def chance(self, log_odds: Float, mood: float = 0.0) -> Float:
-        """P(kept) of tokens that the drafter is so sure of, in a reply where it is that much surer to be kept than usual (log-odds). [k]"""
+        """P(kept) of tokens, by the log-odds of the drafter's confidence and by how much surer than usual this reply's are. [k]"""
         chance: Float = 1 / (1 + np.exp(-(self.curve[0] + self.curve[1] * log_odds + mood)))
         return chance
 

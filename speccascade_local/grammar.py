@@ -52,7 +52,7 @@ def from_json_schema(schema: str | Mapping[str, Any] | bool) -> str:
 class Grammar:
     """A compiled grammar over one reply: a :class:`~speccascade_local.shaping.Constraint`.
 
-    tokenizer: the vocabulary as llguidance wants it, see ``LlamaModel.grammar_tokenizer``. source: from :func:`gbnf.from_gbnf` or
+    tokenizer: the vocabulary as llguidance wants it, see ``Tokenizer.for_grammars``. source: from :func:`gbnf.from_gbnf` or
     :func:`from_json_schema`. n_vocab: crops the masks. Raises SettingError when nothing at all satisfies the grammar.
     """
 

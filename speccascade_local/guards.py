@@ -14,8 +14,9 @@ from .deferral import AlphaRule, Decision, Dial, Rule, TargetRule
 from .errors import SettingError
 from .evidence import Evidence
 from .rows import Float
-from .rules import Chow, Diff, Fuzzy, Strict, TokenV1, TokenV2, TokenV3
+from .rules import Chow, Diff, Fuzzy, Strict
 from .sampling import Mask, Sampler
+from .token_rules import TokenV1, TokenV2, TokenV3
 
 #: Rules that a budget can move: their dial runs between two finite ends.
 ADJUSTABLE: dict[str, type[AlphaRule]] = {rule.name: rule for rule in (TokenV3, TokenV2, TokenV1, Chow, Diff, Fuzzy, Lenience)}

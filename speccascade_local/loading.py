@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from . import catalog, methods, rules
+from . import catalog, methods
 from .catalog import Pair
 from .checks import whole_number
 from .context import LlamaContext
@@ -55,7 +55,7 @@ def load(
     Raises CatalogError, ModelLoadError, PairError, SettingError or SessionError; whatever was loaded by then is freed.
     """
     chosen = _choose(pair, drafter, expert, small, models)
-    own = methods.parse(rule or chosen.rule or rules.DEFAULT)  # refused before anything is loaded
+    own = methods.parse(rule or chosen.rule or methods.DEFAULT)  # refused before anything is loaded
     try:
         known = {key: Experience.from_dict(value) for key, value in (learnt or {}).items()}
     except (ValueError, AttributeError) as error:
@@ -77,7 +77,7 @@ def load(
 
     with ExitStack() as resources:  # frees in the order contexts, models, if anything below fails
         opened = {role: open_model(role, path) for role, path in chosen.files.items()}
-        n_vocab = min(shared_vocab_size(model, opened["expert"]) for model in opened.values())
+        n_vocab = min(shared_vocab_size(model.tokenizer, opened["expert"].tokenizer) for model in opened.values())
         trained = min(model.n_ctx_train for model in opened.values())
         size = min(DEFAULT_CONTEXT, trained) if n_ctx is None else whole_number("n_ctx", n_ctx, 1, trained)
         sessions = {role: open_session(model) for role, model in opened.items()}

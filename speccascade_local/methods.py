@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from . import acceptance, guards, routing, rules
+from . import acceptance, guards, routing, rules, token_rules
 from .calibration import Calibrated
 from .custom import CUSTOM, CustomRule, CustomTarget, custom_rule
 from .deferral import Decision, Method, Rule
@@ -28,7 +28,7 @@ from .routing import Route
 from .rows import Float, Rows
 from .sampling import Array, Sampler
 
-#: By name, in the order in which they are shown.
+#: By name, in the order in which docs and command line list them.
 RULES: dict[str, type[Rule]] = {
     rule.name: rule
     for rule in (
@@ -41,10 +41,10 @@ RULES: dict[str, type[Rule]] = {
         rules.Opt,
         rules.OptLog,
         rules.Fuzzy,
-        rules.TokenV1,
-        rules.TokenV2,
-        rules.TokenV3,
-        rules.Bild,
+        token_rules.TokenV1,
+        token_rules.TokenV2,
+        token_rules.TokenV3,
+        token_rules.Bild,
         acceptance.Lenience,
         acceptance.Mentored,
         acceptance.Typical,
@@ -58,6 +58,8 @@ ROUTES: dict[str, type[Route]] = {
     route.name: route for route in (routing.ChowSum, routing.ChowAverage, routing.ChowQuantile, routing.Margin, Calibrated)
 }
 METHODS: Mapping[str, type[Method]] = {**RULES, **ROUTES}
+#: Where neither the user nor models.yaml names one.
+DEFAULT = token_rules.TokenV3(0.3)
 
 #: The user's own rule, but for the parentheses.
 _CALLED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(?=\(|$)")

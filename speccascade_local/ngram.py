@@ -21,7 +21,7 @@ LONGEST_MATCH = 12
 class Guess(NamedTuple):
     """Tokens that may come next, and how many tokens before them had been seen in this order before: the more, the surer.
 
-    match: at most LONGEST_MATCH, which is more than the index looks for: so going on with a copy is told from beginning one.
+    match: counted up to LONGEST_MATCH, which is more than the index looks for: so a copy that goes on looks surer than one that begins.
     """
 
     token_ids: list[int]

@@ -34,7 +34,7 @@ class Pace(Protocol):
         """How many guessed tokens the drafter shall read together with what it reads anyway, to draft several tokens at once."""
 
     def reviewed(self, guess: Guess, kept: int) -> None:
-        """Of the tokens that were reviewed so many were the drafter's own."""
+        """``kept`` of the reviewed tokens were what the drafter would have drawn."""
 
     def worth(self, row: Rows) -> bool:
         """Whether a token drawn from this raw row shall be submitted."""

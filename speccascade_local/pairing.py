@@ -7,7 +7,7 @@ the result. Knows nothing of files or of how the pair will be used.
 from __future__ import annotations
 
 from .errors import PairError
-from .model import LlamaModel
+from .tokenizer import Tokenizer
 
 MAX_SIZE_DIFFERENCE = 128
 FIRST_COMPARED_ID = 5  # the first few ids are unk, bos, eos and the like, which converters name differently
@@ -24,13 +24,13 @@ _KINDS = {
 }
 
 
-def shared_vocab_size(drafter: LlamaModel, expert: LlamaModel) -> int:
+def shared_vocab_size(drafter: Tokenizer, expert: Tokenizer) -> int:
     """The number of ids that both models have; nothing outside is ever emitted.
 
     Raises PairError with the first difference when the two cannot be paired.
     """
     advice = "choose a drafter of the same model family as the expert"
-    if drafter.vocab_type != expert.vocab_type:
+    if drafter.kind != expert.kind:
         raise PairError(f"the drafter's vocabulary is {_kind(drafter)}, the expert's {_kind(expert)}; {advice}")
     for name in ("bos_id", "eos_id"):
         ours, theirs = getattr(drafter, name), getattr(expert, name)
@@ -52,8 +52,8 @@ def shared_vocab_size(drafter: LlamaModel, expert: LlamaModel) -> int:
     return shared
 
 
-def _kind(model: LlamaModel) -> str:
-    return _KINDS[model.vocab_type] if model.vocab_type < len(_KINDS) else f"of type {model.vocab_type}"
+def _kind(tokenizer: Tokenizer) -> str:
+    return _KINDS[tokenizer.kind] if tokenizer.kind < len(_KINDS) else f"of type {tokenizer.kind}"
 
 
 def _added(token: int | None) -> str:

@@ -18,10 +18,11 @@ from pathlib import Path
 import platformdirs
 
 from .backend import llama_cpp_version, physical_cores, system_info
-from .calibration import fingerprint
+from .checks import fingerprint
 from .profile import Profile
-from .profiling import DEEP, SHALLOW, measure
+from .profiling import measure
 from .session import LlamaSession
+from .stopwatch import DEEP, SHALLOW
 
 log = logging.getLogger(__name__)
 

@@ -128,7 +128,8 @@ class Reply(Chunk):
     """A whole answer. With the same ``seed`` and settings, the same prompt gives the same text again.
 
     What a seed does not promise: another block size draws other random numbers, and another build, machine or cache state
-    evaluates in other batches, which may flip a near-tie.
+    evaluates in other batches, which may flip a near-tie. A seed that was not named but told afterwards repeats an answer of fixed blocks;
+    automatic lengths looked at what earlier calls had taught, which a call that names a seed does not.
     """
 
     @classmethod

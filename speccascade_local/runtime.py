@@ -56,8 +56,11 @@ class Runtime:
         self.n_ctx = expert.n_ctx
         self.n_vocab = expert.n_vocab
         self._small, self._drafter, self._expert, self._model = small, drafter, expert, expert.model
-        vocabulary = Vocabulary(self.n_vocab, lambda token: self._model.piece(token, special=True))
-        self._pairing = LoadedPair(drafter, expert, self._model, vocabulary, small, start=dict(learnt or {}))
+        self._tokenizer = self._model.tokenizer
+        #: Whether :meth:`chat` works for this pair.
+        self.has_chat_template = self._tokenizer.has_text and bool(self._model.chat_template)
+        vocabulary = Vocabulary(self.n_vocab, lambda token: self._tokenizer.piece(token, special=True))
+        self._loaded = LoadedPair(drafter, expert, self._tokenizer, vocabulary, small, start=dict(learnt or {}))
         self._resources = resources
         self._whole_calls = threading.RLock()  # held while a whole reply is made
         self._block = threading.Lock()  # held while one block is made
@@ -90,24 +93,20 @@ class Runtime:
 
         A control token that a message merely spells out stays plain text. Raises PromptError when the expert has no template.
         """
-        parts = self._template.render(messages) or [("", True)]
-        bos, bos_id = self._model.special_texts["bos_token"], self._model.bos_id
-        written = bool(bos) and parts[0][1] and parts[0][0].startswith(bos)  # many templates write the BOS themselves
-        ids = [] if bos_id is None or written else [bos_id]
-        for text, may_hold_control in parts:
-            ids += self._model.tokenize(text, add_special=False, parse_special=may_hold_control)
-        return ids
-
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether :meth:`chat` works for this pair."""
-        return self._model.has_text and bool(self._model.chat_template)
+        with self._exclusively():
+            parts = self._template.render(messages) or [("", True)]
+            bos, bos_id = self._tokenizer.special_texts["bos_token"], self._tokenizer.bos_id
+            written = bool(bos) and parts[0][1] and parts[0][0].startswith(bos)  # many templates write the BOS themselves
+            ids = [] if bos_id is None or written else [bos_id]
+            for text, may_hold_control in parts:
+                ids += self._tokenizer.tokenize(text, add_special=False, parse_special=may_hold_control)
+            return ids
 
     def reset(self) -> None:
         """Forget what both caches hold, so that the next call starts cold."""
         with self._exclusively():
             self._turn += 1
-            for session in self._pairing.sessions:
+            for session in self._loaded.sessions:
                 session.rewind(0)
 
     def profile(self, *, refresh: bool = False, on_step: Callable[[float], None] = lambda _: None) -> Profile:
@@ -118,7 +117,7 @@ class Runtime:
         """
         with self._whole_calls, self._exclusively():
             self._turn += 1
-            pair, small = self._pairing, self._small
+            pair, small = self._loaded, self._small
             for session in pair.sessions:
                 session.rewind(0)
             drafter = self._drafter if isinstance(self._drafter, LlamaSession) else None
@@ -129,7 +128,7 @@ class Runtime:
 
     def learnt(self) -> dict[str, Any]:
         """What this runtime has learnt about lengths, for JSON; :func:`load` takes it as ``learnt``. Calls with a seed teach nothing."""
-        return {key: experience.as_dict() for key, experience in self._pairing.learnt.items()}
+        return {key: experience.as_dict() for key, experience in self._loaded.learnt.items()}
 
     def close(self) -> None:
         """Free both models. Harmless when repeated; every other method raises SessionError afterwards."""
@@ -151,13 +150,13 @@ class Runtime:
         if not self.has_chat_template:
             raise PromptError(f"{self._model.path.name} has no chat template; use a raw prompt (generate, or --raw)")
         source = self._model.chat_template or ""
-        return ChatTemplate(source, special_texts=self._model.special_texts, control_texts=self._model.control_texts)
+        return ChatTemplate(source, special_texts=self._tokenizer.special_texts, control_texts=self._tokenizer.control_texts)
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if self._model.closed:
             raise SessionError("this runtime is closed; load the pair again")
         if isinstance(prompt, str):
-            ids = self._model.tokenize(prompt, add_special=True, parse_special=True) if prompt else []
+            ids = self._tokenizer.tokenize(prompt, add_special=True, parse_special=True) if prompt else []
         else:
             try:
                 if isinstance(prompt, (bytes, bytearray)) or any(isinstance(token, bool) for token in prompt):
@@ -187,17 +186,22 @@ class Runtime:
         if isinstance(method, Route):
             method.check_pair(self.pair.drafter, self.pair.expert)
         seed = secrets.randbits(32) if settings.seed is None else settings.seed
-        ids = self._ids(prompt)
-        if settings.block_size == "auto" and method.asks_expert and self._pairing.profile is None:
+        with self._exclusively():
+            ids = self._ids(prompt)
+        if settings.block_size == "auto" and method.asks_expert and self._loaded.profile is None:
             self.profile()
-        chunks = answer(self._pairing, ids, settings, method, seed)
+        with self._exclusively():
+            chunks = answer(self._loaded, ids, settings, method, seed)
         with self._whole_calls, self._exclusively():
             self._turn += 1
             return self._in_turn(chunks, self._turn)
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
-        """Hold the lock of one block. A rule of the user's own that calls the runtime which is asking it would wait for itself."""
+        """Hold the lock of one block: nobody else evaluates, or closes the models, meanwhile.
+
+        A rule of the user's own that calls the runtime which is asking it would wait for itself.
+        """
         if self._holder == threading.get_ident():
             raise SessionError("a rule may not call the runtime that is asking it; load a second one for that")
         with self._block:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .context import LlamaContext, Part
+from .batch import Part
+from .context import LlamaContext
 from .errors import SettingError
 from .model import LlamaModel
 from .sampling import Array

@@ -17,7 +17,7 @@ import speccascade_local as sc
 from speccascade_local import clipping, target_probs
 from speccascade_local.acceptance import DecisionTokens, Fly, Lenience, Mentored
 from speccascade_local.compare import all_arms, compare, few_arms
-from speccascade_local.rules import DEFAULT
+from speccascade_local.methods import DEFAULT
 from speccascade_local.sampling import Sampler
 from speccascade_local.settings import Settings
 

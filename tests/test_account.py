@@ -293,7 +293,7 @@ def test_replies_and_chunks_are_strict_json_also_where_a_model_would_never_say_a
 
 def test_the_bytes_of_the_emitted_tokens_join_to_the_text_also_inside_a_character(demo):
     """The two bytes of one character are made so likely that the models write nothing else, in any order."""
-    halves = demo._model.tokenize("é", add_special=False, parse_special=False)
+    halves = demo._model.tokenizer.tokenize("é", add_special=False, parse_special=False)
     assert len(halves) == 2, "this vocabulary has the character as one token"
     prompt, bias = ids(demo, PROMPTS[0]), dict.fromkeys(halves, 100.0)
     reply = demo.generate(prompt, rule="strict", temperature=5, logit_bias=bias, logprobs=demo.n_vocab, seed=0, max_tokens=30)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import speccascade_local as sc
-from speccascade_local.calibration import FEWEST_ANSWERS, Calibrated, Calibration, Outcome, fingerprint, fit, ready
+from speccascade_local.calibration import FEWEST_ANSWERS, Calibrated, Calibration, Outcome, fit, ready
+from speccascade_local.checks import fingerprint
 from speccascade_local.errors import CatalogError, SettingError
 from speccascade_local.methods import parse
 from speccascade_local.pictures import reliability_diagram

@@ -19,9 +19,10 @@ from speccascade_local.cascade import Block, decode
 from speccascade_local.guards import Budget
 from speccascade_local.methods import target_probs
 from speccascade_local.routing import TokenCascade
-from speccascade_local.rules import Chow, Diff, Never, Opt, Strict, TokenV1, TokenV2, TokenV3
+from speccascade_local.rules import Chow, Diff, Never, Opt, Strict
 from speccascade_local.sampling import Sampler, Softmax
 from speccascade_local.stats import Stats
+from speccascade_local.token_rules import TokenV1, TokenV2, TokenV3
 
 PAIRS = {"always accepts": always_accepts, "never accepts": never_accepts, "sometimes accepts": sometimes_accepts}
 #: Every way to settle a block, and what may follow it.

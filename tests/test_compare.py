@@ -6,15 +6,16 @@ import pytest
 
 from speccascade_local import methods
 from speccascade_local.compare import all_arms, compare, few_arms
-from speccascade_local.rules import DEFAULT, Opt, Strict, TokenV3
+from speccascade_local.rules import Opt, Strict
 from speccascade_local.settings import Settings
+from speccascade_local.token_rules import TokenV3
 
 QUESTION = [{"role": "user", "content": "Write FizzBuzz for 15."}]
 TEMPERATURES = pytest.mark.parametrize("temperature", [0.0, 1.0])
 
 
 @TEMPERATURES
-@pytest.mark.parametrize("rule", [DEFAULT, Opt(0.2), TokenV3(-1)], ids=str)
+@pytest.mark.parametrize("rule", [methods.DEFAULT, Opt(0.2), TokenV3(-1)], ids=str)
 def test_no_two_arms_are_the_same_and_every_method_is_one(temperature, rule):
     settings = Settings(temperature=temperature)
     arms = all_arms(settings, rule)
@@ -29,7 +30,7 @@ def test_no_two_arms_are_the_same_and_every_method_is_one(temperature, rule):
 
 
 def test_the_control_asks_the_expert_and_strict_under_the_truncation_that_the_rule_amounts_to():
-    for rule, control in ((TokenV3(0.4), 0.6), (TokenV3(-1), 1.0), (Opt(0.2), 1 - DEFAULT.alpha)):
+    for rule, control in ((TokenV3(0.4), 0.6), (TokenV3(-1), 1.0), (Opt(0.2), 1 - methods.DEFAULT.alpha)):
         arms = all_arms(Settings(temperature=1.0, block_size=5), rule)
         controls = {name: arm for name, arm in arms.items() if arm.min_p}
         assert list(controls) == [f"expert min-p {control:.3g}", f"strict min-p {control:.3g}"]

@@ -141,7 +141,7 @@ def distance_at_parting(runtime: sc.Runtime, ids: list[int], constraint: dict, o
     """How far apart the expert's shaped logits are for the two tokens at which two replies part."""
     place = next(i for i, (a, b) in enumerate(zip(one, other)) if a != b)
     settings = Settings(**constraint)
-    tokenizer = runtime._model.grammar_tokenizer
+    tokenizer = runtime._model.tokenizer.for_grammars
     grammar = Grammar(tokenizer, settings.constraint, runtime.n_vocab) if settings.constraint else None
     session = LlamaSession(LlamaContext(runtime._model, n_ctx=runtime.n_ctx, n_threads=1), n_vocab=runtime.n_vocab)
     row = session.extend([*ids, *one[:place]], keep=1)[0].copy()
@@ -185,7 +185,7 @@ def test_penalties_change_what_is_said(demo, constraint):
 @pytest.mark.parametrize("spec", EVERY_METHOD)
 def test_a_bias_of_minus_100_bans_a_token_and_one_of_plus_100_forces_it(demo, spec):
     ids = question(demo)
-    space, end = demo._ids(" the")[0], [token for token in range(demo.n_vocab) if demo._model.is_end(token)]
+    space, end = demo._ids(" the")[0], [token for token in range(demo.n_vocab) if demo._model.tokenizer.is_end(token)]
     for settings in settings_of(spec, 4):
         usual = set(demo.generate(ids, max_tokens=40, **settings).token_ids) - set(end)
         banned = demo.generate(ids, max_tokens=40, logit_bias=dict.fromkeys(usual, -100), **settings)

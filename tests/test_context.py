@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 import speccascade_local as sc
 from speccascade_local import model as model_module
 from speccascade_local.backend import physical_cores
-from speccascade_local.batch import BATCH_TOKENS
-from speccascade_local.context import MAX_ROWS, LlamaContext, Part
+from speccascade_local.batch import BATCH_TOKENS, Part
+from speccascade_local.context import MAX_ROWS, LlamaContext
 from speccascade_local.errors import ContextOverflowError, ModelLoadError, PromptError, SessionError, SettingError
 from speccascade_local.model import LlamaModel
 from speccascade_local.session import LlamaSession

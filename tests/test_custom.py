@@ -20,8 +20,8 @@ from speccascade_local.custom import CustomRule, CustomTarget
 from speccascade_local.evidence import Place
 from speccascade_local.methods import is_custom, parse
 from speccascade_local.rows import Rows
-from speccascade_local.rules import TokenV3
 from speccascade_local.sampling import Sampler
+from speccascade_local.token_rules import TokenV3
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 HELD_OUT = [json.loads(line) for line in (Path(sc.__file__).parent / "demo" / "heldout.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -85,7 +85,7 @@ def test_the_example_leaves_names_to_the_expert_and_judges_the_rest_as_token_v3_
         for token in ask(demo, prompt, TrustDigits(0.9)).tokens:
             assert not (is_name(token.text) and token.origin == "accepted")
             assert not (is_number(token.text) and token.origin == "matched")
-    vocabulary = demo._pairing.vocabulary
+    vocabulary = demo._loaded.vocabulary
     other = ~(vocabulary.where(is_name) | vocabulary.where(is_number))
     rng = np.random.default_rng(0)
     rows = [Rows.of(2 * rng.normal(size=(1, demo.n_vocab))) for _ in range(2)]

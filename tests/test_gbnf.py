@@ -45,9 +45,9 @@ def comparable(model: LlamaModel, reply: list[int]) -> np.ndarray:
     """Ids that both engines see alike. llama.cpp reads control tokens as the text that they are written with, lets bytes begin that can
     never become a character, and hides NUL.
     """
-    written = b"".join(map(model.piece, reply))
-    pieces = [model.piece(token) for token in range(model.n_vocab)]
-    return np.array([model.is_end(token) or (bool(piece) and readable(written + piece)) for token, piece in enumerate(pieces)])
+    written = b"".join(map(model.tokenizer.piece, reply))
+    pieces = [model.tokenizer.piece(token) for token in range(model.n_vocab)]
+    return np.array([model.tokenizer.is_end(token) or (bool(piece) and readable(written + piece)) for token, piece in enumerate(pieces)])
 
 
 def readable(written: bytes) -> bool:
@@ -83,8 +83,8 @@ grammars = expressions.map(lambda root: f"root ::= {root} # the whole\nword ::= 
 @given(grammars, st.data())
 def test_every_mask_is_the_one_that_llama_cpp_makes(demo, text, data):
     model = demo._expert.model
-    ours, native = Grammar(model.grammar_tokenizer, from_gbnf(text), model.n_vocab), Native(model, text)
-    ends = np.array([model.is_end(token) for token in range(model.n_vocab)])
+    ours, native = Grammar(model.tokenizer.for_grammars, from_gbnf(text), model.n_vocab), Native(model, text)
+    ends = np.array([model.tokenizer.is_end(token) for token in range(model.n_vocab)])
     reply: list[int] = []
     for _ in range(8):
         allowed, expected = ours.allowed(reply), native.allowed()
@@ -114,7 +114,7 @@ def test_every_mask_is_the_one_that_llama_cpp_makes(demo, text, data):
 )
 def test_spellings_of_the_grammars_that_come_with_llama_cpp_are_read_alike(demo, text):
     model = demo._expert.model
-    ours, native = Grammar(model.grammar_tokenizer, from_gbnf(text), model.n_vocab), Native(model, text)
+    ours, native = Grammar(model.tokenizer.for_grammars, from_gbnf(text), model.n_vocab), Native(model, text)
     compared = comparable(model, [])
     assert (ours.allowed([]) & compared).tolist() == (native.allowed() & compared).tolist()
     native.close()

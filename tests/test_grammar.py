@@ -37,9 +37,9 @@ class Words:
 
     def __init__(self, runtime: sc.Runtime) -> None:
         model = runtime._model
-        self.tokenizer, self.n_vocab = model.grammar_tokenizer, runtime.n_vocab
-        self.pieces = [model.piece(token) for token in range(self.n_vocab)]
-        self.ends = [token for token in range(self.n_vocab) if model.is_end(token)]
+        self.tokenizer, self.n_vocab = model.tokenizer.for_grammars, runtime.n_vocab
+        self.pieces = [model.tokenizer.piece(token) for token in range(self.n_vocab)]
+        self.ends = [token for token in range(self.n_vocab) if model.tokenizer.is_end(token)]
         self.of_byte = {piece[0]: token for token, piece in enumerate(self.pieces) if len(piece) == 1}
 
     def gbnf(self, text: str) -> Grammar:

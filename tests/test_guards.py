@@ -23,8 +23,9 @@ from speccascade_local.evidence import Evidence, Place
 from speccascade_local.guards import ADJUSTABLE, Budget, Guarded
 from speccascade_local.methods import guard, parse
 from speccascade_local.rows import Rows
-from speccascade_local.rules import Never, Strict, TokenV3
+from speccascade_local.rules import Never, Strict
 from speccascade_local.sampling import Sampler
+from speccascade_local.token_rules import TokenV3
 from speccascade_local.verify import Verdict
 from speccascade_local.vocabulary import Vocabulary
 

@@ -16,22 +16,25 @@ PACKAGE = Path(speccascade_local.__file__).parent
 LAYERS = [
     {"errors"},
     {"checks", "lark"},
-    {"sampling", "stats", "profile", "figures", "ngram", "backend", "batch", "gbnf", "checked_yaml"},
+    {"sampling", "stats", "profile", "figures", "ngram", "backend", "batch", "tokenizer", "gbnf", "checked_yaml"},
     {"rows", "vocabulary", "model"},
     {"evidence", "shaping", "clipping", "pacing", "experience"},
     {"deferral", "generation", "controller"},
-    {"account", "rules", "acceptance", "custom", "grammar"},
+    {"account", "rules", "token_rules", "acceptance", "custom", "grammar"},
     {"guards", "verify", "drafting", "context", "session"},
     {"ahead"},
     {"cascade", "text", "pairing"},
     {"routing"},
-    {"calibration", "loop_cost"},
+    {"calibration", "loop_cost", "stopwatch"},
     {"profiling"},
     {"pictures", "profile_cache", "methods"},
     {"settings", "catalog"},
     {"reply", "answering", "runtime", "loading"},
     {"compare", "tasks"},
-    {"terminal", "options", "invocation", "cli"},
+    {"cli.terminal", "cli.options"},
+    {"cli.invocation"},
+    {"cli.answers", "cli.listings", "cli.measurements"},
+    {"cli.app", "cli"},
     {"__init__", "__main__"},
 ]
 #: These must run on toy sessions without any model, so nothing heavier than numpy.
@@ -50,20 +53,33 @@ ALGORITHMS = {
         "lark",
         "gbnf",
         "rules",
+        "token_rules",
     ),
     *("acceptance", "clipping", "custom", "guards", "verify", "generation", "drafting", "cascade", "routing"),
     *("ngram", "pacing", "experience", "controller", "ahead"),
 }
 
-MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")}
+
+def name_of(path: Path) -> str:
+    """``cli.options`` for cli/options.py, ``cli`` for cli/__init__.py."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+MODULES = {name_of(path): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+FOLDERS = {name_of(path) for path in PACKAGE.glob("*/__init__.py")}
 
 
 def own_imports(module: str) -> set[str]:
     """Names of the package's modules that this one imports."""
     found = set()
+    here = module.split(".") if module in FOLDERS else module.split(".")[:-1]
     for node in ast.walk(MODULES[module]):
         if isinstance(node, ast.ImportFrom) and node.level:
-            found |= {node.module} if node.module else {alias.name for alias in node.names}
+            origin = [*here[: len(here) - node.level + 1], *(node.module.split(".") if node.module else [])]
+            for alias in node.names:
+                whole = ".".join([*origin, alias.name])
+                found.add(whole if whole in MODULES else ".".join(origin))
     return found & set(MODULES)
 
 
@@ -112,7 +128,7 @@ def test_an_algorithm_needs_nothing_but_numpy(module):
 
 
 def test_only_the_rooms_below_a_session_touch_llama_cpp():
-    assert {module for module in MODULES if "llama_cpp" in outside_imports(module)} == {"backend", "batch", "model", "context"}
+    assert {module for module in MODULES if "llama_cpp" in outside_imports(module)} == {"backend", "batch", "tokenizer", "model", "context"}
 
 
 @pytest.mark.parametrize("module", MODULES)

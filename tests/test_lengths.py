@@ -63,7 +63,7 @@ def test_two_devices_write_the_experts_greedy_text_too(demo, monkeypatch):
     ids = demo.chat_ids(conversation(" ".join(QUESTIONS)))
     alone = demo.generate(ids, rule="strict", block_size=0, max_tokens=50)
     one = Speed(1, 1, (0,), ((1.0,) * 17,), 1 / 17)
-    monkeypatch.setattr(demo._pairing, "profile", Profile(one, replace(one, seconds=((0.1,) * 17,)), 0.0, {}))
+    monkeypatch.setattr(demo._loaded, "profile", Profile(one, replace(one, seconds=((0.1,) * 17,)), 0.0, {}))
     demo.reset()
     reply = demo.generate(ids, rule="strict", seed=0, max_tokens=50)
     assert reply.stats.expert_calls == reply.stats.blocks + 1, "one more for the prompt"
@@ -131,11 +131,11 @@ def test_what_nobody_has_learnt_is_refused(learnt):
 
 def test_without_a_profile_one_is_made_when_lengths_need_it():
     with sc.load(n_threads=1, profile=False) as runtime:
-        assert runtime._pairing.profile is None
+        assert runtime._loaded.profile is None
         runtime.chat(conversation(QUESTIONS[0]), block_size=3, max_tokens=5)
-        assert runtime._pairing.profile is None
+        assert runtime._loaded.profile is None
         runtime.chat(conversation(QUESTIONS[0]), max_tokens=5)
-        assert runtime._pairing.profile is not None
+        assert runtime._loaded.profile is not None
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from speccascade_local.guards import ADJUSTABLE, Budget, Guarded
 from speccascade_local.methods import METHODS, described, guard, parse, target_probs
 from speccascade_local.routing import Route, TokenCascade
 from speccascade_local.rows import total_variation
-from speccascade_local.rules import Never, Opt, OptLog, TokenV3
+from speccascade_local.rules import Never, Opt, OptLog
 from speccascade_local.sampling import Sampler
+from speccascade_local.token_rules import TokenV3
 
 DIALS = [(method, name) for method in methods.METHODS.values() for name in method.dials]
 

@@ -10,7 +10,8 @@ from update_methods import DOCS, example, picture, table
 
 import speccascade_local as sc
 from speccascade_local import methods
-from speccascade_local.calibration import Calibration, fingerprint
+from speccascade_local.calibration import Calibration
+from speccascade_local.checks import fingerprint
 
 PAGE = (DOCS / "methods.md").read_text(encoding="utf-8")
 SECTIONS = {match[1]: match[2] for match in re.finditer(r"^### `(\w+)[^\n]*\n(.*?)(?=^##)", PAGE + "\n## end", re.DOTALL | re.MULTILINE)}

@@ -1,4 +1,4 @@
-"""Files into weights and a vocabulary: what is refused, what is freed, what ids stand for."""
+"""Files into weights: what is refused, what is freed, what a file says of itself."""
 
 from __future__ import annotations
 
@@ -9,30 +9,23 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import gguf
 import llama_cpp
 import pytest
 from gguf_files import (
     CHATML,
-    CONTROLS,
-    ENDOFTEXT,
-    IM_END,
-    IM_START,
-    byte_id,
     embedding_model,
     recurrent_model,
-    text_model,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speccascade_local import model as model_module
 from speccascade_local.context import LlamaContext
-from speccascade_local.errors import ModelLoadError, PromptError, SessionError
+from speccascade_local.errors import ModelLoadError, SessionError
 from speccascade_local.model import LlamaModel
 from speccascade_local.session import LlamaSession
 
@@ -41,15 +34,15 @@ DEMO = Path(model_module.__file__).parent / "demo"
 
 def test_a_closed_model_says_so_and_may_be_closed_again(files: SimpleNamespace, freed: list[tuple[str, int]]) -> None:
     model = LlamaModel(files.text)
-    assert model.has_text
+    assert model.tokenizer.has_text
     assert not model.closed
     model.close()
     model.close()
     assert model.closed
     assert [kind for kind, _ in freed] == ["llama_model_free"]
     for use in (
-        lambda: model.tokenize("a", add_special=False, parse_special=False),
-        lambda: model.is_end(0),
+        lambda: model.tokenizer.tokenize("a", add_special=False, parse_special=False),
+        lambda: model.tokenizer.is_end(0),
         lambda: LlamaSession(LlamaContext(model, n_ctx=8)),
     ):
         with pytest.raises(SessionError, match=r"text\.gguf: this model is closed"):
@@ -251,92 +244,9 @@ def test_weights_are_repacked_unless_the_build_has_amx_and_the_log_says_which(
     assert re.search(said, caplog.text)
 
 
-@pytest.fixture(scope="module")
-def demo_model() -> Iterator[LlamaModel]:
-    model = LlamaModel(DEMO / "expert.gguf")
-    yield model
-    model.close()
-
-
-plain_text = st.text(max_size=30) | st.lists(st.sampled_from([*CONTROLS, " the then", "\n\n", "12345", "é", "😀", "\0", "\r\n"])).map(
-    "".join
-)
-
-
-@given(plain_text)
-@settings(max_examples=100, deadline=None)
-def test_the_pieces_of_a_tokenized_text_are_its_bytes(model: LlamaModel, demo_model: LlamaModel, text: str) -> None:
-    for vocabulary in (model, demo_model):
-        ids = vocabulary.tokenize(text, add_special=False, parse_special=False)
-        assert b"".join(map(vocabulary.piece, ids)) == text.encode()
-        assert all(0 <= token < vocabulary.n_vocab for token in ids)
-
-
-def test_merged_and_single_bytes_stand_for_their_own_bytes(model: LlamaModel) -> None:
-    assert [model.piece(byte_id(byte)) for byte in range(256)] == [bytes([byte]) for byte in range(256)]
-    assert [model.piece(token) for token in model.tokenize("the then", add_special=False, parse_special=False)] == [b"the", b" the", b"n"]
-
-
-def test_control_tokens_are_read_only_where_asked_and_show_nothing(model: LlamaModel) -> None:
-    text = "a<|im_end|>"
-    assert model.tokenize(text, add_special=False, parse_special=True) == [byte_id(ord("a")), IM_END]
-    assert not {ENDOFTEXT, IM_START, IM_END} & set(model.tokenize(text, add_special=False, parse_special=False))
-    assert [model.piece(token) for token in range(3)] == [b""] * 3
-
-
-def test_the_unknown_token_counts_as_a_control_token(tmp_path: Path) -> None:
-    model = LlamaModel(text_model(tmp_path / "unknown.gguf", texts={200: "<unk>"}, types={200: gguf.TokenType.UNKNOWN}))
-    assert model.control_texts == {*CONTROLS, "<unk>"}
-    assert model.tokenize("<unk>", add_special=False, parse_special=True) == [200]
-    assert 200 not in model.tokenize("<unk>", add_special=False, parse_special=False)
-    model.close()
-
-
-def test_text_that_utf8_cannot_hold_is_a_prompt_error(model: LlamaModel) -> None:
-    """Such as a command line argument that was not UTF-8: Python stands in lone surrogates for its bytes."""
-    with pytest.raises(PromptError):
-        model.tokenize("caf\udce9", add_special=True, parse_special=True)
-
-
-def test_a_piece_longer_than_any_buffer_comes_whole(tmp_path: Path) -> None:
-    model = LlamaModel(text_model(tmp_path / "long.gguf", texts={200: "y" * 500}))
-    assert model.piece(200) == b"y" * 500
-    model.close()
-
-
-def test_exactly_end_of_text_and_end_of_turn_end_a_text(model: LlamaModel) -> None:
-    assert [token for token in range(model.n_vocab) if model.is_end(token)] == [ENDOFTEXT, IM_END]
-
-
-@pytest.mark.parametrize("add_bos", [False, True])
-@pytest.mark.parametrize("add_eos", [False, True])
-def test_the_frame_of_a_text_is_what_the_file_asks_for(tmp_path: Path, add_bos: bool, add_eos: bool) -> None:
-    model = LlamaModel(text_model(tmp_path / "frame.gguf", add_bos=add_bos, add_eos=add_eos, bos_id=IM_START, eos_id=ENDOFTEXT))
-    assert model.bos_id == (IM_START if add_bos else None)
-    assert model.eos_id == (ENDOFTEXT if add_eos else None)
-    assert model.special_texts == {"bos_token": "<|im_start|>", "eos_token": "<|endoftext|>"}
-    framed = model.tokenize("a", add_special=True, parse_special=False)
-    assert framed == [IM_START] * add_bos + [byte_id(ord("a"))] + [ENDOFTEXT] * add_eos
-    model.close()
-
-
 def test_a_model_tells_what_its_file_says(model: LlamaModel, ids_model: LlamaModel, files: SimpleNamespace) -> None:
     assert (model.path, model.n_vocab, model.n_ctx_train) == (files.text, 263, 2048)
-    assert model.control_texts == frozenset(CONTROLS)
     assert model.chat_template == CHATML
     assert ids_model.chat_template is None
     assert "llama" in model.description
     assert "F32" in model.description
-
-
-def test_a_model_without_text_works_on_ids_alone(ids_model: LlamaModel) -> None:
-    assert not ids_model.has_text
-    with pytest.raises(PromptError, match=r"ids\.gguf has token ids but no text"):
-        ids_model.tokenize("a", add_special=True, parse_special=True)
-    assert [ids_model.piece(token) for token in range(ids_model.n_vocab)] == [b""] * 96
-    assert not any(ids_model.is_end(token) for token in range(ids_model.n_vocab))
-    assert ids_model.control_texts == frozenset()
-    assert ids_model.special_texts == {"bos_token": "", "eos_token": ""}
-    session = LlamaSession(LlamaContext(ids_model, n_ctx=32, n_threads=1))
-    assert session.extend([5, 95], 2).shape == (2, 96)
-    session.context.close()

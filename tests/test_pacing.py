@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import threading
+import time
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -26,7 +28,8 @@ from speccascade_local.pacing import LONGEST, Fixed
 from speccascade_local.profile import SIZES, Profile, Speed
 from speccascade_local.rows import Rows
 from speccascade_local.rules import Strict
-from speccascade_local.sampling import Sampler
+from speccascade_local.sampling import Mask, Sampler
+from speccascade_local.shaping import Shaper
 from speccascade_local.stats import Stats
 
 
@@ -221,6 +224,27 @@ def test_what_was_written_ahead_is_not_written_again_and_a_seed_repeats_it():
     assert first == texts()
     _, drafts, evaluated = first
     assert sum(evaluated) < 2 * sum(map(len, drafts)), "what was hoped for came about, and was used"
+
+
+class OneAtATime:
+    """A grammar that allows everything and takes its time; two threads in it at once would confuse it."""
+
+    def __init__(self) -> None:
+        self.busy = threading.Lock()
+
+    def allowed(self, reply: Sequence[int]) -> Mask:
+        assert self.busy.acquire(blocking=False), "two threads at once"
+        time.sleep(0.001)
+        self.busy.release()
+        return np.ones(7, dtype=bool)
+
+
+def test_the_writing_ahead_and_the_loop_never_use_the_grammar_at_once():
+    drafter, expert = always_accepts()
+    generation = writing([1, 2], shaper=Shaper(7, grammar=OneAtATime()))
+    more = {"block_size": 4, "max_tokens": 20, "stops": never_ends, "stats": Stats()}
+    blocks = list(decode(generation, drafter, expert, rule=Strict(), pace=Hasty(4), **more))
+    assert sum(len(block.verdict.token_ids) for block in blocks) == 20
 
 
 def test_the_drafter_writes_ahead_only_where_the_models_do_not_hinder_each_other():

@@ -19,11 +19,12 @@ from speccascade_local.errors import PairError, PromptError
 from speccascade_local.model import LlamaModel
 from speccascade_local.pairing import shared_vocab_size
 from speccascade_local.session import LlamaSession
+from speccascade_local.tokenizer import Tokenizer
 
 SMALL = BASE_VOCABULARY
 WIDE = SMALL + 128  # as far apart as two vocabularies may be
 
-Opener = Callable[..., LlamaModel]
+Opener = Callable[..., Tokenizer]
 
 
 @pytest.fixture
@@ -41,16 +42,16 @@ def textless(tmp_path: Path) -> Iterator[Opener]:
 def opener(write: Callable[..., Path], folder: Path) -> Iterator[Opener]:
     opened: list[LlamaModel] = []
 
-    def open_model(**options: object) -> LlamaModel:
+    def open_model(**options: object) -> Tokenizer:
         opened.append(LlamaModel(write(folder / f"{write.__name__}-{len(opened)}.gguf", **options)))
-        return opened[-1]
+        return opened[-1].tokenizer
 
     yield open_model
     for model in opened:
         model.close()
 
 
-def assert_refused(one: LlamaModel, other: LlamaModel, message: str, reverse: str) -> None:
+def assert_refused(one: Tokenizer, other: Tokenizer, message: str, reverse: str) -> None:
     """Either way round, and with advice."""
     with pytest.raises(PairError, match=message):
         shared_vocab_size(one, other)
@@ -146,9 +147,10 @@ def test_the_first_id_of_a_different_text_is_named_with_both_texts(tmp_path_fact
     plain = LlamaModel(text_model(folder / "plain.gguf"))
     changed = LlamaModel(text_model(folder / "changed.gguf", texts={token: f"changed_{token}" for token in tokens}))
     with pytest.raises(PairError) as error:
-        shared_vocab_size(plain, changed)
+        shared_vocab_size(plain.tokenizer, changed.tokenizer)
     first = min(tokens)
-    assert f"token id {first} is {plain.token_text(first)!r} for the drafter and 'changed_{first}' for the expert" in str(error.value)
+    text = plain.tokenizer.token_text(first)
+    assert f"token id {first} is {text!r} for the drafter and 'changed_{first}' for the expert" in str(error.value)
     plain.close()
     changed.close()
 

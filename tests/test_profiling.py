@@ -16,13 +16,14 @@ from gguf_files import textless_model
 
 import speccascade_local as sc
 from speccascade_local import model as model_module
-from speccascade_local import profile_cache, profiling
+from speccascade_local import profile_cache, profiling, stopwatch
 from speccascade_local.context import LlamaContext
 from speccascade_local.model import LlamaModel
 from speccascade_local.profile import SIZES, Profile
 from speccascade_local.profile_cache import key_of, profile_of
-from speccascade_local.profiling import completed, depths_in, fewest_threads, measure, scaled
+from speccascade_local.profiling import measure
 from speccascade_local.session import LlamaSession
+from speccascade_local.stopwatch import completed, depths_in, fewest_threads, scaled
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +111,14 @@ def test_thread_counts_are_chosen_for_single_tokens_and_batches_apart(open_pair,
     monkeypatch.setattr(model_module, "ONE_THREAD_BYTES", 0)
     for model in vars(models).values():
         monkeypatch.setattr(model, "default_threads", 3)
-    monkeypatch.setattr(profiling, "physical_cores", lambda: 3)
+    monkeypatch.setattr(stopwatch, "physical_cores", lambda: 3)
     tried: list[set[int]] = []
 
     def third(seconds):
         tried.append(set(seconds))
         return 1 + len(tried) % 2
 
-    monkeypatch.setattr(profiling, "fewest_threads", third)
+    monkeypatch.setattr(stopwatch, "fewest_threads", third)
     sessions = open_pair()
     profile = measure(*sessions, budget_s=0.01)
     assert len(tried) == 4
@@ -291,5 +292,5 @@ class Beside:
 def test_overlap_counts_what_a_second_thread_costs_the_first(monkeypatch, drafter, expected):
     now = [0.0]
     monkeypatch.setattr(profiling, "perf_counter", lambda: now[0])
-    clock = profiling._Clock(1e9, lambda _: None)
+    clock = stopwatch.Clock(1e9, lambda _: None)
     assert profiling._overlap(clock, Beside(now, 1.0, **drafter), Beside(now, 1.0)) == pytest.approx(expected)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from speccascade_local import methods, rules
+from speccascade_local import methods
 from speccascade_local.catalog import CatalogFile
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +64,7 @@ def test_the_table_of_rules_names_methods_that_exist():
     named = re.findall(r"^\| `(\w+)(?::[^`]*)?` \|", README, re.MULTILINE)
     assert set(named) <= set(methods.METHODS)
     assert len(named) == len(set(named)) > 8
-    assert f"the default is `{rules.DEFAULT}`" in README
+    assert f"the default is `{methods.DEFAULT}`" in README
 
 
 @pytest.mark.parametrize("place", [ROOT, ROOT / "scripts"], ids=lambda path: path.name)

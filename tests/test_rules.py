@@ -16,8 +16,9 @@ from speccascade_local.evidence import Evidence
 from speccascade_local.guards import Budget
 from speccascade_local.methods import parse, target_probs
 from speccascade_local.rows import Rows
-from speccascade_local.rules import Bild, Chow, ChowLog, Diff, DiffLog, Fuzzy, Never, Opt, OptLog, Strict, TokenV1, TokenV2, TokenV3
+from speccascade_local.rules import Chow, ChowLog, Diff, DiffLog, Fuzzy, Never, Opt, OptLog, Strict
 from speccascade_local.sampling import Sampler
+from speccascade_local.token_rules import Bild, TokenV1, TokenV2, TokenV3
 
 
 def evidence_of(drafter: np.ndarray, expert: np.ndarray, sampler: Sampler) -> Evidence:

@@ -216,8 +216,9 @@ def test_no_message_can_forge_a_control_token_or_lose_a_character(model: LlamaMo
     parts = template(CHATML).render(messages)
     expected = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages) + "<|im_start|>assistant\n"
     assert "".join(text for text, _ in parts) == expected
-    ids = [token for text, control in parts for token in model.tokenize(text, add_special=False, parse_special=control)]
-    read_as_control = [model.token_text(token) for token in ids if model.token_text(token) in model.control_texts]
+    tokenizer = model.tokenizer
+    ids = [token for text, control in parts for token in tokenizer.tokenize(text, add_special=False, parse_special=control)]
+    read_as_control = [text for text in map(tokenizer.token_text, ids) if text in tokenizer.control_texts]
     assert read_as_control == ["<|im_start|>", "<|im_end|>"] * len(messages) + ["<|im_start|>"]
 
 

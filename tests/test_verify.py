@@ -18,8 +18,9 @@ from speccascade_local.errors import SettingError
 from speccascade_local.guards import Budget
 from speccascade_local.methods import target_probs
 from speccascade_local.rows import Rows
-from speccascade_local.rules import Chow, Never, Opt, Strict, TokenV3
+from speccascade_local.rules import Chow, Never, Opt, Strict
 from speccascade_local.sampling import Sampler
+from speccascade_local.token_rules import TokenV3
 from speccascade_local.verify import Draft, Verdict
 from speccascade_local.verify import verify as verify_rows
 

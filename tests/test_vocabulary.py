@@ -65,7 +65,7 @@ def test_rules_reach_it_through_their_evidence():
 
 
 def test_the_demo_pair_knows_its_control_tokens_in_their_written_form(demo):
-    pieces = demo._pairing.vocabulary.pieces
+    pieces = demo._loaded.vocabulary.pieces
     assert len(pieces) == demo.n_vocab
     assert sum(piece.startswith(b"<|") and piece.endswith(b"|>") for piece in pieces) >= 2
     assert {str(digit).encode() for digit in range(10)} <= set(pieces)

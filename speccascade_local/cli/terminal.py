@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .compare import Row, dropped_pairs
-from .profile import SIZES, Profile, Speed
-from .reply import Reply, Token
-from .routing import Route
-from .verify import Origin
+from ..compare import Row, dropped_pairs
+from ..profile import SIZES, Profile, Speed
+from ..reply import Reply, Token
+from ..routing import Route
+from ..verify import Origin
 
 #: How each token's origin is coloured, and what it means.
 ORIGINS: dict[Origin, tuple[str, str]] = {

@@ -14,11 +14,11 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from .checks import text_of
-from .compare import BLOCK_SIZE
-from .errors import SettingError
-from .settings import DEFAULTS, Settings
-from .settings import BlockSize as Length
+from ..checks import text_of
+from ..compare import BLOCK_SIZE
+from ..errors import SettingError
+from ..settings import DEFAULTS, Settings
+from ..settings import BlockSize as Length
 
 Words = Annotated[
     list[str] | None,

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from . import catalog
-from .deferral import Method
-from .errors import CatalogError, PromptError, SettingError
-from .loading import load
+from .. import catalog
+from ..deferral import Method
+from ..errors import CatalogError, PromptError, SettingError
+from ..loading import load
+from ..runtime import Prompt, Runtime
 from .options import ModelOptions
-from .runtime import Prompt, Runtime
 from .terminal import stderr
 
 

@@ -1,0 +1,84 @@
+"""The verbs that measure a pair, for what needs to know it: calibrated routing, and draft lengths."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..calibration import Calibrated, fit, ready
+from ..figures import figure_class, writable
+from ..pictures import reliability_diagram, staircase
+from ..settings import DEFAULTS
+from ..tasks import judged, read_tasks
+from . import options
+from .invocation import loaded, progress, set_log_level
+from .terminal import profile_summary, profile_table, stdout
+
+
+def calibrate_verb(
+    chosen: options.ModelOptions,
+    pair: options.PairName = None,
+    tasks: Annotated[Path, typer.Option(help="JSONL: one {'prompt': ..., 'answers': [...]} per line.")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option(help="Where the calibration goes; use it as --rule calibrated:FILE.")] = ...,  # type: ignore[assignment]
+    picture: Annotated[Path | None, typer.Option(help="Where the reliability diagram goes, .png or .svg.")] = None,
+    target: Annotated[
+        float | None, typer.Option(min=0, max=1, show_default="the expert's own", help="Accuracy to keep on the validation half.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split into halves.")] = 0,
+    max_tokens: options.MaxTokens = DEFAULTS.max_tokens,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Learn from judged questions when the drafter's whole answer can be trusted (needs the extra calibrate)."""
+    set_log_level(verbose)
+    questions = read_tasks(tasks)
+    ready(len(questions), target, out, picture)  # before hours of asking
+    with loaded(pair, chosen, verbose, rule="strict", profile=False) as runtime:
+        with progress("asking", verbose) as bar:
+            task = bar.add_task("", total=1.0)
+            found = judged(runtime, questions, max_tokens=max_tokens, on_step=lambda fraction: bar.update(task, completed=fraction))
+        calibration = fit(found, drafter=runtime.pair.drafter, expert=runtime.pair.expert, target=target, seed=seed)
+    calibration.save(out)
+    if picture:
+        reliability_diagram(calibration, picture)
+    print(f"fitted on {calibration.calibrated_on} answers, chosen on {len(calibration.validation)} others:")
+    print(f"  ask the expert where the drafter is wrong with probability above {calibration.threshold:.3f}")
+    print(f"  the drafter answers {calibration.kept:.1%} alone")
+    print(f"  right answers {calibration.accuracy:.1%}, asked for {calibration.target_accuracy:.1%}")
+    print(f"  the expert alone {calibration.expert_accuracy:.1%}, the drafter alone {calibration.drafter_accuracy:.1%}")
+    print(f"use it with: --rule {Calibrated.name}:{out}")
+
+
+def profile_verb(
+    chosen: options.ModelOptions,
+    pair: options.PairName = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Measure again, even if this pair was measured before.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Where a picture of the table goes, .png or .svg (extra calibrate).")] = None,
+    as_json: options.Json = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """How long both models take for batches of 1 to 17 tokens on this machine: measured once, then kept.
+
+    v(n) is a batch of n in units of a single token. Where a larger batch is the faster one, the smaller is padded to it.
+    """
+    set_log_level(verbose)
+    if picture:
+        figure_class(picture)
+        writable(picture)
+    with (
+        loaded(pair, chosen, verbose, rule="strict", profile=False) as runtime,
+        progress("measuring", verbose) as bar,
+    ):
+        task = bar.add_task("", total=1.0)
+        found = runtime.profile(refresh=refresh, on_step=lambda fraction: bar.update(task, completed=fraction))
+    if picture:
+        staircase(found, picture)
+    if as_json:
+        print(json.dumps({"pair": runtime.pair.name, **found.as_dict()}, ensure_ascii=False))
+        return
+    (stdout if stdout.is_terminal else Console(width=200)).print(profile_table(found))
+    for line in profile_summary(found):
+        print(line)

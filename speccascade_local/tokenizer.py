@@ -1,0 +1,137 @@
+"""Text to token ids and back, as a GGUF file's vocabulary has it.
+
+Knows nothing of weights, but that they must not be freed meanwhile; of what token ids stand for in rules, see vocabulary.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from functools import cached_property
+from typing import Any
+
+import llama_cpp
+from llguidance import LLTokenizer
+
+from .errors import PromptError, SessionError
+
+
+class Tokenizer:
+    """The vocabulary of one file. name: of that file. pointer: llama.cpp's ``llama_vocab``. freed: what will free the weights.
+
+    Raises SessionError where the model has been closed, where a use would crash the process.
+    """
+
+    def __init__(self, name: str, pointer: Any, freed: weakref.finalize[..., Any]) -> None:
+        self.name = name
+        self._pointer, self._freed = pointer, freed
+        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(pointer)
+
+    @property
+    def _vocab(self) -> Any:
+        if not self._freed.alive:
+            raise SessionError(f"{self.name}: this model is closed; load the pair again")
+        return self._pointer
+
+    @cached_property
+    def kind(self) -> int:
+        """llama.cpp's ``llama_vocab_type``; 0 means that the file has ids and no text."""
+        kind: int = llama_cpp.llama_vocab_type(self._vocab)
+        return kind
+
+    @property
+    def has_text(self) -> bool:
+        """Whether ids can be turned into text and back."""
+        return self.kind != 0
+
+    @cached_property
+    def bos_id(self) -> int | None:
+        """The id that this model wants before every text, or None when it wants none."""
+        return llama_cpp.llama_vocab_bos(self._vocab) if llama_cpp.llama_vocab_get_add_bos(self._vocab) else None
+
+    @cached_property
+    def eos_id(self) -> int | None:
+        """The id that this model wants after every text it reads, or None when it wants none."""
+        return llama_cpp.llama_vocab_eos(self._vocab) if llama_cpp.llama_vocab_get_add_eos(self._vocab) else None
+
+    @cached_property
+    def special_texts(self) -> dict[str, str]:
+        """``bos_token`` and ``eos_token`` as chat templates know them; empty text where the vocabulary has none."""
+        ids = {"bos_token": llama_cpp.llama_vocab_bos(self._vocab), "eos_token": llama_cpp.llama_vocab_eos(self._vocab)}
+        return {name: self.token_text(token) if self.has_text and token >= 0 else "" for name, token in ids.items()}
+
+    @cached_property
+    def control_texts(self) -> frozenset[str]:
+        """The written forms of all control tokens, such as ``<|im_start|>``."""
+        if not self.has_text:
+            return frozenset()
+        control = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
+        return frozenset(
+            self.token_text(token) for token in range(self.n_vocab) if llama_cpp.llama_vocab_get_attr(self._vocab, token) & control
+        )
+
+    def is_end(self, token: int) -> bool:
+        """Whether this id ends a text or a turn."""
+        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
+
+    def token_text(self, token: int) -> str:
+        """The vocabulary's entry for an id, as stored in the file (byte-level alphabets are not decoded)."""
+        text: bytes = llama_cpp.llama_vocab_get_text(self._vocab, token)
+        return text.decode(errors="replace")
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Text -> ids. add_special: let the vocabulary add its BOS/EOS. parse_special: read ``<|...|>`` and the like as control tokens.
+
+        Raises PromptError for a vocabulary without text.
+        """
+        if not self.has_text:
+            raise PromptError(f"{self.name} has token ids but no text vocabulary; pass the prompt as a list of ids")
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"the text holds {text[error.start]!r} at position {error.start}, which is no character; "
+                "it was probably not UTF-8 where it came from"
+            ) from error
+        room = len(data) + 2
+        for _ in range(2):
+            ids = (llama_cpp.llama_token * room)()
+            count = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, add_special, parse_special)
+            if count >= 0:
+                break
+            room = -count  # a vocabulary that normalises text may need more ids than bytes, and says how many
+        if count < 0:
+            raise PromptError(
+                f"llama_tokenize returned {count} for a text of {len(data)} bytes; "
+                "the vocabulary of this file is damaged or unusual, please report it"
+            )
+        return list(ids[:count])
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes that an id stands for, possibly only a part of a UTF-8 character. special: control tokens as they are written,
+        otherwise they stand for nothing.
+        """
+        if not self.has_text:
+            return b""
+        buffer = ctypes.create_string_buffer(64)
+        length = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        if length < 0:
+            buffer = ctypes.create_string_buffer(-length)
+            length = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        return buffer.raw[:length]
+
+    @cached_property
+    def for_grammars(self) -> LLTokenizer:
+        """The vocabulary as grammars need it; made when first asked for. Raises PromptError for a vocabulary without text."""
+        if not self.has_text:
+            raise PromptError(f"{self.name} has token ids but no text vocabulary, so no text can be asked to follow a grammar")
+        # As llguidance.llamacpp does (its own function calls what is deprecated): control tokens are marked by a byte that no text has.
+        control = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
+        marks = [b"\xff" if llama_cpp.llama_vocab_get_attr(self._vocab, token) & control else b"" for token in range(self.n_vocab)]
+        return LLTokenizer.from_llamacpp(  # type: ignore[attr-defined,no-any-return]  # missing from its stubs
+            tokens=[mark + self.piece(token, special=True) for token, mark in enumerate(marks)],
+            vocab_ptr=self._vocab,
+            tokenize_fptr=ctypes.cast(llama_cpp.llama_cpp._lib.llama_tokenize, ctypes.c_void_p).value,
+            eos_token=[token for token in range(self.n_vocab) if self.is_end(token)],
+            slices=None,
+        )
