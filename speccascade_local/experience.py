@@ -69,13 +69,23 @@ class Experience:
         """Logistic regression on the outcomes, by a few Newton steps from the last fit; few of them are drawn to "as sure as it says"."""
         x, kept = np.array(self.outcomes, dtype=np.float64).T
         features = np.stack([np.ones_like(x), x])
-        weight, prior, pull = np.array(self.curve), np.array([0.0, 1.0]), np.array([0.3, 3.0])
+        curve, prior, pull = np.array(self.curve), np.array([0.0, 1.0]), np.array([0.3, 3.0])
+
+        def misfit(curve: Float) -> float:
+            said = curve @ features
+            return float(np.logaddexp(0, said).sum() - kept @ said + 0.5 * pull @ (curve - prior) ** 2)
+
+        now = misfit(curve)
         for _ in range(3):
-            chance = 1 / (1 + np.exp(-(weight @ features)))
-            slope = features @ (kept - chance) - pull * (weight - prior)
+            chance = 1 / (1 + np.exp(-(curve @ features)))
+            slope = features @ (chance - kept) + pull * (curve - prior)
             curvature = (features * (chance * (1 - chance))) @ features.T + np.diag(pull)
-            weight = weight + np.linalg.solve(curvature, slope)
-        self.curve = float(np.clip(weight[0], -8, 8)), float(np.clip(weight[1], 0, 4))
+            step = np.linalg.solve(curvature, slope)
+            # Where the curve is flat a whole step goes far beyond the best fit, and the next one as far back.
+            while (then := misfit(curve - step)) > now + 1e-9:
+                step /= 2
+            curve, now = curve - step, then
+        self.curve = float(np.clip(curve[0], -8, 8)), float(np.clip(curve[1], 0, 4))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

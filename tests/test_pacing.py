@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from exact import chain, courses
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import JUDGED_RULES
 from test_cascade import run
@@ -392,6 +392,18 @@ def test_the_fitted_chance_never_falls_as_the_drafter_becomes_surer(outcomes):
     chances = experience.chance(np.linspace(-12, 12, 30))
     assert np.all((chances >= 0) & (chances <= 1))
     assert np.all(np.diff(chances) >= 0)
+
+
+@given(st.lists(st.tuples(st.sampled_from([-12.0, -3.0, 0.0, 3.0, 5.0, 12.0]), st.booleans()), min_size=1, max_size=60))
+@example([(12.0, True)] * 3 + [(5.0, False)])
+@example([(3.0, True), (3.0, False)] * 20)
+def test_outcomes_that_stay_the_same_give_a_fit_that_stays_the_same(outcomes):
+    experience, curves = Experience(), []
+    experience.outcomes.extend(outcomes)
+    for _ in range(6):
+        experience.fit()
+        curves.append(experience.curve)
+    assert curves[-1] == pytest.approx(curves[-2], abs=0.02)
 
 
 def test_the_fit_finds_the_odds_that_outcomes_follow():
