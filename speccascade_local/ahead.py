@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
-from .drafting import ReadAhead, Session
+from .drafting import ReadAhead, Session, next_row
 from .generation import Generation
 from .rows import Rows
 from .verify import Draft, Verdict
@@ -75,7 +75,7 @@ class Ahead:
                 row = known.pop()
             else:
                 self.calls += 1
-                row = generation.rows(self._drafter.extend(generation.tokens[len(self._drafter.tokens) :], keep=1).copy())
+                row = next_row(self._drafter, generation)
             written.append((row, generation.draw(row)))
             generation.grow([written[-1][1]])
         return written

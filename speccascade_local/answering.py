@@ -135,10 +135,11 @@ def _lengths(pair: LoadedPair, settings: Settings, rule: Rule) -> tuple[Pace | N
     if settings.block_size != "auto" or not rule.asks_expert:
         return None, Helpers(small=pair.small)
     assert pair.profile is not None
+    key = f"{rule} at temperature {settings.temperature:g}"
+    small_key = f"small model, {key}"
     learnt = pair.learnt
     if settings.seed is not None:  # a seed repeats an answer, whatever was asked in between
-        learnt = deepcopy(pair.start)
-    key = f"{rule} at temperature {settings.temperature:g}"
+        learnt = {name: deepcopy(pair.start[name]) for name in (key, small_key) if name in pair.start}
     pace = Auto(
         pair.profile,
         learnt.setdefault(key, Experience()),
@@ -147,7 +148,7 @@ def _lengths(pair: LoadedPair, settings: Settings, rule: Rule) -> tuple[Pace | N
     if pair.small is None:
         return pace, Helpers(pair.index)
     assert pair.small_profile is not None
-    small_pace = Auto(pair.small_profile, learnt.setdefault(f"small model, {key}", Experience()))
+    small_pace = Auto(pair.small_profile, learnt.setdefault(small_key, Experience()))
     return pace, Helpers(pair.index, pair.small, small_pace)
 
 

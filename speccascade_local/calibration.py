@@ -201,11 +201,3 @@ def _regression_class(answers: int, target: float | None) -> Any:
 
 def _mean(flags: Sequence[bool]) -> float:
     return sum(flags) / len(flags)
-
-
-def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float, float]:
-    """A share and its Wilson 95 % interval."""
-    share = successes / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return share, min(share, float(middle - half)), max(share, float(middle + half))

@@ -125,6 +125,11 @@ class LlamaContext:
             raise SettingError(f"threads are {single} and {batch}; at least 1 is needed of each")
         llama_cpp.llama_set_n_threads(self._ctx, single, batch)
 
+    @property
+    def padding(self) -> Mapping[int, int]:
+        """As ``pad_batches`` was told."""
+        return self._padding
+
     def pad_batches(self, sizes: Mapping[int, int]) -> None:
         """From now on evaluate n tokens as a batch of ``sizes[n]``, where a larger batch is the faster one; an empty mapping ends it.
 

@@ -25,11 +25,17 @@ from .experience import Experience
 from .ngram import Guess
 from .pacing import LONGEST, LONGEST_BLOCK
 from .profile import Profile
+from .prospect import Prospect
 from .rows import Float, Rows
 
+# What follows was chosen by trying: modelled speeds of all families at the costs of a large pair.
 #: Blocks without a draft before one is tried again: after a success, and at most. Doubled at each failure.
 USUAL_PATIENCE, LAST_PATIENCE = 64, 512
-FORGETTING = 0.9  # per block
+#: How much of what was counted of tokens and seconds is left after one block more, and at how many tokens at the expert's own speed the
+#: count begins.
+FORGETTING, FIRST_TOKENS = 0.9, 8
+#: By so much a reviewed guess must be faster than a row at a time.
+REVIEW_GAIN = 1.15
 #: What the drafter is taken to be like before anything was seen.
 FIRST_LOG_ODDS = (1.0, 3.0, 5.0)
 #: Texts differ in how well the drafter knows them, by so much (variance of log-odds) from reply to reply and from block to block of one.
@@ -46,12 +52,13 @@ class Auto:
         self._profile, self._seen, self._has_drafter = profile, experience, has_drafter
         self._costs: dict[tuple[int, int], tuple[Float, float]] = {}
         self._mood, self._doubt = 0.0, DOUBT
-        self._depth: int | None = None  # where the latest block began
-        self._rows = 0  # that the drafter computed for it
         # How sure the drafter may be of the next token: as it usually is, and more and more as it was in this reply.
         usual = [log_odds for log_odds, _ in experience.outcomes] or FIRST_LOG_ODDS
         self._usual = deque(np.quantile(usual, (0.1, 0.9, 0.5, 0.3, 0.7)).tolist())
         self._recent = deque(self._usual, maxlen=10)
+        self._block: Prospect  # from ``begin`` on
+        self._began = 0  # where the latest block began
+        self._read: int | None = None  # what of the text the drafter has read
 
     def beside(self, expert: int, drafter: int) -> bool:
         """See :class:`~speccascade_local.pacing.Pace`."""
@@ -64,7 +71,6 @@ class Auto:
 
     def begin(self, room: int, depth: int, *, first: bool) -> None:
         """See :class:`~speccascade_local.pacing.Pace`."""
-        self._room = min(room, LONGEST_BLOCK)
         waiting = depth if first else 1
         bucket = waiting, depth // 64
         if bucket not in self._costs:
@@ -72,32 +78,36 @@ class Auto:
             # A prompt is read whatever is drafted: what drafts add to it is all that counts, and that is no staircase.
             batches += self._profile.expert.batch_s(1, depth) - batches[0] + self._profile.block_s
             self._costs[bucket] = batches, self._profile.drafter.batch_s(1, depth) + self._profile.draft_s
-        self._batch, self._step = self._costs[bucket]
-        alone = 1 / self._batch[0]
+        batch, step = self._costs[bucket]
+        alone = 1 / batch[0]
         # The expert alone is always to be had, so no draft may be worth less than that; and until something is known, not more.
-        self._rate = max(alone, (self._seen.tokens + 8) / (self._seen.seconds + 8 / alone))
-        self._seconds, self._first = 0.0, self._profile.drafter.batch_s(self._behind(depth), depth) + self._profile.draft_s
-        self._expected, self._all_kept = 1.0, 1.0  # tokens of the block as drafted so far; chance that all of it is kept
-        self._drafted = self._rows = 0
-        self._refused = False
-        self._said: list[float] = []  # log-odds of the drafter, of each drafted token
-        self._probing = self._has_drafter and self._seen.quiet >= self._seen.patience
-        # a + a² + ...: what further tokens bring beyond one that is kept, their chances being unknown yet
-        self._chances = self._seen.chance(np.array(self._recent), self._mood)
-        self._further = np.concatenate(([0.0], np.cumsum(self._chances.mean() ** np.arange(1, LONGEST))))
+        rate = max(alone, (self._seen.tokens + FIRST_TOKENS) / (self._seen.seconds + FIRST_TOKENS / alone))
+        self._block = Prospect(
+            batch,
+            step,
+            self._profile.drafter.batch_s(self._behind(depth), depth) + self._profile.draft_s,
+            rate,
+            min(room, LONGEST_BLOCK),
+            self._seen.chance(np.array(self._recent), self._mood),
+            probing=self._has_drafter and self._seen.quiet >= self._seen.patience,
+        )
 
     def another(self, guess: Guess) -> bool:
         """See :class:`~speccascade_local.pacing.Pace`."""
-        if not self._has_drafter or self._drafted >= min(self._room, LONGEST):
+        block = self._block
+        if not self._has_drafter or block.drafted >= min(block.room, LONGEST):
             return False
-        self._stop = self._best_tail(guess)[1]
-        cost = self._step if self._drafted else self._first
-        if not (self._probing and not self._drafted):
-            values = self._if_kept(self._chances)
-            if np.maximum(values, self._stop).mean() - self._rate * cost <= self._stop:
+        _, block.ending = block.best_tail(self._seen.guesses.chances(guess))
+        cost = block.step if block.drafted else block.first
+        if not block.is_probe:
+            values = block.if_kept(block.chances)
+            if np.maximum(values, block.ending).mean() - block.rate * cost <= block.ending:
                 return False
-        self._seconds += cost
-        self._rows += 1
+        block.rows += 1
+        if block.free_rows:
+            block.free_rows -= 1  # to decide as if it cost nothing would tell of a token that is not submitted yet
+        else:
+            block.seconds += cost
         return True
 
     def _behind(self, depth: int) -> int:
@@ -106,17 +116,18 @@ class Auto:
         An account of tokens lets it read more, and must not change how long drafts are. The prompt is read once for a whole reply,
         so no single draft can pay for it.
         """
-        if self._depth is None:
+        if self._read is None:
             self._read = depth - 1
-        elif self._rows:
-            self._read = min(self._depth + self._rows, depth) - 1
-        self._depth = depth
+        elif self._block.rows:
+            self._read = min(self._began + self._block.rows, depth) - 1
+        self._began = depth
         return max(depth - self._read, 1)
 
     def review(self, guess: Guess) -> int:
         """See :class:`~speccascade_local.pacing.Pace`."""
-        best, length, expected, kept = 1.15 / self._step, 0, 1.0, 1.0
-        for i, chance in enumerate(self._seen.reviews.chances(guess)[: self._room - self._drafted - 1], start=1):
+        block = self._block
+        best, length, expected, kept = REVIEW_GAIN / block.step, 0, 1.0, 1.0
+        for i, chance in enumerate(self._seen.reviews.chances(guess)[: block.room - block.drafted - 1], start=1):
             kept *= chance
             expected += kept
             rate = expected / self._profile.drafter.batch_s(i + 1)
@@ -128,51 +139,48 @@ class Auto:
         """See :class:`~speccascade_local.pacing.Pace`."""
         asked = len(guess.token_ids)
         self._seen.reviews.learn(guess.match, min(kept + 1, asked), kept)
-        self._seconds += self._profile.drafter.batch_s(asked + 1) - self._step
+        self._block.seconds += self._profile.drafter.batch_s(asked + 1) - self._block.step
+        self._block.free_rows = kept
 
     def worth(self, row: Rows) -> bool:
         """See :class:`~speccascade_local.pacing.Pace`."""
+        block = self._block
         log_odds = min(max(-math.log(max(row.plain.rest[0], 1e-12)), -12.0), 12.0)  # max q / (1 - max q)
         self._recent.append(log_odds)
         chances = self._seen.chance(np.array([log_odds]), self._mood)
-        chance = float(chances[0])
-        probe = self._probing and not self._drafted
-        if not probe and self._if_kept(chances)[0] <= self._stop:
-            self._refused = True
+        if not block.is_probe and block.if_kept(chances)[0] <= block.ending:
+            block.refused = True
             return False
-        self._said.append(log_odds)
-        self._drafted += 1
-        self._all_kept *= max(chance, 0.5) if probe else chance
-        self._expected += self._all_kept
+        chance = float(chances[0])
+        block.submit(log_odds, max(chance, 0.5) if block.is_probe else chance)
         return True
 
     def tail(self, guess: Guess) -> int:
         """See :class:`~speccascade_local.pacing.Pace`."""
-        self._guess = guess
-        return self._best_tail(guess)[0]
+        self._block.guess = guess
+        return self._block.best_tail(self._seen.guesses.chances(guess))[0]
 
     def ahead(self, submitted: int) -> int:
         """See :class:`~speccascade_local.pacing.Pace`."""
+        block = self._block
         # It is used if all is kept and the drafter knows the bonus token; if not, what the two cost each other is lost.
-        if self._refused or self._all_kept * float(self._chances.mean()) <= self._profile.overlap:
+        if block.refused or block.all_kept * float(block.chances.mean()) <= self._profile.overlap:
             return 0
         # More than such a draft again, in place of the bonus token and behind it, would hardly be used.
-        return min(int(self._batch[min(submitted, LONGEST_BLOCK)] / self._step), self._drafted + 1)
+        return min(int(block.batch[min(submitted, LONGEST_BLOCK)] / block.step), block.drafted + 1)
 
     def learn(self, tested: int, kept: int, guessed: int, right: int, tokens: int) -> None:
         """See :class:`~speccascade_local.pacing.Pace`."""
-        seen = self._seen
-        guesses = 0
+        seen, block = self._seen, self._block
         if tested:
-            outcomes = [(log_odds, i < kept) for i, log_odds in enumerate(self._said[:tested])]
+            outcomes = [(log_odds, i < kept) for i, log_odds in enumerate(block.said[:tested])]
             self._feel(outcomes)
             seen.outcomes.extend(outcomes)
             seen.fit()
         if guessed:
-            guesses = min(guessed, right + 1) if kept == self._drafted else 0
-            seen.guesses.learn(self._guess.match, guesses, right)
-        if self._drafted:
-            failed = self._probing and not kept
+            seen.guesses.learn(block.guess.match, min(guessed, right + 1) if kept == block.drafted else 0, right)
+        if block.drafted:
+            failed = block.probing and not kept
             seen.patience = min(2 * seen.patience, LAST_PATIENCE) if failed else USUAL_PATIENCE if kept else seen.patience
             seen.quiet = 0
         else:
@@ -180,7 +188,7 @@ class Auto:
             # Nothing was looked at, so what was last seen says less and less about what comes next.
             self._recent.append(self._usual[0])
             self._usual.rotate(-1)
-        spent = self._seconds + self._batch[min(self._drafted + guessed, LONGEST_BLOCK)]
+        spent = block.seconds + block.batch[min(block.drafted + guessed, LONGEST_BLOCK)]
         seen.tokens = FORGETTING * seen.tokens + tokens
         seen.seconds = FORGETTING * seen.seconds + spent
 
@@ -191,19 +199,3 @@ class Auto:
             self._doubt = 1 / (1 / self._doubt + chance * (1 - chance))
             self._mood = min(max(self._mood + self._doubt * (kept - chance), -MOODIEST), MOODIEST)
         self._doubt += DRIFT
-
-    def _if_kept(self, chances: Float) -> Float:
-        """The most that a block can be worth if one token more is submitted, by that token's chance, the best length chosen. [k]"""
-        more = np.arange(min(self._room, LONGEST) - self._drafted)
-        tokens = self._all_kept * chances[:, None] * (1 + self._further[more])
-        cost = more * self._step + self._batch[self._drafted + 1 + more]
-        worth: Float = (self._expected + tokens - self._rate * cost).max(axis=1)
-        return worth
-
-    def _best_tail(self, guess: Guess) -> tuple[int, float]:
-        """How many guesses to submit if the draft ends here, and what the block is worth then."""
-        chances = self._seen.guesses.chances(guess)[: self._room - self._drafted]
-        tokens = np.cumsum([self._expected, *(self._all_kept * np.cumprod(chances))])
-        worth = tokens - self._rate * self._batch[self._drafted : self._drafted + len(tokens)]
-        length = len(worth) - 1 - int(np.argmax(worth[::-1]))  # what costs nothing is taken
-        return length, float(worth[length])

@@ -70,6 +70,16 @@ class Helpers:
         return self.index.guess(length, drafted) if self.index is not None else NOTHING
 
 
+def next_row(session: Session, generation: Generation, drafted: Sequence[int] = ()) -> Rows:
+    """The row after the text and ``drafted``, of which the session reads what it had not. Its own copy. [1, n_vocab]"""
+    return generation.rows(session.extend(_unread(session, generation, drafted), keep=1).copy(), drafted)
+
+
+def _unread(session: Session, generation: Generation, drafted: Sequence[int]) -> list[int]:
+    held, tokens = len(session.tokens), generation.tokens
+    return [*tokens[held:], *drafted[max(held - len(tokens), 0) :]]
+
+
 def propose(
     drafter: Session,
     generation: Generation,
@@ -92,14 +102,17 @@ def propose(
     drafted: list[int] = []
     rows: list[Rows] = []
     ended = False
-    while not ended and len(drafted) < length and pace.another(helpers.guess(LONGEST_BLOCK, drafted)):
-        rows.append(reading.next(drafted, most=length - len(drafted)))
+    while not ended and len(drafted) < length:
+        guess = helpers.guess(LONGEST_BLOCK, drafted)
+        if not pace.another(guess):
+            break
+        rows.append(reading.next(drafted, guess, most=length - len(drafted)))
         if not pace.worth(rows[-1]):
             break
         drafted.append(reading.draw(rows[-1]))
         ended = generation.is_end(drafted[-1])
     if look_ahead and not ended and len(rows) == len(drafted):
-        rows.append(reading.next(drafted, most=1))
+        rows.append(reading.next(drafted, NOTHING, most=1))
     for session in (drafter, helpers.small):  # a proposal may have reached further than the draft
         if session is not None:
             session.rewind(min(len(session.tokens), text + max(len(rows) - 1, 0)))
@@ -116,15 +129,15 @@ class _Reading:
         self._drawn: int | None = None
         self.calls = 0  # batches of the drafter
 
-    def next(self, drafted: list[int], most: int) -> Rows:
-        """The row that follows the text and ``drafted``. [1, n_vocab]"""
+    def next(self, drafted: list[int], guess: Guess, most: int) -> Rows:
+        """The row that follows the text and ``drafted``. guess: how they would be copied on. [1, n_vocab]"""
         if not self._ready:
             self.calls += 1
-            proposal = self._proposal(drafted, most - 1)
+            proposal = self._proposal(drafted, guess, most - 1)
             if not proposal.submitted:
                 self._drawn = None
-                return self._generation.rows(self._drafter.extend(self._unread(drafted), keep=1).copy(), drafted)
-            self._review(drafted, proposal)
+                return next_row(self._drafter, self._generation, drafted)
+            self._review(drafted, guess, proposal)
         row, self._drawn = self._ready.pop(0)
         return row
 
@@ -132,31 +145,28 @@ class _Reading:
         """A token from the row that ``next`` gave."""
         return self._generation.draw(row) if self._drawn is None else self._drawn
 
-    def _unread(self, drafted: list[int]) -> list[int]:
-        held, tokens = len(self._drafter.tokens), self._generation.tokens
-        return [*tokens[held:], *drafted[max(held - len(tokens), 0) :]]
-
-    def _proposal(self, drafted: list[int], most: int) -> Draft:
-        """What a helper thinks that the drafter will say next."""
+    def _proposal(self, drafted: list[int], guess: Guess, most: int) -> Draft:
+        """What a helper thinks that the drafter will say next: ``guess``, or what a smaller model drafts."""
         small, nothing = self._helpers.small, Draft([], Rows.of(np.empty((0, self._drafter.n_vocab), np.float32)))
         if most < 1:
             return nothing
-        guess = self._helpers.guess(LONGEST, drafted)
-        guessed = guess.token_ids[: min(self._pace.review(guess), most)]
+        guessed = guess.token_ids[: min(self._pace.review(Guess(guess.token_ids[:LONGEST], guess.match)), most)]
         guessed = guessed[: self._generation.admitted(drafted, guessed)]
         if guessed or small is None:
-            self._guess = Guess(guessed, guess.match)
             return replace(nothing, guesses=guessed)
-        return propose(small, self._generation.followed_by(drafted), most, pace=self._helpers.small_pace)
+        proposal = propose(small, self._generation.followed_by(drafted), most, pace=self._helpers.small_pace)
+        if not proposal.token_ids:
+            self._helpers.small_pace.learn(0, 0, 0, 0, 1)  # it stays quiet, and counts for how long
+        return proposal
 
-    def _review(self, drafted: list[int], proposal: Draft) -> None:
+    def _review(self, drafted: list[int], guess: Guess, proposal: Draft) -> None:
         generation, read = self._generation, proposal.submitted
-        rows = self._drafter.extend(self._unread(drafted) + read, keep=len(read) + 1).copy()
+        rows = self._drafter.extend(_unread(self._drafter, generation, drafted) + read, keep=len(read) + 1).copy()
         own = generation.rows(rows, drafted, read)
         verdict = verify(proposal, own, Strict(), generation.sampler, generation.rng)
         kept = sum(origin == "matched" for origin in verdict.origins)
         if proposal.guesses:
-            self._pace.reviewed(self._guess, kept)
+            self._pace.reviewed(Guess(proposal.guesses, guess.match), kept)
         else:
             self._helpers.small_pace.learn(len(verdict.deferred), kept, 0, 0, len(verdict.token_ids))
         for session in (self._drafter, self._helpers.small):

@@ -32,8 +32,9 @@ class Hits:
 
     def chances(self, guess: Guess) -> list[float]:
         """P(right) of each guessed token, given that those before it were."""
-        places = [min(guess.match + i, len(self.asked) - 1) for i in range(len(guess.token_ids))]
-        return [self.right[place] / self.asked[place] for place in places]
+        at = min(guess.match, len(self.asked) - 1)
+        known = [right / asked for right, asked in zip(self.right[at:], self.asked[at:])]
+        return (known + known[-1:] * len(guess.token_ids))[: len(guess.token_ids)]
 
     def learn(self, match: int, tested: int, right: int) -> None:
         """So many guesses after ``match`` matching tokens were tested, and the first ``right`` of them were right."""

@@ -77,7 +77,10 @@ def load(
 
     with ExitStack() as resources:  # frees in the order contexts, models, if anything below fails
         opened = {role: open_model(role, path) for role, path in chosen.files.items()}
-        n_vocab = min(shared_vocab_size(model.tokenizer, opened["expert"].tokenizer) for model in opened.values())
+        judge = opened["expert"].tokenizer
+        others = {role: model.tokenizer for role, model in opened.items() if role != "expert"}
+        names = {"drafter": "drafter", "small": "small model"}
+        n_vocab = min((shared_vocab_size(each, judge, names[role]) for role, each in others.items()), default=judge.n_vocab)
         trained = min(model.n_ctx_train for model in opened.values())
         size = min(DEFAULT_CONTEXT, trained) if n_ctx is None else whole_number("n_ctx", n_ctx, 1, trained)
         sessions = {role: open_session(model) for role, model in opened.items()}

@@ -13,10 +13,10 @@ import numpy as np
 from .account import Wanted
 from .cascade import decode
 from .controller import Auto
-from .drafting import Session
+from .drafting import Helpers, Session
 from .experience import Experience
 from .generation import Generation
-from .ngram import Guess, NgramSession
+from .ngram import Guess, NgramIndex, NgramSession
 from .profile import FREE, Profile
 from .rows import Rows
 from .rules import Strict
@@ -45,7 +45,7 @@ def _own_s(drafter: _Timed, expert: _Timed, block_size: int) -> float:
         return 0.0
     blocks = decode(
         generation, drafter, expert, rule=Strict(), block_size=min(block_size, room // 2), max_tokens=room, stops=lambda _: False,
-        stats=Stats(), wanted=Wanted(), pace=_Eager(Profile(FREE, FREE, 1.0, {}), Experience()),
+        stats=Stats(), wanted=Wanted(), pace=_Eager(Profile(FREE, FREE, 1.0, {}), Experience()), helpers=Helpers(NgramIndex()),
     )  # fmt: skip
     own: list[float] = []
     until = perf_counter() + ENOUGH_S
@@ -72,6 +72,16 @@ class _Eager(Auto):
         """See :class:`~speccascade_local.pacing.Pace`."""
         super().worth(row)
         return True
+
+    def review(self, guess: Guess) -> int:
+        """See :class:`~speccascade_local.pacing.Pace`."""
+        super().review(guess)
+        return 0
+
+    def tail(self, guess: Guess) -> int:
+        """See :class:`~speccascade_local.pacing.Pace`."""
+        super().tail(guess)
+        return 0
 
     def ahead(self, submitted: int) -> int:
         """See :class:`~speccascade_local.pacing.Pace`."""

@@ -8,7 +8,7 @@ models or of what the guesses are used for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
+from itertools import cycle, islice, takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -88,7 +88,7 @@ class NgramIndex:
                     ahead += drafted
                 source = self._text[max(0, place - LONGEST_MATCH) : place]
                 match = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(end), reversed(source))))
-                return Guess([ahead[i % len(ahead)] for i in range(length)], match)
+                return Guess(list(islice(cycle(ahead), length)), match)
         return NOTHING
 
 
@@ -120,6 +120,3 @@ class NgramSession:
         """Forget everything after the first ``length`` tokens."""
         del self.tokens[length:]
         self._index.rewind(length)
-
-    def close(self) -> None:
-        """Nothing to free."""

@@ -34,7 +34,10 @@ class Pace(Protocol):
         """How many guessed tokens the drafter shall read together with what it reads anyway, to draft several tokens at once."""
 
     def reviewed(self, guess: Guess, kept: int) -> None:
-        """``kept`` of the reviewed tokens were what the drafter would have drawn."""
+        """``kept`` of the reviewed tokens were what the drafter would have drawn.
+
+        This may be told before those tokens are submitted: ``another`` and ``worth`` must not heed it, or they would look ahead.
+        """
 
     def worth(self, row: Rows) -> bool:
         """Whether a token drawn from this raw row shall be submitted."""

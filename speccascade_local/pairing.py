@@ -24,31 +24,31 @@ _KINDS = {
 }
 
 
-def shared_vocab_size(drafter: Tokenizer, expert: Tokenizer) -> int:
+def shared_vocab_size(drafter: Tokenizer, expert: Tokenizer, role: str = "drafter") -> int:
     """The number of ids that both models have; nothing outside is ever emitted.
 
-    Raises PairError with the first difference when the two cannot be paired.
+    Raises PairError with the first difference when the two cannot be paired. role: what the first of them is called there.
     """
-    advice = "choose a drafter of the same model family as the expert"
+    advice = f"choose a {role} of the same model family as the expert"
     if drafter.kind != expert.kind:
-        raise PairError(f"the drafter's vocabulary is {_kind(drafter)}, the expert's {_kind(expert)}; {advice}")
+        raise PairError(f"the {role}'s vocabulary is {_kind(drafter)}, the expert's {_kind(expert)}; {advice}")
     for name in ("bos_id", "eos_id"):
         ours, theirs = getattr(drafter, name), getattr(expert, name)
         if ours != theirs:
             raise PairError(
-                f"the models frame a text differently: {name} is {_added(ours)} for the drafter, {_added(theirs)} for the expert; {advice}"
+                f"the models frame a text differently: {name} is {_added(ours)} for the {role}, {_added(theirs)} for the expert; {advice}"
             )
     difference = abs(drafter.n_vocab - expert.n_vocab)
     if difference > MAX_SIZE_DIFFERENCE:
         raise PairError(
-            f"the drafter has {drafter.n_vocab} token ids, the expert {expert.n_vocab}: {difference} apart, "
+            f"the {role} has {drafter.n_vocab} token ids, the expert {expert.n_vocab}: {difference} apart, "
             f"allowed are {MAX_SIZE_DIFFERENCE}; {advice}"
         )
     shared = min(drafter.n_vocab, expert.n_vocab)
     for token in range(FIRST_COMPARED_ID, shared) if drafter.has_text else ():
         ours, theirs = drafter.token_text(token), expert.token_text(token)
         if ours != theirs:
-            raise PairError(f"token id {token} is {ours!r} for the drafter and {theirs!r} for the expert; {advice}")
+            raise PairError(f"token id {token} is {ours!r} for the {role} and {theirs!r} for the expert; {advice}")
     return shared
 
 

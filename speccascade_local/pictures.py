@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .calibration import Calibration, wilson
+from .calibration import Calibration
 from .figures import figure_class, save_figure
 from .profile import SIZES, Profile
 
@@ -65,3 +65,11 @@ def reliability_diagram(calibration: Calibration, path: Path, bins: int = 5) -> 
     lower.set(xlabel="predicted probability that the drafter is wrong", ylabel="answers", xlim=(-0.02, 1.02))
     figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", fontsize=8)
     save_figure(figure, path)
+
+
+def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float, float]:
+    """A share and its Wilson 95 % interval."""
+    share = successes / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return share, min(share, float(middle - half)), max(share, float(middle + half))

@@ -27,7 +27,7 @@ from .stopwatch import DEEP, SHALLOW
 log = logging.getLogger(__name__)
 
 #: Goes up when what is measured, or how it is written, changes.
-FORMAT = 4
+FORMAT = 5
 
 
 def profile_of(

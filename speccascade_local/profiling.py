@@ -30,11 +30,12 @@ def measure(
 ) -> Profile:
     """Measure now. Both sessions are empty afterwards, their batches unpadded, with the thread counts that were found to be best.
 
-    threads: what the user asked for, which is kept. key: what the profile holds for.
+    threads: what the user asked for, which is kept. key: what the profile holds for. If anything fails, both are as they were before,
+    but empty; what fails is raised on.
     """
     clock = Clock(budget_s, on_step)
     sessions = [session for session in (drafter, expert) if session is not None]
-    found = [(session.context, session.context.threads, session.context.batch_threads) for session in sessions]
+    found = [(context, context.threads, context.batch_threads, context.padding) for context in (session.context for session in sessions)]
     try:
         benches = [TimedSession(session, clock) for session in sessions]
         for bench in benches:
@@ -49,8 +50,9 @@ def measure(
         speeds = [bench.speed() for bench in benches]
         profile = Profile(speeds[-1], FREE if drafter is None else speeds[0], overlap, key or {}, *loop_cost(drafter, expert))
     except BaseException:
-        for context, single, batch in found:
+        for context, single, batch, padding in found:
             context.set_threads(single, batch)
+            context.pad_batches(padding)
         raise
     finally:
         for session in sessions:

@@ -18,10 +18,10 @@ import numpy as np
 from .account import Wanted, entry
 from .cascade import Block, FinishReason
 from .deferral import ANY, Dial, Method
-from .drafting import Session
+from .drafting import Session, next_row
 from .evidence import Evidence
 from .generation import Generation
-from .rows import Float, Rows
+from .rows import Float
 from .rules import Chow
 from .sampling import Array, softmax
 from .stats import Stats
@@ -189,11 +189,11 @@ def token_cascade(
     finish_reason: FinishReason | None = None
     while finish_reason is None:
         begun = time.perf_counter()
-        rows = _own_row(drafter, generation)
+        rows = next_row(drafter, generation)
         evidence = Evidence(rows, rows, generation.sampler)  # the rule looks at the drafter alone
         unsure = bool(rule.defer(evidence)[0])
         drafted = time.perf_counter()
-        asked = _own_row(expert, generation) if unsure else None
+        asked = next_row(expert, generation) if unsure else None
         scored = time.perf_counter()
         origin: Origin = "expert" if unsure else "accepted"
         token = generation.draw(asked or rows)
@@ -213,8 +213,3 @@ def token_cascade(
         stats.accepted += len(kept)
         stats.clock(begun, drafted, scored, time.perf_counter())
         yield Block(verdict, Draft(list(kept), rows), finish_reason)
-
-
-def _own_row(session: Session, generation: Generation) -> Rows:
-    """A model's row after the text, of which it reads what it had not."""
-    return generation.rows(session.extend(generation.tokens[len(session.tokens) :], keep=1).copy())

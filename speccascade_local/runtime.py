@@ -115,6 +115,7 @@ class Runtime:
         From now on this runtime uses the thread counts and the padding that were found to be fastest. Both caches are empty
         afterwards. refresh: measure again. on_step: called with 0..1 on the way.
         """
+        self._refuse_rules()
         with self._whole_calls, self._exclusively():
             self._turn += 1
             pair, small = self._loaded, self._small
@@ -177,6 +178,7 @@ class Runtime:
         return ids
 
     def _reply(self, prompt: Prompt, settings: Settings) -> Reply:
+        self._refuse_rules()  # before it waits for another thread, which waits for the block that is asking
         with self._whole_calls:
             return Reply.of(list(self._start(prompt, settings)))
 
@@ -188,7 +190,7 @@ class Runtime:
         seed = secrets.randbits(32) if settings.seed is None else settings.seed
         with self._exclusively():
             ids = self._ids(prompt)
-        if settings.block_size == "auto" and method.asks_expert and self._loaded.profile is None:
+        if settings.block_size == "auto" and method.in_blocks and method.asks_expert and self._loaded.profile is None:
             self.profile()
         with self._exclusively():
             chunks = answer(self._loaded, ids, settings, method, seed)
@@ -202,14 +204,17 @@ class Runtime:
 
         A rule of the user's own that calls the runtime which is asking it would wait for itself.
         """
-        if self._holder == threading.get_ident():
-            raise SessionError("a rule may not call the runtime that is asking it; load a second one for that")
+        self._refuse_rules()
         with self._block:
             self._holder = threading.get_ident()
             try:
                 yield
             finally:
                 self._holder = None
+
+    def _refuse_rules(self) -> None:
+        if self._holder == threading.get_ident():
+            raise SessionError("a rule may not call the runtime that is asking it; load a second one for that")
 
     def _in_turn(self, chunks: Iterator[Chunk | None], turn: int) -> Iterator[Chunk]:
         """Each block is decoded under the lock, and only while no later call has come."""

@@ -19,7 +19,7 @@ class Stats:
     blocks: int = 0
     drafted: int = 0  # tokens submitted to the expert, by whomever
     guessed: int = 0  # those of them that an index of the text guessed
-    tested: int = 0  # drafted tokens that the rule looked at: all up to the first rejection
+    tested: int = 0  # places that the rule looked at: drafted tokens up to the first rejection; in a token cascade all
     accepted: int = 0  # drafted tokens that were kept, by the rule or by the coin
     deferred: int = 0  # tested tokens that the rule handed to the expert
     rejected: int = 0  # drafted tokens that were dropped for a corrected one

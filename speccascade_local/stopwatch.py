@@ -61,13 +61,13 @@ class Clock:
     """How much of the budget is spent, and who wants to know."""
 
     def __init__(self, budget_s: float, on_step: Callable[[float], None]) -> None:
-        self._budget_s, self._on_step = budget_s, on_step
+        self.budget_s, self._on_step = budget_s, on_step
         self._started = perf_counter()
 
     @property
     def spent(self) -> float:
         """As a share of the budget."""
-        return (perf_counter() - self._started) / self._budget_s if self._budget_s > 0 else float("inf")
+        return (perf_counter() - self._started) / self.budget_s if self.budget_s > 0 else float("inf")
 
     def tick(self) -> None:
         """Something was measured."""
@@ -161,9 +161,9 @@ class TimedSession:
         if self._deep is None:
             return
         per_token = self.typical_s(self.sizes[-1]) / self.sizes[-1]
-        if per_token * self._deep > BUDGET_S / 3:
+        if per_token * self._deep > self._clock.budget_s / 3:
             self._deep = min(self._deep, LESS_DEEP)
-        if per_token * self._deep > BUDGET_S:
+        if per_token * self._deep > self._clock.budget_s:
             self._deep = None
             return
         started, filled = perf_counter(), len(self._session)

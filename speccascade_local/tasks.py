@@ -57,7 +57,7 @@ def judged(
     prompts = [_prompt(runtime, task) for task in tasks]
     for number, prompt in enumerate(prompts, start=1):
         try:
-            runtime.stream(prompt)  # checks the prompt and evaluates nothing
+            runtime.stream(prompt, rule=Margin(0.0), max_tokens=max_tokens)  # checks what is asked and evaluates nothing
         except PromptError as error:
             raise type(error)(f"question {number} of {len(prompts)}: {error}") from error
     outcomes = []

@@ -18,7 +18,7 @@ LAYERS = [
     {"checks", "lark"},
     {"sampling", "stats", "profile", "figures", "ngram", "backend", "batch", "tokenizer", "gbnf", "checked_yaml"},
     {"rows", "vocabulary", "model"},
-    {"evidence", "shaping", "clipping", "pacing", "experience"},
+    {"evidence", "shaping", "clipping", "pacing", "experience", "prospect"},
     {"deferral", "generation", "controller"},
     {"account", "rules", "token_rules", "acceptance", "custom", "grammar"},
     {"guards", "verify", "drafting", "context", "session"},
@@ -56,7 +56,7 @@ ALGORITHMS = {
         "token_rules",
     ),
     *("acceptance", "clipping", "custom", "guards", "verify", "generation", "drafting", "cascade", "routing"),
-    *("ngram", "pacing", "experience", "controller", "ahead"),
+    *("ngram", "pacing", "experience", "prospect", "controller", "ahead"),
 }
 
 

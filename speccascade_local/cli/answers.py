@@ -12,7 +12,7 @@ from ..compare import DEFAULT_THRESHOLD, all_arms, compare, few_arms
 from ..errors import SettingError
 from ..reply import Chunk, Reply
 from . import options
-from .invocation import loaded, pair_and_prompt, progress, prompt_ids, set_log_level, tell_rule
+from .invocation import loaded, pair_and_prompt, prompt_ids, set_log_level, stepping, tell_rule
 from .terminal import comparison_table, legend, number, print_groups, print_row, print_tokens, stderr, stdout, styled
 
 DEFAULT_QUESTION = "Who is Buzz Aldrin?"
@@ -64,8 +64,14 @@ def compare_verb(
     chosen: options.ModelOptions,
     words: options.Words = None,
     threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Sequential cascade: below this confidence the expert starts over.")
-    ] = DEFAULT_THRESHOLD,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            show_default=str(DEFAULT_THRESHOLD),
+            help="Sequential cascade: below this confidence the expert starts over; not with --all.",
+        ),
+    ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Every method but calibrated, with typical dials, and the min-p control.")
     ] = False,
@@ -81,28 +87,24 @@ def compare_verb(
     distribution: 0 is the expert, 1 has nothing in common with it.
     """
     set_log_level(verbose)
+    if everything and threshold is not None:
+        raise SettingError("--all shows sequential cascades with thresholds of its own; leave --threshold away")
+    below = DEFAULT_THRESHOLD if threshold is None else threshold
     pair, prompt = pair_and_prompt(words or [DEFAULT_QUESTION], chosen)
     settings = asking.settings()  # refused before anything is loaded
     with loaded(pair, chosen, verbose, profile=settings.block_size == "auto") as runtime:
         own = methods.parse(asking.rule or runtime.rule)
         if verbose:
             tell_rule(own, asking.seed)
-        arms = all_arms(settings, own) if everything else few_arms(settings, own, threshold)
+        arms = all_arms(settings, own) if everything else few_arms(settings, own, below)
         ids = prompt_ids(runtime, prompt, raw)
-        with progress("asking", verbose) as bar:
-            task = bar.add_task("", total=1.0)
-            rows = compare(
-                runtime,
-                ids,
-                arms,
-                repeat=repeat,
-                on_step=lambda fraction: bar.update(task, completed=fraction),
-            )
+        with stepping("asking", verbose) as on_step:
+            rows = compare(runtime, ids, arms, repeat=repeat, on_step=on_step)
     if as_json:
         asked = {"pair": runtime.pair.name, "prompt": prompt, "settings": {**vars(settings), "rule": str(own)}}
         print(
             json.dumps(
-                {**asked, "repeat": repeat, "threshold": threshold, "rows": [row.as_dict() for row in rows]}, ensure_ascii=False, indent=1
+                {**asked, "repeat": repeat, "threshold": below, "rows": [row.as_dict() for row in rows]}, ensure_ascii=False, indent=1
             )
         )
         return

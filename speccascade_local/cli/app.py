@@ -6,6 +6,7 @@ code 1; wrong usage is exit code 2, Ctrl-C 130.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -77,7 +78,8 @@ for name, verb in VERBS.items():
 
 def main() -> None:
     """Entry point of the console command."""
-    sys.path.append(os.getcwd())  # where a rule of the user's own is looked for last
+    with contextlib.suppress(OSError):  # a folder that is gone
+        sys.path.append(os.getcwd())  # where a rule of the user's own is looked for last
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows ? instead of a traceback

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -102,6 +102,14 @@ def progress(doing: str, verbose: int) -> Progress:
     """A bar on stderr that leaves nothing behind; silent where nobody watches, and where it would wipe out the log."""
     columns = (TextColumn(doing + " {task.description}"), BarColumn(), TimeRemainingColumn())
     return Progress(*columns, console=stderr, transient=True, disable=bool(verbose) or not stderr.is_terminal)
+
+
+@contextlib.contextmanager
+def stepping(doing: str, verbose: int) -> Iterator[Callable[[float], None]]:
+    """Such a bar for one work: what is yielded is called with 0..1 on the way."""
+    with progress(doing, verbose) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda fraction: bar.update(task, completed=fraction)
 
 
 def set_log_level(verbose: int) -> None:

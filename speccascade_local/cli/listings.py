@@ -16,10 +16,13 @@ from .terminal import stdout
 
 def models_verb(models: options.Models = None) -> None:
     """List the pairs in models.yaml, and whether their files are there."""
-    table = Table("pair", "rule", "drafter", "expert", "named in", "description", box=None, pad_edge=False)
-    for name, pair in catalog.known_pairs(models).items():
+    pairs = catalog.known_pairs(models)
+    small = ["small"] if any(pair.small for pair in pairs.values()) else []
+    table = Table("pair", "rule", *small, "drafter", "expert", "named in", "description", box=None, pad_edge=False)
+    for name, pair in pairs.items():
+        paths = [*([pair.small] if small else []), pair.drafter, pair.expert]
         files = [
-            f"[red]missing[/] {escape(str(path))}" if path in pair.missing else escape(path.name) for path in (pair.drafter, pair.expert)
+            "" if path is None else f"[red]missing[/] {escape(str(path))}" if path in pair.missing else escape(path.name) for path in paths
         ]
         table.add_row(escape(name), pair.rule or f"{methods.DEFAULT} (default)", *files, escape(str(pair.source)), escape(pair.description))
     (stdout if stdout.is_terminal else Console(width=10_000)).print(table)  # a pipe has no width, and no path is cut short for it

@@ -10,12 +10,13 @@ import typer
 from rich.console import Console
 
 from ..calibration import Calibrated, fit, ready
+from ..errors import SettingError
 from ..figures import figure_class, writable
 from ..pictures import reliability_diagram, staircase
 from ..settings import DEFAULTS
 from ..tasks import judged, read_tasks
 from . import options
-from .invocation import loaded, progress, set_log_level
+from .invocation import loaded, set_log_level, stepping
 from .terminal import profile_summary, profile_table, stdout
 
 
@@ -37,9 +38,10 @@ def calibrate_verb(
     questions = read_tasks(tasks)
     ready(len(questions), target, out, picture)  # before hours of asking
     with loaded(pair, chosen, verbose, rule="strict", profile=False) as runtime:
-        with progress("asking", verbose) as bar:
-            task = bar.add_task("", total=1.0)
-            found = judged(runtime, questions, max_tokens=max_tokens, on_step=lambda fraction: bar.update(task, completed=fraction))
+        if "drafter" not in runtime.pair.files:
+            raise SettingError(f"a calibration is of two model files, and drafter {runtime.pair.drafter} is none; name a drafter file")
+        with stepping("asking", verbose) as on_step:
+            found = judged(runtime, questions, max_tokens=max_tokens, on_step=on_step)
         calibration = fit(found, drafter=runtime.pair.drafter, expert=runtime.pair.expert, target=target, seed=seed)
     calibration.save(out)
     if picture:
@@ -68,12 +70,8 @@ def profile_verb(
     if picture:
         figure_class(picture)
         writable(picture)
-    with (
-        loaded(pair, chosen, verbose, rule="strict", profile=False) as runtime,
-        progress("measuring", verbose) as bar,
-    ):
-        task = bar.add_task("", total=1.0)
-        found = runtime.profile(refresh=refresh, on_step=lambda fraction: bar.update(task, completed=fraction))
+    with loaded(pair, chosen, verbose, rule="strict", profile=False) as runtime, stepping("measuring", verbose) as on_step:
+        found = runtime.profile(refresh=refresh, on_step=on_step)
     if picture:
         staircase(found, picture)
     if as_json:

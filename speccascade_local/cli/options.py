@@ -53,7 +53,7 @@ class ModelOptions:
     ] = None
     threads: Annotated[
         int | None,
-        typer.Option(show_default="physical cores", rich_help_panel="Models", help="Threads; fewer where the machine is busy otherwise."),
+        typer.Option(show_default="measured", rich_help_panel="Models", help="Threads; fewer where the machine is busy otherwise."),
     ] = None
     gpu_layers: Annotated[int, typer.Option(rich_help_panel="Models", help="Layers on the GPU, -1 for all; needs a build with one.")] = -1
     drafter: Annotated[
