@@ -154,6 +154,22 @@ def test_models_lists_pairs_and_says_which_files_are_missing(tmp_path):
     assert re.search(r"demo +token_v3:\S+ +drafter\.gguf +expert\.gguf .*two tiny demonstration models", told)
 
 
+def test_models_shows_the_small_model_of_a_chain_and_whether_it_is_missing(tmp_path):
+    (tmp_path / "models.yaml").write_text("pairs: {mine: {small: tiny.gguf, drafter: bundled:drafter.gguf, expert: bundled:expert.gguf}}\n")
+    told = speccascade("models", cwd=tmp_path).stdout.decode()
+    assert re.search(r"^pair +rule +small +drafter +expert", told)
+    assert re.search(r"mine +token_v3:\S+ \(default\) +missing \S*tiny\.gguf +drafter\.gguf +expert\.gguf", told)
+
+
+def test_a_verb_works_in_a_folder_that_is_gone(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = f"import os; os.chdir({str(gone)!r}); os.rmdir({str(gone)!r}); from speccascade_local.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "rules"], capture_output=True, timeout=120)
+    assert done.stderr == b""
+    assert b"token_v3" in done.stdout
+
+
 def test_an_answer_that_was_cut_off_is_called_so_on_stderr():
     done = speccascade("run", "--max-tokens", "3", QUESTION)
     assert done.stderr.decode() == "(cut off after 3 tokens: --max-tokens 3)\n"
@@ -222,6 +238,7 @@ def test_version_and_help():
         (["run", "--models", "none.yaml", "Hi"], b"", 1, "none.yaml: no such file"),
         (["compare", "--repeat", "0"], b"", 2, "repeat"),
         (["compare", "--threshold", "3"], b"", 2, "threshold"),
+        (["compare", "--all", "--threshold", "0.5"], b"", 1, "leave --threshold away"),
         (["nosuch"], b"", 2, "No such command"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",

@@ -147,12 +147,14 @@ def test_an_answer_follows_the_json_schema_in_a_file(tmp_path):
         (["run", "--grammar", "good.gbnf", "--json-schema", "schema.json", "Hi"], "choose one"),
         (["calibrate", "--tasks", "bad.jsonl", "--out", "cal.json"], "bad.jsonl, line 2: answers: Field required"),
         (["calibrate", "--tasks", "few.jsonl", "--out", "cal.json"], "1 judged answers are too few"),
+        (["calibrate", "copied", "--tasks", "enough.jsonl", "--out", "cal.json"], "drafter ngram is none; name a drafter file"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_clear_error(tmp_path, arguments, said):
     line = '{"prompt": "Hi", "answers": ["x"]}\n'
-    files = {"bad.gbnf": 'root ::= "', "good.gbnf": 'root ::= "a"', "schema.json": "{}", "few.jsonl": line}
+    files = {"bad.gbnf": 'root ::= "', "good.gbnf": 'root ::= "a"', "schema.json": "{}", "few.jsonl": line, "enough.jsonl": 20 * line}
+    files |= {"models.yaml": "pairs: {copied: {drafter: ngram, expert: bundled:expert.gguf}}\n"}
     for name, text in (files | {"bad.jsonl": line + '{"prompt": "Hi"}'}).items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     done = speccascade(*arguments, cwd=tmp_path)

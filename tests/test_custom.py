@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -440,6 +441,27 @@ class CallsItsRuntime:
     def defer(self, evidence):
         self.call()
         return np.ones(1, dtype=bool)
+
+
+@pytest.mark.parametrize("call", [lambda runtime: runtime.generate([1]), lambda runtime: runtime.profile()])
+def test_such_a_rule_is_refused_even_while_another_thread_waits_for_its_block(demo, call):
+    """That thread holds the lock of whole calls, which the rule's call would wait for."""
+    ids = demo.chat_ids([{"role": "user", "content": "Hi"}])
+    stream = demo.stream(ids, rule=CallsItsRuntime(lambda: call(demo)), max_tokens=3, block_size=2)
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with demo._whole_calls:
+            held.set()
+            assert done.wait(60)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    assert held.wait(60)
+    with pytest.raises(sc.SpeccascadeError, match="may not call the runtime that is asking it"):
+        next(stream)
+    done.set()
+    other.join()
 
 
 @pytest.mark.parametrize("call", [lambda runtime: runtime.generate([1]), lambda runtime: runtime.reset(), lambda runtime: runtime.close()])

@@ -313,6 +313,31 @@ def test_a_reply_whose_first_draft_fails_is_drafted_less_than_another():
     assert drafts(*[1] * 20, 0), "one that did well so far is not given up"
 
 
+def test_a_small_model_that_proposes_nothing_counts_for_how_long():
+    small, drafter = always_accepts()
+    quiet = Auto(LINEAR, Experience())  # a draft of the small model's never pays
+    pace = Fixed(5)
+    before = quiet._seen.quiet
+    propose(drafter, writing([1, 2]), 5, pace=pace, helpers=Helpers(small=small, small_pace=quiet))
+    assert quiet._seen.quiet == before + 4, "it was asked at each token but the last, and stayed quiet"
+
+
+def test_rows_that_a_review_has_computed_are_not_paid_for_twice():
+    profile = Profile(speed(10.0), LINEAR.expert, 1.0, {})  # a batch of n takes the drafter n seconds
+    seen = Experience()
+    pace = Auto(profile, seen)
+    pace.begin(LONGEST, 10, first=False)
+    row = Rows.of(np.array([[0.0, -20.0]], np.float32))
+    for i in range(5):
+        assert pace.another(NOTHING)
+        if i == 0:
+            pace.reviewed(Guess([0] * 4, 3), 4)
+        assert pace.worth(row)
+    assert pace.tail(NOTHING) == 0
+    pace.learn(5, 5, 0, 0, 6)
+    assert seen.seconds == pytest.approx(5 + 10), "a batch of five in the drafter, one batch in the expert"
+
+
 def test_an_account_lets_the_drafter_read_more_and_changes_no_length():
     def lengths(wanted):
         pace = Auto(Profile(speed(1.0), speed(0.01, 1.2), 1.0, {}), Experience())  # reading two tokens is dear for the drafter

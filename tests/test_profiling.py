@@ -146,6 +146,18 @@ def test_an_interruption_leaves_empty_sessions_with_their_own_threads(open_pair)
     assert [(len(session), session.context.threads, session.context.batch_threads) for session in sessions] == [(0, 2, 2)] * 2
 
 
+def test_an_interruption_restores_the_padding(open_pair):
+    sessions = open_pair(n_threads=1)
+    sessions[1].context.pad_batches({3: 4})
+
+    def interrupt(_fraction: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(*sessions, budget_s=0.01, on_step=interrupt)
+    assert [session.context.padding for session in sessions] == [{}, {3: 4}]
+
+
 def test_what_did_not_fit_is_a_straight_line():
     assert completed({1: 1.0, 2: 3.0})[:4] == (1, 3, 5, 7)
     assert completed({1: 2.0})[:3] == (2, 4, 6)

@@ -84,6 +84,13 @@ def test_after_any_reply_both_caches_are_what_a_fresh_reading_gives(demo, seed, 
     assert_caches_are_true(demo)
 
 
+@pytest.mark.parametrize("rule", ["margin:0.9", "token_cascade:0.01", "never"])
+def test_what_drafts_no_blocks_measures_no_profile(rule):
+    with sc.load(n_threads=1, profile=False) as runtime:
+        runtime.chat(QUESTION, rule=rule, max_tokens=2)
+        assert runtime._loaded.profile is None
+
+
 def test_an_abandoned_stream_leaves_a_usable_runtime(demo):
     demo.reset()
     whole = demo.chat(QUESTION, max_tokens=40, block_size=5).token_ids
