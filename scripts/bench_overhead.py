@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import re
 import resource
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
@@ -150,9 +152,26 @@ def held_mb() -> float | None:
     return int(found.group(1)) / 1000 if found else None
 
 
+class Buffers(logging.Handler):
+    """What llama.cpp says, while it loads, that it takes for caches, for computing and for rows; weights of mapped files apart. MB by kind."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.mb: dict[str, float] = defaultdict(float)
+        log = logging.getLogger("speccascade_local.backend")
+        log.addHandler(self)
+        log.setLevel(logging.DEBUG)
+        log.propagate = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        found = re.search(r"(\S+)\s+(KV|compute|output|model) buffer size\s*=\s*([\d.]+) MiB", record.getMessage())
+        if found and not found[1].endswith("Mapped"):
+            self.mb[found[2]] += float(found[3]) * 2**20 / 1e6
+
+
 def measured_on_pair(folder: Path, cases: list[tuple[str, float]], block_size: int | str, tokens: int) -> dict[str, Any]:
     """Shares in percent: of the whole time, what was not spent in llama_decode."""
-    inside, memory = InsideLlama(), [held_mb()]
+    inside, memory, buffers = InsideLlama(), [held_mb()], Buffers()
     results: list[dict[str, Any]] = []
     with sc.load(drafter=folder / "drafter.gguf", expert=folder / "expert.gguf", profile=block_size == "auto") as runtime:
         prompt = runtime.chat_ids([{"role": "user", "content": PROMPT}]) if runtime.has_chat_template else list(range(1, 13))
@@ -168,7 +187,7 @@ def measured_on_pair(folder: Path, cases: list[tuple[str, float]], block_size: i
             shown = {"method": spec, "temperature": temperature, "tokens": len(reply.tokens), "wall_s": wall}
             results.append({**shown, "overhead_percent": 100 * (wall - models) / wall})
         memory.append(held_mb())
-        return {"n_vocab": runtime.n_vocab, "n_ctx": runtime.n_ctx, "memory_mb": memory, "results": results}
+        return {"n_vocab": runtime.n_vocab, "n_ctx": runtime.n_ctx, "memory_mb": memory, "llama_cpp_mb": dict(buffers.mb), "results": results}
 
 
 def show_pair(found: dict[str, Any], block_size: int | str) -> None:
@@ -181,9 +200,10 @@ def show_pair(found: dict[str, Any], block_size: int | str) -> None:
     console = Console()
     console.print(table)
     if None not in found["memory_mb"]:
-        console.print(
-            "MB beside mapped files before loading, after the first answer, at the end: {:.0f}, {:.0f}, {:.0f}".format(*found["memory_mb"])
-        )
+        before, first, last = found["memory_mb"]
+        told = ", ".join(f"{kind} {mb:.0f}" for kind, mb in found["llama_cpp_mb"].items())
+        console.print(f"MB beside mapped files: {before:.0f} before loading, {first:.0f} after the first answer, {last:.0f} at the end")
+        console.print(f"of these llama.cpp says it holds: {told}; beyond that {last - before - sum(found['llama_cpp_mb'].values()):.0f}")
 
 
 def main() -> None:
