@@ -34,8 +34,8 @@ def limit(runtime: sc.Runtime, profile: Profile, question: Question, max_tokens:
     text = runtime.generate(prompt, rule="strict", block_size=0, temperature=0, max_tokens=max_tokens).token_ids
     agreed, copied = agreements(runtime, prompt, text)
     single, depth = profile.expert.batch_s(1, len(prompt)), len(prompt)
-    with_drafter = fastest(agreed, copied, profile, depth) + profile.drafter.prompt_s * depth  # it reads the prompt; the expert alone does without
-    best = min(with_drafter, fastest([0] * len(agreed), copied, profile, depth))
+    reading = profile.drafter.prompt_s * depth  # by the drafter, which the expert alone does without
+    best = min(fastest(agreed, copied, profile, depth) + reading, fastest([0] * len(agreed), copied, profile, depth))
     return len(text) * single / best, single / profile.expert.prompt_s
 
 
@@ -104,7 +104,8 @@ def main() -> None:
     for family, (oracle, reading) in rows.items():
         table.add_row(family, f"{oracle:.2f}", f"{reading:.2f}")
     Console().print(table)
-    print("a batch of n in single tokens:", ", ".join(f"{n}: {cost:.2f}" for n, cost in batches.items()), f"; a drafted one: {told['drafter']:.3f}")
+    costs = ", ".join(f"{n}: {cost:.2f}" for n, cost in batches.items())
+    print(f"a batch of n in single tokens: {costs}; a drafted one: {told['drafter']:.3f}")
 
 
 if __name__ == "__main__":
