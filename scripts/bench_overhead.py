@@ -153,7 +153,7 @@ def held_mb() -> float | None:
 
 
 class Buffers(logging.Handler):
-    """What llama.cpp says, while it loads, that it takes for caches, for computing and for rows; weights of mapped files apart. MB by kind."""
+    """What llama.cpp says, while it loads, that it takes for caches, computing and rows, mapped weights apart. MB by kind."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
@@ -187,7 +187,8 @@ def measured_on_pair(folder: Path, cases: list[tuple[str, float]], block_size: i
             shown = {"method": spec, "temperature": temperature, "tokens": len(reply.tokens), "wall_s": wall}
             results.append({**shown, "overhead_percent": 100 * (wall - models) / wall})
         memory.append(held_mb())
-        return {"n_vocab": runtime.n_vocab, "n_ctx": runtime.n_ctx, "memory_mb": memory, "llama_cpp_mb": dict(buffers.mb), "results": results}
+        shape = {"n_vocab": runtime.n_vocab, "n_ctx": runtime.n_ctx}
+        return {**shape, "memory_mb": memory, "llama_cpp_mb": dict(buffers.mb), "results": results}
 
 
 def show_pair(found: dict[str, Any], block_size: int | str) -> None:

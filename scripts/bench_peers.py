@@ -783,7 +783,9 @@ def write_report(path: Path, *, update_readme: bool) -> None:
     if update_readme:
         svg, txt = (os.path.relpath(beside.with_suffix(suffix).resolve(), README.parent) for suffix in (".svg", ".txt"))
         section = (
-            f"![Tokens per second of every arm, as bars]({svg})\n\n{markdown}\n[All figures, by family, and how they were made]({txt})\n"
+            f"![Tokens per second of every arm, as bars]({svg})\n\n{markdown}\n"
+            "tok/s: all tokens over all seconds of decoding, the median of the passes; ×: geometric mean over prompts [95 % interval]. "
+            f"[All figures, by family, and how they were made]({txt})\n"
         )
         README.write_text(marked(README.read_text(encoding="utf-8"), section), encoding="utf-8")
 
