@@ -107,7 +107,7 @@ def measured(spec: str, temperature: float, rows: tuple[np.ndarray, np.ndarray],
         faults_before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         block = next(found)
         if isinstance(method, Route):  # what a whole answer is judged by
-            Signals.of(list(block.verdict.token_ids), block.draft.rows.logits)
+            Signals.of(block.verdict.token_ids, block.draft.rows)
         overheads.append(1e3 * (time.perf_counter() - before - (drafter.seconds + expert.seconds - inside)))
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults_before)
     overheads, faults = sorted(overheads[WARM_UP:]), faults[WARM_UP:]

@@ -26,6 +26,7 @@ import speccascade_local as sc
 from speccascade_local.ngram import NgramIndex
 from speccascade_local.pacing import LONGEST_BLOCK
 from speccascade_local.profile import Profile
+from speccascade_local.sequences import shared_length
 
 
 def limit(runtime: sc.Runtime, profile: Profile, question: Question, max_tokens: int) -> tuple[float, float]:
@@ -69,8 +70,7 @@ def agreements(runtime: sc.Runtime, prompt: list[int], text: list[int]) -> tuple
     index.begin(prompt)
     for i, token in enumerate(text):
         guess = index.guess(LONGEST_BLOCK).token_ids
-        rest = text[i : i + LONGEST_BLOCK]
-        copied[i] = next((n for n, (one, other) in enumerate(zip(guess, rest)) if one != other), min(len(guess), len(rest)))
+        copied[i] = shared_length(guess, text[i : i + LONGEST_BLOCK])
         index.append([token])
     return agreed, copied
 

@@ -1,6 +1,7 @@
 """Speculative cascades over two local GGUF models.
 
-    runtime.py   load a pair, generate, stream, chat       what users hold
+    loading.py   files to a loaded pair                    where it begins
+    runtime.py   generate, stream, chat                    what users hold
     methods.py   every way to let two models answer        by name
     cascade.py   propose, verify, commit, rewind           the loop
     rules.py     where the expert is asked                 the dial

@@ -113,7 +113,8 @@ class Typical(Rule):
 class Fly(Rule):
     """Keep a mismatch iff the expert is unsure there (entropy of its top 3, not renormalised, >= alpha) and the next 5 drafts match.
 
-    The last 6 positions of a block are never newly accepted, so blocks of 7 or more tokens are needed.
+    The last 6 positions of a block are never newly accepted, so blocks of 7 or more tokens are needed. Automatic lengths seldom are as
+    long, so name one.
 
     Lossless: alpha above log 3
     Keeps every draft: never

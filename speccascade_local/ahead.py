@@ -31,7 +31,8 @@ class Ahead:
     """The drafter in a thread of its own. Between ``start`` and ``join`` nobody else may touch it, the generation's random numbers or its
     shaper.
 
-    Use it as a context manager: leaving waits for the thread. calls: batches of the drafter since the last ``start``.
+    The loop starts it before the expert reads and joins it right after. Use it as a context manager: leaving waits for the thread.
+    calls: batches of the drafter since the last ``start``.
     """
 
     def __init__(self, drafter: Session) -> None:
@@ -54,7 +55,7 @@ class Ahead:
         self.calls, self._hoped = 0, draft.token_ids
         if length < 1 or len(generation.tokens) + len(self._hoped) + length > self._drafter.n_ctx:
             return
-        known = [draft.rows.row(len(self._hoped))] if len(draft.rows) > len(self._hoped) else []  # the drafter has read its last token
+        known = [draft.rows[len(self._hoped)]] if len(draft.rows) > len(self._hoped) else []  # the drafter has read its last token
         self._pool = self._pool or ThreadPoolExecutor(max_workers=1, thread_name_prefix="drafter")
         self._writing = self._pool.submit(self._write, generation.followed_by(self._hoped), length, known)
 

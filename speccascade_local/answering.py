@@ -26,6 +26,7 @@ from .profile import Profile
 from .reply import Candidate, Chunk, Logprobs, Token
 from .routing import Route, Signals, TokenCascade, token_cascade
 from .rules import Never, Strict
+from .sequences import shared_length
 from .settings import Settings
 from .shaping import Shaper
 from .stats import Stats
@@ -159,7 +160,7 @@ def _routed(pair: LoadedPair, ids: list[int], settings: Settings, route: Route, 
     drafting = replace(settings, block_size=settings.block_size or UNCHECKED_BLOCK)
     for chunk, block in _decoded(pair, ids, drafting, Never(), seed, shaper):
         chunks.append(chunk)
-        signals.append(Signals.of(chunk.token_ids, block.draft.rows.logits))
+        signals.append(Signals.of(chunk.token_ids, block.draft.rows))
         yield None
     score = route.score(Signals.join(signals))
     wasted = chunks[-1].stats
@@ -183,11 +184,7 @@ def _routed(pair: LoadedPair, ids: list[int], settings: Settings, route: Route, 
 
 def rewind_to_shared(session: Session, ids: list[int]) -> int:
     """Keep what the session holds of ``ids``, all but the last, which must be evaluated anew. Returns how much that is."""
-    shared = 0
-    for held, wanted in zip(session.tokens, ids[:-1]):
-        if held != wanted:
-            break
-        shared += 1
+    shared = shared_length(session.tokens, ids[:-1])
     session.rewind(shared)
     return shared
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .checked_yaml import problem
 from .checks import fingerprint, finite_number
 from .errors import CatalogError, SettingError
 from .figures import figure_class, writable
@@ -81,9 +82,7 @@ class Calibration(BaseModel):
         except OSError as error:
             raise CatalogError(f"{path}: cannot be read ({error.strerror}); make it with 'speccascade calibrate'") from error
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the whole file"
-            raise CatalogError(f"{path}: not a calibration: {where}: {first['msg']}; make it anew with 'speccascade calibrate'") from error
+            raise CatalogError(f"{path}: not a calibration: {problem(error)}; make it anew with 'speccascade calibrate'") from error
         except ValueError as error:  # no UTF-8, or a path that no file can have
             raise CatalogError(f"{path}: cannot be read ({error}); make it with 'speccascade calibrate'") from error
 

@@ -34,8 +34,6 @@ FinishReason = Literal["stop", "length"]
 Bonus = Literal["expert", "cascade"]
 BONUSES: tuple[Bonus, ...] = get_args(Bonus)
 
-#: Origins of tokens that were drafted or guessed, and stand.
-KEPT = ("accepted", "matched")
 NO_ROWS = Rows.of(np.empty((0, 0), np.float32))
 
 
@@ -72,15 +70,16 @@ def decode(
     recognised). ``max_tokens`` >= 1 counts emitted tokens. A full context ends the text as ``"length"``: the last token that is predicted
     needs no room, so a prompt that fills the context still gets one token.
 
-    bonus: "expert" adds the expert's own token to a fully kept draft; "cascade" drafts one token more and settles it like the others,
-    against the row that the bonus would have been drawn from, so that every token follows the rule's target.
+    block_size: at least 1 where the rule never asks the expert. bonus: "expert" adds the expert's own token to a fully kept draft;
+    "cascade" drafts one token more and settles it like the others, against the row that the bonus would have been drawn from, so that every
+    token follows the rule's target.
     wanted: what to record of each token. vocabulary: for rules that look at the texts of tokens.
     pace: decides about the length of each draft, up to ``block_size``; without one it is always that. helpers: cheaper drafters behind
     the drafter; their index may also guess on behind a draft.
     """
-    pace = pace or Fixed(block_size + 1)
     tokens = generation.tokens
     extra = 1 if bonus == "cascade" and rule.asks_expert and block_size else 0  # drafted tokens in place of a bonus
+    pace = pace or Fixed(block_size + extra)
     own = 1 - extra if rule.asks_expert else 0  # the corrected or bonus token that each block adds to its draft
     look_ahead = wanted is not None and wanted.models and rule.asks_expert and not extra
     room = min(max_tokens, min(expert.n_ctx, drafter.n_ctx) + 1 - len(tokens))
@@ -132,7 +131,7 @@ def decode(
                 helpers.index.append(verdict.token_ids)
             stats.drafter_calls += draft.calls + ahead.calls
             stats.expert_calls += rule.asks_expert + beside
-            _count(stats, draft, verdict)
+            count(stats, draft, verdict)
             stats.clock(begun, drafted, scored, time.perf_counter())  # not the time that the consumer takes between blocks
             yield Block(verdict, draft, finish_reason)
 
@@ -151,18 +150,18 @@ def _guesses(draft: Draft, room: int, generation: Generation, helpers: Helpers, 
 
 def _learn(pace: Pace, draft: Draft, verdict: Verdict) -> None:
     drafted = len(draft.token_ids)
-    kept = sum(origin in KEPT for origin in verdict.origins)
-    tested = min(len(verdict.deferred), drafted)
-    pace.learn(tested, min(kept, drafted), len(draft.guesses), max(kept - drafted, 0), len(verdict.token_ids))
+    tested, kept = (min(n, drafted) for n in (len(verdict.deferred), verdict.kept))
+    pace.learn(tested, kept, len(draft.guesses), verdict.kept - kept, len(verdict.token_ids))
 
 
-def _count(stats: Stats, draft: Draft, verdict: Verdict) -> None:
+def count(stats: Stats, draft: Draft, verdict: Verdict) -> None:
+    """Add what a block came to, all but the models' calls."""
     stats.blocks += 1
     stats.drafted += len(draft.submitted)
     stats.guessed += len(draft.guesses)
     stats.tokens += len(verdict.token_ids)
     stats.tested += len(verdict.deferred)
     stats.deferred += sum(verdict.deferred)
-    stats.accepted += sum(origin in KEPT for origin in verdict.origins)
+    stats.accepted += verdict.kept
     stats.rejected += "corrected" in verdict.origins
     stats.bonus += "bonus" in verdict.origins

@@ -1,9 +1,12 @@
-"""A YAML file -> a checked value; what is wrong is told with file, line and key. Knows nothing of what the files are for."""
+"""A YAML file -> a checked value; what is wrong is told with file, line and key. Knows nothing of what the files are for.
+
+``problem`` says it of any other checked value too.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -31,10 +34,7 @@ def read_yaml(path: Path, shape: type[Shape]) -> Shape:
     try:
         return shape.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole file"
-        seen = "" if first["type"] == "missing" else f"; seen: {first['input']!r}"
-        raise CatalogError(f"{path}, line {_line(node, first['loc'])}: {where}: {_said(first)}{seen}") from error
+        raise CatalogError(f"{path}, line {_line(node, error.errors()[0]['loc'])}: {problem(error)}") from error
 
 
 def _refuse_repeated_keys(path: Path, root: yaml.Node) -> None:
@@ -79,12 +79,15 @@ def _line(node: yaml.Node | None, keys: tuple[int | str, ...]) -> int:
     return line + 1
 
 
-def _said(error: Any) -> str:
+def problem(error: ValidationError, whole: str = "the whole file") -> str:
+    """The first thing that is wrong: where (``whole``, if it is no single key), what, and what was seen there."""
+    first = error.errors()[0]
     known = {
         "extra_forbidden": "this key is not known",
         "missing": "this key is missing",
         "model_type": "this must be a mapping of keys and values",
         "dict_type": "this must be a mapping of keys and values",
     }
-    message: str = known.get(error["type"], error["msg"]).removeprefix("Value error, ")
-    return message[0].lower() + message[1:]
+    message = known.get(first["type"], first["msg"]).removeprefix("Value error, ")
+    seen = "" if first["type"] == "missing" else f"; seen: {first['input']!r:.100}"
+    return f"{'.'.join(map(str, first['loc'])) or whole}: {message[0].lower()}{message[1:]}{seen}"

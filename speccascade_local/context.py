@@ -152,6 +152,8 @@ class LlamaContext:
         ContextOverflowError when a context is too small, SettingError for a ``keep`` outside 1..min(len(tokens), 65).
         """
         self.require_open()
+        if not parts:
+            return []
         for part in parts:
             self._check(part)
         held = [len(part.timeline.tokens) for part in parts]
@@ -164,11 +166,11 @@ class LlamaContext:
                 self._decode([Part(timeline, tokens[:size], 0)])
                 todo[at] = Part(timeline, tokens[size:], keep)
             self._decode(todo)
+            return self._rows(parts)
         except BaseException:
             for part, length in zip(parts, held):
                 self.drop(part.timeline, length)
             raise
-        return self._rows(parts)
 
     def _check(self, part: Part) -> None:
         timeline, tokens, keep = part
@@ -189,12 +191,13 @@ class LlamaContext:
             held = len(timeline.tokens)
             timeline.tokens += tokens  # first, so that an interruption right after llama_decode still knows what to drop
             n = batch.put(n, tokens, held, timeline.sequence, keep)
-        length = len(timeline.tokens)
-        size = self._padding.get(n, n) if keep else n
+        last = parts[-1]  # behind which the padding stands
+        length = len(last.timeline.tokens)
+        size = self._padding.get(n, n) if last.keep else n
         if length + size - n > self.n_ctx:
             size = n
         if size > n:
-            batch.put(n, tokens[-1:] * (size - n), length, timeline.sequence)
+            batch.put(n, last.tokens[-1:] * (size - n), length, last.timeline.sequence)
         forget_complaints()
         code = batch.decode(self._ctx, size)
         if code != 0:
@@ -204,7 +207,7 @@ class LlamaContext:
                 "If memory is short, load with a smaller context (--ctx)"
             )
         if size > n:
-            self._forget(timeline, length)
+            self._forget(last.timeline, length)
 
     def _rows(self, parts: Sequence[Part]) -> list[Array]:
         """Of llama.cpp's buffer. The array over it is kept: making one takes longer than a small row is worth."""

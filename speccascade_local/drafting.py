@@ -7,10 +7,8 @@ rejection test needs the whole distribution and not only the token. Knows nothin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
-
-import numpy as np
 
 from .generation import Generation
 from .ngram import NOTHING, Guess, NgramIndex
@@ -116,8 +114,7 @@ def propose(
     for session in (drafter, helpers.small):  # a proposal may have reached further than the draft
         if session is not None:
             session.rewind(min(len(session.tokens), text + max(len(rows) - 1, 0)))
-    logits = np.concatenate([row.logits for row in rows]) if rows else np.empty((0, drafter.n_vocab), np.float32)
-    return Draft(drafted, Rows.joined(rows, logits), calls=reading.calls)
+    return Draft(drafted, rows, calls=reading.calls)
 
 
 class _Reading:
@@ -147,13 +144,13 @@ class _Reading:
 
     def _proposal(self, drafted: list[int], guess: Guess, most: int) -> Draft:
         """What a helper thinks that the drafter will say next: ``guess``, or what a smaller model drafts."""
-        small, nothing = self._helpers.small, Draft([], Rows.of(np.empty((0, self._drafter.n_vocab), np.float32)))
+        small = self._helpers.small
         if most < 1:
-            return nothing
+            return Draft([])
         guessed = guess.token_ids[: min(self._pace.review(Guess(guess.token_ids[:LONGEST], guess.match)), most)]
         guessed = guessed[: self._generation.admitted(drafted, guessed)]
         if guessed or small is None:
-            return replace(nothing, guesses=guessed)
+            return Draft([], guesses=guessed)
         proposal = propose(small, self._generation.followed_by(drafted), most, pace=self._helpers.small_pace)
         if not proposal.token_ids:
             self._helpers.small_pace.learn(0, 0, 0, 0, 1)  # it stays quiet, and counts for how long
@@ -164,12 +161,11 @@ class _Reading:
         rows = self._drafter.extend(_unread(self._drafter, generation, drafted) + read, keep=len(read) + 1).copy()
         own = generation.rows(rows, drafted, read)
         verdict = verify(proposal, own, Strict(), generation.sampler, generation.rng)
-        kept = sum(origin == "matched" for origin in verdict.origins)
         if proposal.guesses:
-            self._pace.reviewed(Guess(proposal.guesses, guess.match), kept)
+            self._pace.reviewed(Guess(proposal.guesses, guess.match), verdict.kept)
         else:
-            self._helpers.small_pace.learn(len(verdict.deferred), kept, 0, 0, len(verdict.token_ids))
+            self._helpers.small_pace.learn(len(verdict.deferred), verdict.kept, 0, 0, len(verdict.token_ids))
         for session in (self._drafter, self._helpers.small):
             if session is not None:
-                session.rewind(min(len(session.tokens), len(generation.tokens) + len(drafted) + kept))
+                session.rewind(min(len(session.tokens), len(generation.tokens) + len(drafted) + verdict.kept))
         self._ready = [(own.row(j), token) for j, token in enumerate(verdict.token_ids)]

@@ -17,6 +17,7 @@ import numpy as np
 from .errors import SettingError
 from .lark import HEADER
 from .sampling import Mask
+from .sequences import shared_length
 
 #: Between the parts of a JSON text: as much as indented JSON needs, but not without end, or a model may write nothing but blanks.
 JSON_BLANKS = {"whitespace_pattern": r" |\n[ \t]{0,20}"}
@@ -72,7 +73,7 @@ class Grammar:
         The array is read-only. Raises SettingError for a reply that breaks the grammar, and stays usable.
         """
         reply = list(reply)
-        shared = _shared_length(self._read, reply)
+        shared = shared_length(self._read, reply)
         mask = self._masks.get(shared) if shared == len(reply) else None
         if mask is None:  # else the place lies on what is read already, which is left as it is: the draft may go on from its end
             self._rewind(shared)
@@ -113,13 +114,3 @@ class Grammar:
             reason = re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", reason)
             reason = "nothing that this vocabulary can say satisfies it" if "NoExtensionBias" in reason else " ".join(reason.split())
             raise SettingError(f"the grammar or schema cannot be used: {reason:.300}")
-
-
-def _shared_length(one: list[int], other: list[int]) -> int:
-    low, high = 0, min(len(one), len(other))
-    if one[:high] == other[:high]:  # nearly always, and quick
-        return high
-    while low < high:  # halving, because comparing slices is much quicker than a loop over tokens
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
-    return low

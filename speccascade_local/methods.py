@@ -186,10 +186,10 @@ def target_probs(
     drafter_logits: Array,
     expert_logits: Array,
     *,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
+    temperature: float = Sampler.temperature,
+    top_k: int = Sampler.top_k,
+    top_p: float = Sampler.top_p,
+    min_p: float = Sampler.min_p,
 ) -> Float:
     """The exact distribution π of the token that ``rule`` emits at a drafted position, given both models' raw logits.
 
@@ -211,7 +211,7 @@ def target_probs(
     for name, logits in (("drafter_logits", drafter_logits), ("expert_logits", expert_logits)):
         if not np.isfinite(logits.max(axis=-1)).all():
             raise SettingError(f"{name} have a row with nan, +inf or nothing but -inf; each row needs at least one finite logit")
-    sampler = Sampler(temperature, top_k, top_p, min_p)
+    sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     method.check(sampler, 0)
     targets = []
     for drafter_row, expert_row in zip(drafter_logits, expert_logits):

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .sequences import shared_length
+
 #: So many matching tokens are counted and no more, be the copy ever so long.
 LONGEST_MATCH = 12
 
@@ -46,9 +48,9 @@ class NgramIndex:
     def __len__(self) -> int:
         return len(self._text)
 
-    def begin(self, tokens: Sequence[int]) -> None:
+    def begin(self, tokens: list[int]) -> None:
         """Hold this text; what it shares with the one before is not entered again."""
-        shared = next((i for i, (ours, theirs) in enumerate(zip(self._text, tokens)) if ours != theirs), min(len(self), len(tokens)))
+        shared = shared_length(self._text, tokens)
         self.rewind(shared)
         self.append(tokens[shared:])
 

@@ -17,10 +17,14 @@ LONGEST_BLOCK = 48
 
 
 class Pace(Protocol):
-    """Who decides how long the drafts are. One object per reply; the methods are called in this order, block after block."""
+    """Who decides how long the drafts are. One object per reply; the methods are called in this order, block after block.
+
+    A subclass that says nothing of guesses, threads and experience has none.
+    """
 
     def beside(self, expert: int, drafter: int) -> bool:
         """Whether the expert shall read so many tokens of the text in a thread while the drafter reads so many and drafts."""
+        return False
 
     def begin(self, room: int, depth: int, *, first: bool) -> None:
         """A block begins. room: the most tokens to draft. depth: length of the text. first: nothing was emitted yet, so the judge reads the
@@ -32,35 +36,38 @@ class Pace(Protocol):
 
     def review(self, guess: Guess) -> int:
         """How many guessed tokens the drafter shall read together with what it reads anyway, to draft several tokens at once."""
+        return 0
 
     def reviewed(self, guess: Guess, kept: int) -> None:
         """``kept`` of the reviewed tokens were what the drafter would have drawn.
 
         This may be told before those tokens are submitted: ``another`` and ``worth`` must not heed it, or they would look ahead.
         """
+        return
 
     def worth(self, row: Rows) -> bool:
         """Whether a token drawn from this raw row shall be submitted."""
+        return True
 
     def tail(self, guess: Guess) -> int:
         """How many guessed tokens shall follow the draft. Ends the draft."""
+        return 0
 
     def ahead(self, submitted: int) -> int:
         """How many tokens the drafter shall write on, in a thread, while the expert reads so many."""
+        return 0
 
     def learn(self, tested: int, kept: int, guessed: int, right: int, tokens: int) -> None:
         """What became of the block: so many drafted tokens tested and kept, guesses tested and right, tokens emitted."""
+        return
 
 
-class Fixed:
+class Fixed(Pace):
     """Always the same length, and the drafter alone."""
 
     def __init__(self, length: int) -> None:
         self.length = length
         self._left = 0
-
-    def beside(self, expert: int, drafter: int) -> bool:
-        return False
 
     def begin(self, room: int, depth: int, *, first: bool) -> None:
         self._left = min(room, self.length)
@@ -68,21 +75,3 @@ class Fixed:
     def another(self, guess: Guess) -> bool:
         self._left -= 1
         return self._left >= 0
-
-    def review(self, guess: Guess) -> int:
-        return 0
-
-    def reviewed(self, guess: Guess, kept: int) -> None:
-        pass
-
-    def worth(self, row: Rows) -> bool:
-        return True
-
-    def tail(self, guess: Guess) -> int:
-        return 0
-
-    def ahead(self, submitted: int) -> int:
-        return 0
-
-    def learn(self, tested: int, kept: int, guessed: int, right: int, tokens: int) -> None:
-        pass

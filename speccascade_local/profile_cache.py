@@ -67,6 +67,7 @@ def key_of(drafter: LlamaSession | None, expert: LlamaSession, threads: int | No
         "gpu_layers_expert": expert.model.n_gpu_layers,
         "context": min(expert.n_ctx, DEEP + SHALLOW),  # of a larger one no more is measured
         "threads": threads or 0,
+        "waiting": os.environ.get("OMP_WAIT_POLICY", ""),  # threads that sleep between batches wake up later
         "cores": physical_cores(),
         "machine": platform.machine(),
         "cpu": _cpu_name(),

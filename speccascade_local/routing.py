@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -16,14 +16,13 @@ from typing import ClassVar
 import numpy as np
 
 from .account import Wanted, entry
-from .cascade import Block, FinishReason
+from .cascade import Block, FinishReason, count
 from .deferral import ANY, Dial, Method
 from .drafting import Session, next_row
 from .evidence import Evidence
 from .generation import Generation
-from .rows import Float
+from .rows import Float, Rows
 from .rules import Chow
-from .sampling import Array, softmax
 from .stats import Stats
 from .verify import Draft, Origin, Verdict
 
@@ -36,14 +35,15 @@ class Signals:
     margins: Float  # [n] probability of the first choice minus that of the second
 
     @classmethod
-    def of(cls, token_ids: list[int], logits: Array) -> Signals:
-        """From the answer and the rows it was drawn from. [n], [n, n_vocab]"""
-        probs = softmax(logits[: len(token_ids)])
-        chosen = np.take_along_axis(probs, np.array(token_ids, dtype=np.int64)[:, None], axis=-1)[:, 0]
-        if probs.shape[-1] == 1:  # a vocabulary of one token has no second choice
-            return cls(np.log(chosen), probs[:, 0])
-        top_two = np.partition(probs, -2, axis=-1)[:, -2:]
-        return cls(np.log(np.maximum(chosen, 1e-300)), top_two[:, 1] - top_two[:, 0])
+    def of(cls, token_ids: Sequence[int], rows: Sequence[Rows]) -> Signals:
+        """From the answer's tokens and the row that each was drawn from, [1, n_vocab]; there may be more rows."""
+        logprobs = [row.logprob(token) for token, row in zip(token_ids, rows)]
+        margins = []
+        for row in rows[: len(token_ids)]:
+            probs = row.plain.probs[0]
+            second = np.partition(probs, -2)[-2] if len(probs) > 1 else 0.0  # a vocabulary of one token has no second choice
+            margins.append(row.plain.max[0] - second)
+        return cls(np.array(logprobs), np.array(margins))
 
     @classmethod
     def join(cls, parts: list[Signals]) -> Signals:
@@ -198,18 +198,13 @@ def token_cascade(
         origin: Origin = "expert" if unsure else "accepted"
         token = generation.draw(asked or rows)
         entries = (entry(wanted, token, generation.sampler, asked, rows),) if wanted else ()
-        kept = () if unsure else (token,)
-        verdict = Verdict((token,), (origin,), (False,) * len(kept), entries=entries)
+        verdict = Verdict((token,), (origin,), (unsure,), entries=entries)
+        draft = Draft([] if unsure else [token], [rows])
         budget -= 1
         finish_reason = "stop" if stops(token) else "length" if budget == 0 else None
         generation.grow([token])
-        stats.blocks += 1
-        stats.tokens += 1
         stats.drafter_calls += 1
         stats.expert_calls += unsure
-        stats.drafted += len(kept)
-        stats.tested += 1
-        stats.deferred += unsure
-        stats.accepted += len(kept)
+        count(stats, draft, verdict)
         stats.clock(begun, drafted, scored, time.perf_counter())
-        yield Block(verdict, Draft(list(kept), rows), finish_reason)
+        yield Block(verdict, draft, finish_reason)

@@ -7,7 +7,6 @@ penalties, grammar, temperature and filters applied. Knows nothing of which mode
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -32,8 +31,6 @@ class Rows:
 
     logits: Array  # [k, n_vocab]
     shaped: Array  # [k, n_vocab] after penalties, logit bias and grammar
-    #: The same rows one by one, where something was computed of them already.
-    each: Sequence[Rows] = field(default=(), repr=False)
     _sampled: dict[Sampler, tuple[Float, Mask]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -41,18 +38,12 @@ class Rows:
         """Rows that nothing shapes."""
         return cls(logits, logits)
 
-    @classmethod
-    def joined(cls, each: Sequence[Rows], logits: Array) -> Rows:
-        """Single rows as one; ``logits`` is the array that theirs are a part of. [k, n_vocab]"""
-        shaped = any(rows.shaped is not rows.logits for rows in each)
-        return cls(logits, np.concatenate([rows.shaped for rows in each]) if shaped else logits, each)
-
     def __len__(self) -> int:
         return len(self.logits)
 
     def row(self, position: int) -> Rows:
         """One of the rows, as rows; the same object each time. [1, n_vocab]"""
-        return (self.each or self._cut)[position]
+        return self._cut[position]
 
     @cached_property
     def _cut(self) -> list[Rows]:

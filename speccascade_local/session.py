@@ -20,9 +20,6 @@ class LlamaSession:
         self.context = context
         self.timeline = context.open(n_vocab)
 
-    def __len__(self) -> int:
-        return len(self.tokens)
-
     @property
     def model(self) -> LlamaModel:
         """The weights."""

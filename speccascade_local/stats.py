@@ -19,9 +19,9 @@ class Stats:
     blocks: int = 0
     drafted: int = 0  # tokens submitted to the expert, by whomever
     guessed: int = 0  # those of them that an index of the text guessed
-    tested: int = 0  # places that the rule looked at: drafted tokens up to the first rejection; in a token cascade all
-    accepted: int = 0  # drafted tokens that were kept, by the rule or by the coin
-    deferred: int = 0  # tested tokens that the rule handed to the expert
+    tested: int = 0  # submitted tokens that were looked at: up to the first rejection; in a token cascade all tokens
+    accepted: int = 0  # submitted tokens that were kept, by the rule or by the coin
+    deferred: int = 0  # tested tokens that were for the expert to decide: those that the rule handed over, and all guesses
     rejected: int = 0  # drafted tokens that were dropped for a corrected one
     bonus: int = 0
     expert_calls: int = 0  # batches

@@ -95,7 +95,7 @@ class TimedSession:
     def batch_s(self, n: int) -> float:
         """Evaluate n tokens now and forget them again."""
         session = self._session
-        held = len(session)
+        held = len(session.tokens)
         started = perf_counter()
         session.extend(self._ids[held : held + n], keep=n)
         taken = perf_counter() - started
@@ -106,7 +106,7 @@ class TimedSession:
     def steps_s(self, n: int) -> float:
         """Evaluate n tokens one by one and forget them again."""
         session = self._session
-        held = len(session)
+        held = len(session.tokens)
         started = perf_counter()
         for token in self._ids[held : held + n]:
             session.extend([token], keep=1)
@@ -166,7 +166,7 @@ class TimedSession:
         if per_token * self._deep > self._clock.budget_s:
             self._deep = None
             return
-        started, filled = perf_counter(), len(self._session)
+        started, filled = perf_counter(), len(self._session.tokens)
         self._fill(self._deep)
         self._prompt_s = (perf_counter() - started) / (self._deep - filled)
         self._deep_samples = {n: [] for n in _DEEP_SIZES}
@@ -176,7 +176,7 @@ class TimedSession:
         self._session.rewind(self.depth)
 
     def _fill(self, depth: int) -> None:
-        missing = self._ids[len(self._session) : depth]
+        missing = self._ids[len(self._session.tokens) : depth]
         if missing:
             self._session.extend(missing, keep=1)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .calibration import Outcome
+from .checked_yaml import problem
 from .checks import text_of
 from .errors import CatalogError, PromptError
 from .routing import Margin
@@ -39,11 +40,8 @@ def read_tasks(path: Path) -> list[Task]:
             try:
                 tasks.append(Task.model_validate_json(line))
             except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(map(str, first["loc"])) or "the whole line"
-                raise CatalogError(
-                    f'{path}, line {number}: {where}: {first["msg"]}; a line is {{"prompt": "...", "answers": ["...", ...]}}'
-                ) from error
+                wrong = problem(error, whole="the whole line")
+                raise CatalogError(f'{path}, line {number}: {wrong}; a line is {{"prompt": "...", "answers": ["...", ...]}}') from error
     return tasks
 
 

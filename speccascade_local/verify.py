@@ -11,7 +11,7 @@ Inside this file q = drafter and p = expert, both as sampling distributions. Kno
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -23,8 +23,9 @@ from .evidence import Evidence, Place
 from .rows import Float, Rows
 from .sampling import Sampler, draw
 
-#: accepted: kept by the rule. matched: deferred, and kept by the strict coin. corrected: drawn from the residual in place of a
-#: dropped draft. bonus: the expert's own token after a fully kept draft. expert: there was no draft.
+#: accepted: kept by the rule. matched: deferred, and kept by the strict coin. corrected: drawn in place of a dropped draft, from
+#: the residual, or from the expert's own row in place of a guess. bonus: the expert's own token after a fully kept draft. expert: there
+#: was no draft.
 Origin = Literal["accepted", "matched", "corrected", "bonus", "expert"]
 
 #: token: each position settled on its own. block: the coins are tossed over the whole block.
@@ -34,7 +35,7 @@ VERIFICATIONS: tuple[Verification, ...] = get_args(Verification)
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """γ drafted tokens and the rows they were drawn from, copied out of the drafter's buffer.
+    """γ drafted tokens and the rows they were drawn from, one by one, copied out of the drafter's buffer.
 
     There may be one row more: what the drafter would say after its own draft, which the account of a bonus token wants to know.
     guesses: tokens behind the draft that no model has said, only copied from the text. As a draft each has a one-hot row; the expert
@@ -42,7 +43,7 @@ class Draft:
     """
 
     token_ids: list[int]
-    rows: Rows  # [γ or γ + 1, n_vocab]
+    rows: Sequence[Rows] = ()  # γ or γ + 1, each [1, n_vocab]
     guesses: list[int] = field(default_factory=list)
     calls: int = 0  # how many batches of the drafter it took
 
@@ -54,7 +55,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one block emits. ``deferred[j]``: the rule handed drafted token j to the expert (it may still have been kept)."""
+    """What one block emits. ``deferred[j]``: token j was the expert's to decide, by the rule or as a guess (and may have been kept)."""
 
     token_ids: tuple[int, ...]
     origins: tuple[Origin, ...]
@@ -62,6 +63,11 @@ class Verdict:
     dropped_ids: tuple[int, ...] = ()  # the rest of the draft, from the rejected token on, that the corrected one replaces
     trace: tuple[float, ...] = ()  # what the rule remembers, one per tested position; empty for rules that do not
     entries: tuple[Entry, ...] = ()  # one per token, if wanted
+
+    @property
+    def kept(self) -> int:
+        """Drafted and guessed tokens that stand."""
+        return sum(origin in ("accepted", "matched") for origin in self.origins)
 
     def cut(self, length: int) -> Verdict:
         """The verdict as if the block had ended after ``length`` tokens."""
@@ -89,7 +95,7 @@ def verify(
     """
     drafted = draft.token_ids
     if not rule.asks_expert:
-        entries = tuple(entry(wanted, token, sampler, None, draft.rows.row(j)) for j, token in enumerate(drafted)) if wanted else ()
+        entries = tuple(entry(wanted, token, sampler, None, row) for token, row in zip(drafted, draft.rows)) if wanted else ()
         return Verdict(tuple(drafted), tuple("accepted" for _ in drafted), (False,) * len(drafted), entries=entries)
     settle = _settle_block if verification == "block" else _settle_tokens
     decisions = _Decisions(draft, expert, rule, sampler, place)
@@ -108,7 +114,7 @@ def verify(
         guess = draft.guesses[at - len(drafted)] if at < len(draft.submitted) else None
         row = expert.row(at)
         token = row.draw(sampler, rng)
-        after = draft.rows.row(at) if at < len(draft.rows) else None  # the drafter is known where it looked that far
+        after = draft.rows[at] if at < len(draft.rows) else None  # the drafter is known where it looked that far
         entries += (entry(wanted, token, sampler, row, after),) if wanted else ()
         deferred += () if guess is None else (True,)
         tokens.append(token)
@@ -134,7 +140,7 @@ class _Decisions:
             # A copy that grows with the text, so it is made for rules that read it.
             trace = (*self._place.trace, *self.trace) if self._rule.remembers else ()
             place = replace(self._place, position=j, emitted=self._place.emitted + j, trace=trace)
-            evidence = Evidence(self._draft.rows.row(j), self._expert.row(j), self._sampler, place)
+            evidence = Evidence(self._draft.rows[j], self._expert.row(j), self._sampler, place)
             self.made.append(Decision(self._rule.at(evidence), evidence))
             if self._rule.remembers:
                 self.trace.append(self._rule.remember(self.made[-1]))

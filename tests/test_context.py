@@ -124,8 +124,8 @@ def test_any_mixture_of_steps_and_refused_steps_leaves_one_true_timeline(both: S
         except (SettingError, ContextOverflowError):
             assert session.tokens == before
         assert session.tokens == expected
-        assert len(session) == len(expected) <= session.n_ctx
-    session.rewind(min(len(session), session.n_ctx - 1))
+        assert len(session.tokens) == len(expected) <= session.n_ctx
+    session.rewind(min(len(session.tokens), session.n_ctx - 1))
     rows = session.extend([7], 1)
     assert_same_rows(rows, fresh_rows(both.fresh, session.tokens, 1), both.kind)
 
@@ -437,7 +437,7 @@ def test_padding_stays_within_the_context(model: LlamaModel, monkeypatch: pytest
     for piece in ([1] * 5, [2] * 5, [3] * 5, [4, 5], [6, 7], [8]):
         session.extend(piece, 1)
     assert sizes == [8, 8, 8, 4, 2, 1]
-    assert len(session) == 20
+    assert len(session.tokens) == 20
     with pytest.raises(ContextOverflowError):
         session.extend([9], 1)
     row = fresh_rows(session, [9], 1).copy()
@@ -519,7 +519,7 @@ def test_timelines_that_interleave_are_each_as_if_alone(shared: SimpleNamespace,
         parts = []
         for who, (back, tokens, keep) in turn.items():
             session = shared.sessions[who]
-            room = len(session) + len(tokens) <= session.n_ctx
+            room = len(session.tokens) + len(tokens) <= session.n_ctx
             for each in (session, shared.alone[who]):
                 each.rewind(max(len(each) - back, 0) if room else 0)
             parts.append(Part(session.timeline, tokens, min(keep, len(tokens))))

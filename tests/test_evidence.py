@@ -5,7 +5,6 @@ import pytest
 import scipy.spatial.distance
 import scipy.stats
 from hypothesis import given
-from hypothesis import strategies as st
 from strategies import row_pairs, sampler_settings
 
 from speccascade_local.errors import SettingError
@@ -65,12 +64,12 @@ def test_tokens_are_found_by_their_texts_where_these_are_known():
 @given(row_pairs(n_rows=2), sampler_settings)
 def test_what_rows_keep_equals_what_is_computed_for_itself(rows, settings):
     sampler = Sampler(**settings)
-    joined = Rows.joined([Rows.of(rows[0][j : j + 1]) for j in range(2)], rows[0])
+    both = Rows.of(rows[0])
     probs, support = sampler.probs_and_support(rows[0])
     for _ in range(2):
         for j in range(2):
-            row = joined.row(j)
-            assert row is joined.row(j)
+            row = both.row(j)
+            assert row is both.row(j)
             np.testing.assert_array_equal(row.probs(sampler)[0], probs[j])
             np.testing.assert_array_equal(row.support(sampler)[0], support[j])
             assert row.best[0] == rows[0][j].argmax()
@@ -78,7 +77,7 @@ def test_what_rows_keep_equals_what_is_computed_for_itself(rows, settings):
             possible = np.flatnonzero(np.isfinite(rows[0][j]))
             expected = rows[0][j].astype(float) - np.logaddexp.reduce(rows[0][j].astype(float))
             np.testing.assert_allclose([row.logprob(int(v)) for v in possible], expected[possible], atol=1e-12)
-    np.testing.assert_array_equal(joined.probs(sampler), probs)
+    np.testing.assert_array_equal(both.probs(sampler), probs)
 
 
 def test_a_plain_and_a_sampling_distribution_that_are_the_same_are_one_array_and_cannot_be_written_to():
@@ -92,10 +91,10 @@ def test_a_plain_and_a_sampling_distribution_that_are_the_same_are_one_array_and
         assert not np.allclose(other, rows.plain.probs)
 
 
-@given(row_pairs(n_rows=2), sampler_settings, st.booleans())
-def test_shaped_rows_are_sampled_from_and_raw_ones_tell_confidence(rows, settings, joined):
+@given(row_pairs(n_rows=2), sampler_settings)
+def test_shaped_rows_are_sampled_from_and_raw_ones_tell_confidence(rows, settings):
     raw, shaped = rows
-    made = Rows.joined([Rows(raw[j : j + 1], shaped[j : j + 1]) for j in range(2)], raw) if joined else Rows(raw, shaped)
+    made = Rows(raw, shaped)
     for j in range(2):
         np.testing.assert_array_equal(made.row(j).probs(Sampler(**settings))[0], Sampler(**settings).probs(shaped[j]))
         np.testing.assert_array_equal(made.row(j).plain.probs[0], softmax(raw[j]))

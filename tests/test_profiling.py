@@ -143,7 +143,7 @@ def test_an_interruption_leaves_empty_sessions_with_their_own_threads(open_pair)
 
     with pytest.raises(KeyboardInterrupt):
         measure(*sessions, budget_s=0.01, on_step=interrupt)
-    assert [(len(session), session.context.threads, session.context.batch_threads) for session in sessions] == [(0, 2, 2)] * 2
+    assert [(len(session.tokens), session.context.threads, session.context.batch_threads) for session in sessions] == [(0, 2, 2)] * 2
 
 
 def test_an_interruption_restores_the_padding(open_pair):

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, chisquare
 from strategies import JUDGED_RULES, all_rules, judged_rules, logit_rows, row_pairs, sampler_settings
-from toys import ScriptedRandom
+from toys import ScriptedRandom, one_by_one
 
 from speccascade_local.acceptance import DecisionTokens, Fly, Lenience, Mentored
 from speccascade_local.deferral import blend
@@ -26,7 +26,7 @@ from speccascade_local.verify import verify as verify_rows
 
 
 def drafted(token_ids, logits) -> Draft:
-    return Draft(token_ids, Rows.of(np.asarray(logits)))
+    return Draft(token_ids, one_by_one(logits))
 
 
 def verify(draft, expert_logits, rule, sampler, rng, **settings) -> Verdict:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from speccascade_local.generation import Generation
+from speccascade_local.rows import Rows
 from speccascade_local.sampling import Sampler
 
 RowOf = Callable[[Sequence[int]], np.ndarray]
@@ -25,6 +26,11 @@ def writing(
     """A text in the making. sampler: or a temperature. rng: or its seed."""
     sampler = sampler if isinstance(sampler, Sampler) else Sampler(sampler)
     return Generation(tokens, sampler, np.random.default_rng(rng) if isinstance(rng, int) else rng, is_end, **settings)
+
+
+def one_by_one(logits: np.ndarray) -> list[Rows]:
+    """Rows as a draft has them. [k, n_vocab] -> k times [1, n_vocab]"""
+    return [Rows.of(row[None]) for row in np.asarray(logits)]
 
 
 class ToySession:

@@ -17,8 +17,7 @@ import typer
 from ..checks import text_of
 from ..compare import BLOCK_SIZE
 from ..errors import SettingError
-from ..settings import DEFAULTS, Settings
-from ..settings import BlockSize as Length
+from ..settings import DEFAULTS, BlockSize, Settings
 
 Words = Annotated[
     list[str] | None,
@@ -38,6 +37,10 @@ Verbose = Annotated[
     ),
 ]
 MaxTokens = Annotated[int, typer.Option(rich_help_panel="Sampling", help="Longest answer, in tokens.")]
+BlockLength = Annotated[
+    str,
+    typer.Option(rich_help_panel="Cascade", help="Drafted tokens per block; 0 is the expert alone, auto as many as pay on this machine."),
+]
 Models = Annotated[Path | None, typer.Option(rich_help_panel="Models", help="A models.yaml to look in first.")]
 
 
@@ -90,12 +93,7 @@ class AskingOptions:
     min_p: Annotated[
         float, typer.Option(rich_help_panel="Sampling", help="Drop tokens below this share of the most probable one; 0 is off.")
     ] = DEFAULTS.min_p
-    block_size: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel="Cascade", help="Drafted tokens per block; 0 is the expert alone, auto as many as pay on this machine."
-        ),
-    ] = str(DEFAULTS.block_size)
+    block_size: BlockLength = str(DEFAULTS.block_size)
     max_tokens: MaxTokens = DEFAULTS.max_tokens
     seed: Annotated[
         int | None, typer.Option(show_default="a fresh one, told in --json and -v", rich_help_panel="Sampling", help="Repeats an answer.")
@@ -163,12 +161,7 @@ class AnswerOptions(AskingOptions):
 class CompareOptions(AskingOptions):
     """Asked in every way, each with the same seed and blocks of the same length."""
 
-    block_size: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel="Cascade", help="Drafted tokens per block; 0 is the expert alone, auto as many as pay on this machine."
-        ),
-    ] = str(BLOCK_SIZE)
+    block_size: BlockLength = str(BLOCK_SIZE)
     seed: Annotated[int, typer.Option(help="The same for every arm.")] = 0
 
 
@@ -198,7 +191,7 @@ def in_groups(verb: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def _length(given: str) -> Length:
+def _length(given: str) -> BlockSize:
     """``"auto"``, or ``"5"`` -> 5. Raises SettingError."""
     if given == "auto":
         return "auto"
