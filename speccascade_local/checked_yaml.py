@@ -89,5 +89,5 @@ def problem(error: ValidationError, whole: str = "the whole file") -> str:
         "dict_type": "this must be a mapping of keys and values",
     }
     message = known.get(first["type"], first["msg"]).removeprefix("Value error, ")
-    seen = "" if first["type"] == "missing" else f"; seen: {first['input']!r:.100}"
+    seen = "" if first["type"] in ("missing", "json_invalid") else f"; seen: {first['input']!r:.100}"
     return f"{'.'.join(map(str, first['loc'])) or whole}: {message[0].lower()}{message[1:]}{seen}"

@@ -145,7 +145,7 @@ def test_an_answer_follows_the_json_schema_in_a_file(tmp_path):
         (["run", "--grammar", "bad.gbnf", "Hi"], "not valid GBNF"),
         (["run", "--json-schema", "bad.gbnf", "Hi"], "not valid JSON"),
         (["run", "--grammar", "good.gbnf", "--json-schema", "schema.json", "Hi"], "choose one"),
-        (["calibrate", "--tasks", "bad.jsonl", "--out", "cal.json"], "bad.jsonl, line 2: answers: Field required"),
+        (["calibrate", "--tasks", "bad.jsonl", "--out", "cal.json"], "bad.jsonl, line 2: answers: this key is missing"),
         (["calibrate", "--tasks", "few.jsonl", "--out", "cal.json"], "1 judged answers are too few"),
         (["calibrate", "copied", "--tasks", "enough.jsonl", "--out", "cal.json"], "drafter ngram is none; name a drafter file"),
     ],
