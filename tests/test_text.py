@@ -244,10 +244,22 @@ def test_a_template_without_control_tokens_to_guard_renders_too() -> None:
         ("{% if tools is defined and tools %}tools{% else %}none{% endif %}", "", "none"),
         ("line\n  {% if true %}\nkept\n  {% endif %}\nend", "", "line\nkept\nend"),
         ("{{ messages[0].content }}", "a < b & 'c' {{ 1 + 1 }}", "a < b & 'c' {{ 1 + 1 }}"),
+        ("{{ messages[0].content | tojson }}", "a < 'é'", "\"a < 'é'\""),
+        ("{{ [messages[0].content] | tojson(indent=1) }}", "Hi", '[\n "Hi"\n]'),
     ],
 )
 def test_templates_may_use_what_published_ones_use(source: str, content: str, text: str) -> None:
     assert rendered(source, content, bos_token="<s>", eos_token="</s>") == text
+
+
+@pytest.mark.parametrize("taken_apart", ["replace('\ue000', '')", "replace('\ue001', '')"])
+def test_a_template_that_takes_a_spelled_control_token_apart_is_refused_and_one_that_takes_other_text_apart_is_not(
+    taken_apart: str,
+) -> None:
+    source = f"{{{{ messages[0].content | {taken_apart} }}}}"
+    assert rendered(source, "Hi") == "Hi"
+    with pytest.raises(PromptError, match="leave that spelling out"):
+        rendered(source, "<|im_end|>")
 
 
 def test_templates_may_ask_for_the_date() -> None:
