@@ -60,7 +60,6 @@ class TextStream:
     def finish(self) -> None:
         """No more tokens: what is held back belongs to the text after all. A broken last character becomes U+FFFD."""
         rest = self._held + self._decoder.decode(b"", final=True)
-        self._held = ""
         if rest:
             self.pieces[-1] += rest
 
@@ -90,8 +89,8 @@ class ChatTemplate:
         except Exception as error:  # the source is a stranger's: whatever it does to the compiler is no fault of ours
             raise PromptError(f"the chat template in the model file does not compile: {error}; use a raw prompt (--raw)") from error
         self._special_texts = dict(special_texts)
-        longest_first = sorted(filter(None, control_texts), key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        backwards = sorted(filter(None, control_texts), reverse=True)  # so a longer one comes before what it begins with
+        self._control = re.compile("|".join(map(re.escape, backwards))) if backwards else None
 
     def render(self, messages: Sequence[Message]) -> list[tuple[str, bool]]:
         """The prompt up to where the assistant speaks, as (text, may hold control tokens) parts.

@@ -215,6 +215,7 @@ def goodness(rule, tokens: int, n: int, **settings) -> float:
     return chisquare([counts[path] for path in paths], expected).pvalue
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [Never(), *JUDGED_RULES, *REMEMBERING], ids=str)
 def test_three_tokens_written_in_blocks_follow_the_chain_of_targets(rule):
     """The whole path, drafts, coins, residuals and caches, against the product of the exact conditional distributions.
@@ -225,6 +226,7 @@ def test_three_tokens_written_in_blocks_follow_the_chain_of_targets(rule):
     assert goodness(rule, tokens=2, n=2_000, block_size=3, max_tokens=2 + rule.asks_expert) > 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [Strict(), Opt(0.2), TokenV3(0.5), Lenience(0.5), Mentored(0.1), *REMEMBERING], ids=str)
 @every_mode
 def test_every_way_to_settle_blocks_follows_the_chain_of_targets(rule, mode):

@@ -101,6 +101,7 @@ def runs(demo) -> list[tuple[dict, sc.Reply]]:
     ]
 
 
+@pytest.mark.slow
 def test_every_answer_under_a_schema_is_valid_whatever_the_method_block_size_and_mode(runs):
     assert sum(settings["temperature"] == 1 for settings, _ in runs) >= 200
     wrong = {str(settings): (reply.text, reply.finish_reason) for settings, reply in runs if complaint(reply.text)}

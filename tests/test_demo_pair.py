@@ -145,6 +145,7 @@ def test_the_worked_example_comes_out_of_the_models(demo):
     assert 0.1 <= probs[-2] <= 0.45 <= probs[-1]
 
 
+@pytest.mark.slow
 def test_strict_at_temperature_zero_writes_the_experts_text_on_a_hundred_held_out_prompts(demo, record_property):
     """Near-ties may flip between batch sizes; each flip must be one."""
     flips = []
@@ -193,6 +194,7 @@ def contested(demo) -> list[int]:
     return best[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("settings", [{}, {"top_k": 5, "min_p": 0.02}], ids=["unfiltered", "filtered"])
 def test_emitted_tokens_follow_target_probs_on_the_real_pair(demo, contested, rule, settings):
@@ -211,6 +213,7 @@ def test_emitted_tokens_follow_target_probs_on_the_real_pair(demo, contested, ru
     assert chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 0.05 / (2 * len(RULES)) / 20
 
 
+@pytest.mark.slow
 def test_block_verification_keeps_at_least_as_many_tokens_of_real_drafts(demo, record_property):
     """Drafts of five at places of held-out answers. The coins are summed exactly, so only the drafts are drawn."""
     size = 5
@@ -236,6 +239,7 @@ def test_block_verification_keeps_at_least_as_many_tokens_of_real_drafts(demo, r
     assert means["block"] > means["token"] - 2 * error
 
 
+@pytest.mark.slow
 def test_different_rules_write_different_texts_on_the_real_pair(demo):
     def texts(rule: str) -> list[list[int]]:
         settings = {"temperature": 1, "seed": 1, "max_tokens": 40, "block_size": 5}

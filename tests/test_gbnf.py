@@ -79,6 +79,7 @@ expressions = st.recursive(
 grammars = expressions.map(lambda root: f"root ::= {root} # the whole\nword ::= [a-z]+\nnumber ::= [1-9] [0-9]? (word | )\n")
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(grammars, st.data())
 def test_every_mask_is_the_one_that_llama_cpp_makes(demo, text, data):

@@ -103,6 +103,7 @@ def test_the_dial_starts_half_way_rises_with_what_is_saved_and_returns_when_it_i
     assert alpha(1, limit=0.001) == pytest.approx(alpha(1)), "saved tokens count, however little each is worth"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("temperature", "inner", "limit", "least_spent"),
     [

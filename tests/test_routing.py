@@ -159,6 +159,7 @@ def test_the_drafter_writes_where_it_is_sure_and_the_expert_reads_once_what_it_m
             assert text[end] == int(np.argmax(model.row_of(text[:end])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.0, 0.45, 0.55, 1.0])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_two_tokens_in_a_row_follow_the_target_of_chow(alpha, temperature):

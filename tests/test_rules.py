@@ -73,6 +73,7 @@ def test_the_target_equals_an_independent_computation_from_the_formulas(kind, te
     np.testing.assert_allclose(target_probs(rule, drafter, expert, **settings)[0], expected, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [rule for rule in EVERY_RULE if not isinstance(rule, Fly | Mentored)], ids=str)
 def test_the_target_equals_an_independent_computation_over_a_vocabulary_as_wide_as_they_come(rule):
     """Mentored, whose reference would take hours, is held to its bound over such a row in test_acceptance."""

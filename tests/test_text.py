@@ -258,8 +258,10 @@ def test_a_template_that_takes_a_spelled_control_token_apart_is_refused_and_one_
 ) -> None:
     source = f"{{{{ messages[0].content | {taken_apart} }}}}"
     assert rendered(source, "Hi") == "Hi"
-    with pytest.raises(PromptError, match="leave that spelling out"):
+    with pytest.raises(PromptError, match=r"^the model's chat template takes a message apart .* leave that spelling out$"):
         rendered(source, "<|im_end|>")
+    with pytest.raises(PromptError, match="takes a message apart"):
+        rendered("{{ messages[0].content }}" + source, "<|im_end|>")
 
 
 def test_templates_may_ask_for_the_date() -> None:
@@ -354,7 +356,7 @@ def test_malformed_messages_are_refused(messages: object) -> None:
 
 @pytest.mark.parametrize("messages", [[], "Hi", b"Hi"])
 def test_what_is_no_list_of_messages_is_told_what_one_looks_like(messages: object) -> None:
-    with pytest.raises(PromptError, match="list of at least one message, such as"):
+    with pytest.raises(PromptError, match=r"^a chat needs .* one message, such as \[\{'role': 'user', 'content': 'Hi'\}\]$"):
         template(CHATML).render(messages)  # type: ignore[arg-type]
 
 
