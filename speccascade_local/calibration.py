@@ -194,7 +194,7 @@ def _regression_class(answers: int, target: float | None) -> Any:
     try:
         from sklearn.isotonic import IsotonicRegression
     except ImportError:
-        raise SettingError("fitting needs scikit-learn; install the extra: pip install 'speccascade-local[calibrate]'") from None
+        raise SettingError("fitting needs scikit-learn; install the extra: in the checkout, pip install '.[calibrate]'") from None
     return IsotonicRegression
 
 

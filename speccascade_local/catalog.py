@@ -103,7 +103,8 @@ def search_path(models: str | os.PathLike[str] | None = None) -> list[Path]:
         if value:
             path = _expanded(value)
             if not _is_file(path):
-                raise CatalogError(f"{path}: no such file (named by {origin})")
+                kind = "no such file" if not os.path.exists(path) else "a folder" if os.path.isdir(path) else "no plain file"
+                raise CatalogError(f"{path}: {kind} (named by {origin}); give the path of a models.yaml")
             found.append(path)
     found += [path for path in (Path("models.yaml"), platformdirs.user_config_path("speccascade") / "models.yaml") if _is_file(path)]
     distinct: dict[Path, Path] = {}

@@ -2,8 +2,8 @@
 
 A rule of one's own is any object with one of these, and optionally with ``trade``, a line that says what is traded for what:
 
-    defer(evidence) -> bool array, [1] or [1, n_vocab]       True where the expert decides
-    target(evidence) -> float array, [1, n_vocab]            the distribution π itself, 0 where evidence.expert_support is False
+    defer(evidence) -> bool, or bool array, [1] or [1, n_vocab]       True where the expert decides
+    target(evidence) -> float array, [1, n_vocab]                     the distribution π itself, 0 where evidence.expert_support is False
 
 ``evidence`` is :class:`speccascade_local.Evidence`, whose rows and sampling distributions are shared and cannot be written to. Neither
 may look at which token was drafted, or the emitted token would no longer follow the target. An object that says ``remembers = True`` has
@@ -16,8 +16,10 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import traceback
 from dataclasses import dataclass, field
 from numbers import Real
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -92,12 +94,12 @@ class CustomRule(_Custom):
     def defer(self, evidence: Evidence) -> Mask:
         defer = self._array("defer", evidence)
         shape = evidence.drafter.logits.shape
-        if defer.dtype != np.bool_ or defer.shape not in (shape[:1], shape):
+        if defer.dtype != np.bool_ or defer.shape not in ((), shape[:1], shape):
             raise SettingError(
-                f"rule {self.spec}: defer returned {_told(defer)}; it must be an array of bool, {list(shape[:1])} (whole positions) or "
-                f"{list(shape)} (single tokens)"
+                f"rule {self.spec}: defer returned {_told(defer)}; it must be True, False or an array of bool, {list(shape[:1])} (whole "
+                f"positions) or {list(shape)} (single tokens)"
             )
-        return defer
+        return defer if defer.shape else np.full(shape[:1], defer)
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,9 @@ def _made(spec: str) -> Any:
         raise SettingError(f"rule {spec!r}: importing {module_name!r} failed: {type(error).__name__}: {error}") from error
     maker = getattr(module, name, None)
     if not callable(maker):
-        raise SettingError(f"rule {spec!r}: module {module_name!r} has no class or function {name!r}")
+        raise SettingError(
+            f"rule {spec!r}: module {module_name!r} ({getattr(module, '__file__', None) or 'built in'}) has no class or function {name!r}"
+        )
     try:
         return maker(*values, **named)
     except (Exception, SystemExit) as error:  # as above
@@ -183,8 +187,16 @@ def _failed(spec: str, what: str, error: BaseException) -> SpeccascadeError:
     if isinstance(error, SpeccascadeError) and not isinstance(error, SettingError):
         return error
     told = str(error) if isinstance(error, SettingError) else f"{type(error).__name__}: {error}"
-    return SettingError(f"rule {spec}: {what} failed: {told}")
+    return SettingError(f"rule {spec}: {what} failed{_place(error)}: {told}")
 
 
-def _told(array: Any) -> str:
+def _place(error: BaseException) -> str:
+    """Where in the user's file: the frame that this module called."""
+    theirs = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    return f" ({Path(theirs[0].filename).name}, line {theirs[0].lineno})" if theirs else ""
+
+
+def _told(array: NDArray[Any]) -> str:
+    if array.dtype == object and not array.shape:
+        return f"{array.item()!r:.40}" + ("; is a return missing?" if array.item() is None else "")
     return f"{array.dtype} of shape {list(array.shape)}"

@@ -18,7 +18,7 @@ def figure_class(path: Path) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise SettingError("drawing needs matplotlib; install the extra: pip install 'speccascade-local[calibrate]'") from None
+        raise SettingError("drawing needs matplotlib; install the extra: in the checkout, pip install '.[calibrate]'") from None
     return Figure
 
 

@@ -38,7 +38,7 @@ def from_json_schema(schema: str | Mapping[str, Any] | bool) -> str:
     except (ValueError, RecursionError) as error:
         raise SettingError(f"the JSON schema is not valid JSON: {error}") from None
     if not isinstance(schema, (Mapping, bool)):
-        raise SettingError(f"the JSON schema is {schema!r:.40}; it must be an object, such as {{'type': 'object'}}")
+        raise SettingError(f'the JSON schema is {schema!r:.40}; it must be an object, such as {{"type": "object"}}')
     if schema is not False:
         schema = {} if schema is True else dict(schema)
         options = schema.get("x-guidance", {})

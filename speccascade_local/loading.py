@@ -6,6 +6,7 @@ Knows nothing of how replies are made.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -55,14 +56,14 @@ def load(
     Raises CatalogError, ModelLoadError, PairError, SettingError or SessionError; whatever was loaded by then is freed.
     """
     chosen = _choose(pair, drafter, expert, small, models)
-    own = methods.parse(rule or chosen.rule or methods.DEFAULT)  # refused before anything is loaded
+    own = methods.parse(rule) if rule else _own_rule(chosen)  # refused before anything is loaded
     try:
         known = {key: Experience.from_dict(value) for key, value in (learnt or {}).items()}
     except (ValueError, AttributeError) as error:
         raise SettingError(f"learnt is not what Runtime.learnt() gives: {error}; leave it out to start anew") from error
     if n_threads is not None:
-        whole_number("n_threads", n_threads, 1, 1024)
-    whole_number("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1)
+        whole_number("n_threads (--threads)", n_threads, 1, 1024)
+    whole_number("n_gpu_layers (--gpu-layers)", n_gpu_layers, -1, 2**31 - 1)
 
     def open_model(role: str, path: Path) -> LlamaModel:
         report = (lambda fraction: on_progress(role, fraction)) if on_progress else None
@@ -82,7 +83,8 @@ def load(
         names = {"drafter": "drafter", "small": "small model"}
         n_vocab = min((shared_vocab_size(each, judge, names[role]) for role, each in others.items()), default=judge.n_vocab)
         trained = min(model.n_ctx_train for model in opened.values())
-        size = min(DEFAULT_CONTEXT, trained) if n_ctx is None else whole_number("n_ctx", n_ctx, 1, trained)
+        most = ", which is what the models were trained for"
+        size = min(DEFAULT_CONTEXT, trained) if n_ctx is None else whole_number("n_ctx (--ctx)", n_ctx, 1, trained, most)
         sessions = {role: open_session(model) for role, model in opened.items()}
         drafting = sessions["drafter"] if "drafter" in sessions else NgramSession(n_vocab, size)
         runtime = Runtime(chosen, own, drafting, sessions["expert"], resources.pop_all(), sessions.get("small"), known)
@@ -93,6 +95,18 @@ def load(
         runtime.close()
         raise
     return runtime
+
+
+def _own_rule(pair: Pair) -> Method:
+    """The pair's own; one of the user's code is looked for beside the file that names it too."""
+    beside = str(pair.source.parent.resolve()) if pair.source else ""
+    sys.path.append(beside)
+    try:
+        return methods.parse(pair.rule or methods.DEFAULT)
+    except SettingError as error:
+        raise SettingError(f"pair {pair.name!r} in {pair.source}: {error}") from error
+    finally:
+        sys.path.remove(beside)
 
 
 def _choose(
@@ -114,5 +128,7 @@ def _choose(
         raise SettingError("two files were named, and a pair or a models.yaml too; name one or the other")
     if str(drafter) == catalog.NGRAM and small is not None:
         raise SettingError("a small model drafts for a drafter, and drafter 'ngram' is none; name the small model as the drafter")
+    if str(expert) == catalog.NGRAM:
+        raise SettingError("the expert is 'ngram', which copies and knows nothing; only the drafter may be")
     third = None if small is None else Path(os.path.expanduser(small))
     return Pair("custom", Path(os.path.expanduser(drafter)), Path(os.path.expanduser(expert)), small=third)

@@ -137,10 +137,14 @@ class LlamaModel:
 def _check_file(path: Path) -> None:
     """Refuse early, with a better reason than llama.cpp gives, what cannot be a GGUF file."""
     try:
+        if os.path.exists(path) and not (path.is_file() or path.is_dir()):
+            raise ModelLoadError(f"{path}: neither a file nor a folder; name a .gguf file")  # a pipe would be waited for
         with path.open("rb") as file:
             magic = file.read(4)
     except FileNotFoundError:
-        raise ModelLoadError(f"{path}: no such file; check the path, or run 'speccascade models' to see what is present") from None
+        away = "nothing is downloaded; fetch it first and name the file" if "://" in str(path) or str(path).startswith("http") else ""
+        hint = away or "check the path, or run 'speccascade models' to see what is present"
+        raise ModelLoadError(f"{path}: no such file; {hint}") from None
     except IsADirectoryError:
         raise ModelLoadError(f"{path}: a folder; name the .gguf file itself") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have

@@ -63,10 +63,11 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one block added to the text. ``stats`` is a copy as of this block; ``finish_reason`` is set on the last chunk.
+    """What one block added to the text.
 
-    finish_reason: ``"stop"`` (the model ended its text, or a stop string came) or ``"length"`` (max_tokens, or a full context).
-    confidence: of a sequential cascade, the drafter's score of its answer.
+    tokens: what was emitted, with who wrote it. finish_reason: set on the last chunk: ``"stop"`` (the model ended its text, or a stop
+    string came) or ``"length"`` (max_tokens, or a full context). stats: a copy as of this block. rule: how the tokens were settled. seed:
+    that of the random numbers. confidence: of a sequential cascade, the drafter's score of its answer.
     """
 
     tokens: tuple[Token, ...]
@@ -125,7 +126,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Reply(Chunk):
-    """A whole answer. With the same ``seed`` and settings, the same prompt gives the same text again.
+    """A whole answer, with the fields of a :class:`Chunk`. With the same ``seed`` and settings, the same prompt gives the same text again.
 
     What a seed does not promise: another block size draws other random numbers, and another build, machine or cache state
     evaluates in other batches, which may flip a near-tie. A seed that was not named but told afterwards repeats an answer of fixed blocks;

@@ -171,10 +171,9 @@ class Runtime:
             wrong = next(token for token in ids if not 0 <= token < self.n_vocab)
             raise PromptError(f"the prompt holds token id {wrong}; the ids that both models have are 0 to {self.n_vocab - 1}")
         if len(ids) > self.n_ctx:
-            raise ContextOverflowError(
-                f"the prompt has {len(ids)} tokens and the context holds {self.n_ctx}; "
-                "shorten the prompt or load with a larger context (--ctx)"
-            )
+            trained = min(session.model.n_ctx_train for session in self._loaded.sessions if isinstance(session, LlamaSession))
+            more = " or load with a larger context (--ctx)" if self.n_ctx < trained else "; the models were trained for no more"
+            raise ContextOverflowError(f"the prompt has {len(ids)} tokens and the context holds {self.n_ctx}; shorten the prompt{more}")
         return ids
 
     def _reply(self, prompt: Prompt, settings: Settings) -> Reply:

@@ -95,7 +95,7 @@ def test_a_missing_file_is_told_with_who_named_it(tmp_path: Path, monkeypatch: p
     with pytest.raises(CatalogError, match=r"absent\.yaml: no such file \(named by --models\)"):
         catalog.search_path(tmp_path / "absent.yaml")
     monkeypatch.setenv("SPECCASCADE_MODELS", str(tmp_path))
-    with pytest.raises(CatalogError, match=r"no such file \(named by \$SPECCASCADE_MODELS\)"):
+    with pytest.raises(CatalogError, match=r"a folder \(named by \$SPECCASCADE_MODELS\)"):
         catalog.known_pairs()
 
 

@@ -20,6 +20,8 @@ import speccascade_local as sc
 
 COMMAND = [sys.executable, "-m", "speccascade_local"]
 QUESTION = "Who is Ada Lovelace?"
+#: Where a text is compared: what a lossy rule writes with automatic lengths follows the machine's speed.
+FIXED = ("--block-size", "5")
 
 
 def speccascade(*arguments: str, stdin: bytes | None = None, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
@@ -56,30 +58,30 @@ def in_terminal(*arguments: str, **environment: str) -> str:
 @pytest.fixture(scope="module")
 def answer(demo: sc.Runtime) -> str:
     demo.reset()
-    return demo.chat([{"role": "user", "content": QUESTION}]).text
+    return demo.chat([{"role": "user", "content": QUESTION}], block_size=5).text
 
 
 def test_the_text_and_nothing_else_goes_to_stdout(answer):
-    done = speccascade("run", QUESTION)
+    done = speccascade("run", QUESTION, *FIXED)
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, answer + "\n", b"")
 
 
 def test_the_prompt_may_come_from_stdin_and_the_pair_may_be_named(answer):
     for arguments in (["run"], ["run", "-"], ["run", "demo", "-"], ["run", "demo"]):
-        assert speccascade(*arguments, stdin=QUESTION.encode() + b"\n").stdout.decode() == answer + "\n"
-    assert speccascade("run", "demo", QUESTION).stdout.decode() == answer + "\n"
+        assert speccascade(*arguments, *FIXED, stdin=QUESTION.encode() + b"\n").stdout.decode() == answer + "\n"
+    assert speccascade("run", "demo", QUESTION, *FIXED).stdout.decode() == answer + "\n"
 
 
 def test_two_files_serve_as_a_pair(answer):
     pair = sc.catalog.find("demo")
-    done = speccascade("run", "--drafter", pair.drafter, "--expert", pair.expert, "--rule", pair.rule, QUESTION)
+    done = speccascade("run", "--drafter", pair.drafter, "--expert", pair.expert, "--rule", pair.rule, QUESTION, *FIXED)
     assert done.stdout.decode() == answer + "\n"
 
 
 def test_raw_leaves_the_template_out(demo):
     demo.reset()
-    expected = demo.generate(QUESTION, max_tokens=8).text
-    assert speccascade("run", "--raw", "--max-tokens", "8", QUESTION).stdout.decode() == expected + "\n"
+    expected = demo.generate(QUESTION, max_tokens=8, block_size=5).text
+    assert speccascade("run", "--raw", "--max-tokens", "8", QUESTION, *FIXED).stdout.decode() == expected + "\n"
 
 
 def test_json_with_a_seed_is_identical_twice_and_says_all_that_repeats_it():
@@ -232,7 +234,15 @@ def test_version_and_help():
         (["run", "--rule", "opt:1e999", "Hi"], b"", 1, "any finite number"),
         (["run", "--models", "models.yaml", "--drafter", "a", "--expert", "b", "Hi"], b"", 1, "name one or the other"),
         (["run", "word " * 600], b"", 1, "context holds 512"),
-        (["run", "--ctx", "100000", "Hi"], b"", 1, "n_ctx is 100000"),
+        (["run", "word " * 600], b"", 1, "the models were trained for no more"),
+        (["run", "--ctx", "64", "word " * 100], b"", 1, "or load with a larger context (--ctx)"),
+        (["run", "--ctx", "100000", "Hi"], b"", 1, "n_ctx (--ctx) is 100000; it must be a whole number from 1 to 512, which is what"),
+        (["run", "--rule", "mine.Rule(1)", "Hi"], b"", 1, "a rule of your own is written package.module:Name(...)"),
+        (["run", "--drafter", "a.gguf", "--expert", "ngram", "Hi"], b"", 1, "only the drafter may be"),
+        (["run", "--drafter", "https://a.b/c.gguf", "--expert", "b.gguf", "Hi"], b"", 1, "nothing is downloaded"),
+        (["run", "--drafter", "/dev/null", "--expert", "b.gguf", "Hi"], b"", 1, "neither a file nor a folder"),
+        (["run", "--models", "/", "Hi"], b"", 1, "/: a folder (named by --models)"),
+        (["run", "--json-schema", "/dev/null", "Hi"], b"", 1, "not valid JSON"),
         (["run", "--drafter", "x.gguf", "Hi"], b"", 1, "name both, or a pair"),
         (["run", "--drafter", "x.gguf", "--expert", "y.gguf", "Hi"], b"", 1, "x.gguf: no such file"),
         (["run", "--models", "none.yaml", "Hi"], b"", 1, "none.yaml: no such file"),
@@ -305,7 +315,7 @@ def test_a_closed_stdin_is_no_prompt():
 
 def test_a_strangers_models_yaml_does_not_stand_in_the_way_of_the_bundled_pair(tmp_path, answer):
     (tmp_path / "models.yaml").write_text("gpt: [1, 2]\n")
-    assert speccascade("run", QUESTION, cwd=tmp_path).stdout.decode() == answer + "\n"
+    assert speccascade("run", QUESTION, *FIXED, cwd=tmp_path).stdout.decode() == answer + "\n"
     assert b"models.yaml, line 1" in speccascade("run", "mine", QUESTION, cwd=tmp_path).stderr
 
 
@@ -324,7 +334,8 @@ def test_profile_prints_a_table_keeps_it_and_draws_it(tmp_path):
     assert done.returncode == 0  # stderr may say that matplotlib looks for fonts, in a cache that is new
     lines = done.stdout.decode().splitlines()
     assert [line.split()[0] for line in lines[2:19]] == [str(n) for n in range(1, 18)]
-    assert "threads" in lines[19]
+    assert "v(n): a batch" in lines[19]
+    assert "threads" in lines[20]
     assert (tmp_path / "speed.svg").read_text().startswith("<?xml")
     assert speccascade("profile", "--ctx", "64", **cache).stdout == done.stdout  # read, not measured
     told = json.loads(speccascade("profile", "demo", "--ctx", "64", "--json", **cache).stdout)

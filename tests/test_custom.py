@@ -192,20 +192,20 @@ def shifts(evidence):
 P = np.array([[0.2, 0.3, 0.5]])
 BAD_DEFERS = {
     "a text": ("yes", "<U3 of shape"),
-    "nothing": (None, "object of shape"),
+    "nothing": (None, "None; is a return missing"),
     "numbers": (np.zeros(1), "float64 of shape"),
     "whole numbers": (np.zeros((1, 3), int), "int64 of shape"),
     "too many rows": (np.zeros((2, 3), bool), "bool of shape"),
     "too few tokens": (np.zeros((1, 2), bool), "bool of shape"),
     "no row": (np.zeros(3, bool), "bool of shape"),
-    "a single value": (True, "bool of shape"),
+    "a number": (1, "int64 of shape"),
     "rows of several lengths": ([[True], [True, False]], "ValueError"),
     "an error": (fails, "ZeroDivisionError: one and"),
     "an error of the package's kind": (refuses, "not like this"),
     "an attempt to write": (shifts, "ValueError: .*read-only"),
 }
 BAD_TARGETS = {
-    "nothing": (None, "object of shape"),
+    "nothing": (None, "None; is a return missing"),
     "whole numbers": (np.array([[0, 0, 1]]), "int64 of shape"),
     "the wrong shape": (P[0], "float64 of shape"),
     "another vocabulary": (np.array([[0.5, 0.5]]), "float64 of shape"),
@@ -228,6 +228,12 @@ BAD_TARGETS = {
 def test_what_is_no_deferral_is_refused_under_the_name_of_the_rule(answer, said):
     with pytest.raises(sc.SettingError, match=rf"rule test_custom:Answers\(\.\.\.\).* {said}"):
         target_probs(Answers("defer", answer), *ROWS)
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_a_deferral_that_is_one_word_holds_for_the_whole_position(answer):
+    known = target_probs("strict" if answer else "never", *ROWS)
+    np.testing.assert_array_equal(target_probs(Answers("defer", answer), *ROWS), known)
 
 
 @pytest.mark.parametrize(("answer", "said"), BAD_TARGETS.values(), ids=BAD_TARGETS)
@@ -308,7 +314,7 @@ def test_settings_that_a_rule_refuses_are_refused_before_anything_is_evaluated(d
 
 def test_a_rule_that_fails_half_way_leaves_the_runtime_usable(demo):
     count = iter(range(5))
-    with pytest.raises(sc.SettingError, match=r"rule test_custom:Answers\(\.\.\.\).*failed: StopIteration"):
+    with pytest.raises(sc.SettingError, match=r"rule test_custom:Answers\(\.\.\.\).*failed \(test_custom.py, line \d+\): StopIteration"):
         ask(demo, REASONING[0], Answers("defer", lambda evidence: np.array([next(count) > 9])))
     assert ask(demo, REASONING[0], "strict").text == ask(demo, REASONING[0], "strict", block_size=0).text
 
@@ -329,14 +335,14 @@ class Rule:
         (GOOD, "no_such_module:Rule(1)", "cannot import 'no_such_module'.*current folder or on PYTHONPATH"),
         (GOOD, "mine.sub:Rule(1)", "cannot import 'mine.sub'"),
         (GOOD, "mine..sub:Rule(1)", "import"),
-        (GOOD, "mine:Missing(1)", "module 'mine' has no class or function 'Missing'"),
+        (GOOD, "mine:Missing(1)", "module 'mine' .*mine.py.* has no class or function 'Missing'"),
         (GOOD, "mine:np(1)", "has no class or function 'np'"),
         (GOOD, "mine:Rule()", "Rule failed: TypeError"),
         (GOOD, "mine:Rule(1, c=2)", "Rule failed: TypeError.*'c'"),
         ("def Rule(): return 3", "mine:Rule()", r"object with defer\(evidence\) or target\(evidence\); got mine:Rule"),
         ("class Rule: defer = True", "mine:Rule()", "object with defer"),
         ("def Rule(): return type('Inner', (), {'defer': print})", "mine:Rule()", "is a class; give an object of it"),
-        ("def Rule(): raise KeyError('x')", "mine:Rule()", "Rule failed: KeyError"),
+        ("def Rule(): raise KeyError('x')", "mine:Rule()", r"Rule failed \(mine.py, line 1\): KeyError"),
         ("import no_such_library", "mine:Rule()", "importing 'mine' failed: ModuleNotFoundError.*no_such_library"),
         ("1 / 0", "mine:Rule()", "importing 'mine' failed: ZeroDivisionError"),
         ("def (", "mine:Rule()", "importing 'mine' failed: SyntaxError"),
@@ -418,7 +424,7 @@ def test_what_is_neither_a_text_nor_an_object_that_answers_is_refused(spec):
     [
         (GOOD, "mine:Rule(__import__('os').mkdir('ran'))", "must be plain values"),
         ("import numpy as np\nclass Rule:\n    def target(self, e): return e.expert_probs * np.nan\n", "mine:Rule()", "no distributions"),
-        ("class Rule:\n    def defer(self, e): raise ValueError('one\\ntwo')\n", "mine:Rule()", "ValueError: one two"),
+        ("class Rule:\n    def defer(self, e): raise ValueError('one\\ntwo')\n", "mine:Rule()", "(mine.py, line 2): ValueError: one two"),
         (GOOD, "mine:Rule()", "TypeError"),
     ],
 )
@@ -432,6 +438,22 @@ def test_the_command_line_tells_what_is_wrong_with_a_rule_in_one_line(tmp_path, 
     assert said in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_rule_of_a_pair_is_looked_for_beside_the_file_that_names_it_and_blamed_on_it(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "beside.py").write_text("class Rule:\n    def defer(self, e): return True\n")
+    pair = "drafter: bundled:drafter.gguf, expert: bundled:expert.gguf"
+    rules = {"good": "beside:Rule()", "bad": "beside:Ruler()"}
+    lines = [f"  {name}: {{{pair}, rule: '{rule}'}}" for name, rule in rules.items()]
+    (elsewhere / "models.yaml").write_text("\n".join(["pairs:", *lines]))
+    ask = ("--threads", "1", "--max-tokens", "2", "--models", elsewhere / "models.yaml")
+    done = speccascade("run", "good", "Hello", "-v", *ask, cwd=tmp_path)
+    assert (done.returncode, "rule beside:Rule()" in done.stderr) == (0, True), done.stderr
+    done = speccascade("run", "bad", "Hello", *ask, cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"pair 'bad' in {elsewhere / 'models.yaml'}: rule 'beside:Ruler()'" in done.stderr
 
 
 class CallsItsRuntime:

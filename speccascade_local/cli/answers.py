@@ -54,9 +54,12 @@ def run(
             told = f"(cut off after {len(reply.tokens)} tokens: {limit})"
             stderr.print(told, soft_wrap=True)
     if verbose:
-        figures = reply.stats.counts() | reply.stats.clocks() | (reply.fidelity.as_dict() if reply.fidelity else {})
-        for name, value in figures.items():
-            stderr.print(f"  {name:16} {number(value)}")
+        groups = {"counted": reply.stats.counts(), "seconds": reply.stats.clocks()}
+        groups |= {"distance from the expert": reply.fidelity.as_dict()} if reply.fidelity else {}
+        for title, figures in groups.items():
+            stderr.print(title)
+            for name, value in figures.items():
+                stderr.print(f"  {name:16} {number(value)}")
 
 
 def compare_verb(

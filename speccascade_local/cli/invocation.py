@@ -24,6 +24,7 @@ from .terminal import stderr
 
 def pair_and_prompt(words: list[str] | None, chosen: ModelOptions) -> tuple[str | None, str]:
     """The pair that was named, if any, and the prompt, from stdin where it is ``-`` or missing. Raises SettingError and PromptError."""
+    asked_for_stdin = words is not None and words[-1:] == ["-"]
     words = words or ["-"]
     has_files = chosen.drafter is not None or chosen.expert is not None
     if len(words) > (1 if has_files else 2):
@@ -35,7 +36,7 @@ def pair_and_prompt(words: list[str] | None, chosen: ModelOptions) -> tuple[str 
             raise PromptError(f"{prompt!r} is the name of a pair; add the prompt")
         words, prompt = [prompt, "-"], "-"
     if prompt == "-":
-        if sys.stdin is None or sys.stdin.isatty():
+        if sys.stdin is None or (sys.stdin.isatty() and not asked_for_stdin):
             raise PromptError("no prompt; give one in quotes, or pipe it in")
         try:
             prompt = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
@@ -68,12 +69,13 @@ def prompt_ids(runtime: Runtime, prompt: str, raw: bool) -> Prompt:
 @contextlib.contextmanager
 def loaded(pair: str | None, chosen: ModelOptions, verbose: int, *, rule: str | None = None, profile: bool = True) -> Iterator[Runtime]:
     """The pair, loaded under a progress bar and closed afterwards."""
-    with progress("loading", verbose) as bar:
+    with progress(verbose) as bar:
         tasks: dict[str, TaskID] = {}
 
         def report(role: str, fraction: float) -> None:
             if role not in tasks:
-                tasks[role] = bar.add_task(role, total=1.0)
+                doing = "measuring this machine, once" if role == "profile" else f"loading {role}"
+                tasks[role] = bar.add_task(doing, total=1.0)
             bar.update(tasks[role], completed=fraction)
 
         runtime = load(
@@ -98,17 +100,17 @@ def tell_rule(rule: Method, seed: int) -> None:
     stderr.print(f"rule {rule}: {rule.trade}; seed {seed}", soft_wrap=True)
 
 
-def progress(doing: str, verbose: int) -> Progress:
+def progress(verbose: int) -> Progress:
     """A bar on stderr that leaves nothing behind; silent where nobody watches, and where it would wipe out the log."""
-    columns = (TextColumn(doing + " {task.description}"), BarColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     return Progress(*columns, console=stderr, transient=True, disable=bool(verbose) or not stderr.is_terminal)
 
 
 @contextlib.contextmanager
 def stepping(doing: str, verbose: int) -> Iterator[Callable[[float], None]]:
     """Such a bar for one work: what is yielded is called with 0..1 on the way."""
-    with progress(doing, verbose) as bar:
-        task = bar.add_task("", total=1.0)
+    with progress(verbose) as bar:
+        task = bar.add_task(doing, total=1.0)
         yield lambda fraction: bar.update(task, completed=fraction)
 
 

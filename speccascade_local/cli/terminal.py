@@ -145,6 +145,7 @@ def profile_summary(profile: Profile) -> list[str]:
     best = min(SIZES, key=lambda n: expert.seconds[0][n - 1] / n)
     single, batch, prompt = 1 / expert.seconds[0][0], best / expert.seconds[0][best - 1], 1 / expert.prompt_s
     return [
+        "v(n): a batch of n in units of a single token; @: tokens in the cache; padded to: evaluated as so many, which is faster",
         f"threads (single tokens / batches): expert {_threads(expert)}, drafter {_threads(drafter)}",
         f"c, a drafter's step in units of the expert's: {drafter.seconds[0][0] / expert.seconds[0][0]:.3f}",
         f"the expert writes {number(single)} tokens/s alone, and reads {number(prompt)} of a prompt and {number(batch)} in batches of "
@@ -158,8 +159,10 @@ def _threads(speed: Speed) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits; a dash for a rate that does not exist."""
-    return "–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+    """Three significant digits, or all before the point; a dash for a rate that does not exist."""
+    if not isinstance(value, float):
+        return "–" if value is None else str(value)
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _distance(reply: Reply) -> str:
