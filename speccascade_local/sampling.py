@@ -88,23 +88,23 @@ def _at(tokens: NDArray[np.intp]) -> tuple[NDArray[np.intp], ...]:
     return (np.arange(len(tokens)), tokens) if tokens.ndim == 1 else (*np.indices(tokens.shape, sparse=True), tokens)
 
 
-def draw(weights: Array, rng: np.random.Generator) -> int:
+def draw(weights: NDArray[np.float64], rng: np.random.Generator) -> int:
     """One token id, with probability proportional to ``weights`` ([n_vocab], non-negative, not all zero).
 
     Takes exactly one random number. Never returns an id of weight 0.
     """
     # Inverts the cumulative sum in two steps, first over stretches of the vocabulary: a whole one costs more than all the rest.
-    stretches = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _STRETCH), dtype=np.float64))
+    stretches = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _STRETCH)))
     target = rng.random() * stretches[-1]
     at = _inverted(stretches, target)
     start = at * _STRETCH
     before = stretches[at - 1] if at else 0.0
-    return start + _inverted(np.cumsum(weights[start : start + _STRETCH], dtype=np.float64), target - before)
+    return start + _inverted(np.cumsum(weights[start : start + _STRETCH]), target - before)
 
 
 def _inverted(cumulative: NDArray[np.float64], target: float) -> int:
     """The first place whose cumulative sum lies above ``target``; the last that adds to it where rounding left none."""
-    return min(int(np.searchsorted(cumulative, target, side="right")), int(np.searchsorted(cumulative, cumulative[-1], side="left")))
+    return min(int(np.searchsorted(cumulative, target, side="right")), int(np.searchsorted(cumulative, cumulative[-1])))
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from speccascade_local.profile import SIZES, Profile, Speed
 from speccascade_local.rows import Rows
 from speccascade_local.rules import Strict
 from speccascade_local.sampling import Mask, Sampler
-from speccascade_local.shaping import Shaper
+from speccascade_local.shaping import Penalties, Shaper
 from speccascade_local.stats import Stats
 
 
@@ -206,6 +206,77 @@ def test_a_drafter_that_reviewed_further_than_the_draft_holds_nothing_that_was_n
     draft = propose(drafter, writing(text, rng=seed), LONGEST, pace=pace, helpers=Helpers(index))
     assert len(draft.token_ids) == length
     assert drafter.tokens == [*text, *draft.token_ids]
+
+
+class Guessing(Fixed):
+    """Drafts of a fixed length, and all guesses that there are behind them. Notes what it is told."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.told: list[tuple[int, ...]] = []
+
+    def tail(self, guess: Guess) -> int:
+        return len(guess.token_ids)
+
+    def learn(self, tested: int, kept: int, guessed: int, right: int, tokens: int) -> None:
+        self.told.append((tested, kept, guessed, right, tokens))
+
+
+def counting(n_vocab: int = 7) -> tuple[ToySession, ToySession]:
+    """Two models that count on, and begin again after 4."""
+    return tuple(ToySession(certain(lambda text: (text[-1] + 1) % 5, n_vocab), n_vocab) for _ in range(2))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("length", [0, 1, 3])
+def test_guesses_go_on_behind_the_draft_and_the_pace_is_told_of_both(length):
+    pace = Guessing(length)
+    more = {"block_size": 4, "max_tokens": 12, "temperature": 0, "helpers": Helpers(NgramIndex())}
+    text, blocks, stats = run(counting(), Strict(), prompt=[0, 1, 2, 3, 4, 0, 1], pace=pace, **more)
+    assert text == [2, 3, 4, 0, 1] * 2 + [2, 3]
+    (block,) = blocks
+    guessed = 11 - length  # of 12 the last one is the expert's own
+    assert block.draft.submitted == text[:-1]
+    assert len(block.draft.guesses) == stats.guessed == guessed
+    assert pace.told == [(length, length, guessed, guessed, 12)]
+
+
+@pytest.mark.parametrize(("length", "guessed"), [(0, [2, 3]), (1, [3]), (2, [])])
+def test_nothing_is_guessed_behind_an_end_of_text_whether_it_was_drafted_or_guessed(length, guessed):
+    text, (block,), _ = run(
+        counting(), Strict(), prompt=[0, 1, 2, 3, 4, 0, 1], end=3, temperature=0, pace=Guessing(length), helpers=Helpers(NgramIndex())
+    )
+    assert text == [2, 3]
+    assert block.draft.guesses == guessed
+    assert block.draft.submitted == [2, 3]
+
+
+@pytest.mark.parametrize("makers", [counting, lambda: never_accepts()], ids=["all kept", "none kept"])
+def test_the_pace_of_a_third_model_is_told_how_its_drafts_fared_with_the_drafter(makers):
+    small, drafter = makers()
+    expert, pace = ToySession(drafter.row_of, 7), Guessing(3)
+    _, (block, *_), _ = run((drafter, expert), Strict(), prompt=[0, 1], temperature=0, max_tokens=9, helpers=Helpers(None, small, pace))
+    kept = makers is counting
+    assert pace.told[0] == ((3, 3, 0, 0, 4) if kept else (1, 0, 0, 0, 1))
+    assert block.draft.calls == (1 if kept else 4)
+
+
+@given(seed=st.integers(0, 20), temperature=st.sampled_from([0.0, 1.0]))
+def test_what_the_drafter_reviews_is_penalised_as_what_it_writes(seed, temperature):
+    """A third model that knows the drafter's every word, or an index, changes nothing in what the drafter drafts at temperature 0."""
+    shaper = Shaper(5, [1, 2], Penalties({1: 1.0}, presence=1.5, frequency=0.5, repetition=1.3))
+    row, index = random_rows(5, seed), NgramIndex()
+    for helpers in (Helpers(index), Helpers(None, ToySession(row, 5))):
+        index.begin([1, 2])
+        drafts = [
+            propose(ToySession(row, 5), writing([1, 2], temperature, seed, shaper=shaper), 6, pace=Reviewing(6), helpers=each)
+            for each in (Helpers(), helpers)
+        ]
+        for draft in drafts:
+            for j, each in enumerate(draft.rows):
+                np.testing.assert_array_equal(
+                    each.shaped[0], shaper.shape(np.float32(row([1, 2, *draft.token_ids[:j]])), draft.token_ids[:j])
+                )
+        assert temperature or drafts[0].token_ids == drafts[1].token_ids
 
 
 class Reviewing(Fixed):

@@ -104,6 +104,23 @@ def test_no_rule_that_settles_blocks_emits_what_the_filters_deny_the_expert(rule
     assert not target_probs(rule, drafter, expert, **settings)[denied].any()
 
 
+@given(row_pairs(masked=False))
+def test_at_its_very_threshold_an_entropy_keeps_and_a_divergence_defers(rows):
+    """Chow's log rule defers above alpha, the fuzzy one from alpha on: their papers' inequalities."""
+    evidence = Evidence(*map(Rows.of, rows), Sampler())
+    entropy, divergence = float(evidence.drafter_entropy[0]), float(evidence.js[0])
+    assert not ChowLog(entropy).defer(evidence)[0]
+    assume(0 <= divergence <= math.log(2))
+    assert Fuzzy(divergence).defer(evidence)[0]
+
+
+def test_bild_trusts_the_least_probable_token_at_a_dial_that_is_large_enough():
+    rows = np.array([[0.0, -80.0]])
+    evidence = Evidence(Rows.of(rows), Rows.of(rows), Sampler())
+    assert Bild(79).defer(evidence).tolist() == [[False, True]]
+    assert Bild(81).defer(evidence).tolist() == [[False, False]]
+
+
 FAR = 1e9
 LOSSLESS = [
     *(Strict(), Chow(0), ChowLog(0), Diff(-1), DiffLog(-FAR), Opt(-FAR), OptLog(-FAR), Fuzzy(0), TokenV1(-1), TokenV2(-1), TokenV2(-1e-6)),

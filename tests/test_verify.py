@@ -161,6 +161,15 @@ def test_a_residual_without_mass_keeps_the_draft():
     assert verdict.origins[0] == "matched"
 
 
+def test_a_block_whose_residual_has_no_mass_goes_on_with_the_target():
+    """The same in a block: the coin falls above a chance of 1 - ε, and nothing is left over."""
+    rows = np.log(np.array([[0.5, 0.5]]))
+    coins = ScriptedRandom(1.0, 0.75, 0.0)  # the block's, the target's, and one that nobody tosses
+    verdict = verify(drafted([0], rows), np.vstack([rows, rows]), Strict(), Sampler(), coins, verification="block")
+    assert verdict.token_ids == (1,)
+    assert coins.values == [0.0]
+
+
 def test_the_handed_over_mass_is_given_out_over_every_token_also_the_trusted_ones():
     """η·p belongs to every token; dropping it for trusted ones is a known mistake of public implementations."""
     q, p = np.array([[0.6, 0.3, 0.1]]), np.array([[0.5, 0.3, 0.2]])
