@@ -99,14 +99,16 @@ def load(
 
 def _own_rule(pair: Pair) -> Method:
     """The pair's own; one of the user's code is looked for beside the file that names it too."""
-    beside = str(pair.source.parent.resolve()) if pair.source else ""
-    sys.path.append(beside)
+    if pair.rule is None or pair.source is None:
+        return methods.DEFAULT
+    before = list(sys.path)
+    sys.path.append(str(pair.source.parent.resolve()))
     try:
-        return methods.parse(pair.rule or methods.DEFAULT)
+        return methods.parse(pair.rule)
     except SettingError as error:
         raise SettingError(f"pair {pair.name!r} in {pair.source}: {error}") from error
     finally:
-        sys.path.remove(beside)
+        sys.path[:] = before
 
 
 def _choose(
