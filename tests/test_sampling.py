@@ -62,6 +62,12 @@ def test_top_k_keeps_exactly_k_of_the_possible_tokens_even_when_they_tie(rows, k
     assert kept == min(k, int(np.isfinite(rows).sum()))
 
 
+def test_top_p_of_one_is_off_beside_top_k_and_keeps_what_rounds_away():
+    row = np.array([0.0, -50.0, -60.0, -70.0])
+    assert Sampler(top_k=3).probs_and_support(row)[1].tolist() == [True, True, True, False]
+    assert Sampler(top_k=4).probs_and_support(row)[1].all()
+
+
 @given(logit_rows())
 def test_temperature_zero_is_one_hot_at_the_first_largest_logit(rows):
     assert Sampler(temperature=0).probs(rows).tolist() == [[float(i == int(np.argmax(rows[0]))) for i in range(rows.shape[1])]]
