@@ -27,7 +27,7 @@ from speccascade_local.ngram import NOTHING, Guess, NgramIndex
 from speccascade_local.pacing import LONGEST, Fixed
 from speccascade_local.profile import SIZES, Profile, Speed
 from speccascade_local.rows import Rows
-from speccascade_local.rules import Strict
+from speccascade_local.rules import Never, Strict
 from speccascade_local.sampling import Mask, Sampler
 from speccascade_local.shaping import Penalties, Shaper
 from speccascade_local.stats import Stats
@@ -333,6 +333,24 @@ def test_both_models_read_the_prompt_at_once_each_token_once():
     assert text == run(always_accepts(), Strict(), prompt=prompt, temperature=0, block_size=3, max_tokens=9)[0]
     assert expert.calls[:2] == [5, 4], "all but the last token of the prompt, then that and the draft"
     assert stats.expert_calls == len(expert.calls) == len(blocks) + 1
+
+
+def test_whether_both_read_at_once_is_decided_from_what_each_has_not_read_and_never_without_an_expert():
+    asked: list[tuple[int, int]] = []
+
+    class Asked(Fixed):
+        def beside(self, expert: int, drafter: int) -> bool:
+            asked.append((expert, drafter))
+            return True
+
+    drafter, expert = always_accepts()
+    drafter.extend([0, 1], keep=1)
+    expert.extend([0], keep=1)
+    run((drafter, expert), Strict(), prompt=[0, 1, 2, 3, 4], block_size=3, max_tokens=4, pace=Asked(3))
+    assert asked == [(3, 3)], "the expert leaves the last token of the text for the batch with the draft"
+    drafter, expert = always_accepts()
+    run((drafter, expert), Never(), prompt=[0, 1, 2], block_size=3, max_tokens=4, pace=Asked(3))
+    assert not expert.calls
 
 
 def test_what_goes_wrong_while_both_read_is_not_lost(monkeypatch):
