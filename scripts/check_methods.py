@@ -120,7 +120,7 @@ def logprobs(runtime: sc.Runtime, n: int = 60) -> dict[str, Any]:
         rule = ("token_v3:0.5", "opt:0.2", "lenience:0.3", "strict")[i % 4]
         runtime.reset()
         with recorded(sessions) as seen:
-            reply = runtime.generate(prompt, rule=rule, logprobs=5, model_logprobs=True, max_tokens=40, seed=i, **settings)
+            reply = runtime.generate(prompt, rule=rule, logprobs=5, model_logprobs=True, max_tokens=40, seed=i, block_size=5, **settings)
         places = [len(prompt) + j for j in range(len(reply.tokens))]
         blank = np.zeros(runtime.n_vocab, np.float32)  # behind an end of text the drafter is not asked; nothing is reported there
         given = [np.array([rows.get(place, blank) for place in places]) for rows in seen]
@@ -208,7 +208,7 @@ def budgets(runtime: sc.Runtime, n: int = 200) -> dict[str, Any]:
     for limit, inner in product((0.0, 0.01, 0.02, 0.05, 0.1), ("token_v3", "diff")):
         spent, over, accepted, drafted = [], 0, 0, 0
         for i, prompt in enumerate(asked(runtime, n)):
-            reply = runtime.generate(prompt, rule=f"budget:{limit},{inner}", temperature=1, seed=i, max_tokens=60)
+            reply = runtime.generate(prompt, rule=f"budget:{limit},{inner}", temperature=1, seed=i, max_tokens=60, block_size=5)
             running = np.cumsum([token.tv for token in reply.tokens]) / np.arange(1, len(reply.tokens) + 1)
             over += bool((running > limit + 1e-12).any())
             spent.append(float(running[-1]))
