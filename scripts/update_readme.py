@@ -22,7 +22,7 @@ from rich.terminal_theme import TerminalTheme
 import speccascade_local as sc
 from speccascade_local.backend import physical_cores
 from speccascade_local.cli import terminal
-from speccascade_local.compare import DEFAULT_THRESHOLD, Row, compare, few_arms
+from speccascade_local.compare import BLOCK_SIZE, DEFAULT_THRESHOLD, Row, compare, few_arms
 from speccascade_local.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +51,7 @@ def shown(rows: list[Row], *, coloured: bool) -> tuple[Console, str]:
 def main() -> None:
     with sc.load() as runtime:
         prompt = runtime.chat_ids([{"role": "user", "content": QUESTION}])
-        rows = compare(runtime, prompt, few_arms(Settings(seed=0), runtime.rule, DEFAULT_THRESHOLD), repeat=REPEAT)
+        rows = compare(runtime, prompt, few_arms(Settings(seed=0, block_size=BLOCK_SIZE), runtime.rule, DEFAULT_THRESHOLD), repeat=REPEAT)
     result = {
         "command": COMMAND,
         "commit": subprocess.run(
