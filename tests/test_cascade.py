@@ -21,6 +21,7 @@ from speccascade_local.methods import target_probs
 from speccascade_local.routing import TokenCascade
 from speccascade_local.rules import Chow, Diff, Never, Opt, Strict
 from speccascade_local.sampling import Sampler, Softmax
+from speccascade_local.shaping import Penalties, Shaper
 from speccascade_local.stats import Stats
 from speccascade_local.token_rules import TokenV1, TokenV2, TokenV3
 
@@ -46,6 +47,19 @@ def run(pair, rule, *, prompt=(1, 2), temperature=1.0, block_size=4, max_tokens=
     more = {"block_size": block_size, "max_tokens": max_tokens, "stops": stops or ends, "stats": stats}
     blocks = list(decode(generation, drafter, expert, rule=rule, **more, **mode))
     return tokens[len(prompt) :], blocks, stats
+
+
+@given(seed=st.integers(0, 20), block_size=st.integers(1, 5))
+def test_under_penalties_strict_writes_at_temperature_zero_what_the_expert_alone_writes(seed, block_size):
+    def text(size: int) -> list[int]:
+        drafter, expert = sometimes_accepts(seed=seed)
+        generation = writing([1, 2], 0, shaper=Shaper(7, [1, 2], Penalties({3: 0.5}, presence=1.0, frequency=0.8, repetition=1.2)))
+        more = {"block_size": size, "max_tokens": 12, "stops": never_ends, "stats": Stats()}
+        for _ in decode(generation, drafter, expert, rule=Strict(), **more):
+            pass
+        return generation.reply
+
+    assert text(block_size) == text(0)
 
 
 @pytest.mark.parametrize("make", PAIRS.values(), ids=PAIRS)

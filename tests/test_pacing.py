@@ -250,6 +250,14 @@ def test_nothing_is_guessed_behind_an_end_of_text_whether_it_was_drafted_or_gues
     assert block.draft.submitted == [2, 3]
 
 
+def test_where_a_drafted_token_takes_the_place_of_the_bonus_nothing_is_guessed_behind_it():
+    more = {"bonus": "cascade", "helpers": Helpers(NgramIndex()), "pace": Guessing(2), "temperature": 0}
+    text, blocks, stats = run(counting(), Strict(), prompt=[0, 1, 2, 3, 4, 0, 1], block_size=4, **more)
+    assert text[:5] == [2, 3, 4, 0, 1]
+    assert stats.guessed == 0
+    assert all(len(block.verdict.token_ids) <= 2 for block in blocks)
+
+
 @pytest.mark.parametrize("makers", [counting, lambda: never_accepts()], ids=["all kept", "none kept"])
 def test_the_pace_of_a_third_model_is_told_how_its_drafts_fared_with_the_drafter(makers):
     small, drafter = makers()
@@ -295,6 +303,29 @@ def test_what_was_written_ahead_is_not_written_again_and_a_seed_repeats_it():
     assert first == texts()
     _, drafts, evaluated = first
     assert sum(evaluated) < 2 * sum(map(len, drafts)), "what was hoped for came about, and was used"
+
+
+def test_the_drafter_writes_ahead_in_a_thread_of_its_own_and_never_further_than_the_reply_may_go():
+    drafter, expert = always_accepts()
+    threads, longest, told = set(), 0, []
+    row_of = drafter.row_of
+
+    def noted(text: Sequence[int]) -> np.ndarray:
+        nonlocal longest
+        threads.add(threading.current_thread().name.split("_")[0])
+        longest = max(longest, len(text))
+        return row_of(text)
+
+    class Far(Hasty):
+        def ahead(self, submitted: int) -> int:
+            told.append(submitted)
+            return 50
+
+    drafter.row_of = noted
+    text, blocks, _ = run((drafter, expert), Strict(), prompt=[1, 2], temperature=0, block_size=3, max_tokens=12, pace=Far(3))
+    assert threads == {"MainThread", "drafter"}
+    assert longest <= len(text) + 1, "the last token of a reply is read by nobody"
+    assert told == [len(block.draft.token_ids) for block in blocks]
 
 
 class OneAtATime:
