@@ -22,6 +22,8 @@ from .token_rules import TokenV1, TokenV2, TokenV3
 ADJUSTABLE: dict[str, type[AlphaRule]] = {rule.name: rule for rule in (TokenV3, TokenV2, TokenV1, Chow, Diff, Fuzzy, Lenience)}
 #: How far a budget turns its inner dial, in shares of its range, for each token that could have cost ``limit`` and cost nothing.
 GAIN = 0.25
+#: Savings that are not spent: a distance is computed no more exactly than that.
+ROUNDING = 1e-12
 
 
 class Composed(Rule):
@@ -76,7 +78,8 @@ class Budget(Composed):
         if sum((*place.trace, cost)) / (place.emitted + 1) <= limit:  # summed as Fidelity does, so that no rounding breaks the bound
             return rule
         # A greedy text has no use for a part of a rule: it would be drawn by chance.
-        return _Part(rule, saved / cost) if saved > 0 and evidence.sampler.temperature else Strict()
+        spent = saved - ROUNDING
+        return _Part(rule, spent / cost) if spent > 0 and evidence.sampler.temperature else Strict()
 
     def remember(self, decision: Decision) -> float:
         return float(decision.tv[0])

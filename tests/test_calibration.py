@@ -278,7 +278,7 @@ def test_without_scikit_learn_fitting_is_refused_with_the_extra_and_using_works(
     calibration.save(tmp_path / "cal.json")
     monkeypatch.setitem(sys.modules, "sklearn.isotonic", None)
     for attempt in (lambda: fit(plausible(), **pair), lambda: ready(20, None, tmp_path / "out.json", None)):
-        with pytest.raises(SettingError, match=r"needs scikit-learn; .*pip install 'speccascade-local\[calibrate\]'"):
+        with pytest.raises(SettingError, match=r"needs scikit-learn; .*pip install '\.\[calibrate\]'"):
             attempt()
     assert parse(f"calibrated:{tmp_path / 'cal.json'}").score(margins(0.1)) == 1 - calibration.error_at(0.1)
 
@@ -290,7 +290,7 @@ def test_without_matplotlib_drawing_is_refused_with_the_extra(calibration, tmp_p
         lambda: reliability_diagram(calibration, tmp_path / "a.png"),
         lambda: ready(20, None, tmp_path / "out.json", tmp_path / "a.png"),
     ):
-        with pytest.raises(SettingError, match=r"needs matplotlib; .*pip install 'speccascade-local\[calibrate\]'"):
+        with pytest.raises(SettingError, match=r"needs matplotlib; .*pip install '\.\[calibrate\]'"):
             attempt()
 
 

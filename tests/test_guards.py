@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import row_pairs
 from test_cascade import run
@@ -59,6 +59,7 @@ def overdraft(tvs: Sequence[float], limit: float) -> int:
 
 
 @given(st.floats(0, 1), st.sampled_from([*ADJUSTABLE]), st.integers(0, 3), st.sampled_from(["token", "block"]), modes)
+@example(9.407586050705638e-19, "token_v3", 0, "token", {"temperature": 0.5, "block_size": 1, "seed": 0, "bonus": "expert"})
 def test_the_mean_distance_is_within_the_budget_after_every_token(limit, inner, strict_first, verification, mode):
     rule = guard(Budget(limit, inner), strict_first, None)
     _, verdicts = decoded(rule, **mode, verification=verification)
