@@ -30,8 +30,14 @@ DRAFTER = np.array([0.55, 0.10, 0.20, 0.10, 0.01, 0.04])
 EXPERT = np.array([0.33, 0.40, 0.04, 0.12, 0.08, 0.03])
 #: Dials at which the example shows what is special about a rule, where the typical ones would not.
 SHOWN = {
-    **{"chow": "0.5", "chow_log": "1.35", "diff_log": "-0.1", "bild": "1.2", "fuzzy": "0.05"},
-    **{"token_v1": "0.25", "token_v2": "0.1", "token_cascade": "0.5"},
+    "chow": "0.5",
+    "chow_log": "1.35",
+    "diff_log": "-0.1",
+    "bild": "1.2",
+    "fuzzy": "0.05",
+    "token_v1": "0.25",
+    "token_v2": "0.1",
+    "token_cascade": "0.5",
 }
 KEPT, WRITTEN, DROPPED, GREY = "#2a7f4f", "#e0b030", "#c0392b", "0.55"
 

@@ -101,14 +101,17 @@ def _own_rule(pair: Pair) -> Method:
     """The pair's own; one of the user's code is looked for beside the file that names it too."""
     if pair.rule is None or pair.source is None:
         return methods.DEFAULT
-    before = list(sys.path)
-    sys.path.append(str(pair.source.parent.resolve()))
+    beside = str(pair.source.parent.resolve())
+    added = beside not in sys.path
+    if added:
+        sys.path.append(beside)
     try:
         return methods.parse(pair.rule)
     except SettingError as error:
         raise SettingError(f"pair {pair.name!r} in {pair.source}: {error}") from error
     finally:
-        sys.path[:] = before
+        if added:
+            sys.path.remove(beside)
 
 
 def _choose(

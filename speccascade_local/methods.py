@@ -118,12 +118,10 @@ def _parse_one(text: str, spec: str) -> Method:
         raise SettingError(f"rule {spec!r}: a rule of your own is written with both its parentheses, such as '{called[0]}()'")
     if name not in METHODS:
         close = difflib.get_close_matches(name, METHODS, n=1)
-        hint = (
-            f"did you mean {close[0]!r}? " if close else "a rule of your own is written package.module:Name(...); " if "(" in text else ""
-        )
+        hint = f"did you mean {close[0]!r}? " if close else ""
         raise SettingError(
-            f"unknown rule {spec!r}; {hint}known are {', '.join(map(spelled, METHODS.values()))}, package.module:Name(...); "
-            "'speccascade rules' tells what each does"
+            f"unknown rule {spec!r}; {hint}a rule of your own is written package.module:Name(...); known are "
+            f"{', '.join(map(spelled, METHODS.values()))}; 'speccascade rules' tells what each does"
         )
     method = METHODS[name]
     allowed = _fields(method)

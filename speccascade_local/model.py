@@ -142,7 +142,7 @@ def _check_file(path: Path) -> None:
         with path.open("rb") as file:
             magic = file.read(4)
     except FileNotFoundError:
-        away = "nothing is downloaded; fetch it first and name the file" if "://" in str(path) or str(path).startswith("http") else ""
+        away = "nothing is downloaded; fetch it first and name the file" if str(path).startswith(("http:", "https:")) else ""
         hint = away or "check the path, or run 'speccascade models' to see what is present"
         raise ModelLoadError(f"{path}: no such file; {hint}") from None
     except IsADirectoryError:

@@ -191,7 +191,7 @@ class Sampler:
             candidates = min(256, len(row))
             # Sorting a whole vocabulary is slow, and the tokens that carry the mass are nearly always few.
             while True:
-                ids = np.flatnonzero(_first(row, candidates))  # whose first ones are those that top-k keeps
+                ids = np.flatnonzero(kept & _first(row, candidates))
                 ids = ids[np.argsort(-row[ids], kind="stable")]
                 mass = np.cumsum(np.exp(row[ids])) / total
                 if mass[-1] >= self.top_p or candidates == len(row):

@@ -35,13 +35,14 @@ def speccascade(*arguments: str, stdin: bytes | None = None, cwd: Path | None = 
     )
 
 
-def in_terminal(*arguments: str, **environment: str) -> str:
-    """What a terminal of 100 columns shows, control sequences included."""
+def in_terminal(*arguments: str, typed: bytes = b"", **environment: str) -> str:
+    """What a terminal of 100 columns shows, control sequences included, and what is typed there."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ |= {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "50"} | environment
         os.environ.pop("NO_COLOR", None)
         os.execv(COMMAND[0], [*COMMAND, *arguments])
+    os.write(terminal, typed)
     shown = b""
     while select.select([terminal], [], [], 60)[0]:
         try:
@@ -70,6 +71,11 @@ def test_the_prompt_may_come_from_stdin_and_the_pair_may_be_named(answer):
     for arguments in (["run"], ["run", "-"], ["run", "demo", "-"], ["run", "demo"]):
         assert speccascade(*arguments, *FIXED, stdin=QUESTION.encode() + b"\n").stdout.decode() == answer + "\n"
     assert speccascade("run", "demo", QUESTION, *FIXED).stdout.decode() == answer + "\n"
+
+
+def test_a_dash_reads_what_is_typed_in_a_terminal_and_nothing_at_all_does_not_wait_for_it(answer):
+    assert answer in in_terminal("run", "-", *FIXED, typed=f"{QUESTION}\n\x04".encode())
+    assert "no prompt; give one in quotes" in in_terminal("run", COLUMNS="200")
 
 
 def test_two_files_serve_as_a_pair(answer):
@@ -112,6 +118,7 @@ def test_verbose_names_the_rule_its_trade_and_the_repacking_decision_on_stderr(a
     assert "a context of 512 tokens" in told
     assert "rule token_v3:0.6" in speccascade("compare", "-v", "--rule", "token_v3:0.6", QUESTION).stderr.decode()
     assert "acceptance_rate" in told
+    assert told.count("\n  drafted ") == 2, "of the statistics, and of the account"
     assert "llama.cpp:" not in told
     assert "llama.cpp:" in speccascade("run", "-vv", "--max-tokens", "1", QUESTION).stderr.decode()
 

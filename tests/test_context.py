@@ -564,6 +564,25 @@ def test_when_one_part_fails_no_timeline_has_moved(shared: SimpleNamespace, monk
         assert_untouched(session, [5, 6], monkeypatch)
 
 
+def test_an_interruption_while_rows_are_handed_out_leaves_the_text_as_it_was_and_nothing_to_read_gives_nothing(
+    ids_model: LlamaModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = LlamaSession(LlamaContext(ids_model, n_ctx=16, n_threads=1))
+    expected = session.extend([1, 2, 3], 1).copy()
+    session.rewind(2)
+
+    def interrupted(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session.context, "_rows", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.extend([4, 5], 1)
+    assert session.tokens == [1, 2]
+    np.testing.assert_allclose(session.extend([3], 1), expected, rtol=1e-4, atol=1e-4)
+    assert session.context.evaluate([]) == []
+
+
 def test_a_context_has_as_many_timelines_as_it_was_made_for(ids_model: LlamaModel) -> None:
     context = LlamaContext(ids_model, n_ctx=16, n_threads=1, n_timelines=2)
     first, second = LlamaSession(context), LlamaSession(context)

@@ -68,6 +68,14 @@ def test_top_p_of_one_is_off_beside_top_k_and_keeps_what_rounds_away():
     assert Sampler(top_k=4).probs_and_support(row)[1].all()
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(3, 40), st.data())
+def test_top_k_is_never_exceeded_however_near_to_one_top_p_is(seed, n, data):
+    """Where the mass of the k tokens, summed in another order, falls short of top-p by a rounding."""
+    k = data.draw(st.integers(1, n - 1))
+    row = 2 * np.random.default_rng(seed).normal(size=n)
+    assert Sampler(top_k=k, top_p=math.nextafter(1, 0)).probs_and_support(row)[1].sum() <= k
+
+
 @given(logit_rows())
 def test_temperature_zero_is_one_hot_at_the_first_largest_logit(rows):
     assert Sampler(temperature=0).probs(rows).tolist() == [[float(i == int(np.argmax(rows[0]))) for i in range(rows.shape[1])]]
