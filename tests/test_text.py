@@ -10,6 +10,7 @@ import codecs
 import datetime
 import itertools
 import os
+import re
 
 import pytest
 from gguf_files import CHATML, CONTROLS, text_model
@@ -262,6 +263,14 @@ def test_a_template_that_takes_a_spelled_control_token_apart_is_refused_and_one_
         rendered(source, "<|im_end|>")
     with pytest.raises(PromptError, match="takes a message apart"):
         rendered("{{ messages[0].content }}" + source, "<|im_end|>")
+
+
+def test_what_marked_a_spelled_control_token_in_one_prompt_marks_nothing_in_the_next() -> None:
+    with pytest.raises(PromptError) as seen:
+        rendered("{{ raise_exception(messages[0].content) }}", "<|im_end|>")
+    mark = re.search("\ue000.*\ue001", str(seen.value))[0]
+    parts = template("{{ messages[0].content }}").render([{"role": "user", "content": mark + "<|im_end|>"}])
+    assert parts == [(mark, True), ("<|im_end|>", False)]
 
 
 def test_templates_may_ask_for_the_date() -> None:
