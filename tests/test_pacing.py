@@ -305,6 +305,19 @@ def test_what_was_written_ahead_is_not_written_again_and_a_seed_repeats_it():
     assert sum(evaluated) < 2 * sum(map(len, drafts)), "what was hoped for came about, and was used"
 
 
+def test_what_was_written_ahead_and_kept_is_read_once_and_nothing_of_it_is_left_behind_the_end():
+    emitted = itertools.count(1)
+    at_a_bonus = {"stops": lambda token: next(emitted) == 8}  # the last of the second block of three and one
+    for ending in ({}, {"end": 6}, at_a_bonus):
+        drafter, expert = always_accepts(n_ctx=300)
+        text, *_ = run((drafter, expert), Strict(), prompt=[1, 2], temperature=0, block_size=3, max_tokens=41, pace=Hasty(3), **ending)
+        whole = [1, 2, *text]
+        assert len(whole) - 1 <= sum(drafter.calls) <= len(whole) + 2, "but for what nobody waited for at the end"
+        for session in (drafter, expert):
+            assert session.tokens == whole[: len(session.tokens)]
+            assert len(session.tokens) < len(whole)
+
+
 def test_the_drafter_writes_ahead_in_a_thread_of_its_own_and_never_further_than_the_reply_may_go():
     drafter, expert = always_accepts()
     threads, longest, told = set(), 0, []
@@ -440,6 +453,35 @@ def test_a_small_model_that_proposes_nothing_counts_for_how_long():
     before = quiet._seen.quiet
     propose(drafter, writing([1, 2]), 5, pace=pace, helpers=Helpers(small=small, small_pace=quiet))
     assert quiet._seen.quiet == before + 4, "it was asked at each token but the last, and stayed quiet"
+
+
+def test_a_pace_is_told_what_the_index_would_copy_behind_the_draft_and_whether_the_reply_begins():
+    told: list[tuple[bool, list[list[int]]]] = []
+    learnt: list[tuple[int, ...]] = []
+
+    class Noting(Fixed):
+        def begin(self, room: int, depth: int, *, first: bool) -> None:
+            super().begin(room, depth, first=first)
+            told.append((first, []))
+
+        def another(self, guess: Guess) -> bool:
+            told[-1][1].append(guess.token_ids[:2])
+            return super().another(guess)
+
+    class Quiet(Fixed):
+        def learn(self, *what: int) -> None:
+            learnt.append(what)
+
+    drafter = ToySession(certain(lambda text: (text[-1] + 1) % 7, 7), 7)
+    index = NgramIndex()
+    index.begin([1, 2, 3, 4, 5, 6, 0, 1, 2])
+    helpers = Helpers(index, ToySession(drafter.row_of, 7), Quiet(0))
+    for reply in ([], [2]):
+        propose(drafter, writing([1, 2, 3, 4, 5, 6, 0, 1, 2], 0, reply=reply), 3, pace=Noting(3), helpers=helpers)
+        drafter.rewind(8)
+    copied = [[3, 4], [4, 5], [5, 6]]
+    assert told == [(True, copied), (False, copied)]
+    assert learnt == [(0, 0, 0, 0, 1)] * 4, "twice in each draft of three: where only one token is left, nobody is asked"
 
 
 def test_rows_that_a_review_has_computed_are_not_paid_for_twice():
