@@ -380,6 +380,29 @@ def test_the_counters_add_up(rule, block_size, seed, mode):
     assert stats.drafter_calls == len(drafter.calls) == stats.drafted
 
 
+def test_a_rule_is_told_where_in_the_reply_it_stands_and_finds_its_notes_again():
+    told = []
+
+    class Noting(Strict):
+        remembers = True
+
+        def defer(self, evidence):
+            place = evidence.place
+            place.notes["asked"] = place.notes.get("asked", 0) + 1
+            told.append((place.tokens, place.emitted, len(place.trace), place.notes["asked"], place.vocabulary))
+            return super().defer(evidence)
+
+    words, expected, at = object(), [], 0
+    text, blocks, stats = run(sometimes_accepts(), Noting(), prompt=[1, 2], block_size=3, max_tokens=30, vocabulary=words)
+    for block in blocks:
+        for j in range(len(block.verdict.deferred)):
+            past = len(expected)
+            expected.append(([1, 2, *text[:at], *block.draft.token_ids[:j]], at + j, past, past + 1, words))
+        at += len(block.verdict.token_ids)
+    assert told == expected
+    assert len(told) == stats.tested > len(blocks) > 5
+
+
 def test_a_block_carries_the_draft_that_it_judged():
     _, blocks, _ = run(sometimes_accepts(), Strict(), block_size=3)
     assert all(isinstance(block, Block) and len(block.draft.token_ids) <= 3 for block in blocks)
