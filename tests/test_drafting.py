@@ -6,7 +6,10 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from toys import ToySession, certain, random_rows, writing
 
-from speccascade_local.drafting import propose
+from speccascade_local.drafting import Helpers, propose
+from speccascade_local.ngram import Guess, NgramIndex
+from speccascade_local.pacing import Fixed
+from speccascade_local.rows import Rows
 from speccascade_local.sampling import Sampler
 from speccascade_local.shaping import Penalties, Shaper
 
@@ -66,6 +69,34 @@ def test_looking_ahead_adds_the_row_that_follows_the_draft_and_changes_no_drafte
     assert drafter.calls == [1] * (length + 1)
     expected = [row([3, *draft.token_ids[:i]]) for i in range(length + 1)]
     np.testing.assert_allclose([row.logits[0] for row in draft.rows], expected, rtol=1e-6)
+
+
+def test_nobody_proposes_what_only_looking_ahead_would_read():
+    def asked(look_ahead: bool) -> list[int]:
+        small = ToySession(random_rows(5, seed=1), 5)
+        helpers = Helpers(small=small, small_pace=Fixed(4))
+        propose(ToySession(random_rows(5, seed=1), 5), writing([3], 0), 2, look_ahead=look_ahead, helpers=helpers)
+        return small.calls
+
+    assert asked(True) == asked(False) == [1]
+
+
+def test_what_was_read_for_a_draft_that_ended_before_it_began_is_forgotten():
+    class Unsure(Fixed):
+        def review(self, guess: Guess) -> int:
+            return len(guess.token_ids)
+
+        def worth(self, row: Rows) -> bool:
+            return False
+
+    text = [1, 2, 3, 1, 2]
+    drafter = ToySession(certain(lambda seen: seen[-1] % 3 + 1, 5), 5)
+    index = NgramIndex()
+    index.begin(text)
+    draft = propose(drafter, writing(text, 0), 4, pace=Unsure(4), helpers=Helpers(index))
+    assert (draft.token_ids, len(draft.rows), draft.calls) == ([], 1, 1)
+    assert drafter.calls[0] > len(text), "a guess was read with the text"
+    assert drafter.tokens == text
 
 
 def test_nothing_is_looked_for_behind_an_end_of_text():
