@@ -399,3 +399,23 @@ def test_a_rule_remembers_each_tested_token_of_a_block_once_and_nothing_behind_a
         kept = sum(origin in ("accepted", "matched") for origin in verdict.origins)
         assert verdict.token_ids[:kept] + verdict.dropped_ids == tuple(tokens)
         assert [origin == "matched" for origin in verdict.origins[:kept]] == list(verdict.deferred[:kept])
+
+
+@pytest.mark.parametrize(
+    ("guesses", "tokens", "origins", "dropped"),
+    [
+        ([1, 2, 6, 4], (0, 1, 2, 3), ("matched", "matched", "matched", "corrected"), (6, 4)),
+        ([6], (0, 1), ("matched", "corrected"), (6,)),
+        ([1, 2], (0, 1, 2, 3), ("matched", "matched", "matched", "bonus"), ()),
+        ([], (0, 1), ("matched", "bonus"), ()),
+    ],
+)
+def test_guesses_behind_a_draft_are_the_experts_to_decide_and_what_follows_a_wrong_one_is_dropped(guesses, tokens, origins, dropped):
+    says = np.where(np.eye(7) > 0, 0.0, -np.inf).astype(np.float32)  # the expert writes 0, 1, 2, ...
+    draft = Draft([0], one_by_one(says[:1]), guesses=guesses)
+    verdict = verify_rows(draft, Rows.of(says[: len(guesses) + 2]), Strict(), Sampler(1.0), np.random.default_rng(0))
+    assert (verdict.token_ids, verdict.origins, verdict.dropped_ids) == (tokens, origins, dropped)
+    assert verdict.deferred == (True,) * (len(tokens) - (origins[-1] == "bonus"))
+    if origins[-1] == "bonus":  # without the row that it is drawn from there is none, and nothing else changes
+        short = verify_rows(draft, Rows.of(says[: len(guesses) + 1]), Strict(), Sampler(1.0), np.random.default_rng(0))
+        assert (short.token_ids, short.origins, short.dropped_ids) == (tokens[:-1], origins[:-1], ())
