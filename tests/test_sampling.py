@@ -68,6 +68,13 @@ def test_top_p_of_one_is_off_beside_top_k_and_keeps_what_rounds_away():
     assert Sampler(top_k=4).probs_and_support(row)[1].all()
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_a_masked_token_is_no_possible_one_even_where_a_filter_has_room_for_it(temperature):
+    row = np.array([0.0, -1.0, -np.inf, -np.inf], np.float32)
+    for sampler in (Sampler(temperature), Sampler(temperature, top_k=3), Sampler(temperature, top_k=3, top_p=math.nextafter(1, 0))):
+        assert sampler.probs_and_support(row)[1].tolist() == [True, True, False, False]
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(3, 40), st.data())
 def test_top_k_is_never_exceeded_however_near_to_one_top_p_is(seed, n, data):
     """Where the mass of the k tokens, summed in another order, falls short of top-p by a rounding."""
