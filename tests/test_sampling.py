@@ -147,6 +147,7 @@ def test_rows_that_are_no_logits_are_refused_and_never_drawn_from(broken, temper
         {"top_k": 2.0},
         {"temperature": 10**400},
         {"top_k": 10**400},
+        {"top_k": 2**31},
         {"top_p": None},
         {"top_p": 0.0},
         {"top_p": 1.01},
@@ -154,11 +155,24 @@ def test_rows_that_are_no_logits_are_refused_and_never_drawn_from(broken, temper
         {"min_p": 1.1},
     ],
 )
-def test_a_value_out_of_range_is_refused_by_name_and_value(wrong):
+def test_a_value_out_of_range_is_refused_with_its_name_and_what_is_allowed(wrong):
     ((name, value),) = wrong.items()
-    with pytest.raises(SettingError, match=name) as caught:
+    allowed = {
+        "temperature": "0 (greedy) or more",
+        "top_k": "a whole number from 0 to 2147483647",
+        "top_p": "above 0 and at most 1 (off)",
+        "min_p": "between 0 (off) and 1",
+    }
+    with pytest.raises(SettingError) as caught:
         Sampler(**wrong)
-    assert repr(value)[:20] in str(caught.value)
+    said, _, hint = str(caught.value).partition("; it must be ")
+    assert said.startswith(f"{name} is {repr(value)[:20]}")
+    assert hint == allowed[name]
+
+
+def test_the_ends_of_every_range_are_allowed():
+    Sampler(temperature=0.0, top_k=0, top_p=5e-324, min_p=0.0)
+    Sampler(temperature=1e308, top_k=2**31 - 1, top_p=1, min_p=1)
 
 
 @pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.int64(1), 1])
