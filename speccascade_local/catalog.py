@@ -24,7 +24,7 @@ BUNDLED_PAIR = "demo"
 #: In place of a drafter's file: no second model, drafts are copied from the text.
 NGRAM = "ngram"
 _PACKAGE = Path(__file__).parent
-_BUNDLED = "bundled:"
+BUNDLED = "bundled:"
 _CALIBRATED = "calibrated:"
 
 
@@ -106,9 +106,9 @@ def search_path(models: str | os.PathLike[str] | None = None) -> list[Path]:
                 kind = "no such file" if not os.path.exists(path) else "a folder" if os.path.isdir(path) else "no plain file"
                 raise CatalogError(f"{path}: {kind} (named by {origin}); give the path of a models.yaml")
             found.append(path)
-    found += [path for path in (Path("models.yaml"), platformdirs.user_config_path("speccascade") / "models.yaml") if _is_file(path)]
+    found += [path for path in (Path("models.yaml"), users_own()) if _is_file(path)]
     distinct: dict[Path, Path] = {}
-    for path in [*found, _packaged()]:
+    for path in [*found, packaged()]:
         distinct.setdefault(path.resolve(), path)  # a file named twice counts where it is named first
     return list(distinct.values())
 
@@ -156,10 +156,16 @@ def find(name: str, models: str | os.PathLike[str] | None = None) -> Pair:
 
 def bundled() -> Pair:
     """The pair that ships with the package, whatever other files say."""
-    return read_file(_packaged())[BUNDLED_PAIR]
+    return read_file(packaged())[BUNDLED_PAIR]
 
 
-def _packaged() -> Path:
+def users_own() -> Path:
+    """The user's models.yaml, which need not exist."""
+    return platformdirs.user_config_path("speccascade") / "models.yaml"
+
+
+def packaged() -> Path:
+    """The models.yaml of this package."""
     inside = _PACKAGE / "models.yaml"
     return inside if inside.exists() else _PACKAGE.parent / "models.yaml"  # in a checkout the one copy stands at the top
 
@@ -167,8 +173,8 @@ def _packaged() -> Path:
 def _resolve(text: str, source: Path) -> Path:
     if text == NGRAM:
         return Path(text)
-    if text.startswith(_BUNDLED):
-        return _PACKAGE / "demo" / text.removeprefix(_BUNDLED)
+    if text.startswith(BUNDLED):
+        return _PACKAGE / "demo" / text.removeprefix(BUNDLED)
     return source.parent / _expanded(text)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .errors import SettingError
 from .ngram import Guess
 from .rows import Float
 
@@ -107,3 +108,11 @@ class Experience:
         except (TypeError, KeyError, IndexError) as error:
             raise ValueError(f"not what was saved: {error}") from error
         return found
+
+
+def experiences(saved: Mapping[str, Any]) -> dict[str, Experience]:
+    """What ``Runtime.learnt()`` gave, by rule and temperature. Raises SettingError for anything else."""
+    try:
+        return {key: Experience.from_dict(value) for key, value in saved.items()}
+    except (ValueError, AttributeError) as error:
+        raise SettingError(f"learnt is not what Runtime.learnt() gives: {error}; leave it out to start anew") from error

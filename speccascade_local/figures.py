@@ -5,6 +5,7 @@ Knows nothing of what is drawn.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +38,14 @@ def save_figure(figure: Any, path: Path) -> None:
             figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {})
     except OSError as error:
         raise CatalogError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def svg_text(figure: Any, name: str) -> str:
+    """The drawing as an SVG element that stands in a page; ``name`` keeps its ids apart from those of others there."""
+    from matplotlib import rc_context
+
+    out = io.StringIO()
+    with rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]

@@ -18,7 +18,7 @@ from .checks import whole_number
 from .context import LlamaContext
 from .deferral import Method
 from .errors import SettingError
-from .experience import Experience
+from .experience import experiences
 from .model import LlamaModel
 from .ngram import NgramSession
 from .pairing import shared_vocab_size
@@ -57,10 +57,7 @@ def load(
     """
     chosen = _choose(pair, drafter, expert, small, models)
     own = methods.parse(rule) if rule else _own_rule(chosen)  # refused before anything is loaded
-    try:
-        known = {key: Experience.from_dict(value) for key, value in (learnt or {}).items()}
-    except (ValueError, AttributeError) as error:
-        raise SettingError(f"learnt is not what Runtime.learnt() gives: {error}; leave it out to start anew") from error
+    known = experiences(learnt or {})
     if n_threads is not None:
         whole_number("n_threads (--threads)", n_threads, 1, 1024)
     whole_number("n_gpu_layers (--gpu-layers)", n_gpu_layers, -1, 2**31 - 1)
@@ -125,7 +122,7 @@ def _choose(
         if small is not None:
             raise SettingError("a small model's file needs a drafter and an expert file; name all three, or a pair that has a small model")
         if pair is None and models is None:
-            return catalog.bundled()
+            return catalog.find(catalog.BUNDLED_PAIR)
         return catalog.find(catalog.BUNDLED_PAIR if pair is None else pair, models)
     if drafter is None or expert is None:
         raise SettingError("a drafter file needs an expert file and the other way round; name both, or a pair")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +13,14 @@ from .profile import SIZES, Profile
 
 
 def staircase(profile: Profile, path: Path) -> None:
-    """Draw into a .png or .svg file; the two models by marker and shade, so that it reads in grey. Raises as ``save_figure`` does."""
+    """Draw into a .png or .svg file. Raises as ``save_figure`` does."""
     figure = figure_class(path)(figsize=(6.5, 4.5), layout="constrained")
+    draw_staircase(figure, profile)
+    save_figure(figure, path)
+
+
+def draw_staircase(figure: Any, profile: Profile) -> None:
+    """The time of a batch by its size; the two models by marker and shade, so that it reads in grey."""
     axes = figure.subplots()
     axes.plot(SIZES, SIZES, linestyle=":", color="0.6", label="one token at a time")
     for role, speed, marker, colour in (("expert", profile.expert, "o", "#123a6b"), ("drafter", profile.drafter, "^", "#c77f3a")):
@@ -30,7 +37,6 @@ def staircase(profile: Profile, path: Path) -> None:
         0, 1.15 * max(seconds / row[0] for speed in (profile.expert, profile.drafter) for row in speed.seconds for seconds in row)
     )
     axes.legend(fontsize=8)
-    save_figure(figure, path)
 
 
 def reliability_diagram(calibration: Calibration, path: Path, bins: int = 5) -> None:

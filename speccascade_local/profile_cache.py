@@ -50,11 +50,16 @@ def profile_of(
         profile = measure(drafter, expert, threads=threads, key=key, on_step=on_step)
         if path is not None:
             _write(path, profile)
+    apply(profile, drafter, expert)
+    return profile
+
+
+def apply(profile: Profile, drafter: LlamaSession | None, expert: LlamaSession) -> None:
+    """Let both sessions use the thread counts and the padding that were found to be fastest."""
     for session, speed in ((drafter, profile.drafter), (expert, profile.expert)):
         if session is not None:
             session.context.set_threads(speed.threads, speed.batch_threads)
             session.context.pad_batches(speed.padding)
-    return profile
 
 
 def key_of(drafter: LlamaSession | None, expert: LlamaSession, threads: int | None) -> dict[str, str | int]:
@@ -70,7 +75,7 @@ def key_of(drafter: LlamaSession | None, expert: LlamaSession, threads: int | No
         "waiting": os.environ.get("OMP_WAIT_POLICY", ""),  # threads that sleep between batches wake up later
         "cores": physical_cores(),
         "machine": platform.machine(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "llama_cpp": llama_cpp_version(),
         "system": system_info(),
     }
@@ -84,7 +89,7 @@ def _identity(path: Path) -> str:
         return ""
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """Linux tells it in a file only."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():

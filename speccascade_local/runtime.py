@@ -11,6 +11,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from functools import cached_property
 from types import TracebackType
 from typing import Any
@@ -19,10 +20,11 @@ from .answering import LoadedPair, answer
 from .catalog import Pair
 from .deferral import Method
 from .errors import ContextOverflowError, PromptError, SessionError
-from .experience import Experience
+from .experience import Experience, experiences
+from .model import LlamaModel
 from .ngram import NgramSession
 from .profile import Profile
-from .profile_cache import profile_of
+from .profile_cache import apply, profile_of
 from .reply import Chunk, Reply
 from .routing import Route
 from .session import LlamaSession
@@ -121,7 +123,7 @@ class Runtime:
             pair, small = self._loaded, self._small
             for session in pair.sessions:
                 session.rewind(0)
-            drafter = self._drafter if isinstance(self._drafter, LlamaSession) else None
+            drafter = self._sessions.get("drafter")
             if small is not None and drafter is not None:
                 pair.small_profile = profile_of(small, drafter, threads=drafter.context.named_threads, refresh=refresh, on_step=on_step)
             pair.profile = profile_of(drafter, self._expert, threads=self._expert.context.named_threads, refresh=refresh, on_step=on_step)
@@ -130,6 +132,34 @@ class Runtime:
     def learnt(self) -> dict[str, Any]:
         """What this runtime has learnt about lengths, for JSON; :func:`load` takes it as ``learnt``. Calls with a seed teach nothing."""
         return {key: experience.as_dict() for key, experience in self._loaded.learnt.items()}
+
+    def start_from(self, learnt: Mapping[str, Any], profile: Profile | None = None) -> None:
+        """From now on calls that name a seed begin with what :meth:`learnt` gave, and lengths are weighed by this profile.
+
+        So that answers can be repeated where, in between, the machine was measured again. Raises SettingError.
+        """
+        known = experiences(learnt)
+        with self._whole_calls, self._exclusively():
+            self._turn += 1
+            self._pairing.start, self._pairing.learnt = known, deepcopy(known)
+            if profile is not None:
+                apply(profile, self._sessions.get("drafter"), self._expert)
+                self._pairing.profile = profile
+
+    @property
+    def models(self) -> dict[str, LlamaModel]:
+        """The loaded models by role: drafter and expert, small where there is a third; no drafter where drafts are copied from the text."""
+        return {role: session.model for role, session in self._sessions.items()}
+
+    @property
+    def threads(self) -> dict[str, tuple[int, int]]:
+        """For single tokens and for batches, by role."""
+        return {role: (session.context.threads, session.context.batch_threads) for role, session in self._sessions.items()}
+
+    @property
+    def _sessions(self) -> dict[str, LlamaSession]:
+        found = {"small": self._small, "drafter": self._drafter, "expert": self._expert}
+        return {role: session for role, session in found.items() if isinstance(session, LlamaSession)}
 
     def close(self) -> None:
         """Free both models. Harmless when repeated; every other method raises SessionError afterwards."""

@@ -41,6 +41,7 @@ BlockLength = Annotated[
     str,
     typer.Option(rich_help_panel="Cascade", help="Drafted tokens per block; 0 is the expert alone, auto as many as pay on this machine."),
 ]
+Heat = Annotated[float, typer.Option(rich_help_panel="Sampling", help="0 is greedy.")]
 Models = Annotated[Path | None, typer.Option(rich_help_panel="Models", help="A models.yaml to look in first.")]
 
 
@@ -85,7 +86,7 @@ class AskingOptions:
             help=("Deferral rule, such as token_v3:0.3, opt:0.2, strict or never."),
         ),
     ] = None
-    temperature: Annotated[float, typer.Option(rich_help_panel="Sampling", help="0 is greedy.")] = DEFAULTS.temperature
+    temperature: Heat = DEFAULTS.temperature
     top_k: Annotated[int, typer.Option(rich_help_panel="Sampling", help="Keep the k most probable tokens; 0 is off.")] = DEFAULTS.top_k
     top_p: Annotated[float, typer.Option(rich_help_panel="Sampling", help="Keep the most probable tokens up to this mass; 1 is off.")] = (
         DEFAULTS.top_p
@@ -128,7 +129,7 @@ class AskingOptions:
     def settings(self) -> Settings:
         """What they mean. Raises SettingError, and CatalogError for a file that cannot be read."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
-        given |= {"block_size": _length(self.block_size), "logit_bias": _biases(self.logit_bias)}
+        given |= {"block_size": length(self.block_size), "logit_bias": _biases(self.logit_bias)}
         given |= {name: text_of(given[name]) for name in ("grammar", "json_schema") if given[name]}
         return Settings(**given)
 
@@ -191,7 +192,7 @@ def in_groups(verb: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def _length(given: str) -> BlockSize:
+def length(given: str) -> BlockSize:
     """``"auto"``, or ``"5"`` -> 5. Raises SettingError."""
     if given == "auto":
         return "auto"

@@ -1,0 +1,60 @@
+"""The charts of a report: quality against time, tokens per block, readable in grey. Knows nothing of pages."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from .export import histogram, reach
+from .grid import BASE
+from .rows import Row
+from .summary import ArmSummary
+
+#: Told apart without colour.
+LOOKS = [
+    *(("o", "-", "0.1"), ("s", "--", "0.35"), ("^", "-.", "0.5"), ("D", ":", "0.2"), ("v", "-", "0.6"), ("P", "--", "0.15")),
+    ("X", "-.", "0.4"),
+]
+
+
+def curves(arms: Sequence[ArmSummary]) -> dict[str, list[ArmSummary]]:
+    """The arms of each rule and block size, by alpha; those without a dial are curves of one point."""
+    found: dict[str, list[ArmSummary]] = defaultdict(list)
+    for arm in arms:
+        alpha, rule = arm.about.get("alpha"), str(arm.about.get("rule"))
+        name = arm.arm.replace(rule, rule.split(":")[0]) if alpha is not None else arm.arm
+        found[name].append(arm)
+    return {name: sorted(each, key=lambda arm: arm.about.get("alpha") or 0.0) for name, each in found.items()}
+
+
+def quality_against_time(figure: Any, arms: Sequence[ArmSummary]) -> None:
+    """The paper's figure on this pair: up is better, left is faster; crosses are 95 % intervals against the expert alone."""
+    axes = figure.subplots()
+    graded = [arm for arm in arms if arm.quality_gain is not None]
+    for (name, points), (marker, line, shade) in zip(curves(graded).items(), LOOKS * len(graded)):
+        times = [1 / point.speedup.value for point in points]
+        gains = [point.quality_gain for point in points if point.quality_gain is not None]
+        values = [100 * gain.value for gain in gains]
+        if points[0].arm != BASE:
+            x_error = [[t - 1 / p.speedup.high for t, p in zip(times, points)], [1 / p.speedup.low - t for t, p in zip(times, points)]]
+            y_error = [[100 * (g.value - g.low) for g in gains], [100 * (g.high - g.value) for g in gains]]
+            axes.errorbar(times, values, xerr=x_error, yerr=y_error, fmt="none", ecolor="0.8", elinewidth=0.8, zorder=1)
+        axes.plot(times, values, marker=marker, linestyle=line, color=shade, label=name, markersize=5, linewidth=1.2)
+        for point, x, y in zip(points, times, values):
+            if point.about.get("alpha") is not None and len(points) > 1:
+                axes.annotate(f"{point.about['alpha']:g}", (x, y), xytext=(3, 3), textcoords="offset points", fontsize=6)
+    axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
+    axes.axvline(1, color="0.7", linewidth=0.8, zorder=0)
+    axes.set(xlabel="time per answer, the expert alone = 1", ylabel="right answers less the expert's, points")
+    axes.legend(fontsize=7, loc="best")
+
+
+def tokens_per_block(figure: Any, rows: Sequence[Row], names: Sequence[str]) -> None:
+    """The share of blocks that gave at least so many tokens."""
+    axes = figure.subplots()
+    for name, (marker, line, shade) in zip(names, LOOKS * len(names)):
+        shares = reach(histogram(row for row in rows if row["arm"] == name))
+        axes.plot(range(1, len(shares) + 1), shares, marker=marker, linestyle=line, color=shade, label=name, markersize=4, linewidth=1.2)
+    axes.set(xlabel="tokens of a block", ylabel="share of blocks with at least so many", ylim=(0, 1.05))
+    axes.legend(fontsize=7)

@@ -1,0 +1,66 @@
+"""How good an answer is, from 0 to 1, told without a model. Knows nothing of who answered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+
+_NUMBER = re.compile(r"(?<!\d)-?\d[\d,]*(?:\.\d+)?")
+_WORD = re.compile(r"\w+")
+
+
+def exact(text: str, references: Sequence[str]) -> float:
+    """1 if the text is one of the references, but for white space around it."""
+    return float(text.strip() in {reference.strip() for reference in references})
+
+
+def contains(text: str, references: Sequence[str]) -> float:
+    """1 if any reference stands in the text, in upper or lower case."""
+    return float(any(reference.strip().casefold() in text.casefold() for reference in references))
+
+
+def numeric(text: str, references: Sequence[str]) -> float:
+    """1 if the last number of the text is the last number of a reference; commas between digits do not count."""
+    found = last_number(text)
+    return float(found is not None and found in {last_number(reference) for reference in references})
+
+
+def regex(text: str, references: Sequence[str]) -> float:
+    """1 if any reference, as a pattern, is found in the text."""
+    return float(any(re.search(reference, text, re.MULTILINE) for reference in references))
+
+
+def rouge_l(text: str, references: Sequence[str]) -> float:
+    """F1 of the longest common subsequence of words, lower-cased; of several references the best (Lin 2004, ROUGE-L)."""
+    return max(_f1(_words(text), _words(reference)) for reference in references)
+
+
+METRICS: Mapping[str, Callable[[str, Sequence[str]], float]] = {
+    grader.__name__: grader for grader in (exact, contains, numeric, regex, rouge_l)
+}
+
+
+def last_number(text: str) -> Decimal | None:
+    """The number that a text ends with, in the sense that none comes after it."""
+    numbers = _NUMBER.findall(text)
+    return Decimal(numbers[-1].replace(",", "")) if numbers else None
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
+
+
+def _f1(one: Sequence[str], other: Sequence[str]) -> float:
+    common = _common_length(one, other)
+    return 2 * common / (len(one) + len(other)) if common else 0.0
+
+
+def _common_length(one: Sequence[str], other: Sequence[str]) -> int:
+    """Of the longest common subsequence."""
+    lengths = [0] * (len(other) + 1)
+    for word in one:
+        diagonal = 0
+        for j, each in enumerate(other, start=1):
+            diagonal, lengths[j] = lengths[j], diagonal + 1 if word == each else max(lengths[j], lengths[j - 1])
+    return lengths[-1]

@@ -1,0 +1,151 @@
+"""What is asked: the built-in families, the user's JSONL, or Spec-Bench's file as it is. Knows nothing of who answers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..checks import text_of
+from ..errors import CatalogError
+from ..text import Message
+from .graders import METRICS
+
+HELD_OUT = Path(__file__).parent.parent / "demo" / "heldout.jsonl"
+#: Word problems of the built-in families are judged by the number that they end with.
+BY_NUMBER = "reason"
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Turn(BaseModel):
+    """One message of a conversation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    role: Text
+    content: str
+
+
+class Question(BaseModel):
+    """A question, and what is known about its answer.
+
+    prompt or messages: one of them. reference: texts (or patterns) that count as right, read as ``metric`` says; without one there is no
+    telling whether an answer is right. family: what kind of question it is, free to choose. id: unique within a set.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    prompt: Text | None = None
+    messages: Annotated[tuple[Turn, ...], Field(min_length=1, strict=False)] | None = None
+    reference: tuple[str, ...] = Field(default=(), strict=False)
+    metric: Literal["exact", "contains", "numeric", "regex", "rouge_l"] | None = None
+    family: str = ""
+    id: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_text_is_a_list_of_one(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            data = dict(data)
+            if isinstance(data.get("reference"), str):
+                data["reference"] = [data["reference"]]
+            if isinstance(data.get("id"), int):
+                data["id"] = str(data["id"])
+        return data
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Question:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("a question has a prompt or messages, and not both")
+        if self.metric and not self.reference:
+            raise ValueError(f"metric {self.metric} needs a reference")
+        for pattern in self.reference if self.metric == "regex" else ():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"reference {pattern!r:.40} is no regular expression ({error})") from None
+        return self
+
+    @property
+    def conversation(self) -> list[Message]:
+        """As the chat template takes it."""
+        if self.messages is not None:
+            return [{"role": turn.role, "content": turn.content} for turn in self.messages]
+        return [{"role": "user", "content": self.prompt or ""}]
+
+    @property
+    def plain(self) -> str:
+        """For a pair without a chat template: what is said, one message after the other."""
+        return "\n".join(message["content"] for message in self.conversation)
+
+    def quality(self, text: str) -> float | None:
+        """How good an answer is, 0 to 1; None where there is no reference. Without a metric it must be a reference, word for word."""
+        return METRICS[self.metric or "exact"](text, self.reference) if self.reference else None
+
+
+def built_in() -> list[Question]:
+    """The held-out questions of the bundled pair's five families."""
+    return [
+        Question(
+            prompt=task["prompt"],
+            reference=task["answers"],
+            metric="numeric" if task["family"] == BY_NUMBER else "exact",
+            family=task["family"],
+            id=f"{task['family']}-{number}",
+        )
+        for number, task in _lines(HELD_OUT)
+    ]
+
+
+def read_questions(path: Path) -> list[Question]:
+    """The questions of a JSONL file; empty lines are skipped. Of Spec-Bench's questions the first turn is asked.
+
+    Raises CatalogError with the line.
+    """
+    questions: dict[str, Question] = {}
+    for number, data in _lines(path):
+        try:
+            question = Question.model_validate(_translated(data))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the whole line"
+            raise CatalogError(
+                f"{path}, line {number}: {where}: {first['msg'].removeprefix('Value error, ')}; a line is "
+                '{"prompt": "...", "reference": "...", "metric": "' + "|".join(METRICS) + '"} or has "messages" in place of "prompt"'
+            ) from error
+        question = question.model_copy(update={"id": question.id or f"{question.family or 'question'}-{number}"})
+        if question.id in questions:
+            raise CatalogError(f"{path}, line {number}: the id {question.id!r:.40} stands here for the second time; leave one, or none")
+        questions[question.id] = question
+    if not questions:
+        raise CatalogError(f"{path}: no questions; give one JSON object in each line")
+    return list(questions.values())
+
+
+def in_turns(questions: Sequence[Question], per_family: int | None = None) -> list[Question]:
+    """One of each family after the other, so that a run which is stopped early has asked some of all; at most so many of each."""
+    families: dict[str, list[Question]] = {}
+    for question in questions:
+        families.setdefault(question.family, []).append(question)
+    groups = [group[:per_family] for group in families.values()]
+    return [group[i] for i in range(max(map(len, groups))) for group in groups if i < len(group)]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text_of(path).split("\n"), start=1):  # not splitlines: JSON texts may hold other line separators
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise CatalogError(f"{path}, line {number}: not JSON ({error}); give one JSON object in each line") from error
+
+
+def _translated(data: Any) -> Any:
+    """Spec-Bench's fields as ours (Xia et al. 2401.07851)."""
+    if isinstance(data, dict) and "turns" in data and isinstance(data["turns"], list) and data["turns"]:
+        return {"prompt": data["turns"][0], "family": str(data.get("category", "")), "id": str(data.get("question_id", ""))}
+    return data

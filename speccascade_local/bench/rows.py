@@ -1,0 +1,116 @@
+"""Rows on disk: one JSON object in each line, the first of them the set-up, each written through before the next is measured.
+
+Knows nothing of what the rows tell.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..checks import text_of
+from ..errors import CatalogError
+
+#: Goes up when rows mean something else.
+FORMAT = 1
+Row = dict[str, Any]
+#: Of the set-up: what a run that goes on takes over from the one before.
+KEPT = {"profile", "learnt"}
+
+
+class Store:
+    """A file of rows that grows; use it as a context manager.
+
+    A new file begins with ``setup``. With ``resume`` an earlier one is gone on with, which must have been measured with the same setup, and
+    a line that was cut off is dropped. setup, rows: what stands in the file. Raises CatalogError.
+    """
+
+    def __init__(self, path: Path, setup: Mapping[str, Any], *, resume: bool) -> None:
+        self.path = path
+        wanted = {"format": FORMAT, **setup}
+        try:
+            if path.exists() and not resume:
+                raise CatalogError(f"{path}: is there already; go on with it by --resume, or name another file with --out")
+            if path.exists():
+                self.setup, self.rows, whole = _parsed(path)
+                _same(path, self.setup, wanted)
+                os.truncate(path, whole)
+            else:
+                self.setup, self.rows = dict(wanted), []
+            self._file = path.open("ab")
+            if not path.stat().st_size:
+                self._write({"setup": self.setup})
+        except OSError as error:
+            raise CatalogError(f"{path}: cannot be written ({error.strerror})") from error
+
+    def append(self, row: Row) -> None:
+        """Add a row; it is on the disk when this returns. Raises CatalogError, and what was there before is whole."""
+        try:
+            self._write(row)
+        except OSError as error:
+            raise CatalogError(
+                f"{self.path}: cannot be written ({error.strerror}); {len(self.rows)} rows are safe, make room and go on by --resume"
+            ) from error
+        self.rows.append(row)
+
+    def _write(self, value: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(value).encode() + b"\n")  # all ASCII, so that wherever a line is cut off it can be read
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Row]]:
+    """Setup and rows of a file; a last line that was cut off does not count. Raises CatalogError."""
+    setup, rows, _ = _parsed(path)
+    return setup, rows
+
+
+def _parsed(path: Path) -> tuple[dict[str, Any], list[Row], int]:
+    """Setup, rows, and how many bytes of the file are whole lines."""
+    found = list(_whole_lines(path))
+    if not found or not isinstance(found[0][0].get("setup"), dict):
+        raise CatalogError(f"{path}: no results of a benchmark; name a file that 'speccascade bench' wrote")
+    setup: dict[str, Any] = found[0][0]["setup"]
+    if setup.get("format") != FORMAT:
+        raise CatalogError(
+            f"{path}: written in format {setup.get('format')!r:.20}, and this version reads {FORMAT}; measure again, or use the version "
+            f"that wrote it ({setup.get('speccascade')!r:.20})"
+        )
+    return setup, [row for row, _ in found[1:]], found[-1][1]
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """Each object with the byte behind its line. Only the last line may be cut off."""
+    text, end = text_of(path), 0
+    lines = text.split("\n")
+    for number, line in enumerate(lines, start=1):
+        end += len(line.encode()) + 1
+        try:
+            value = json.loads(line)
+            if not isinstance(value, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
+            if number >= len(lines) - 1 and not any(lines[number:]):
+                return
+            raise CatalogError(f"{path}, line {number}: not a row ({error}); take the line out") from error
+        if number == len(lines):  # a whole object, but its newline is missing: it may be cut off within a number
+            return
+        yield value, end
+
+
+def _same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for name in sorted({*found, *wanted} - KEPT):
+        if found.get(name) != wanted.get(name):
+            raise CatalogError(
+                f"{path}: measured with {name} {found.get(name)!r:.80}, and now it is {wanted.get(name)!r:.80}; "
+                "go on with the same, or name another file with --out"
+            )

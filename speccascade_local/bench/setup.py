@@ -1,0 +1,41 @@
+"""What a run was made with, so that its figures mean something to others: files, machine, build, questions, settings.
+
+Knows nothing of rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from .. import __version__
+from ..backend import llama_cpp_version, physical_cores, system_info
+from ..calibration import fingerprint
+from ..profile_cache import cpu_name
+from ..runtime import Runtime
+from .grid import Arm
+from .questions import Question
+
+
+def described(runtime: Runtime, questions: Sequence[Question], arms: Sequence[Arm], *, repetitions: int, seed: int) -> dict[str, Any]:
+    """For the first line of a file of rows. Two runs that may be joined have the same."""
+    models = runtime.models
+    asked = json.dumps([question.model_dump(mode="json") for question in questions], sort_keys=True)
+    return {
+        "speccascade": __version__,
+        "pair": runtime.pair.name,
+        "models": {role: model.description for role, model in models.items()},
+        "files": {role: fingerprint(model.path) for role, model in models.items()},
+        "machine": f"{cpu_name()}, {physical_cores()} physical cores",
+        "llama_cpp_python": llama_cpp_version(),
+        "build": system_info(),
+        "threads": {role: list(counts) for role, counts in runtime.threads.items()},
+        "n_ctx": runtime.n_ctx,
+        "max_tokens": arms[0].settings.max_tokens,
+        "questions": {"n": len(questions), "sha256": hashlib.sha256(asked.encode()).hexdigest()[:16]},
+        "repetitions": repetitions,
+        "first_seed": seed,
+        "grid": [[arm.name, arm.settings.temperature] for arm in arms],
+    }

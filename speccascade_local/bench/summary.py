@@ -1,0 +1,152 @@
+"""Rows -> what each arm is like beside the expert alone: how fast, how good, how true, each with its interval over prompts.
+
+Repetitions of a question are one observation, their median. Knows nothing of how it is shown.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean, median
+from typing import Any
+
+from ..errors import CatalogError
+from .grid import BASE
+from .intervals import Estimate, differences, estimated, ratios
+from .rows import Row
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """One arm at one temperature, over the questions that every arm of that temperature has answered.
+
+    speedup: mean over questions of the expert's seconds per answer over this arm's; speedup_per_token: of its seconds per token, which a
+    longer or shorter text does not change. quality, solved_s: None where no question has a reference; quality_gain: less the expert's;
+    solved_s: seconds of all answers per right one (quality 1), None if none is. mean_tv, logprob: distance from the expert per token,
+    and the expert's log-probability of the text per token; None where the expert was not asked.
+    """
+
+    arm: str
+    about: Mapping[str, Any]
+    n: int
+    tokens_per_s: float
+    tokens: float
+    speedup: Estimate
+    speedup_per_token: Estimate
+    quality: float | None
+    quality_gain: Estimate | None
+    solved_s: float | None
+    mean_tv: float | None
+    logprob: float | None
+    expert_calls_per_token: float
+    tokens_per_block: float
+    acceptance_rate: float | None
+    deferral_rate: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON and CSV: one level, intervals as three values."""
+        figures = {name: value for name, value in asdict(self).items() if name not in ("arm", "about")}
+        flat: dict[str, Any] = {"arm": self.arm, **self.about}
+        for name, value in figures.items():
+            if isinstance(value, dict):
+                flat[name] = value["value"]
+                flat |= {f"{name}_{part}": value[part] for part in ("low", "high", "median")}
+            else:
+                flat[name] = value
+        return flat
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All arms, temperature by temperature. left_out: rows of questions that not every arm has answered."""
+
+    by_temperature: dict[float, list[ArmSummary]]
+    left_out: int
+
+
+def summarized(rows: Iterable[Row]) -> Summary:
+    """Raises CatalogError where nothing can be compared."""
+    rows = list(rows)
+    by_temperature: dict[float, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_temperature[row["temperature"]].append(row)
+    found, used = {}, 0
+    for temperature, here in sorted(by_temperature.items()):
+        arms = list(dict.fromkeys(row["arm"] for row in here))
+        if BASE not in arms:
+            raise CatalogError(f"no rows of {BASE!r} at temperature {temperature:g}, with which all others are compared; measure it too")
+        answered: dict[str, dict[str, list[Row]]] = {arm: defaultdict(list) for arm in arms}
+        for row in here:
+            answered[row["arm"]][row["question"]].append(row)
+        common = [question for question in answered[BASE] if all(question in answered[arm] for arm in arms)]
+        if not common:
+            continue
+        whole = {arm: [answered[arm][question] for question in common] for arm in arms}
+        used += sum(len(each) for questions in whole.values() for each in questions)
+        found[temperature] = [_summary(arm, whole[arm], whole[BASE]) for arm in arms]
+    if not found:
+        raise CatalogError("no question has been answered by every arm yet; go on by --resume")
+    return Summary(found, len(rows) - used)
+
+
+ABOUT = ("rule", "alpha", "temperature", "block_size", "top_k", "top_p", "min_p", "verification", "bonus")
+
+
+def _summary(arm: str, mine: Sequence[list[Row]], base: Sequence[list[Row]]) -> ArmSummary:
+    every = [row for rows in mine for row in rows]
+    wall, base_wall = _medians(mine, _wall), _medians(base, _wall)
+    per_token, base_per_token = _medians(mine, _per_token), _medians(base, _per_token)
+    quality, base_quality = _qualities(mine), _qualities(base)
+    graded = [(a, b) for a, b in zip(quality, base_quality) if a is not None and b is not None]
+    solved = sum(row["quality"] == 1 for row in every)
+    return ArmSummary(
+        arm=arm,
+        about={name: every[0].get(name) for name in ABOUT},
+        n=len(mine),
+        tokens_per_s=_total(every, "tokens") / _total(every, "wall_s"),
+        tokens=_total(every, "tokens") / len(every),
+        speedup=estimated(ratios(base_wall, wall)),
+        speedup_per_token=estimated(ratios(base_per_token, per_token)),
+        quality=mean(a for a, _ in graded) if graded else None,
+        quality_gain=estimated(differences(*zip(*graded))) if graded else None,
+        solved_s=_total(every, "wall_s") / solved if solved else None,
+        mean_tv=_per_judged(every, lambda fidelity: fidelity["mean_tv"] * fidelity["judged"] if fidelity["mean_tv"] is not None else None),
+        logprob=_per_judged(every, lambda fidelity: fidelity["expert_logprob"]),
+        expert_calls_per_token=_total(every, "expert_calls") / _total(every, "tokens"),
+        tokens_per_block=_total(every, "tokens") / _total(every, "blocks"),
+        acceptance_rate=_share(every, "accepted", "drafted"),
+        deferral_rate=_share(every, "deferred", "tested"),
+    )
+
+
+def _wall(row: Row) -> float:
+    return float(row["wall_s"])
+
+
+def _per_token(row: Row) -> float:
+    return float(row["wall_s"]) / float(row["tokens"])
+
+
+def _medians(questions: Sequence[list[Row]], value: Callable[[Row], float]) -> list[float]:
+    return [median(value(row) for row in rows) for rows in questions]
+
+
+def _qualities(questions: Sequence[list[Row]]) -> list[float | None]:
+    """Means, because a median of right and wrong would hide what happens now and then."""
+    return [None if rows[0]["quality"] is None else mean(row["quality"] for row in rows) for rows in questions]
+
+
+def _per_judged(rows: Sequence[Row], value: Callable[[Mapping[str, Any]], float | None]) -> float | None:
+    """A sum over tokens that the expert was asked about, per such token."""
+    told = [(value(row["fidelity"]), row["fidelity"]["judged"]) for row in rows if row["fidelity"] and row["fidelity"]["judged"]]
+    known = [(total, judged) for total, judged in told if total is not None]
+    return sum(total for total, _ in known) / sum(judged for _, judged in known) if known else None
+
+
+def _total(rows: Sequence[Row], name: str) -> float:
+    return float(sum(row[name] for row in rows))
+
+
+def _share(rows: Sequence[Row], part: str, whole: str) -> float | None:
+    return _total(rows, part) / _total(rows, whole) if _total(rows, whole) else None

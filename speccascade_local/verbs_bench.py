@@ -1,0 +1,154 @@
+"""``speccascade bench``: the options, the bar, and where results go. How it is measured is bench/'s business."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .bench import export, grid, questions, rows, running, setup
+from .bench.report import write_report
+from .bench.summary import summarized
+from .errors import CatalogError, SettingError
+from .figures import figure_class, writable
+from .invocation import loaded, progress, set_log_level
+from .profile import Profile
+from .runtime import Runtime
+from .settings import DEFAULTS, BlockSize
+
+#: What is compared where nothing is named, at a glance and in earnest.
+QUICK = {"rules": "token_v3,opt", "alphas": "0.2,0.8", "block_sizes": "auto", "per_family": 3}
+USUAL = {"rules": "token_v3,opt,chow,diff", "alphas": "0.1,0.2,0.4,0.6,0.8", "block_sizes": "5,auto", "per_family": 20}
+#: Answers of each automatic arm that are not measured, from which lengths are learnt.
+LEARNING = 10
+
+Pairs = Annotated[list[str] | None, typer.Argument(metavar="[PAIR]...", show_default="the bundled one", help="Pairs from models.yaml.")]
+
+
+@options.in_groups
+def bench(
+    chosen: options.ModelOptions,
+    pairs: Pairs = None,
+    rules: Annotated[str | None, typer.Option(help="Rules with commas between them; a name alone is taken at every alpha.")] = None,
+    alphas: Annotated[str | None, typer.Option(help="Dials for rules that were named without one.")] = None,
+    block_sizes: Annotated[str | None, typer.Option(help="Drafted tokens per block, or auto.")] = None,
+    temperatures: Annotated[str, typer.Option(help="0 is greedy.")] = "0",
+    questions_file: Annotated[
+        Path | None, typer.Option("--questions", help="JSONL with prompt or messages, reference and metric; Spec-Bench's file is read too.")
+    ] = None,
+    per_family: Annotated[int | None, typer.Option(min=1, help="At most so many questions of each family.")] = None,
+    repeat: Annotated[int, typer.Option("--repeat", "-r", min=1, help="How often everything is asked.")] = 1,
+    max_tokens: options.MaxTokens = 128,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first question; the same for every arm.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="A first look, in a minute or two with the bundled pair.")] = False,
+    out: Annotated[Path | None, typer.Option(show_default="bench-PAIR.jsonl", help="Where each row goes once it is measured.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a file that is there.")] = False,
+    read: Annotated[Path | None, typer.Option("--from", help="Measure nothing; show the results of this file.")] = None,
+    form: Annotated[str, typer.Option("--format", "-o", help=f"What is printed: {', '.join((*export.FORMATS, 'jsonl'))}.")] = "md",
+    report: Annotated[Path | None, typer.Option(help="Where a page with charts and samples goes, .html (extra calibrate).")] = None,
+    spec_bench: Annotated[Path | None, typer.Option(help="A folder for each arm's answers as Spec-Bench's scripts read them.")] = None,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Measure a pair on this machine: rules by alphas, block sizes and temperatures, with the expert alone, the drafter alone and strict.
+
+    Every finished row is on the disk at once, and --resume goes on after a break. Without --questions the held-out questions of the
+    bundled pair's five families are asked.
+    """
+    set_log_level(verbose)
+    if form not in (*export.FORMATS, "jsonl"):
+        raise SettingError(f"--format is {form!r:.20}; it must be one of {', '.join((*export.FORMATS, 'jsonl'))}")
+    if report is not None:
+        figure_class(Path("page.svg"))
+        writable(report)
+    shown = Shown(form, report, spec_bench)
+    if read is not None:
+        shown.show(read)
+        return
+    usual = QUICK if quick else USUAL
+    block: list[BlockSize] = grid.listed(str(block_sizes or usual["block_sizes"]), options.length, "--block-sizes")
+    arms = grid.grid(
+        grid.listed_rules(str(rules or usual["rules"]), grid.listed(str(alphas or usual["alphas"]), float, "--alphas")),
+        block,
+        grid.listed(temperatures, float, "--temperatures"),
+        replace(DEFAULTS, max_tokens=max_tokens),
+    )
+    asked = questions.read_questions(questions_file) if questions_file else questions.built_in()
+    most = per_family or (None if questions_file else int(str(usual["per_family"])))
+    asked = questions.in_turns(asked, most)
+    names: list[str | None] = list(pairs) if pairs else [None]
+    if len(names) > 1 and (out or chosen.drafter or chosen.expert):
+        raise SettingError("several pairs were named, and a file for one; leave out --out, --drafter and --expert")
+    for name in names:
+        with ExitStack() as resources:
+            runtime = resources.enter_context(loaded(name, chosen, verbose))
+            path = out or Path(f"bench-{runtime.pair.name}.jsonl")
+            _measured(runtime, asked, arms, path, resume=resume, repetitions=repeat, seed=seed, verbose=verbose)
+        shown.show(path)
+
+
+def _measured(
+    runtime: Runtime,
+    asked: list[questions.Question],
+    arms: list[grid.Arm],
+    path: Path,
+    *,
+    resume: bool,
+    repetitions: int,
+    seed: int,
+    verbose: int,
+) -> None:
+    prompts = running.prompts_of(runtime, asked)
+    told = setup.described(runtime, asked, arms, repetitions=repetitions, seed=seed)
+    with progress("measuring", verbose) as bar:
+        task = bar.add_task("warming up", total=1.0)
+        if not (resume and path.exists()):
+            told |= {"learnt": running.warm_up(runtime, prompts, arms, LEARNING), "profile": runtime.profile().as_dict()}
+        with rows.Store(path, told, resume=resume) as store:
+            runtime.start_from(store.setup["learnt"], Profile.from_dict(store.setup["profile"]))
+            running.measure(
+                runtime,
+                asked,
+                prompts,
+                arms,
+                done=list(store.rows),
+                write=store.append,
+                repetitions=repetitions,
+                seed=seed,
+                on_step=lambda arm, fraction: bar.update(task, description=arm, completed=fraction),
+            )
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What becomes of a file of rows: printed in one form, and written in others."""
+
+    form: str
+    report: Path | None
+    spec_bench: Path | None
+
+    def show(self, path: Path) -> None:
+        """Raises CatalogError."""
+        told, measured = rows.read(path)
+        if self.form == "jsonl":
+            sys.stdout.write(path.read_text(encoding="utf-8"))
+        else:
+            sys.stdout.write(export.FORMATS[self.form](summarized(measured), told))
+        if self.report is not None:
+            write_report(self.report, summarized(measured), measured, told, ["speccascade", *sys.argv[1:]])
+        if self.spec_bench is not None:
+            _write_spec_bench(self.spec_bench, measured)
+
+
+def _write_spec_bench(folder: Path, measured: list[rows.Row]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for arm, temperature in dict.fromkeys((row["arm"], row["temperature"]) for row in measured):
+            name = "".join(letter if letter.isalnum() else "-" for letter in f"{arm} T{temperature:g}")
+            (folder / f"{name}.jsonl").write_text(export.spec_bench(measured, arm, temperature), encoding="utf-8")
+    except OSError as error:
+        raise CatalogError(f"{folder}: cannot be written ({error.strerror})") from error

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speccascade_local.bench.rows import FORMAT, Store, read
+from speccascade_local.errors import CatalogError
+
+SETUP = {"pair": "demo", "threads": 1}
+rows = st.lists(st.dictionaries(st.text(max_size=4), st.integers() | st.text(max_size=6) | st.floats(allow_nan=False)), max_size=5)
+
+
+@given(rows, st.integers(0, 400))
+def test_a_file_cut_off_anywhere_is_gone_on_with_and_loses_at_most_its_last_row(tmp_path_factory, rows, cut):
+    path = tmp_path_factory.mktemp("rows") / "r.jsonl"
+    with Store(path, SETUP, resume=False) as store:
+        for row in rows:
+            store.append(row)
+    whole = path.read_bytes()
+    first = whole.index(b"\n") + 1
+    cut = min(first + cut, len(whole))
+    path.write_bytes(whole[:cut])
+    kept = whole[first:cut].count(b"\n")
+    with Store(path, SETUP, resume=True) as store:
+        assert store.rows == rows[:kept]
+        for row in rows[kept:]:
+            store.append(row)
+    assert read(path) == ({"format": FORMAT, **SETUP}, rows)
+    assert path.read_bytes() == whole
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from speccascade_local.bench.rows import Store
+with Store(Path(sys.argv[1]), {}, resume=True) as store:
+    print(len(store.rows), flush=True)
+    while True:
+        store.append({"n": len(store.rows), "text": "x" * 3000})
+"""
+
+
+def test_kill_9_at_any_moment_loses_nothing_that_was_there(tmp_path):
+    path, known = tmp_path / "r.jsonl", 0
+    for pause in (0.05, 0.11, 0.02):
+        process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+        assert int(process.stdout.readline()) >= known
+        time.sleep(pause)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        _, found = read(path)
+        assert [row["n"] for row in found] == list(range(len(found)))
+        assert len(found) > known
+        known = len(found)
+
+
+def test_another_setup_is_refused_and_named(tmp_path):
+    path = tmp_path / "r.jsonl"
+    Store(path, {**SETUP, "learnt": "a"}, resume=False).__exit__()
+    Store(path, {**SETUP, "learnt": "b"}, resume=True).__exit__()  # taken over
+    with pytest.raises(CatalogError, match=r"measured with threads 1, and now it is 2; go on with the same"):
+        Store(path, {**SETUP, "threads": 2}, resume=True)
+    with pytest.raises(CatalogError, match="is there already; go on with it by --resume"):
+        Store(path, SETUP, resume=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "no results of a benchmark"),
+        ('{"n": 1}\n', "no results of a benchmark"),
+        ('{"setup": {"format": 0, "speccascade": "0.0"}}\n', "written in format 0, and this version reads 1"),
+        ('{"setup": {"format": 1}}\n{"n": \n{"n": 2}\n', "line 2: not a row"),
+        ('{"setup": {"format": 1}}\n5\n{"n": 2}\n', "line 2: not a row"),
+    ],
+)
+def test_what_is_no_file_of_rows_is_refused(tmp_path, content, said):
+    path = tmp_path / "r.jsonl"
+    path.write_text(content)
+    with pytest.raises(CatalogError) as error:
+        read(path)
+    assert said in str(error.value)
+
+
+def test_a_full_disk_is_told_and_what_was_there_is_whole(tmp_path, monkeypatch):
+    path = tmp_path / "r.jsonl"
+    with Store(path, SETUP, resume=False) as store:
+        store.append({"n": 0})
+
+        def full(_fd: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(CatalogError, match=r"No space left on device\); 1 rows are safe"):
+            store.append({"n": 1})
+    assert json.loads(path.read_text().split("\n")[1]) == {"n": 0}
+
+
+def test_a_file_that_cannot_be_made_is_refused(tmp_path):
+    with pytest.raises(CatalogError, match="cannot be written"):
+        Store(tmp_path / "none" / "r.jsonl", SETUP, resume=False)

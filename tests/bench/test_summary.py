@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from speccascade_local.bench.grid import BASE
+from speccascade_local.bench.summary import summarized
+from speccascade_local.errors import CatalogError
+
+
+def row(question, arm, *, wall=1.0, tokens=10, quality=1.0, repetition=0, temperature=0.0, tv=0.0, judged=None, **more):
+    judged = tokens if judged is None else judged
+    fidelity = {"mean_tv": tv if judged else None, "max_tv": tv, "expert_logprob": -0.5 * judged, "drafter_logprob": None,
+                "judged": judged, "drafted": 0}  # fmt: skip
+    counts = {"blocks": 5, "drafted": 0, "accepted": 0, "tested": 0, "deferred": 0, "expert_calls": 5}
+    return {"question": question, "family": "f", "arm": arm, "temperature": temperature, "repetition": repetition, "wall_s": wall,
+            "tokens": tokens, "quality": quality, "fidelity": fidelity, **counts, **more}  # fmt: skip
+
+
+def of(rows, arm, temperature=0.0):
+    return next(each for each in summarized(rows).by_temperature[temperature] if each.arm == arm)
+
+
+def test_a_planted_speed_up_and_quality_loss_are_found():
+    rng = random.Random(2)
+    rows = []
+    for i in range(80):
+        slow = rng.lognormvariate(0, 0.6)
+        rows.append(row(f"q{i}", BASE, wall=slow, quality=float(i % 10 > 0)))
+        rows.append(row(f"q{i}", "fast", wall=slow / 2 * rng.lognormvariate(0, 0.05), quality=float(i % 10 > 2), tv=0.1))
+    fast = of(rows, "fast")
+    assert fast.speedup.low < 2.0 < fast.speedup.high
+    assert fast.speedup.low > 1.9
+    assert fast.quality == pytest.approx(0.7)
+    assert fast.quality_gain.value == pytest.approx(-0.2)
+    assert fast.quality_gain.high < 0
+    assert fast.mean_tv == pytest.approx(0.1)
+    assert fast.logprob == pytest.approx(-0.5)
+    base = of(rows, BASE)
+    assert (base.speedup.value, base.speedup.low, base.speedup.high) == (1, 1, 1)
+    assert base.n == 80
+
+
+def test_a_longer_text_does_not_flatter():
+    rows = [row(f"q{i}", arm, wall=wall, tokens=tokens) for i in range(5) for arm, wall, tokens in ((BASE, 1.0, 10), ("long", 2.0, 40))]
+    long = of(rows, "long")
+    assert long.speedup.value == 0.5
+    assert long.speedup_per_token.value == 2.0
+    assert long.tokens == 40
+
+
+def test_time_per_solved_task_counts_the_wrong_answers_time_too():
+    rows = [row(f"q{i}", arm, wall=1.0, quality=float(arm == BASE or i == 0)) for i in range(4) for arm in (BASE, "bad", "hopeless")]
+    rows = [each | ({"quality": 0.0} if each["arm"] == "hopeless" else {}) for each in rows]
+    assert of(rows, BASE).solved_s == 1.0
+    assert of(rows, "bad").solved_s == 4.0
+    assert of(rows, "hopeless").solved_s is None
+
+
+def test_repetitions_are_one_observation():
+    rows = [row("q", BASE, wall=wall, repetition=i) for i, wall in enumerate((1.0, 1.2, 9.0))]
+    rows += [row("q", "x", wall=0.6, repetition=i) for i in range(3)]
+    assert of(rows, "x").n == 1
+    assert of(rows, "x").speedup.value == pytest.approx(2.0)
+
+
+def test_without_references_there_is_no_quality_and_without_the_expert_no_distance():
+    rows = [
+        row(f"q{i}", arm, quality=None, judged=0 if arm == "drafter alone" else None) for i in range(3) for arm in (BASE, "drafter alone")
+    ]
+    alone = of(rows, "drafter alone")
+    assert (alone.quality, alone.quality_gain, alone.solved_s, alone.mean_tv, alone.logprob) == (None,) * 5
+    assert of(rows, BASE).mean_tv == 0
+
+
+def test_only_questions_that_every_arm_has_answered_are_compared():
+    rows = [row(f"q{i}", arm) for i in range(4) for arm in (BASE, "x") if (i, arm) != (3, "x")]
+    summary = summarized(rows)
+    assert summary.left_out == 1
+    assert [each.n for each in summary.by_temperature[0.0]] == [3, 3]
+
+
+def test_temperatures_are_apart_and_what_cannot_be_compared_is_refused():
+    rows = [row("q", arm, temperature=temperature) for arm in (BASE, "x") for temperature in (0.0, 1.0)]
+    assert list(summarized(rows).by_temperature) == [0.0, 1.0]
+    with pytest.raises(CatalogError, match="no rows of 'expert alone' at temperature 0"):
+        summarized([row("q", "x")])
+    with pytest.raises(CatalogError, match="no question has been answered by every arm yet"):
+        summarized([row("q", BASE), row("p", "x")])
+
+
+def test_a_flat_row_has_every_figure_with_its_interval():
+    rows = [row(f"q{i}", arm) for i in range(3) for arm in (BASE, "x")]
+    flat = of(rows, "x").as_dict()
+    assert {"arm", "rule", "speedup", "speedup_low", "speedup_high", "quality_gain_low", "solved_s"} <= set(flat)
+    assert not any(isinstance(value, (dict, list)) for value in flat.values())
