@@ -141,10 +141,10 @@ class Runtime:
         known = experiences(learnt)
         with self._whole_calls, self._exclusively():
             self._turn += 1
-            self._pairing.start, self._pairing.learnt = known, deepcopy(known)
+            self._loaded.start, self._loaded.learnt = known, deepcopy(known)
             if profile is not None:
                 apply(profile, self._sessions.get("drafter"), self._expert)
-                self._pairing.profile = profile
+                self._loaded.profile = profile
 
     @property
     def models(self) -> dict[str, LlamaModel]:

@@ -11,11 +11,8 @@ from .grid import BASE
 from .rows import Row
 from .summary import ArmSummary
 
-#: Told apart without colour.
-LOOKS = [
-    *(("o", "-", "0.1"), ("s", "--", "0.35"), ("^", "-.", "0.5"), ("D", ":", "0.2"), ("v", "-", "0.6"), ("P", "--", "0.15")),
-    ("X", "-.", "0.4"),
-]
+#: Told apart without colour: 28 of marker, line and shade of grey, neighbours as unlike as can be.
+LOOKS = [("osD^vPX"[i % 7], ("-", "--", "-.", ":")[i % 4], ("0.1", "0.45", "0.25", "0.6", "0.35")[i % 5]) for i in range(28)]
 
 
 def curves(arms: Sequence[ArmSummary]) -> dict[str, list[ArmSummary]]:

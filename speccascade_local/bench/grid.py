@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 from .. import methods
 from ..deferral import Method
 from ..errors import SettingError
-from ..rules import DEFAULT, Never, Strict, TokenV3
+from ..rules import Never, Strict
 from ..settings import DEFAULTS, BlockSize, Settings
+from ..token_rules import TokenV3
 
 #: What all others are compared with.
 BASE = "expert alone"
@@ -46,7 +47,7 @@ def grid(
     truncation by itself sharpens a text and can look like the gain of a lossy rule (arXiv 2607.26627); 1 - alpha of the first token_v3. It
     is left out at temperature 0, where it is the expert alone. Raises SettingError for a rule that means nothing under these settings.
     """
-    truncated = 1 - max(next((rule.alpha for rule in rules if isinstance(rule, TokenV3)), DEFAULT.alpha), 0.0)
+    truncated = 1 - max(next((rule.alpha for rule in rules if isinstance(rule, TokenV3)), methods.DEFAULT.alpha), 0.0)
     arms: dict[tuple[str, float, BlockSize, float], Arm] = {}
     for temperature in temperatures:
         here = replace(settings, temperature=temperature)

@@ -5,7 +5,6 @@ Knows nothing of how anything was measured.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ SAMPLES, DISAGREEMENTS = 4, 12
 _NAMES = {letter: origin for origin, letter in ORIGINS.items()}
 
 
-def write_report(path: Path, summary: Summary, rows: Sequence[Row], setup: Mapping[str, Any], command: Sequence[str]) -> None:
+def write_report(path: Path, summary: Summary, rows: Sequence[Row], setup: Mapping[str, Any]) -> None:
     """Write the page. Raises SettingError without matplotlib, CatalogError where it cannot be written."""
     figure = figure_class(Path("any.svg"))  # refuses before anything is drawn
     parts = [_part(figure, temperature, arms, rows) for temperature, arms in summary.by_temperature.items()]
@@ -42,7 +41,7 @@ def write_report(path: Path, summary: Summary, rows: Sequence[Row], setup: Mappi
             parts=parts,
             notes=notes(summary, setup),
             staircase=_drawn(figure, "staircase", lambda each: draw_staircase(each, profile)) if profile else None,
-            command=shlex.join(command),
+            command=setup.get("command"),
             origins=list(ORIGINS),
         )
     )

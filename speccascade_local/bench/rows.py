@@ -18,7 +18,7 @@ from ..errors import CatalogError
 FORMAT = 1
 Row = dict[str, Any]
 #: Of the set-up: what a run that goes on takes over from the one before.
-KEPT = {"profile", "learnt"}
+KEPT = {"profile", "learnt", "command"}
 
 
 class Store:

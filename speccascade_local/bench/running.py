@@ -115,6 +115,7 @@ def row_of(runtime: Runtime, question: Question, prompt: Prompt, arm: Arm, *, re
         "verify_s": stats.verify_s,
         "yields": [len(chunk.tokens) for chunk in chunks],
         **{name: counts[name] for name in COUNTED},
+        "bonus_tokens": counts["bonus"],  # "bonus" is the setting
         "fidelity": fidelity.as_dict() if fidelity else None,
         "load_before": load,
     }
@@ -124,6 +125,6 @@ def row_of(runtime: Runtime, question: Question, prompt: Prompt, arm: Arm, *, re
 ORIGINS = {"accepted": "a", "matched": "m", "corrected": "c", "bonus": "b", "expert": "e"}
 #: Counters that each row has.
 COUNTED = (
-    *("prompt_tokens", "tokens", "blocks", "drafted", "guessed", "tested", "accepted", "deferred", "rejected", "bonus"),
+    *("prompt_tokens", "tokens", "blocks", "drafted", "guessed", "tested", "accepted", "deferred", "rejected"),
     *("expert_calls", "drafter_calls"),
 )

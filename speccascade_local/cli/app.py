@@ -18,10 +18,12 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..errors import SpeccascadeError
 from .answers import compare_verb, run
+from .benchmarks import bench
 from .listings import models_verb, rules_verb
 from .measurements import calibrate_verb, profile_verb
 from .options import in_groups
 from .terminal import stdout
+from .tuning import tune
 
 VERBS: dict[str, Callable[..., None]] = {
     "run": run,
@@ -30,6 +32,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "rules": rules_verb,
     "calibrate": calibrate_verb,
     "profile": profile_verb,
+    "bench": bench,
+    "tune": tune,
 }
 
 

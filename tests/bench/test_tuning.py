@@ -10,7 +10,8 @@ from test_summary import row
 from speccascade_local.bench.grid import BASE, Arm
 from speccascade_local.bench.tuning import ROUND, Goal, split, tuned
 from speccascade_local.errors import SettingError
-from speccascade_local.rules import Strict, TokenV3
+from speccascade_local.rules import Strict
+from speccascade_local.token_rules import TokenV3
 from speccascade_local.settings import DEFAULTS
 
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8)

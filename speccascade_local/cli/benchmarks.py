@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -11,15 +12,15 @@ from typing import Annotated
 import typer
 
 from . import options
-from .bench import export, grid, questions, rows, running, setup
-from .bench.report import write_report
-from .bench.summary import summarized
-from .errors import CatalogError, SettingError
-from .figures import figure_class, writable
+from ..bench import export, grid, questions, rows, running, setup
+from ..bench.report import write_report
+from ..bench.summary import summarized
+from ..errors import CatalogError, SettingError
+from ..figures import figure_class, writable
 from .invocation import loaded, progress, set_log_level
-from .profile import Profile
-from .runtime import Runtime
-from .settings import DEFAULTS, BlockSize
+from ..profile import Profile
+from ..runtime import Runtime
+from ..settings import DEFAULTS, BlockSize
 
 #: What is compared where nothing is named, at a glance and in earnest.
 QUICK = {"rules": "token_v3,opt", "alphas": "0.2,0.8", "block_sizes": "auto", "per_family": 3}
@@ -30,7 +31,6 @@ LEARNING = 10
 Pairs = Annotated[list[str] | None, typer.Argument(metavar="[PAIR]...", show_default="the bundled one", help="Pairs from models.yaml.")]
 
 
-@options.in_groups
 def bench(
     chosen: options.ModelOptions,
     pairs: Pairs = None,
@@ -108,6 +108,7 @@ def _measured(
         task = bar.add_task("warming up", total=1.0)
         if not (resume and path.exists()):
             told |= {"learnt": running.warm_up(runtime, prompts, arms, LEARNING), "profile": runtime.profile().as_dict()}
+            told |= {"command": shlex.join(["speccascade", *sys.argv[1:]])}
         with rows.Store(path, told, resume=resume) as store:
             runtime.start_from(store.setup["learnt"], Profile.from_dict(store.setup["profile"]))
             running.measure(
@@ -139,7 +140,7 @@ class Shown:
         else:
             sys.stdout.write(export.FORMATS[self.form](summarized(measured), told))
         if self.report is not None:
-            write_report(self.report, summarized(measured), measured, told, ["speccascade", *sys.argv[1:]])
+            write_report(self.report, summarized(measured), measured, told)
         if self.spec_bench is not None:
             _write_spec_bench(self.spec_bench, measured)
 

@@ -8,20 +8,20 @@ from typing import Annotated
 
 import typer
 
-from . import catalog, options
-from .bench import grid, questions, running, tuning
-from .bench.rows import Row
-from .catalog import Pair
-from .catalog_edit import add_pair, set_rule
-from .errors import SettingError
+from .. import catalog
+from . import options
+from ..bench import grid, questions, running, tuning
+from ..bench.rows import Row
+from ..catalog import Pair
+from ..catalog_edit import add_pair, set_rule
+from ..errors import SettingError
 from .invocation import loaded, progress, set_log_level
-from .settings import DEFAULTS
+from ..settings import DEFAULTS
 from .terminal import stdout
 
 RULES, ALPHAS = "token_v3,opt,chow,diff,chow_log", "0.05,0.1,0.2,0.3,0.4,0.6,0.8"
 
 
-@options.in_groups
 def tune(
     chosen: options.ModelOptions,
     pair: options.PairName = None,

@@ -1,0 +1,45 @@
+"""What the charts draw: the right points, told apart without colour."""
+
+from __future__ import annotations
+
+import pytest
+from made import made_rows
+from matplotlib.figure import Figure
+
+from speccascade_local.bench.charts import LOOKS, curves, quality_against_time, tokens_per_block
+from speccascade_local.bench.grid import BASE
+from speccascade_local.bench.summary import summarized
+
+
+@pytest.fixture
+def arms():
+    return summarized(made_rows(30)).by_temperature[0.0]
+
+
+def test_the_arms_of_a_rule_are_one_curve_by_alpha(arms):
+    found = curves(arms[::-1])
+    assert [arm.arm for arm in found["token_v3, auto blocks"]] == ["token_v3:0.2, auto blocks", "token_v3:0.8, auto blocks"]
+    assert set(found) == {BASE, "drafter alone", "token_v3, auto blocks"}
+
+
+def test_time_and_quality_are_beside_the_expert_alone(arms):
+    figure = Figure()
+    quality_against_time(figure, arms)
+    drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].lines if line.get_label()[0] != "_"}
+    assert drawn[BASE] == ([1], [0])
+    assert drawn["token_v3, auto blocks"][0] == pytest.approx([0.6, 0.5])
+    assert drawn["token_v3, auto blocks"][1][0] == 0
+    assert drawn["token_v3, auto blocks"][1][1] < 0
+
+
+def test_all_28_looks_differ_without_their_shade():
+    assert len({look[:2] for look in LOOKS}) == len(LOOKS) == 28
+
+
+def test_tokens_per_block_never_rise(arms):
+    figure = Figure()
+    tokens_per_block(figure, made_rows(), [arm.arm for arm in arms])
+    for line in figure.axes[0].lines:
+        shares = list(line.get_ydata())
+        assert shares[0] == 1
+        assert shares == sorted(shares, reverse=True)
