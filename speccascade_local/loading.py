@@ -55,7 +55,7 @@ def load(
 
     Raises CatalogError, ModelLoadError, PairError, SettingError or SessionError; whatever was loaded by then is freed.
     """
-    chosen = _choose(pair, drafter, expert, small, models)
+    chosen = choose(pair, drafter, expert, small, models)
     own = methods.parse(rule) if rule else _own_rule(chosen)  # refused before anything is loaded
     known = experiences(learnt or {})
     if n_threads is not None:
@@ -111,7 +111,7 @@ def _own_rule(pair: Pair) -> Method:
             sys.path.remove(beside)
 
 
-def _choose(
+def choose(
     pair: str | None,
     drafter: str | os.PathLike[str] | None,
     expert: str | os.PathLike[str] | None,

@@ -18,6 +18,7 @@ import llama_cpp
 
 from .backend import complaint, extra_buffers_are_safe, forget_complaints, made, physical_cores, system_info
 from .errors import ModelLoadError, SessionError
+from .header import check_gguf
 from .tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class LlamaModel:
 
     def __init__(self, path: str | os.PathLike[str], *, n_gpu_layers: int = -1, on_progress: Callable[[float], None] | None = None) -> None:
         self.path = Path(os.path.expanduser(path))
-        _check_file(self.path)
+        check_gguf(self.path)
         info = system_info()
         self.n_gpu_layers = n_gpu_layers if llama_cpp.llama_supports_gpu_offload() else 0
         params = llama_cpp.llama_model_default_params()
@@ -123,37 +124,17 @@ class LlamaModel:
         return buffer.value.decode(errors="replace").replace("?B", f"{parameters:.2f}M")  # llama.cpp knows the usual sizes only
 
     @cached_property
+    def n_bytes(self) -> int:
+        """The size of all weights."""
+        return int(llama_cpp.llama_model_size(self.handle))
+
+    @cached_property
     def default_threads(self) -> int:
         """The physical cores; 1 for a model so small that more would not help."""
-        return 1 if llama_cpp.llama_model_size(self.handle) < ONE_THREAD_BYTES else physical_cores()
+        return 1 if self.n_bytes < ONE_THREAD_BYTES else physical_cores()
 
     @cached_property
     def chat_template(self) -> str | None:
         """The Jinja source stored in the file, if any."""
         template = llama_cpp.llama_model_chat_template(self.handle, None)
         return template.decode(errors="replace") if template else None
-
-
-def _check_file(path: Path) -> None:
-    """Refuse early, with a better reason than llama.cpp gives, what cannot be a GGUF file."""
-    try:
-        if os.path.exists(path) and not (path.is_file() or path.is_dir()):
-            raise ModelLoadError(f"{path}: neither a file nor a folder; name a .gguf file")  # a pipe would be waited for
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except FileNotFoundError:
-        away = "nothing is downloaded; fetch it first and name the file" if str(path).startswith(("http:", "https:")) else ""
-        hint = away or "check the path, or run 'speccascade models' to see what is present"
-        raise ModelLoadError(f"{path}: no such file; {hint}") from None
-    except IsADirectoryError:
-        raise ModelLoadError(f"{path}: a folder; name the .gguf file itself") from None
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ModelLoadError(f"{path}: cannot be read ({reason}); check its name and permissions") from error
-    if not magic:
-        raise ModelLoadError(f"{path}: an empty file; fetch it again")
-    if magic != b"GGUF":
-        raise ModelLoadError(
-            f"{path}: not a GGUF file: it begins with {magic!r}, not b'GGUF'; "
-            "models in other formats must be converted first (llama.cpp's convert_hf_to_gguf.py)"
-        )

@@ -19,7 +19,7 @@ import platformdirs
 
 from .backend import llama_cpp_version, physical_cores, system_info
 from .checks import fingerprint
-from .profile import Profile
+from .profile import Profile, Speed
 from .profiling import measure
 from .session import LlamaSession
 from .stopwatch import DEEP, SHALLOW
@@ -27,7 +27,7 @@ from .stopwatch import DEEP, SHALLOW
 log = logging.getLogger(__name__)
 
 #: Goes up when what is measured, or how it is written, changes.
-FORMAT = 5
+FORMAT = 6
 
 
 def profile_of(
@@ -45,8 +45,8 @@ def profile_of(
     """
     key = key_of(drafter, expert, threads)
     path = _cache_file(key)
-    profile = None if refresh or path is None else _read(path, key)
-    if profile is None:
+    profile = None if refresh or path is None else _read(path)
+    if profile is None or profile.key != key:
         profile = measure(drafter, expert, threads=threads, key=key, on_step=on_step)
         if path is not None:
             _write(path, profile)
@@ -70,8 +70,30 @@ def key_of(drafter: LlamaSession | None, expert: LlamaSession, threads: int | No
         "expert": _identity(expert.model.path),
         "gpu_layers_drafter": drafter.model.n_gpu_layers if drafter is not None else 0,
         "gpu_layers_expert": expert.model.n_gpu_layers,
+        "drafter_bytes": drafter.model.n_bytes if drafter is not None else 0,
+        "expert_bytes": expert.model.n_bytes,
         "context": min(expert.n_ctx, DEEP + SHALLOW),  # of a larger one no more is measured
         "threads": threads or 0,
+        **_machine(),
+    }
+
+
+def known_speeds() -> list[tuple[int, Speed]]:
+    """Of every model whose profile on this machine and build is in the cache: the bytes of its weights, and its speeds."""
+    found, here = {}, _machine()
+    for path in sorted(_folder().glob("*.json")):
+        profile = _read(path)
+        if profile is None or any(profile.key.get(name) != value for name, value in here.items()) or profile.key.get("format") != FORMAT:
+            continue
+        for role, speed in (("drafter", profile.drafter), ("expert", profile.expert)):
+            size = profile.key[f"{role}_bytes"]
+            if isinstance(size, int) and size:
+                found[profile.key[role], speed.threads] = size, speed
+    return list(found.values())
+
+
+def _machine() -> dict[str, str | int]:
+    return {
         "waiting": os.environ.get("OMP_WAIT_POLICY", ""),  # threads that sleep between batches wake up later
         "cores": physical_cores(),
         "machine": platform.machine(),
@@ -104,18 +126,21 @@ def _cache_file(key: Mapping[str, str | int]) -> Path | None:
     if not (key["drafter"] and key["expert"]):
         return None
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return platformdirs.user_cache_path("speccascade") / "profiles" / f"{digest[:32]}.json"
+    return _folder() / f"{digest[:32]}.json"
 
 
-def _read(path: Path, key: Mapping[str, str | int]) -> Profile | None:
+def _folder() -> Path:
+    return platformdirs.user_cache_path("speccascade") / "profiles"
+
+
+def _read(path: Path) -> Profile | None:
     try:
-        profile = Profile.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return Profile.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:  # half-written, of another program, or not readable: measured anew
         log.info("%s: not a profile (%s); measuring anew", path, error)
         return None
-    return profile if profile.key == key else None
 
 
 def _write(path: Path, profile: Profile) -> None:

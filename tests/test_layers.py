@@ -15,7 +15,7 @@ PACKAGE = Path(speccascade_local.__file__).parent
 #: From the bottom up. A module may import from lower rows and, without a circle, from its own.
 LAYERS = [
     {"errors"},
-    {"checks", "lark", "sequences"},
+    {"checks", "lark", "sequences", "header"},
     {"sampling", "stats", "profile", "figures", "ngram", "backend", "batch", "tokenizer", "gbnf", "checked_yaml"},
     {"rows", "vocabulary", "model"},
     {"evidence", "shaping", "clipping", "pacing", "experience", "prospect"},
@@ -34,12 +34,12 @@ LAYERS = [
     {"catalog_edit", "bench.graders", "bench.intervals", "bench.rows"},
     {"bench.questions", "bench.grid"},
     {"bench.running", "bench.setup", "bench.summary"},
-    {"bench.export", "bench.tuning"},
+    {"bench.export", "bench.tuning", "bench.planning"},
     {"bench.charts"},
     {"bench.report", "bench"},
     {"cli.terminal", "cli.options"},
     {"cli.invocation"},
-    {"cli.answers", "cli.benchmarks", "cli.listings", "cli.measurements", "cli.tuning"},
+    {"cli.answers", "cli.benchmarks", "cli.listings", "cli.measurements", "cli.planning", "cli.tuning"},
     {"cli.app", "cli"},
     {"__init__", "__main__"},
 ]

@@ -22,6 +22,7 @@ from .benchmarks import bench
 from .listings import models_verb, rules_verb
 from .measurements import calibrate_verb, profile_verb
 from .options import in_groups
+from .planning import plan
 from .terminal import stdout
 from .tuning import tune
 
@@ -32,6 +33,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "rules": rules_verb,
     "calibrate": calibrate_verb,
     "profile": profile_verb,
+    "plan": plan,
     "bench": bench,
     "tune": tune,
 }

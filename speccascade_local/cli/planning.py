@@ -1,0 +1,47 @@
+"""``speccascade plan``: what a pair would bring, told before it is loaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from ..bench.planning import KEPT, Known, planned
+from ..header import read_header
+from ..loading import DEFAULT_CONTEXT, choose
+from ..profile_cache import known_speeds
+from . import options
+from .invocation import set_log_level
+from .terminal import stdout
+
+
+def plan(chosen: options.ModelOptions, pair: options.PairName = None, as_json: options.Json = False, verbose: options.Verbose = 0) -> None:
+    """How much faster than the expert alone a pair would be on this machine, and how much memory it needs, from the files' headers.
+
+    Rests on what other pairs took here, so measure one first (speccascade profile); the range is that of how well drafts are kept.
+    """
+    set_log_level(verbose)
+    named = choose(pair, chosen.drafter, chosen.expert, chosen.small, chosen.models)
+    headers = {role: read_header(path) for role, path in named.files.items()}
+    expert, drafter = headers["expert"], headers.get("drafter")
+    n_ctx = chosen.ctx or min(DEFAULT_CONTEXT, expert.n_ctx_train)
+    known = [Known(size, speed) for size, speed in known_speeds()]
+    found = planned(drafter, expert, known, n_ctx)
+    if as_json:
+        print(json.dumps({"pair": named.name, "n_ctx": n_ctx, **asdict(found)}))
+        return
+
+    def told(text: str) -> None:
+        stdout.print(text, highlight=False, soft_wrap=True)
+
+    low, high = found.speedup
+    told(f"{named.name}: {low:.1f} to {high:.1f} × as fast as the expert alone, where {KEPT[0]:.0%} to {KEPT[1]:.0%} of drafts are kept")
+    if found.best_length:
+        told(f"  with drafts of about {found.best_length} at best")
+    told("  the expert {:.1f} to {:.1f} tokens per second".format(*sorted(1 / each for each in found.expert_s)))
+    if drafter:
+        told("  the drafter {:.1f} to {:.1f}".format(*sorted(1 / each for each in found.drafter_s)))
+    total = sum(found.memory.values())
+    parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in found.memory.items())
+    told(f"memory: {total / 1e9:.2f} GB at a context of {n_ctx} ({parts})")
+    n, ratio = found.basis
+    told(f"(from {n} measured models; the one most like the expert reads {ratio:.2g} × as much per token)")

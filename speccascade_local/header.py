@@ -1,0 +1,111 @@
+"""What a GGUF file tells of itself without being loaded: how much of it each token reads, and how much memory a text takes.
+
+Knows nothing of machines.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ModelLoadError
+
+_CACHE_BYTES = 2  # of each value in a cache: 16 bits, which is what contexts are made with
+
+
+@dataclass(frozen=True)
+class Header:
+    """The facts of one file. Sizes in bytes.
+
+    weights: all tensors. token_bytes: those that one token reads: a row of the embedding counts for nothing, and of experts (in a mixture of
+    them) only those in use. cache_bytes: what each token of a context takes; for memories that do not grow with the text too much.
+    quantization: that of most of the weights.
+    """
+
+    path: Path
+    architecture: str
+    quantization: str
+    weights: int
+    token_bytes: int
+    cache_bytes: int
+    n_vocab: int
+    n_ctx_train: int
+
+
+def read_header(path: Path) -> Header:
+    """Raises ModelLoadError for what is no GGUF file, or lacks what every model has."""
+    check_gguf(path)
+    from gguf import GGUFReader  # slow to import, and needed by few verbs
+
+    try:
+        reader = GGUFReader(path)
+        return _described(path, reader)
+    except (ValueError, KeyError, IndexError, OSError) as error:
+        raise ModelLoadError(f"{path}: its header cannot be read ({error}); it may be cut off: fetch it again") from error
+
+
+def _described(path: Path, reader: Any) -> Header:
+    def value(name: str, default: Any = None) -> Any:
+        field = reader.fields.get(name)
+        if field is None and default is None:
+            raise KeyError(f"{name} is missing")
+        return default if field is None else field.contents()
+
+    kind = value("general.architecture")
+    layers, width = value(f"{kind}.block_count"), value(f"{kind}.embedding_length")
+    heads = _per_layer(value(f"{kind}.attention.head_count", 0), layers)
+    shared = _per_layer(value(f"{kind}.attention.head_count_kv", heads), layers)
+    usual = width // max(*heads, 1)
+    values = value(f"{kind}.attention.key_length", usual) + value(f"{kind}.attention.value_length", usual)
+    sizes = {tensor.name: int(tensor.n_bytes) for tensor in reader.tensors}
+    kinds: Counter[str] = Counter()
+    for tensor in reader.tensors:
+        kinds[tensor.tensor_type.name] += int(tensor.n_bytes)
+    experts, used = value(f"{kind}.expert_count", 0), value(f"{kind}.expert_used_count", 0)
+    in_use = used / experts if experts and used else 1.0
+    embedding = sizes.get("token_embd.weight", 0) if "output.weight" in sizes else 0  # else it is the output too
+    routed = sum(size for name, size in sizes.items() if "_exps." in name)
+    weights = sum(sizes.values())
+    return Header(
+        path=path,
+        architecture=kind,
+        quantization=kinds.most_common(1)[0][0] if kinds else "none",
+        weights=weights,
+        token_bytes=round(weights - embedding - routed * (1 - in_use)),
+        cache_bytes=sum(shared) * values * _CACHE_BYTES,
+        n_vocab=value(f"{kind}.vocab_size", 0) or len(reader.fields["tokenizer.ggml.tokens"].data),
+        n_ctx_train=value(f"{kind}.context_length"),
+    )
+
+
+def _per_layer(counts: int | list[int], layers: int) -> list[int]:
+    """One number for all layers, or one for each."""
+    return counts if isinstance(counts, list) else [counts] * layers
+
+
+def check_gguf(path: Path) -> None:
+    """Refuse early, with a better reason than llama.cpp gives, what cannot be a GGUF file. Raises ModelLoadError."""
+    try:
+        if os.path.exists(path) and not (path.is_file() or path.is_dir()):
+            raise ModelLoadError(f"{path}: neither a file nor a folder; name a .gguf file")  # a pipe would be waited for
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except FileNotFoundError:
+        away = "nothing is downloaded; fetch it first and name the file" if "://" in str(path) or str(path).startswith("http") else ""
+        hint = away or "check the path, or run 'speccascade models' to see what is present"
+        raise ModelLoadError(f"{path}: no such file; {hint}") from None
+    except IsADirectoryError:
+        raise ModelLoadError(f"{path}: a folder; name the .gguf file itself") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelLoadError(f"{path}: cannot be read ({reason}); check its name and permissions") from error
+    if not magic:
+        raise ModelLoadError(f"{path}: an empty file; fetch it again")
+    if magic != b"GGUF":
+        raise ModelLoadError(
+            f"{path}: not a GGUF file: it begins with {magic!r}, not b'GGUF'; "
+            "models in other formats must be converted first (llama.cpp's convert_hf_to_gguf.py)"
+        )

@@ -1,0 +1,61 @@
+"""What a file tells unloaded is what llama.cpp finds when it is loaded."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+from gguf_files import CHATML, recurrent_model, text_model
+
+import speccascade_local
+from speccascade_local.context import LlamaContext
+from speccascade_local.errors import ModelLoadError
+from speccascade_local.header import read_header
+from speccascade_local.model import LlamaModel
+
+DEMO = Path(speccascade_local.__file__).parent / "demo"
+
+
+@pytest.mark.parametrize("name", ["drafter.gguf", "expert.gguf"])
+def test_sizes_are_those_of_the_loaded_model(name, caplog):
+    header = read_header(DEMO / name)
+    model = LlamaModel(DEMO / name)
+    with caplog.at_level(logging.DEBUG):
+        context = LlamaContext(model, n_ctx=256)
+    held = sum(float(size) for size in re.findall(r"KV buffer size\s*=\s*([\d.]+) MiB", caplog.text))
+    assert header.weights == model.n_bytes
+    assert (header.n_vocab, header.n_ctx_train) == (model.n_vocab, model.n_ctx_train)
+    assert header.architecture == "llama"
+    assert header.quantization == "Q8_0"
+    assert 256 * header.cache_bytes / 2**20 == pytest.approx(held, abs=0.02)
+    assert 0 < header.token_bytes <= header.weights
+    context.close()
+    model.close()
+
+
+def test_a_row_of_the_embedding_is_all_that_a_token_reads_of_it(tmp_path):
+    header = read_header(text_model(tmp_path / "m.gguf", chat_template=CHATML))
+    assert header.token_bytes < header.weights, "its output has weights of its own"
+
+
+def test_a_model_without_attention_has_no_growing_cache(tmp_path):
+    assert read_header(recurrent_model(tmp_path / "r.gguf")).cache_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [(b"", "empty"), (b"PK\x03\x04 zip", "not a GGUF file"), (b"GGUF\x03\x00\x00\x00" + b"\x01" * 40, "cannot be read")],
+)
+def test_what_is_no_whole_file_is_refused_with_its_name(tmp_path, data, said):
+    (tmp_path / "bad.gguf").write_bytes(data)
+    with pytest.raises(ModelLoadError, match=rf"bad\.gguf: .*{said}"):
+        read_header(tmp_path / "bad.gguf")
+
+
+def test_a_file_that_was_cut_off_is_refused(tmp_path):
+    whole = (DEMO / "expert.gguf").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelLoadError, match=r"cut\.gguf: its header cannot be read .*cut off"):
+        read_header(tmp_path / "cut.gguf")
