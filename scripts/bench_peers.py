@@ -50,6 +50,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import speccascade_local as sc
 from speccascade_local.backend import extra_buffers_are_safe, physical_cores, system_info
+from speccascade_local.bench.intervals import Estimate, differences, estimated
 from speccascade_local.errors import SpeccascadeError
 from speccascade_local.tasks import Task, read_tasks
 
@@ -62,7 +63,6 @@ OURS = "strict/7,strict/15,strict/auto,token_v3:0.8/7,token_v3:0.8/auto"
 #: ``ngram-mod`` by its own defaults wants 24 known tokens and 48 to copy, more than most answers have; 8:2:16 gives it a fair chance.
 SERVERS = "none,draft-simple:3,draft-simple:7,draft-simple:15,ngram-mod:8:2:16"
 START_S, ANSWER_S = 600.0, 3600.0
-DRAWS = 10_000
 
 Messages = list[dict[str, str]]
 Record = dict[str, Any]
@@ -494,23 +494,6 @@ def earlier_rows(path: Path, *, resume: bool) -> list[Record]:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean over prompts with its 95 % interval by paired bootstrap over prompts."""
-
-    value: float
-    low: float
-    high: float
-
-
-def resampled(values: Sequence[float]) -> Estimate:
-    """The mean, prompts being drawn with replacement; the same draws for every call of the same length."""
-    data = np.asarray(values, float)
-    draws = np.random.default_rng(0).integers(0, len(data), (DRAWS, len(data)))
-    low, high = np.percentile(data[draws].mean(axis=1), (2.5, 97.5))
-    return Estimate(float(data.mean()), float(low), float(high))
-
-
-@dataclass(frozen=True)
 class Measured:
     """One arm at one temperature: its rows by prompt, one row for each pass."""
 
@@ -542,8 +525,9 @@ class Measured:
     def times(self, other: Measured, clock: str, family: str | None = None) -> Estimate:
         """How many times as fast as ``other``: the geometric mean of the ratios of each prompt."""
         mine, theirs = self.rates(clock, family), other.rates(clock, family)
-        logs = resampled([float(np.log(mine[prompt] / theirs[prompt])) for prompt in mine])
-        return Estimate(*(float(np.exp(value)) for value in (logs.value, logs.low, logs.high)))
+        logs = estimated([float(np.log(mine[prompt] / theirs[prompt])) for prompt in mine])
+        value, low, high, median = (float(np.exp(value)) for value in (logs.value, logs.low, logs.high, logs.median))
+        return Estimate(value, low, high, median, logs.n)
 
     def accuracies(self) -> dict[str, float]:
         return {prompt: float(np.mean([row["right"] for row in rows])) for prompt, rows in self.rows.items()}
@@ -551,7 +535,7 @@ class Measured:
     def more_accurate(self, other: Measured) -> Estimate:
         """Accuracy less that of ``other``."""
         mine, theirs = self.accuracies(), other.accuracies()
-        return resampled([mine[prompt] - theirs[prompt] for prompt in mine])
+        return estimated(differences(list(mine.values()), [theirs[prompt] for prompt in mine]))
 
     def tokens_per_call(self) -> float:
         return float(sum(row["tokens"] for row in self.all()) / sum(row["expert_calls"] for row in self.all()))
@@ -621,10 +605,6 @@ def fixed_and_other(arms: dict[str, Measured]) -> Iterator[tuple[Measured, list[
             yield arm, fixed
 
 
-def times(estimate: Estimate) -> str:
-    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
-
-
 def points(estimate: Estimate) -> str:
     return f"{100 * estimate.value:+.1f} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
 
@@ -637,10 +617,10 @@ def main_table(arms: dict[str, Measured]) -> Table:
     for arm in arms.values():
         cells = [arm.name]
         for clock in ("decode_s", "wall_s"):
-            cells += [f"{arm.rate(clock):.2f}", "1" if arm is base else times(arm.times(base, clock))]
+            cells += [f"{arm.rate(clock):.2f}", "1" if arm is base else str(arm.times(base, clock))]
         for clock in ("decode_s", "wall_s") if peers else ():
             rival = best(peers, clock)
-            cells.append("1 (the best)" if arm is rival else times(arm.times(rival, clock)))
+            cells.append("1 (the best)" if arm is rival else str(arm.times(rival, clock)))
         cells += [f"{arm.tokens_per_call():.2f}", f"{100 * np.mean(list(arm.accuracies().values())):.1f}"]
         table.append([*cells, "" if arm is base else points(arm.more_accurate(base))])
     return table
@@ -663,7 +643,7 @@ def auto_table(arms: dict[str, Measured]) -> Table:
     table = [["× its best fixed length in", "all", *families_of(arms)]]
     for arm, fixed in fixed_and_other(arms):
         rivals = [(family, best(fixed, "decode_s", family)) for family in columns]
-        cells = [f"{times(arm.times(rival, 'decode_s', family))} (of {rival.about['block_size']})" for family, rival in rivals]
+        cells = [f"{arm.times(rival, 'decode_s', family)} (of {rival.about['block_size']})" for family, rival in rivals]
         table.append([arm.name, *cells])
     return table if len(table) > 1 else []
 
@@ -729,7 +709,7 @@ def short_table(results: Results) -> Table:
     for temperature, arms in results.by_temperature.items():
         header += [f"tok/s, T = {temperature:g}", "× expert alone", "right %"]
         for row, arm in zip(rows, arms.values()):
-            ratio = "1" if arm.name == BASE else times(arm.times(arms[BASE], "decode_s"))
+            ratio = "1" if arm.name == BASE else str(arm.times(arms[BASE], "decode_s"))
             row += [f"{arm.rate('decode_s'):.1f}", ratio, f"{100 * np.mean(list(arm.accuracies().values())):.1f}"]
     return [header, *rows]
 
