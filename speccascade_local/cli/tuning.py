@@ -76,6 +76,8 @@ def tune(
         told = f"{tuning.told(found.measured.speedup)} × as fast as the expert"
         if found.measured.quality_gain:
             told += f", {measure} {tuning.told(found.measured.quality_gain, percent=True)}"
+        if measure != "quality" and found.measured.logprob is not None:
+            told += f", log p {found.measured.logprob:.2f} per token by the expert"
         told += f", {found.measured.n} prompts"
         stdout.print(f"{found.measured.arm.split(',')[0]}: {told}", highlight=False, soft_wrap=True)
     if not found.arm:
