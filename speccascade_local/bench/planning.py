@@ -37,7 +37,8 @@ class Plan:
     """Ranges are (low, high). speedup: of strict over the expert alone, with automatic lengths, which never choose to be slower.
 
     expert_s, drafter_s: seconds per token. best_length: drafted tokens per block at the better end. memory: bytes by part. basis: how many
-    measured models this rests on, and how much smaller or larger than the expert the nearest is.
+    measured models this rests on, and how much smaller or larger than the expert the nearest is. off: by how much such a forecast of
+    seconds is wrong for the measured models, each foretold from the others, the median and the most; None for a single one.
     """
 
     speedup: tuple[float, float]
@@ -46,6 +47,7 @@ class Plan:
     best_length: int
     memory: dict[str, int]
     basis: tuple[int, float]
+    off: tuple[float, float] | None
 
 
 def planned(drafter: Header | None, expert: Header, known: Sequence[Known], n_ctx: int) -> Plan:
@@ -64,7 +66,7 @@ def planned(drafter: Header | None, expert: Header, known: Sequence[Known], n_ct
     memory = {f"{role}'s weights": model.weights for role, model in models.items() if model}
     memory |= {f"{role}'s cache": model.cache_bytes * n_ctx for role, model in models.items() if model}
     memory["computing"] = sum(model.n_vocab * _BATCH * _ROW_BYTES for model in models.values() if model)
-    return Plan((low, high), expert_s, drafter_s, length, memory, (len(known), nearest.weights / expert.token_bytes))
+    return Plan((low, high), expert_s, drafter_s, length, memory, (len(known), nearest.weights / expert.token_bytes), errors(known))
 
 
 def seconds(token_bytes: int, known: Sequence[Known]) -> tuple[float, float]:
@@ -80,6 +82,17 @@ def seconds(token_bytes: int, known: Sequence[Known]) -> tuple[float, float]:
         middle = float(overhead + per_byte * token_bytes)
         off = max(0.1, float(np.max(np.abs((overhead + per_byte * sizes) / taken - 1))))
     return middle * (1 - min(off, 0.9)), middle * (1 + off)
+
+
+def errors(known: Sequence[Known]) -> tuple[float, float] | None:
+    """The median and the largest relative error of ``seconds`` for each measured model, foretold from the others."""
+    if len(known) < 2:
+        return None
+    found = []
+    for i, each in enumerate(known):
+        low, high = seconds(each.weights, [*known[:i], *known[i + 1 :]])
+        found.append(abs((low + high) / 2 / each.speed.batch_s(1) - 1))
+    return float(np.median(found)), max(found)
 
 
 def best_length(kept: float, drafter: float, batches: Sequence[float]) -> tuple[float, int]:

@@ -45,3 +45,6 @@ def plan(chosen: options.ModelOptions, pair: options.PairName = None, as_json: o
     told(f"memory: {total / 1e9:.2f} GB at a context of {n_ctx} ({parts})")
     n, ratio = found.basis
     told(f"(from {n} measured models; the one most like the expert reads {ratio:.2g} × as much per token)")
+    if found.off:
+        usual, most = found.off
+        told(f"(each of these foretold from the others, seconds are {usual:.0%} off in the median, {most:.0%} at most)")

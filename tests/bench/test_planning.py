@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speccascade_local.bench.planning import KEPT, Known, best_length, planned, seconds
+from speccascade_local.bench.planning import KEPT, Known, best_length, errors, planned, seconds
 from speccascade_local.errors import SettingError
 from speccascade_local.header import Header
 from speccascade_local.profile import SIZES, Speed
@@ -77,6 +77,14 @@ def test_batches_follow_the_model_that_is_most_alike():
     flat, steep = Known(10_000_000, speed(0.001, 0.0)), Known(800_000_000, speed(0.05, 1.0))
     assert planned(DRAFTER, EXPERT, [flat, steep], 512).basis == (2, pytest.approx(800 / 900))
     assert planned(DRAFTER, EXPERT, [flat, steep], 512).speedup[1] < planned(DRAFTER, EXPERT, [flat], 512).speedup[1]
+
+
+def test_the_error_is_told_of_models_that_were_foretold_from_the_others():
+    sizes = (90_000_000, 300_000_000, 900_000_000)
+    assert errors([Known(size, speed(line(size))) for size in sizes]) == pytest.approx((0, 0), abs=1e-9)
+    odd = [Known(sizes[0], speed(line(sizes[0]))), Known(sizes[0], speed(2 * line(sizes[0])))]
+    assert errors(odd) == pytest.approx((0.75, 1.0)), "twice and half as slow as foretold"
+    assert errors(odd[:1]) is None
 
 
 def test_where_nothing_was_measured_nothing_is_foretold():
