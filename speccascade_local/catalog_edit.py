@@ -60,11 +60,12 @@ def _value(node: Any, name: str) -> Any:
 def _replaced(text: str, entry: yaml.MappingNode, value: str) -> str:
     """The old value, and a comment that stands behind it, make room."""
     old = _value(entry, "rule")
-    end = old.end_mark.index
+    start: int = old.start_mark.index
+    end: int = old.end_mark.index
     if entry.flow_style:
-        return text[: old.start_mark.index] + value.split("  #")[0] + text[end:]
+        return text[:start] + value.split("  #")[0] + text[end:]
     line_end = text.find("\n", end)
-    return text[: old.start_mark.index] + value + text[line_end if line_end >= 0 else len(text) :]
+    return text[:start] + value + text[line_end if line_end >= 0 else len(text) :]
 
 
 def _added(text: str, entry: yaml.MappingNode, value: str) -> str:
@@ -73,8 +74,9 @@ def _added(text: str, entry: yaml.MappingNode, value: str) -> str:
     if entry.flow_style:
         return text[: last.end_mark.index] + f", rule: {value.split('  #')[0]}" + text[last.end_mark.index :]
     line_end = text.find("\n", last.end_mark.index if last.end_mark.column else last.end_mark.index - 1)
-    at = line_end if line_end >= 0 else len(text)
-    return text[:at] + "\n" + " " * key.start_mark.column + f"rule: {value}" + text[at:]
+    at: int = line_end if line_end >= 0 else len(text)
+    indented = " " * key.start_mark.column
+    return f"{text[:at]}\n{indented}rule: {value}{text[at:]}"
 
 
 def _check(path: Path, before: str, after: str, pair: str, rule: str) -> None:

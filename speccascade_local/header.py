@@ -20,9 +20,9 @@ _CACHE_BYTES = 2  # of each value in a cache: 16 bits, which is what contexts ar
 class Header:
     """The facts of one file. Sizes in bytes.
 
-    weights: all tensors. token_bytes: those that one token reads: a row of the embedding counts for nothing, and of experts (in a mixture of
-    them) only those in use. cache_bytes: what each token of a context takes; for memories that do not grow with the text too much.
-    quantization: that of most of the weights.
+    weights: all tensors. token_bytes: those that one token reads: a row of the embedding counts for nothing, and of experts (in a
+    mixture of them) only those in use. cache_bytes: what each token of a context takes, which is too much for memories that do not
+    grow with the text. quantization: that of most of the weights.
     """
 
     path: Path
@@ -94,7 +94,7 @@ def check_gguf(path: Path) -> None:
         with path.open("rb") as file:
             magic = file.read(4)
     except FileNotFoundError:
-        away = "nothing is downloaded; fetch it first and name the file" if "://" in str(path) or str(path).startswith("http") else ""
+        away = "nothing is downloaded; fetch it first and name the file" if str(path).startswith(("http:", "https:")) else ""
         hint = away or "check the path, or run 'speccascade models' to see what is present"
         raise ModelLoadError(f"{path}: no such file; {hint}") from None
     except IsADirectoryError:

@@ -118,6 +118,7 @@ def choose(
     small: str | os.PathLike[str] | None,
     models: str | os.PathLike[str] | None,
 ) -> Pair:
+    """The pair that :func:`load` would load for these arguments. Raises SettingError and CatalogError."""
     if drafter is None and expert is None:
         if small is not None:
             raise SettingError("a small model's file needs a drafter and an expert file; name all three, or a pair that has a small model")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import bench_peers
-import numpy as np
 import pytest
 from bench_peers import BASE, Answer, Arm, Question, Results, key, planned
 from grade_demo_pair import final_number

@@ -6,6 +6,9 @@ import csv
 import io
 import json
 import os
+import random
+import re
+import shlex
 import signal
 import subprocess
 import time
@@ -14,6 +17,8 @@ from pathlib import Path
 import pytest
 from test_cli import COMMAND, speccascade
 from test_cli_methods import told
+
+from speccascade_local.bench import rows
 
 QUESTIONS = [
     {"prompt": "Who is Buzz Aldrin?", "reference": "astronaut", "metric": "contains", "family": "qa"},
@@ -32,10 +37,10 @@ def asked(tmp_path: Path) -> Path:
 
 def test_bench_writes_every_row_once_and_prints_the_table(asked, tmp_path):
     shown = told("bench", "--questions", asked, *GRID, cwd=tmp_path)
-    first, *rows = [json.loads(line) for line in (tmp_path / "bench-demo.jsonl").read_text().splitlines()]
+    first, *measured = [json.loads(line) for line in (tmp_path / "bench-demo.jsonl").read_text().splitlines()]
     assert first["setup"]["pair"] == "demo"
     assert first["setup"]["command"].startswith("speccascade bench --questions")
-    assert sorted((row["question"], row["arm"]) for row in rows) == sorted((f"qa-{n}", arm) for n in (1, 2) for arm in ARMS)
+    assert sorted((row["question"], row["arm"]) for row in measured) == sorted((f"qa-{n}", arm) for n in (1, 2) for arm in ARMS)
     assert all(any(line.startswith(f"| {arm} | 2 |") for line in shown.splitlines()) for arm in ARMS)
     assert "only 2 questions: too few to tell much" in shown
 
@@ -54,25 +59,28 @@ def test_what_was_measured_can_be_shown_in_every_form(asked, tmp_path):
     assert {json.loads(line)["category"] for path in answers for line in path.read_text().splitlines()} == {"qa"}
 
 
-def test_a_run_that_is_killed_goes_on_and_measures_nothing_twice(asked, tmp_path):
-    command = ("bench", "--questions", str(asked), *GRID, "--out", "rows.jsonl", "-r", "4")
-    path = tmp_path / "rows.jsonl"
-    running = subprocess.Popen([*COMMAND, *command], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 100
-    while not path.exists() or path.read_bytes().count(b"\n") < 4:
-        assert running.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-    before = path.read_bytes()
-    kept = before[: before.rindex(b"\n") + 1]
-    assert speccascade(*command, cwd=tmp_path).stderr.decode().startswith("error: rows.jsonl: is there already; go on with it by --resume")
-    told(*command, "--resume", cwd=tmp_path)
-    whole = path.read_bytes()
-    assert whole.startswith(kept)
-    rows = [json.loads(line) for line in whole.splitlines()[1:]]
-    assert len(rows) == len({(row["question"], row["arm"], row["repetition"]) for row in rows}) == 2 * 4 * len(ARMS)
+def test_a_run_that_is_killed_now_and_then_gives_the_rows_of_one_that_was_not(asked, tmp_path):
+    command = ("bench", "--questions", str(asked), *GRID, "-r", "4", "--out")
+    told(*command, "whole.jsonl", cwd=tmp_path)
+    path, moments = tmp_path / "broken.jsonl", random.Random(5)
+    for lines in (3, 17, 30):  # the first is the set-up; 41 are all
+        resume = ["--resume"] if path.exists() else []
+        running = subprocess.Popen([*COMMAND, *command, path, *resume], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 100
+        while not path.exists() or path.read_bytes().count(b"\n") < lines:
+            assert running.poll() is None, running.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.001 * moments.random())
+        running.send_signal(signal.SIGKILL)
+        running.communicate()
+        before = path.read_bytes()
+        assert speccascade(*command, path, cwd=tmp_path).stderr.decode().startswith(f"error: {path}: is there already; go on with it by")
+    told(*command, path, "--resume", cwd=tmp_path)
+    assert path.read_bytes().startswith(before[: before.rindex(b"\n") + 1])
+    names = ("question", "arm", "temperature", "repetition", "seed", "text", "token_ids", "origins", "yields", "quality", "expert_calls")
+    broken, whole = ([[row[name] for name in names] for row in rows.read(each)[1]] for each in (path, tmp_path / "whole.jsonl"))
+    assert broken == whole
+    assert len(whole) == 2 * 4 * len(ARMS)
 
 
 def test_tune_writes_what_it_chose_under_the_pair_and_says_on_what_grounds(tmp_path):
@@ -88,7 +96,7 @@ def test_tune_writes_what_it_chose_under_the_pair_and_says_on_what_grounds(tmp_p
     assert "# tuned: " in written
     rule = json.loads(written.split("rule:")[1].split("#")[0])
     assert rule in ("strict", "token_v3:0.8")
-    assert f"written: rule {rule} of mine in {tmp_path / 'models.yaml'}" in shown.replace("\n", " ")
+    assert f"written: rule {rule} of mine in models.yaml" in shown.replace("\n", " ")
     assert json.loads(told("run", "--json", "mine", "Hi", cwd=tmp_path))["settings"]["rule"] == rule
 
 
@@ -104,8 +112,8 @@ def test_a_dry_run_writes_nothing(tmp_path):
     ("arguments", "said"),
     [
         (["bench", "--rules", "tokn_v3:0.3"], "did you mean 'token_v3'"),
-        (["bench", "--alphas", "x"], "--alphas is 'x'; it must be values with commas between them"),
-        (["bench", "--block-sizes", "3,huge"], "--block-sizes is '3,huge'"),
+        (["bench", "--alphas", "x"], "--alphas: 'x' is not allowed; give values with commas between them, such as 0.2,0.4"),
+        (["bench", "--block-sizes", "3,huge"], "--block-sizes: 'huge' in '3,huge' is not allowed"),
         (["bench", "--format", "xml"], "--format is 'xml'; it must be one of md, csv, json, jsonl"),
         (["bench", "--questions", "none.jsonl"], "none.jsonl: cannot be read"),
         (["bench", "--questions", "broken.jsonl"], "broken.jsonl, line 2: not JSON"),
@@ -143,9 +151,24 @@ def test_bad_input_is_one_clear_error(tmp_path, arguments, said):
     assert said in error
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here, which is always a full disk")
+@pytest.mark.skipif(os.name == "nt", reason="no limit on the size of files here, which is as a full disk is")
 def test_a_full_disk_is_told_and_what_was_measured_is_safe(asked, tmp_path):
-    done = speccascade("bench", "--questions", asked, *GRID, "--out", "/dev/full", "--resume", cwd=tmp_path)
+    out = tmp_path / "rows.jsonl"
+    speccascade("profile", cwd=tmp_path)  # kept, so that nothing else is written
+    command = ("bench", "--questions", asked, *GRID, "--out", out)
+    limited = ["bash", "-c", f"ulimit -f 12; exec {shlex.join(map(str, [*COMMAND, *command]))}"]
+    done = subprocess.run(limited, cwd=tmp_path, capture_output=True, timeout=120)
+    error = done.stderr.decode()
+    assert (done.returncode, error.count("\n")) == (1, 1)
+    assert f"error: {out}: cannot be written (File too large); " in error
+    safe = int(re.search(r"(\d+) rows are safe, make room and go on by --resume", error)[1])
+    assert safe > 0
+    assert len(rows.read(out)[1]) == safe
+    assert speccascade(*command, "--resume", cwd=tmp_path).returncode == 0
+    assert [row["text"] for row in rows.read(out)[1][:safe]] == [row["text"] for row in rows.read(out)[1]][:safe]
+
+
+def test_what_is_no_file_keeps_no_rows(asked, tmp_path):
+    done = speccascade("bench", "--questions", asked, *GRID, "--out", os.devnull, "--resume", cwd=tmp_path)
     assert done.returncode == 1
-    assert "/dev/full: " in done.stderr.decode()
-    assert "Traceback" not in done.stderr.decode()
+    assert f"error: {os.devnull}: not a file that rows can be kept in" in done.stderr.decode()

@@ -72,14 +72,18 @@ def _wanted(
         yield name, rule, replace(settings, block_size=block_size)
 
 
-def listed(text: str, kind: Callable[[str], T], what: str) -> list[T]:
+def listed(text: str, kind: Callable[[str], T], what: str, example: str) -> list[T]:
     """``"3,5"`` -> [3, 5]. Raises SettingError."""
-    try:
-        found = [kind(part) for part in text.split(",") if part]
-    except ValueError:
-        found = []
-    if not found:
-        raise SettingError(f"{what} is {text!r:.40}; it must be values with commas between them")
+    parts = [part.strip() for part in text.split(",")]
+    found = []
+    for part in parts:
+        try:
+            found.append(kind(part))
+        except (ValueError, SettingError):
+            one = "" if len(parts) == 1 else f" {part!r:.40} in"
+            raise SettingError(
+                f"{what}:{one} {text!r:.60} is not allowed; give values with commas between them, such as {example}"
+            ) from None
     return found
 
 

@@ -51,7 +51,7 @@ class Plan:
 
 
 def planned(drafter: Header | None, expert: Header, known: Sequence[Known], n_ctx: int) -> Plan:
-    """drafter None: drafts are copied from the text. Raises SettingError where nothing was measured on this machine."""
+    """Drafter None: drafts are copied from the text. Raises SettingError where nothing was measured on this machine."""
     if not known:
         raise SettingError(
             "nothing has been measured on this machine yet, so nothing can be foretold; "

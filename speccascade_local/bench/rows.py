@@ -5,6 +5,7 @@ Knows nothing of what the rows tell.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,8 @@ class Store:
         self.path = path
         wanted = {"format": FORMAT, **setup}
         try:
+            if path.exists() and not path.is_file():
+                raise CatalogError(f"{path}: not a file that rows can be kept in; name another with --out")
             if path.exists() and not resume:
                 raise CatalogError(f"{path}: is there already; go on with it by --resume, or name another file with --out")
             if path.exists():
@@ -65,7 +68,8 @@ class Store:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # rows are on the disk already; what a full one did not take fails here once more
+            self._file.close()
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Row]]:

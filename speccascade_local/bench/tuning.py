@@ -1,8 +1,9 @@
 """Which rule, at which dial, gives what the user asked for: searched on some questions, confirmed on others.
 
 Round by round every arm that is still in the race answers a few questions more; an arm leaves as soon as its interval says that it breaks
-the user's limit or that another is faster. The fastest of those that keep the limit is then measured on questions that took no part in
-the choice, and only what it shows there is told. Knows nothing of models.yaml and terminals.
+the user's limit or that another is better. The best of those that keep the limits is then measured on questions that took no part in
+the choice, and only what it shows there is told; if it does not keep them there, the next is tried, and how many were is told too.
+Knows nothing of models.yaml and terminals.
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ from .summary import ArmSummary, summarized
 
 #: Questions of each round.
 ROUND = 8
+#: So many are tried on the other questions at most: whoever tries often enough finds one that passes by luck.
+TRIALS = 3
 #: Asks one question, by its place, in one way; the answer as a row.
 Ask = Callable[[Arm, int], Row]
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What matters to the user: limits that must be kept; the fastest arm that keeps them wins. Raises SettingError for what contradicts.
+    """What matters to the user, as limits that must be kept. Raises SettingError for what means nothing.
 
     max_quality_loss: right answers that may be lost, as a share; without references, agreement with the expert takes their place.
-    expert_share: expert calls per token, at most. budget: mean total variation from the expert, at most. min_speedup: at least.
+    budget: mean total variation from the expert, at most. Under these the fastest arm wins. expert_share: expert calls per token, at
+    most. min_speedup: at least. Where only these limit what an answer may cost, the arm with the best answers wins.
     """
 
     max_quality_loss: float | None = None
@@ -49,6 +53,15 @@ class Goal:
                 allowed = "0 or more" if high == math.inf else "from 0 to 1, or in percent"
                 raise SettingError(f"{name} is {value!r:.20}; it must be a number {allowed}")
 
+    @property
+    def wants_speed(self) -> bool:
+        """Whether, within the limits, faster is better; else better answers are."""
+        return self.max_quality_loss is not None or self.budget is not None
+
+    def merit(self, arm: ArmSummary) -> Estimate:
+        """What the arm with most of wins."""
+        return arm.speedup if self.wants_speed or arm.quality_gain is None else arm.quality_gain
+
     def kept(self, arm: ArmSummary) -> bool:
         """Whether the arm keeps every limit, as far as was measured."""
         return all(worst <= 0 for worst, _ in self._excesses(arm))
@@ -65,8 +78,8 @@ class Goal:
             found.append((-gain.value - self.max_quality_loss, -gain.high - self.max_quality_loss))
         if self.expert_share is not None:
             found.append((arm.expert_calls_per_token - self.expert_share,) * 2)
-        if self.budget is not None and arm.mean_tv is not None:
-            found.append((arm.mean_tv - self.budget,) * 2)
+        if self.budget is not None:  # the drafter alone is never compared with the expert: who knows how far it is
+            found.append(((math.inf if arm.mean_tv is None else arm.mean_tv) - self.budget,) * 2)
         if self.min_speedup is not None:
             found.append((self.min_speedup - arm.speedup.value, self.min_speedup - arm.speedup.high))
         return [(value, surely if arm.n >= ROUND else -math.inf) for value, surely in found]
@@ -76,8 +89,8 @@ class Goal:
 class Choice:
     """What was found. arm: None where nothing beats the expert alone.
 
-    measured: of the chosen arm, on questions that took no part in the choice. asked: answers of the search. left: how many arms were in the
-    race to its end.
+    measured: of the chosen arm, or the one that was tried last, on questions that took no part in the choice. why: in words. asked:
+    answers of the search. left: how many arms were in the race to its end. tried: how many were measured on the other questions.
     """
 
     arm: Arm | None
@@ -85,6 +98,7 @@ class Choice:
     why: str
     asked: int
     left: int
+    tried: int = 0
 
 
 def split(n: int, families: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
@@ -125,19 +139,26 @@ def tuned(
             return Choice(None, None, "no way of answering keeps the limits", len(rows), 0)
     found = _by_name(rows, racing)
     kept = [arm for arm in racing if goal.kept(found[arm.name])]
-    if not kept:
-        return Choice(None, None, "no way of answering keeps the limits", len(rows), len(racing))
-    fastest = max(kept, key=lambda arm: found[arm.name].speedup.value)
-    confirming = []
-    for i, place in enumerate(confirm_by):
-        confirming += [ask(arm, place) for arm in (base, fastest)]
-        on_step("confirming", (i + 1) / len(confirm_by))
-    measured = _by_name(confirming, [fastest])[fastest.name]
-    if goal.broken(measured):
-        return Choice(None, measured, f"{fastest.name} did not keep the limits on other questions", len(rows), len(racing))
-    if measured.speedup.low <= 1:
-        return Choice(None, measured, f"{fastest.name} is not surely faster than the expert alone", len(rows), len(racing))
-    return Choice(fastest, measured, "the fastest that keeps the limits", len(rows), len(racing))
+    kept.sort(key=lambda arm: (goal.merit(found[arm.name]).value, found[arm.name].speedup.value), reverse=True)
+    measured, why = None, "no way of answering keeps the limits"
+    for tried, arm in enumerate(kept[:TRIALS], start=1):
+        measured = _confirmed(base, arm, confirm_by, ask, on_step)
+        if measured.speedup.low <= 1:
+            why = f"{arm.name} is not surely faster than the expert alone"
+        elif goal.kept(measured):
+            best = "the fastest" if goal.wants_speed else "the best answers"
+            return Choice(arm, measured, f"{best} within the limits", len(rows), len(racing), tried)
+        else:
+            why = f"{arm.name} did not keep the limits on other questions"
+    return Choice(None, measured, why, len(rows), len(racing), len(kept[:TRIALS]))
+
+
+def _confirmed(base: Arm, arm: Arm, places: Sequence[int], ask: Ask, on_step: Callable[[str, float], None]) -> ArmSummary:
+    rows = []
+    for i, place in enumerate(places, start=1):
+        rows += [ask(each, place) for each in (base, arm)]
+        on_step(f"confirming {arm.name}", i / len(places))
+    return _by_name(rows, [arm])[arm.name]
 
 
 def _by_name(rows: Sequence[Row], arms: Sequence[Arm]) -> dict[str, ArmSummary]:
@@ -147,11 +168,11 @@ def _by_name(rows: Sequence[Row], arms: Sequence[Arm]) -> dict[str, ArmSummary]:
 
 
 def _still_racing(racing: Sequence[Arm], found: dict[str, ArmSummary], goal: Goal) -> list[Arm]:
-    """Without those that surely break a limit, and those that are surely slower than one that keeps them all."""
+    """Without those that surely break a limit, and those that are surely not as good as one that keeps them all."""
     possible = [arm for arm in racing if not goal.broken(found[arm.name])]
-    safe = [found[arm.name].speedup.low for arm in possible if goal.kept(found[arm.name]) and found[arm.name].n >= ROUND]
+    safe = [goal.merit(found[arm.name]).low for arm in possible if goal.kept(found[arm.name]) and found[arm.name].n >= ROUND]
     best = max(safe, default=-math.inf)
-    return [arm for arm in possible if found[arm.name].speedup.high >= best]
+    return [arm for arm in possible if goal.merit(found[arm.name]).high >= best]
 
 
 def told(estimate: Estimate, percent: bool = False) -> str:

@@ -11,16 +11,16 @@ from typing import Annotated
 
 import typer
 
-from . import options
 from ..bench import export, grid, questions, rows, running, setup
 from ..bench.report import write_report
 from ..bench.summary import summarized
 from ..errors import CatalogError, SettingError
 from ..figures import figure_class, writable
-from .invocation import loaded, progress, set_log_level
 from ..profile import Profile
 from ..runtime import Runtime
 from ..settings import DEFAULTS, BlockSize
+from . import options
+from .invocation import loaded, progress, set_log_level
 
 #: What is compared where nothing is named, at a glance and in earnest.
 QUICK = {"rules": "token_v3,opt", "alphas": "0.2,0.8", "block_sizes": "auto", "per_family": 3}
@@ -70,11 +70,11 @@ def bench(
         shown.show(read)
         return
     usual = QUICK if quick else USUAL
-    block: list[BlockSize] = grid.listed(str(block_sizes or usual["block_sizes"]), options.length, "--block-sizes")
+    block: list[BlockSize] = grid.listed(str(block_sizes or usual["block_sizes"]), options.length, "--block-sizes", "5,auto")
     arms = grid.grid(
-        grid.listed_rules(str(rules or usual["rules"]), grid.listed(str(alphas or usual["alphas"]), float, "--alphas")),
+        grid.listed_rules(str(rules or usual["rules"]), grid.listed(str(alphas or usual["alphas"]), float, "--alphas", "0.2,0.4")),
         block,
-        grid.listed(temperatures, float, "--temperatures"),
+        grid.listed(temperatures, float, "--temperatures", "0,1"),
         replace(DEFAULTS, max_tokens=max_tokens),
     )
     asked = questions.read_questions(questions_file) if questions_file else questions.built_in()
@@ -104,7 +104,7 @@ def _measured(
 ) -> None:
     prompts = running.prompts_of(runtime, asked)
     told = setup.described(runtime, asked, arms, repetitions=repetitions, seed=seed)
-    with progress("measuring", verbose) as bar:
+    with progress(verbose) as bar:
         task = bar.add_task("warming up", total=1.0)
         if not (resume and path.exists()):
             told |= {"learnt": running.warm_up(runtime, prompts, arms, LEARNING), "profile": runtime.profile().as_dict()}

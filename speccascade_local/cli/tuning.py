@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 from .. import catalog
-from . import options
 from ..bench import grid, questions, running, tuning
 from ..bench.rows import Row
 from ..catalog import Pair
 from ..catalog_edit import add_pair, set_rule
 from ..errors import SettingError
-from .invocation import loaded, progress, set_log_level
 from ..settings import DEFAULTS
+from . import options
+from .invocation import loaded, progress, set_log_level
 from .terminal import stdout
 
 RULES, ALPHAS = "token_v3,opt,chow,diff,chow_log", "0.05,0.1,0.2,0.3,0.4,0.6,0.8"
@@ -46,7 +46,7 @@ def tune(
     """
     set_log_level(verbose)
     goal = tuning.Goal(_share("--max-quality-loss", max_quality_loss), _share("--expert-share", expert_share), budget, min_speedup)
-    candidates = grid.listed_rules(rules, grid.listed(alphas, float, "--alphas"))
+    candidates = grid.listed_rules(rules, grid.listed(alphas, float, "--alphas", "0.2,0.4"))
     arms = grid.grid(candidates, ["auto"], [temperature], replace(DEFAULTS, max_tokens=max_tokens))
     arms = [arm for arm in arms if arm.settings.min_p == 0]
     asked = questions.in_turns(questions.read_questions(questions_file) if questions_file else questions.built_in(), per_family)
@@ -54,7 +54,7 @@ def tune(
     with loaded(pair, chosen, verbose) as runtime:
         source = runtime.pair
         prompts = running.prompts_of(runtime, asked)
-        with progress("tuning", verbose) as bar:
+        with progress(verbose) as bar:
             task = bar.add_task("warming up", total=1.0)
             runtime.start_from(running.warm_up(runtime, [prompts[place] for place in choose_by], arms, 4))
             experts: dict[int, str] = {}

@@ -14,21 +14,52 @@ def made_row(question: int, arm: str, *, temperature: float = 0.0, repetition: i
     """The n-th question is answered rightly by an arm as often as its share in ARMS says, and in its time."""
     wall, share = ARMS[arm]
     right = (question * 0.37) % 1 < share
-    rule, _, dial = arm.partition(",")[0].partition(":")
+    rule = arm.partition(",")[0]
+    dial = rule.partition(":")[2]
     text = text if text is not None else f"{'right' if right else 'wrong'} <b>{question}</b>"
     drafted = arm != BASE
     return {
-        "question": f"q{question}", "family": "f", "arm": arm, "rule": arm.partition(",")[0], "alpha": float(dial) if dial else None,
-        "temperature": temperature, "block_size": "auto", "top_k": 0, "top_p": 1.0, "min_p": 0.0, "verification": "token",
-        "bonus": "expert", "repetition": repetition, "seed": question, "text": text, "token_ids": [1] * len(text), "lengths": [1] * len(text),
-        "origins": ("a" if drafted else "e") * len(text), "finish_reason": "stop", "quality": float(right), "wall_s": wall * (1 + question % 5),
-        "first_s": 0.1, "draft_s": 0.1, "expert_s": 0.1, "verify_s": 0.1, "yields": [3, len(text) - 3] if drafted else [1] * len(text),
-        "prompt_tokens": 5, "tokens": len(text), "blocks": 2 if drafted else len(text), "drafted": 4 * drafted, "guessed": 0, "tested": 4 * drafted,
-        "accepted": 3 * drafted, "deferred": 1 * drafted, "rejected": 1 * drafted, "bonus_tokens": 1, "expert_calls": 2 if drafted else len(text),
+        "question": f"q{question}",
+        "family": "f",
+        "arm": arm,
+        "rule": rule,
+        "alpha": float(dial) if dial else None,
+        "temperature": temperature,
+        "block_size": "auto",
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "verification": "token",
+        "bonus": "expert",
+        "repetition": repetition,
+        "seed": question,
+        "text": text,
+        "token_ids": [1] * len(text),
+        "lengths": [1] * len(text),
+        "origins": ("a" if drafted else "e") * len(text),
+        "finish_reason": "stop",
+        "quality": float(right),
+        "wall_s": wall * (1 + question % 5),
+        "first_s": 0.1,
+        "draft_s": 0.1,
+        "expert_s": 0.1,
+        "verify_s": 0.1,
+        "yields": [3, len(text) - 3] if drafted else [1] * len(text),
+        "prompt_tokens": 5,
+        "tokens": len(text),
+        "blocks": 2 if drafted else len(text),
+        "drafted": 4 * drafted,
+        "guessed": 0,
+        "tested": 4 * drafted,
+        "accepted": 3 * drafted,
+        "deferred": 1 * drafted,
+        "rejected": 1 * drafted,
+        "bonus_tokens": 1,
+        "expert_calls": 2 if drafted else len(text),
         "drafter_calls": 4 * drafted,
         "fidelity": {"mean_tv": 0.1 * drafted, "expert_logprob": -0.5 * len(text), "judged": len(text)} if arm != "drafter alone" else None,
         "load_before": None,
-    }  # fmt: skip
+    }
 
 
 def made_rows(questions: int = 12, temperatures: tuple[float, ...] = (0.0,)) -> list[dict[str, Any]]:

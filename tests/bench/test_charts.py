@@ -25,7 +25,9 @@ def test_the_arms_of_a_rule_are_one_curve_by_alpha(arms):
 def test_time_and_quality_are_beside_the_expert_alone(arms):
     figure = Figure()
     quality_against_time(figure, arms)
-    drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].lines if line.get_label()[0] != "_"}
+    drawn = {
+        line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].lines if line.get_label()[0] != "_"
+    }
     assert drawn[BASE] == ([1], [0])
     assert drawn["token_v3, auto blocks"][0] == pytest.approx([0.6, 0.5])
     assert drawn["token_v3, auto blocks"][1][0] == 0

@@ -47,8 +47,8 @@ def test_alphas_go_to_names_without_dials():
     [
         (lambda: listed_rules(""), "names no rule"),
         (lambda: listed_rules("bogus"), "unknown rule"),
-        (lambda: listed("3,x", int, "--block-size"), "--block-size is '3,x'"),
-        (lambda: listed(",", float, "--temperature"), "--temperature is ','"),
+        (lambda: listed("3,x", int, "--block-size", "3,5"), "--block-size: 'x' in '3,x' is not allowed; give values with commas"),
+        (lambda: listed("1,", float, "--temperature", "0,1"), "--temperature: '' in '1,' is not allowed"),
     ],
 )
 def test_lists_that_are_none_are_refused(call, said):

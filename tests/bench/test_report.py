@@ -73,11 +73,11 @@ def test_the_same_rows_give_the_same_page(page, tmp_path):
 def test_the_pieces_of_an_answer_are_its_text_and_neighbours_differ():
     row = made_row(0, BASE, text="abcdef") | {"origins": "aammcb", "lengths": [1, 1, 1, 1, 1, 1]}
     assert pieces(row) == [("accepted", "ab"), ("matched", "cd"), ("corrected", "e"), ("bonus", "f")]
-    assert pieces(row | {"text": "é"  "xyz", "origins": "aae", "lengths": [0, 2, 2]}) == [("accepted", "éx"), ("expert", "yz")]
+    assert pieces(row | {"text": "éxyz", "origins": "aae", "lengths": [0, 2, 2]}) == [("accepted", "éx"), ("expert", "yz")]
 
 
 def test_samples_are_of_questions_that_every_arm_has_answered():
-    rows = made_rows(3) + [made_row(7, BASE)]
+    rows = [*made_rows(3), made_row(7, BASE)]
     assert [sample["question"] for sample in samples(rows, list(ARMS))] == ["q0", "q1", "q2"]
     assert [name for name, _ in samples(rows, list(ARMS))[0]["answers"]] == list(ARMS)
 

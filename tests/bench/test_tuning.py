@@ -8,11 +8,12 @@ import pytest
 from test_summary import row
 
 from speccascade_local.bench.grid import BASE, Arm
-from speccascade_local.bench.tuning import ROUND, Goal, split, tuned
+from speccascade_local.bench.summary import summarized
+from speccascade_local.bench.tuning import ROUND, TRIALS, Goal, split, tuned
 from speccascade_local.errors import SettingError
 from speccascade_local.rules import Strict
-from speccascade_local.token_rules import TokenV3
 from speccascade_local.settings import DEFAULTS
+from speccascade_local.token_rules import TokenV3
 
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8)
 #: By alpha: how many times as fast as the expert, share of right answers lost, mean TV.
@@ -58,8 +59,38 @@ def test_the_fastest_that_loses_no_quality_is_found_and_confirmed_on_other_quest
 def test_each_goal_has_its_own_best():
     assert choice(Goal(budget=0.02))[0].arm.method.alpha == 0.2
     assert choice(Goal(max_quality_loss=0.5))[0].arm.method.alpha == 0.6
-    assert choice(Goal(expert_share=0.15))[0].arm.method.alpha == 0.8
+    assert choice(Goal(expert_share=0.12))[0].arm.method.alpha == 0.8
     assert choice(Goal(min_speedup=2.7))[0].arm.method.alpha == 0.8
+
+
+def test_where_only_the_cost_is_limited_the_best_answers_win_and_not_the_fastest():
+    assert choice(Goal(expert_share=0.15))[0].arm.method.alpha == 0.6, "0.8 asks still less, and is wrong more often"
+    assert choice(Goal(min_speedup=1.2))[0].arm.method.alpha == 0.4, "as right as 0.2, and faster"
+    assert choice(Goal(min_speedup=1.2, max_quality_loss=0.4))[0].arm.method.alpha == 0.6
+
+
+def test_who_was_never_compared_with_the_expert_keeps_no_limit_on_the_distance_from_it():
+    measured = summarized([row(f"q{i}", arm, judged=judged) for i in range(9) for arm, judged in ((BASE, 10), ("never", 0))])
+    never = measured.by_temperature[0.0][1]
+    assert not Goal(budget=1.0).kept(never)
+    assert Goal(budget=1.0).broken(never)
+    assert Goal(max_quality_loss=0.0).kept(never)
+
+
+def test_what_fails_on_other_questions_makes_room_for_the_next_but_not_for_ever():
+    ask, _ = asker(dict.fromkeys(ALPHAS, (2.0, 0.0, 0.0)))
+    halves = split(120, ["f"] * 120, seed=0)
+
+    def lucky(*names):  # right wherever it is chosen by, wrong elsewhere
+        return lambda arm, place: {**ask(arm, place), "quality": float(place in halves[0] or arm.name not in names)}
+
+    found = tuned(arms(), *halves, lucky("token_v3:0.4"), Goal(max_quality_loss=0.01))
+    assert found.arm is not None
+    assert found.arm.method.alpha != 0.4
+    assert found.tried == 2
+    every = tuned(arms(), *halves, lucky(*(arm.name for arm in arms()[1:])), Goal(max_quality_loss=0.01))
+    assert every.arm is None
+    assert every.tried == TRIALS
 
 
 def test_what_is_hopeless_is_not_asked_to_the_end():
