@@ -43,7 +43,6 @@ import llama_cpp
 import matplotlib as mpl
 import numpy as np
 from demo_text import FAMILIES
-from grade_demo_pair import final_number
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -51,11 +50,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import speccascade_local as sc
 from speccascade_local.backend import extra_buffers_are_safe, physical_cores, system_info
 from speccascade_local.bench.intervals import Estimate, differences, estimated
+from speccascade_local.bench.questions import HELD_OUT, Question, Turn, built_in
 from speccascade_local.errors import SpeccascadeError
-from speccascade_local.tasks import Task, read_tasks
+from speccascade_local.text import Message
 
 ROOT = Path(__file__).parent.parent
-HELD_OUT = ROOT / "speccascade_local" / "demo" / "heldout.jsonl"
 README, MARKERS = ROOT / "README.md", ("<!-- peers -->", "<!-- /peers -->")
 COPIED = ("qa", "code", "translate")  # where answers are long enough for a copy to matter
 BASE, PYTHON = "expert alone (ours)", "llama-cpp-python Llama"
@@ -64,7 +63,6 @@ OURS = "strict/7,strict/15,strict/auto,token_v3:0.8/7,token_v3:0.8/auto"
 SERVERS = "none,draft-simple:3,draft-simple:7,draft-simple:15,ngram-mod:8:2:16"
 START_S, ANSWER_S = 600.0, 3600.0
 
-Messages = list[dict[str, str]]
 Record = dict[str, Any]
 Table = list[list[str]]
 
@@ -72,61 +70,45 @@ Table = list[list[str]]
 # --------------------------------------------------------------------------- what is asked
 
 
-@dataclass(frozen=True)
-class Question:
-    """A task as it is asked. ``family`` is the task's own, or "copy" where the conversation holds the answer already."""
-
-    id: str
-    family: str
-    messages: Messages
-    task: Task
-
-    def is_right(self, text: str) -> bool:
-        """As the bundled pair is graded: word problems by the number that they end with, all others by exact match."""
-        if self.task.family == "reason":
-            return final_number(text.strip()) == final_number(self.task.answers[0])
-        return self.task.is_right(text)
-
-
-def chosen(tasks: Sequence[Task], per_family: int, repeats: Callable[[Messages, str], bool]) -> list[Question]:
+def chosen(known: Sequence[Question], per_family: int, repeats: Callable[[list[Message], str], bool]) -> list[Question]:
     """So many questions of each family and so many copies, one of each in turn; always the same for the same file.
 
-    ``repeats`` says whether a model asked a question again gives the answer that it was told the first time: only such copies count.
+    In a copy the conversation holds the answer already. ``repeats`` says whether a model asked a question again gives the answer that it
+    was told the first time: only such copies count.
     """
     rng = random.Random(0)
-    shuffled = {family: [i for i, task in enumerate(tasks) if task.family == family] for family in FAMILIES}
+    shuffled = {family: [i for i, question in enumerate(known) if question.family == family] for family in FAMILIES}
     for places in shuffled.values():
         rng.shuffle(places)
-    groups = [
-        [Question(f"{family}-{i}", family, _asked(tasks[i]), tasks[i]) for i in places[:per_family]] for family, places in shuffled.items()
-    ]
+    groups = [[_named(known[i], f"{family}-{i}") for i in places[:per_family]] for family, places in shuffled.items()]
     copies: list[Question] = []
     for i in (i for turn in zip(*(shuffled[family][per_family:] for family in COPIED)) for i in turn):
         if len(copies) == per_family:
             break
-        answer = max(tasks[i].answers, key=len)
-        messages = [*_asked(tasks[i]), {"role": "assistant", "content": answer}, *_asked(tasks[i])]
-        if repeats(messages, answer):
-            copies.append(Question(f"copy-{i}", "copy", messages, tasks[i]))
+        asked, answer = known[i].conversation, max(known[i].reference, key=len)
+        if repeats([*asked, {"role": "assistant", "content": answer}, *asked], answer):
+            said = [Turn(role="assistant", content=answer)]
+            turns = [Turn.model_validate(turn) for turn in asked]
+            copies.append(_named(known[i], f"copy-{i}", family="copy", prompt=None, messages=(*turns, *said, *turns)))
     groups.append(copies)
     if any(len(group) < per_family for group in groups):
         sys.exit(f"--per-family {per_family} is more than {HELD_OUT.name} has to choose from")
     return [question for turn in zip(*groups) for question in turn]
 
 
-def _asked(task: Task) -> Messages:
-    return [{"role": "user", "content": task.prompt}]
+def _named(question: Question, name: str, **changes: Any) -> Question:
+    return question.model_copy(update={"id": name, **changes})
 
 
 def questions(per_family: int, max_tokens: int) -> list[Question]:
     """The benchmark's questions; the bundled pair, which answers as the cost-scaled one, says what is repeated."""
     with sc.load(n_threads=1) as bundled:
 
-        def repeats(messages: Messages, answer: str) -> bool:
+        def repeats(messages: list[Message], answer: str) -> bool:
             reply = bundled.generate(bundled.chat_ids(messages), rule="strict", block_size=0, max_tokens=max_tokens)
             return reply.text.strip() == answer.strip()
 
-        return chosen(read_tasks(HELD_OUT), per_family, repeats)
+        return chosen(built_in(), per_family, repeats)
 
 
 # --------------------------------------------------------------------------- who answers
@@ -379,7 +361,7 @@ def measure(options: argparse.Namespace) -> None:
         same_setup(done, setup, options.out)
         logs = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="bench-peers-")))
         arms = all_arms(options, runtime, logs, resources)
-        prompts = {question.id: runtime.chat_ids(question.messages) for question in asked}
+        prompts = {question.id: runtime.chat_ids(question.conversation) for question in asked}
         for arm in arms:  # the first evaluations of a process are slow; they count for nobody, and show at once what cannot be asked
             arm.ask(Request(prompts[asked[0].id], 0.0, 0, 2))
         seen = {key(row) for row in done}

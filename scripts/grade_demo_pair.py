@@ -11,11 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import re
 import subprocess
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from rich.progress import track
 
 import speccascade_local as sc
 from speccascade_local.backend import physical_cores
+from speccascade_local.bench.questions import HELD_OUT, Question, built_in
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "speccascade_local" / "demo"
@@ -42,20 +41,14 @@ CANDIDATES = [
 ]
 
 
-def is_right(example: Example, text: str) -> bool:
-    """Exact match of the answer; in word problems of the number that it ends with, in ``qa`` of either style."""
-    if example.family == "reason":
-        return final_number(text) == final_number(example.answers[0])
-    return text in example.answers
+def as_question(example: Example) -> dict[str, Any]:
+    """One line of heldout.jsonl: word problems are judged by the number that they end with, all others word for word."""
+    metric = {"metric": "numeric"} if example.family == "reason" else {}
+    return {"family": example.family, "prompt": example.prompt, "reference": example.answers, **metric}
 
 
-def final_number(text: str) -> str | None:
-    found = re.search(r"The answer is (-?\d+)\.$", text)
-    return found.group(1) if found else None
-
-
-def ask(runtime: sc.Runtime, example: Example, arm: str) -> sc.Reply:
-    ids = runtime.chat_ids([{"role": "user", "content": example.prompt}])
+def ask(runtime: sc.Runtime, question: Question, arm: str) -> sc.Reply:
+    ids = runtime.chat_ids(question.conversation)
     if arm == "sequential":
         return runtime.generate(ids, rule="margin:0.9")
     if arm == "expert":
@@ -86,20 +79,19 @@ def choose(arms: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    examples = held_out_examples(PER_FAMILY)
-    with (DEMO / "heldout.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in examples)
+    with HELD_OUT.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(as_question(example), ensure_ascii=False) + "\n" for example in held_out_examples(PER_FAMILY))
     names = ["expert", "drafter", "sequential", "strict", *CANDIDATES]
     graded: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     with sc.load() as runtime:
         default = runtime.chat_ids([{"role": "user", "content": DEFAULT_QUESTION}])
         begins = first_words(runtime, default)
-        for example in track(examples, "grading"):
-            answers = {name: ask(runtime, example, name) for name in names}
+        for question in track(built_in(), "grading"):
+            answers = {name: ask(runtime, question, name) for name in names}
             for name, reply in answers.items():
                 kept = ("tokens", "expert_calls", "drafted", "accepted", "tested", "deferred")
                 row = {key: getattr(reply.stats, key) for key in kept}
-                row |= {"family": example.family, "right": is_right(example, reply.text)}
+                row |= {"family": question.family, "right": question.is_right(reply.text)}
                 row |= {"same_as_expert": reply.token_ids == answers["expert"].token_ids}
                 graded[name].append(row)
     arms = {

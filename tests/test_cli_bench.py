@@ -117,7 +117,7 @@ def test_a_dry_run_writes_nothing(tmp_path):
         (["bench", "--format", "xml"], "--format is 'xml'; it must be one of md, csv, json, jsonl"),
         (["bench", "--questions", "none.jsonl"], "none.jsonl: cannot be read"),
         (["bench", "--questions", "broken.jsonl"], "broken.jsonl, line 2: not JSON"),
-        (["bench", "--questions", "metric.jsonl"], "metric.jsonl, line 1: metric: Input should be 'exact', 'contains'"),
+        (["bench", "--questions", "metric.jsonl"], "metric.jsonl, line 1: metric: input should be 'exact', 'contains'"),
         (["bench", "--questions", "bare.jsonl"], "metric exact needs a reference"),
         (["bench", "--questions", "empty.jsonl"], "empty.jsonl: no questions"),
         (["bench", "--from", "broken.jsonl"], "broken.jsonl"),

@@ -13,8 +13,8 @@ from test_cli import QUESTION, speccascade
 
 import speccascade_local as sc
 from speccascade_local import methods
+from speccascade_local.bench.questions import read_questions
 from speccascade_local.calibration import Calibration
-from speccascade_local.tasks import read_tasks
 
 DEMO = Path(sc.__file__).parent / "demo"
 
@@ -145,14 +145,14 @@ def test_an_answer_follows_the_json_schema_in_a_file(tmp_path):
         (["run", "--grammar", "bad.gbnf", "Hi"], "not valid GBNF"),
         (["run", "--json-schema", "bad.gbnf", "Hi"], "not valid JSON"),
         (["run", "--grammar", "good.gbnf", "--json-schema", "schema.json", "Hi"], "choose one"),
-        (["calibrate", "--tasks", "bad.jsonl", "--out", "cal.json"], "bad.jsonl, line 2: answers: this key is missing"),
-        (["calibrate", "--tasks", "few.jsonl", "--out", "cal.json"], "1 judged answers are too few"),
-        (["calibrate", "copied", "--tasks", "enough.jsonl", "--out", "cal.json"], "drafter ngram is none; name a drafter file"),
+        (["calibrate", "--questions", "bad.jsonl", "--out", "cal.json"], "question question-2 has no reference"),
+        (["calibrate", "--questions", "few.jsonl", "--out", "cal.json"], "1 judged answers are too few"),
+        (["calibrate", "copied", "--questions", "enough.jsonl", "--out", "cal.json"], "drafter ngram is none; name a drafter file"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_clear_error(tmp_path, arguments, said):
-    line = '{"prompt": "Hi", "answers": ["x"]}\n'
+    line = '{"prompt": "Hi", "reference": ["x"]}\n'
     files = {"bad.gbnf": 'root ::= "', "good.gbnf": 'root ::= "a"', "schema.json": "{}", "few.jsonl": line, "enough.jsonl": 20 * line}
     files |= {"models.yaml": "pairs: {copied: {drafter: ngram, expert: bundled:expert.gguf}}\n"}
     for name, text in (files | {"bad.jsonl": line + '{"prompt": "Hi"}'}).items():
@@ -165,9 +165,9 @@ def test_bad_input_is_one_clear_error(tmp_path, arguments, said):
     assert not (tmp_path / "cal.json").exists()
 
 
-@pytest.mark.parametrize("missing", ["--tasks", "--out"])
+@pytest.mark.parametrize("missing", ["--questions", "--out"])
 def test_calibrate_needs_its_two_files(missing):
-    given = {"--tasks": "a", "--out": "b"}
+    given = {"--questions": "a", "--out": "b"}
     done = speccascade("calibrate", *(word for name, value in given.items() if name != missing for word in (name, value)))
     assert done.returncode == 2
     assert missing in done.stderr.decode()
@@ -181,15 +181,15 @@ def calibrated(tmp_path_factory) -> Path:
     """A folder with what `speccascade calibrate` writes for the bundled pair and some of its held-out questions."""
     folder = tmp_path_factory.mktemp("calibrated")
     lines = (DEMO / "heldout.jsonl").read_text(encoding="utf-8").splitlines()[::8]
-    (folder / "tasks.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    arguments = ["--tasks", "tasks.jsonl", "--out", "cal.json", "--picture", "cal.png", "--target", "0.9", "--seed", "1"]
+    (folder / "asked.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    arguments = ["--questions", "asked.jsonl", "--out", "cal.json", "--picture", "cal.png", "--target", "0.9", "--seed", "1"]
     (folder / "told.txt").write_text(told("calibrate", *arguments, cwd=folder), encoding="utf-8")
     return folder
 
 
 def test_calibrate_writes_what_it_says(calibrated):
     found, text = Calibration.load(calibrated / "cal.json"), (calibrated / "told.txt").read_text(encoding="utf-8")
-    n = len(read_tasks(calibrated / "tasks.jsonl"))
+    n = len(read_questions(calibrated / "asked.jsonl"))
     assert found.calibrated_on + len(found.validation) == n
     assert found.accuracy >= found.target_accuracy == 0.9
     assert found.expert_accuracy > found.drafter_accuracy
@@ -210,7 +210,7 @@ def test_calibrate_writes_what_it_says(calibrated):
 def test_a_calibration_routes_the_answers_of_run_as_it_says(calibrated, demo):
     rule, settings = methods.parse(f"calibrated:{calibrated / 'cal.json'}"), {"max_tokens": 256}
     decided = set()
-    for task in read_tasks(calibrated / "tasks.jsonl")[::12]:
+    for task in read_questions(calibrated / "asked.jsonl")[::12]:
         reply = json.loads(told("run", "--json", "--rule", "calibrated:cal.json", task.prompt, cwd=calibrated))
         demo.reset()
         margin = demo.chat([{"role": "user", "content": task.prompt}], rule="margin:0", **settings).confidence
@@ -244,7 +244,7 @@ def test_a_pair_that_names_a_calibration_which_is_not_there_yet_can_be_calibrate
     pair = "pairs:\n  mine:\n    drafter: bundled:drafter.gguf\n    expert: bundled:expert.gguf\n    rule: calibrated:mine.json\n"
     (tmp_path / "models.yaml").write_text(pair, encoding="utf-8")
     assert speccascade("run", "mine", QUESTION, cwd=tmp_path).returncode == 1
-    told("calibrate", "mine", "--tasks", calibrated / "tasks.jsonl", "--target", "0.9", "--out", "mine.json", cwd=tmp_path)
+    told("calibrate", "mine", "--questions", calibrated / "asked.jsonl", "--target", "0.9", "--out", "mine.json", cwd=tmp_path)
     assert told("run", "mine", QUESTION, cwd=tmp_path)
 
 
@@ -263,9 +263,11 @@ def test_a_calibration_of_other_files_is_refused(calibrated):
 
 
 def test_a_target_that_no_threshold_reaches_is_refused_and_nothing_is_written(calibrated):
-    lines = [json.dumps({"prompt": task.prompt, "answers": ["never said"]}) for task in read_tasks(calibrated / "tasks.jsonl")[:20]]
+    lines = [json.dumps({"prompt": task.prompt, "reference": ["never said"]}) for task in read_questions(calibrated / "asked.jsonl")[:20]]
     (calibrated / "hard.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    done = speccascade("calibrate", "--tasks", "hard.jsonl", "--out", "hard.json", "--target", "0.5", "--max-tokens", "3", cwd=calibrated)
+    done = speccascade(
+        "calibrate", "--questions", "hard.jsonl", "--out", "hard.json", "--target", "0.5", "--max-tokens", "3", cwd=calibrated
+    )
     assert done.returncode == 1
     assert "no threshold reaches an accuracy of 0.500 on the 10 validation answers" in done.stderr.decode()
     assert not (calibrated / "hard.json").exists()

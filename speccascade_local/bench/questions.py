@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
 
+from ..checked_yaml import problem
 from ..checks import text_of
 from ..errors import CatalogError
 from ..text import Message
 from .graders import METRICS
 
 HELD_OUT = Path(__file__).parent.parent / "demo" / "heldout.jsonl"
-#: Word problems of the built-in families are judged by the number that they end with.
-BY_NUMBER = "reason"
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -82,6 +81,10 @@ class Question(BaseModel):
         """For a pair without a chat template: what is said, one message after the other."""
         return "\n".join(message["content"] for message in self.conversation)
 
+    def is_right(self, text: str) -> bool:
+        """Whether an answer is as good as can be. A question without a reference has no right answer."""
+        return self.quality(text) == 1.0
+
     def quality(self, text: str) -> float | None:
         """How good an answer is, 0 to 1; None where there is no reference. Without a metric it must be a reference, word for word."""
         return METRICS[self.metric or "exact"](text, self.reference) if self.reference else None
@@ -89,16 +92,7 @@ class Question(BaseModel):
 
 def built_in() -> list[Question]:
     """The held-out questions of the bundled pair's five families."""
-    return [
-        Question(
-            prompt=task["prompt"],
-            reference=task["answers"],
-            metric="numeric" if task["family"] == BY_NUMBER else "exact",
-            family=task["family"],
-            id=f"{task['family']}-{number}",
-        )
-        for number, task in _lines(HELD_OUT)
-    ]
+    return read_questions(HELD_OUT)
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -111,10 +105,8 @@ def read_questions(path: Path) -> list[Question]:
         try:
             question = Question.model_validate(_translated(data))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the whole line"
             raise CatalogError(
-                f"{path}, line {number}: {where}: {first['msg'].removeprefix('Value error, ')}; a line is "
+                f"{path}, line {number}: {problem(error, whole='the whole line')}; a line is "
                 '{"prompt": "...", "reference": "...", "metric": "' + "|".join(METRICS) + '"} or has "messages" in place of "prompt"'
             ) from error
         question = question.model_copy(update={"id": question.id or f"{question.family or 'question'}-{number}"})
@@ -139,8 +131,8 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text_of(path).split("\n"), start=1):  # not splitlines: JSON texts may hold other line separators
         if line.strip():
             try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
+                yield number, from_json(line)  # refuses what no UTF-8 can hold, too
+            except ValueError as error:
                 raise CatalogError(f"{path}, line {number}: not JSON ({error}); give one JSON object in each line") from error
 
 

@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ..bench.judging import judged, with_references
+from ..bench.questions import read_questions
 from ..calibration import Calibrated, fit, ready
 from ..errors import SettingError
 from ..figures import figure_class, writable
 from ..pictures import reliability_diagram, staircase
 from ..settings import DEFAULTS
-from ..tasks import judged, read_tasks
 from . import options
 from .invocation import loaded, set_log_level, stepping
 from .terminal import profile_summary, profile_table, stdout
@@ -23,7 +24,7 @@ from .terminal import profile_summary, profile_table, stdout
 def calibrate_verb(
     chosen: options.ModelOptions,
     pair: options.PairName = None,
-    tasks: Annotated[Path, typer.Option(help="JSONL: one {'prompt': ..., 'answers': [...]} per line.")] = ...,  # type: ignore[assignment]
+    questions_file: Annotated[Path, typer.Option("--questions", help="JSONL with prompt or messages, reference and metric.")] = ...,  # type: ignore[assignment]
     out: Annotated[Path, typer.Option(help="Where the calibration goes; use it as --rule calibrated:FILE.")] = ...,  # type: ignore[assignment]
     picture: Annotated[Path | None, typer.Option(help="Where the reliability diagram goes, .png or .svg.")] = None,
     target: Annotated[
@@ -35,7 +36,7 @@ def calibrate_verb(
 ) -> None:
     """Learn from judged questions when the drafter's whole answer can be trusted (needs the extra calibrate)."""
     set_log_level(verbose)
-    questions = read_tasks(tasks)
+    questions = with_references(read_questions(questions_file))
     ready(len(questions), target, out, picture)  # before hours of asking
     with loaded(pair, chosen, verbose, rule="strict", profile=False) as runtime:
         if "drafter" not in runtime.pair.files:

@@ -4,6 +4,8 @@ import json
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from speccascade_local.bench.questions import Question, built_in, in_turns, read_questions
 from speccascade_local.errors import CatalogError
@@ -49,16 +51,42 @@ def test_spec_bench_is_read_as_it_is(tmp_path):
     assert question == Question(prompt="Compose", family="writing", id="81")
 
 
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+@given(
+    st.lists(st.builds(Question, prompt=texts, reference=st.lists(texts, min_size=1), family=texts), min_size=1),
+    st.booleans(),
+    st.sampled_from("\n\r"),
+)
+def test_any_questions_that_are_written_as_json_lines_are_read_back(tmp_path_factory, questions, escaped, ending):
+    """Also line separators of other scripts inside a text, empty lines, and the line ends of Windows."""
+    path = tmp_path_factory.mktemp("questions") / "q.jsonl"
+    lines = [json.dumps({**question.model_dump(), "id": number}, ensure_ascii=escaped) for number, question in enumerate(questions)]
+    path.write_text("\n \n".join(lines), encoding="utf-8", newline="\r\n" if ending == "\r" else "\n")
+    assert read_questions(path) == [question.model_copy(update={"id": str(number)}) for number, question in enumerate(questions)]
+
+
+def test_an_answer_is_right_when_it_is_one_of_those_given_but_for_white_space_around():
+    question = Question(prompt="?", reference=("four ", "4"))
+    assert all(question.is_right(text) for text in ("4", " four", "4\n", "four"))
+    assert not any(question.is_right(text) for text in ("44", "4.", "Four", "", "fo ur"))
+    assert not Question(prompt="?").is_right("4"), "nobody knows"
+
+
 BAD = [
     ("{", "line 2: not JSON"),
+    ("[" * 100_000, "line 2: not JSON"),
+    (r'{"prompt": "\ud800"}', "line 2: not JSON"),
     ("[]", "line 2: the whole line"),
+    ("null", "line 2: the whole line"),
     ({}, "line 2: the whole line: a question has a prompt or messages"),
     ({"prompt": "a", "messages": [{"role": "user", "content": "b"}]}, "and not both"),
-    ({"prompt": ""}, "line 2: prompt: String should have at least 1 character"),
-    ({"prompt": "a", "metric": "bleu", "reference": "b"}, "line 2: metric: Input should be 'exact'"),
+    ({"prompt": ""}, "line 2: prompt: string should have at least 1 character"),
+    ({"prompt": "a", "metric": "bleu", "reference": "b"}, "line 2: metric: input should be 'exact'"),
     ({"prompt": "a", "metric": "exact"}, "metric exact needs a reference"),
     ({"prompt": "a", "metric": "regex", "reference": "("}, "is no regular expression"),
-    ({"prompt": "a", "answer": "b"}, "line 2: answer: Extra inputs"),
+    ({"prompt": "a", "answer": "b"}, "line 2: answer: this key is not known"),
     ({"prompt": 5}, "line 2: prompt"),
     ({"messages": []}, "line 2: messages"),
     ({"messages": [{"role": "user"}]}, "line 2: messages.0.content"),
