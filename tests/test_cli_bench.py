@@ -41,7 +41,8 @@ def test_bench_writes_every_row_once_and_prints_the_table(asked, tmp_path):
     assert first["setup"]["pair"] == "demo"
     assert first["setup"]["command"].startswith("speccascade bench --questions")
     assert sorted((row["question"], row["arm"]) for row in measured) == sorted((f"qa-{n}", arm) for n in (1, 2) for arm in ARMS)
-    assert all(any(line.startswith(f"| {arm} | 2 |") for line in shown.splitlines()) for arm in ARMS)
+    assert "temperature 0, 2 questions" in shown
+    assert all(any(re.match(rf"{re.escape(arm)} +\d+\.\d\d \[", line) for line in shown.splitlines()) for arm in ARMS)
     assert "only 2 questions: too few to tell much" in shown
 
 
@@ -51,8 +52,11 @@ def test_what_was_measured_can_be_shown_in_every_form(asked, tmp_path):
     assert [line["arm"] for line in table] == ARMS
     found = json.loads(told("bench", "--from", "rows.jsonl", "-o", "json", cwd=tmp_path))
     assert [arm["arm"] for arm in found["arms"]] == ARMS
+    lines = [line for line in told("bench", "--from", "rows.jsonl", "-o", "md", cwd=tmp_path).splitlines() if line.startswith("|")]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines] == ["arm", "---", *ARMS]
     assert told("bench", "--from", "rows.jsonl", "-o", "jsonl", cwd=tmp_path) == (tmp_path / "rows.jsonl").read_text()
-    told("bench", "--from", "rows.jsonl", "--report", "page.html", "--spec-bench", "answers", cwd=tmp_path)
+    told("bench", "--from", "rows.jsonl", "--report", "page.html", "--spec-bench", "answers", "--picture", "curves.svg", cwd=tmp_path)
+    assert "<svg" in (tmp_path / "curves.svg").read_text()
     assert "strict, blocks of 3" in (tmp_path / "page.html").read_text()
     answers = sorted((tmp_path / "answers").iterdir())
     assert len(answers) == len(ARMS)
@@ -114,7 +118,7 @@ def test_a_dry_run_writes_nothing(tmp_path):
         (["bench", "--rules", "tokn_v3:0.3"], "did you mean 'token_v3'"),
         (["bench", "--alphas", "x"], "--alphas: 'x' is not allowed; give values with commas between them, such as 0.2,0.4"),
         (["bench", "--block-sizes", "3,huge"], "--block-sizes: 'huge' in '3,huge' is not allowed"),
-        (["bench", "--format", "xml"], "--format is 'xml'; it must be one of md, csv, json, jsonl"),
+        (["bench", "--format", "xml"], "--format is 'xml'; it must be one of table, md, csv, json, jsonl"),
         (["bench", "--questions", "none.jsonl"], "none.jsonl: cannot be read"),
         (["bench", "--questions", "broken.jsonl"], "broken.jsonl, line 2: not JSON"),
         (["bench", "--questions", "metric.jsonl"], "metric.jsonl, line 1: metric: input should be 'exact', 'contains'"),
@@ -123,6 +127,7 @@ def test_a_dry_run_writes_nothing(tmp_path):
         (["bench", "--from", "broken.jsonl"], "broken.jsonl"),
         (["bench", "--from", "older.jsonl"], "written in format 0, and this version reads 1"),
         (["bench", "--report", "none/page.html"], "none/page.html: cannot be written"),
+        (["bench", "--picture", "curves.pdf"], "curves.pdf"),
         (["bench", "demo", "demo", "--out", "x.jsonl"], "several pairs were named, and a file for one"),
         (["tune"], "nothing was asked for"),
         (["tune", "--max-quality-loss", "lots"], "--max-quality-loss is 'lots'; it must be a share, such as 1% or 0.01"),

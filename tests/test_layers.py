@@ -38,7 +38,7 @@ LAYERS = [
     {"bench.charts"},
     {"bench.report", "bench"},
     {"cli.terminal", "cli.options"},
-    {"cli.invocation"},
+    {"cli.invocation", "cli.scores"},
     {"cli.answers", "cli.benchmarks", "cli.listings", "cli.measurements", "cli.planning", "cli.tuning"},
     {"cli.app", "cli"},
     {"__init__", "__main__"},

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from ..errors import CatalogError
+from ..figures import figure_class, save_figure
 from .export import histogram, reach
 from .grid import BASE
 from .rows import Row
-from .summary import ArmSummary
+from .summary import ArmSummary, Summary
 
 #: Told apart without colour: 28 of marker, line and shade of grey, neighbours as unlike as can be.
 LOOKS = [("osD^vPX"[i % 7], ("-", "--", "-.", ":")[i % 4], ("0.1", "0.45", "0.25", "0.6", "0.35")[i % 5]) for i in range(28)]
@@ -23,6 +26,21 @@ def curves(arms: Sequence[ArmSummary]) -> dict[str, list[ArmSummary]]:
         name = arm.arm.replace(rule, rule.split(":")[0]) if alpha is not None else arm.arm
         found[name].append(arm)
     return {name: sorted(each, key=lambda arm: arm.about.get("alpha") or 0.0) for name, each in found.items()}
+
+
+def draw_curves(path: Path, summary: Summary) -> None:
+    """Quality against time, a panel for each temperature, into a .png or .svg file.
+
+    Raises SettingError without matplotlib, CatalogError where no question has a reference or the file cannot be written.
+    """
+    graded = {temperature: arms for temperature, arms in summary.by_temperature.items() if any(arm.quality_gain for arm in arms)}
+    if not graded:
+        raise CatalogError("no question has a reference, so there is no quality to draw; give some with reference and metric")
+    figure = figure_class(path)(figsize=(6.6 * len(graded), 4.8), layout="constrained")
+    for panel, (temperature, arms) in zip(figure.subfigures(1, len(graded), squeeze=False)[0], graded.items()):
+        quality_against_time(panel, arms)
+        panel.suptitle(f"temperature {temperature:g}", fontsize=10)
+    save_figure(figure, path)
 
 
 def quality_against_time(figure: Any, arms: Sequence[ArmSummary]) -> None:

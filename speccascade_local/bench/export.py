@@ -12,49 +12,79 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-from .intervals import FEW, Estimate
+from .intervals import Estimate, surely, too_few
 from .rows import Row
 from .summary import ArmSummary, Summary
 
-HEADER = (
-    *("arm", "n", "tok/s", "× the expert, per answer", "× per token", "right %", "less the expert's, points", "s per right answer"),
-    *("TV", "log p per token", "expert calls per token", "tokens per block", "accepted %", "deferred %", "tokens"),
-)
+
+def verdict(arm: ArmSummary) -> str:
+    """Beside the expert alone, in the words that its intervals support; empty for the expert itself and where nothing is sure."""
+    speed = surely(arm.speedup, 1.0, "faster", "slower")
+    quality = surely(arm.quality_gain, 0.0, "better", "worse") if arm.quality_gain else None
+    return ", ".join(word for word in (speed, quality) if word)
 
 
-def cells(arm: ArmSummary) -> list[str]:
-    """One line of the table, as HEADER names its columns."""
+#: The whole table: each column's name, and what stands there for an arm.
+COLUMNS: Mapping[str, Callable[[ArmSummary], str]] = {
+    "arm": lambda arm: arm.arm,
+    "surely": verdict,
+    "n": lambda arm: str(arm.n),
+    "× the expert, per answer": lambda arm: str(arm.speedup),
+    "× per token": lambda arm: str(arm.speedup_per_token),
+    "tok/s": lambda arm: f"{arm.tokens_per_s:.1f}",
+    "s to the first text": lambda arm: f"{arm.first_s:.3f}",
+    "tok/s after it": lambda arm: _number(arm.decode_tokens_per_s, 1),
+    "right %": lambda arm: _percent(arm.quality),
+    "less the expert's, points": lambda arm: points(arm.quality_gain),
+    "s per right answer": lambda arm: _number(arm.solved_s, 2),
+    "TV": lambda arm: _number(arm.mean_tv, 3),
+    "log p per token": lambda arm: _number(arm.logprob, 2),
+    "expert calls per token": lambda arm: f"{arm.expert_calls_per_token:.2f}",
+    "tokens per block": lambda arm: f"{arm.tokens_per_block:.2f}",
+    "accepted %": lambda arm: _percent(arm.acceptance_rate),
+    "deferred %": lambda arm: _percent(arm.deferral_rate),
+    "tokens": lambda arm: f"{arm.tokens:.0f}",
+}
+
+
+def full_table(arms: Sequence[ArmSummary]) -> list[list[str]]:
+    """A heading, then a line for each arm."""
+    return [list(COLUMNS), *([told(arm) for told in COLUMNS.values()] for arm in arms)]
+
+
+def family_table(summary: Summary, temperature: float) -> list[list[str]]:
+    """How fast and how good each arm is in each family: a heading, then a line for each arm. Empty where there is one family only."""
+    families = {name: part[temperature] for name, part in summary.families.items() if temperature in part}
+    if not families:
+        return []
+    heading = ["arm", *(f"{name} ({arms[0].n})" for name, arms in families.items())]
+    by_arm: dict[str, list[str]] = {arm.arm: [arm.arm] for arm in summary.by_temperature[temperature]}
+    for arms in families.values():
+        found = {arm.arm: arm for arm in arms}
+        for name, line in by_arm.items():
+            line.append(_in_short(found.get(name)))
+    return [heading, *by_arm.values()]
+
+
+def _in_short(arm: ArmSummary | None) -> str:
+    if arm is None:
+        return "–"
     gain = arm.quality_gain
-    return [
-        arm.arm,
-        str(arm.n),
-        f"{arm.tokens_per_s:.1f}",
-        str(arm.speedup),
-        str(arm.speedup_per_token),
-        _percent(arm.quality),
-        "–" if gain is None else _points(gain),
-        _number(arm.solved_s, 2),
-        _number(arm.mean_tv, 3),
-        _number(arm.logprob, 2),
-        f"{arm.expert_calls_per_token:.2f}",
-        f"{arm.tokens_per_block:.2f}",
-        _percent(arm.acceptance_rate),
-        _percent(arm.deferral_rate),
-        f"{arm.tokens:.0f}",
-    ]
+    return f"{arm.speedup.value:.2f} ×" + (f", {100 * gain.value:+.0f}" if gain else "")
 
 
 def notes(summary: Summary, setup: Mapping[str, Any]) -> list[str]:
     """What a reader must know to trust the table."""
-    fewest = min(arm.n for arms in summary.by_temperature.values() for arm in arms)
+    fewest = min((arm.speedup for arms in summary.by_temperature.values() for arm in arms), key=lambda estimate: estimate.n)
     told = [f"{name}: {_told(setup[name])}" for name in SHOWN if setup.get(name) is not None]
     told.append(
         "×: mean over questions of the expert alone's time over this arm's, with its 95 % interval (paired bootstrap over questions)"
     )
     told.append("s per right answer: seconds of all answers, the wrong ones too, for each right one")
     told.append("TV: how far the distribution of each token is from the expert's own, 0 to 1; log p: of the text, by the expert, nats")
-    if fewest < FEW:
-        told.append(f"only {fewest} questions: too few to tell much; {FEW} or more are better")
+    told += filter(None, [too_few(fewest)])
+    told.append("surely: what the whole of an interval supports; where it says nothing, the prompts do not tell")
+    told += [f"{', '.join(group)}: the same tokens in the same blocks everywhere, so nothing tells them apart" for group in summary.alike]
     if summary.left_out:
         told.append(f"{summary.left_out} rows are left out, because not every arm has answered that question")
     return told
@@ -64,15 +94,21 @@ def markdown(summary: Summary, setup: Mapping[str, Any]) -> str:
     """A table for each temperature, and the notes."""
     parts = []
     for temperature, arms in summary.by_temperature.items():
-        lines = [list(HEADER), ["---"] * len(HEADER), *(cells(arm) for arm in arms)]
-        parts.append(f"**Temperature {temperature:g}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+        parts += [f"**Temperature {temperature:g}**", _table(full_table(arms))]
+        families = family_table(summary, temperature)
+        parts += ["By family: × the expert per answer, right answers less the expert's in points", _table(families)] if families else []
     parts.append("\n".join(f"- {note}" for note in notes(summary, setup)))
     return "\n\n".join(parts) + "\n"
 
 
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    heading, *rest = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heading, ["---"] * len(heading), *rest))
+
+
 def as_csv(summary: Summary, setup: Mapping[str, Any]) -> str:
-    """One line for each arm and temperature, every figure with its interval, the set-up in each."""
-    flat = [{**arm.as_dict(), **_plain(setup)} for arms in summary.by_temperature.values() for arm in arms]
+    """One line for each arm, temperature and family (none: all), every figure with its interval, the set-up in each."""
+    flat = [{**arm, **_plain(setup)} for arm in _flat(summary)]
     out = io.StringIO()
     writer = csv.DictWriter(out, list(flat[0]), lineterminator="\n")
     writer.writeheader()
@@ -82,8 +118,13 @@ def as_csv(summary: Summary, setup: Mapping[str, Any]) -> str:
 
 def as_json(summary: Summary, setup: Mapping[str, Any]) -> str:
     """The same as CSV, with the set-up once."""
-    arms = [arm.as_dict() for arms in summary.by_temperature.values() for arm in arms]
-    return json.dumps({"setup": dict(setup), "arms": arms, "left_out": summary.left_out}, indent=1, allow_nan=False, default=str) + "\n"
+    whole = {"setup": dict(setup), "arms": _flat(summary), "alike": summary.alike, "left_out": summary.left_out}
+    return json.dumps(whole, indent=1, allow_nan=False) + "\n"
+
+
+def _flat(summary: Summary) -> list[dict[str, Any]]:
+    parts = {"": summary.by_temperature, **summary.families}
+    return [{"family": name, **arm.as_dict()} for name, part in parts.items() for arms in part.values() for arm in arms]
 
 
 def spec_bench(rows: Sequence[Row], arm: str, temperature: float) -> str:
@@ -141,7 +182,10 @@ def _plain(setup: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in setup.items() if isinstance(value, (str, int, float)) or value is None}
 
 
-def _points(estimate: Estimate) -> str:
+def points(estimate: Estimate | None) -> str:
+    """A difference of shares in percentage points, with its interval; a dash where there is none."""
+    if estimate is None:
+        return "–"
     value, low, high = (100 * each for each in (estimate.value, estimate.low, estimate.high))
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 

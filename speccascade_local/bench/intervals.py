@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
 DRAWS = 10_000
 #: Below so many prompts an interval is wide, and its own width unsure.
@@ -35,12 +37,11 @@ def estimated(values: Sequence[float], draws: int = DRAWS) -> Estimate:
     percentile interval, Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 4.3). One value has no interval.
     """
     data = np.asarray(values, dtype=np.float64)
-    n = len(data)
+    n, mean, middle = len(data), float(data.mean()), float(np.median(data))
     if n < 2:
-        return Estimate(float(data.mean()), -math.inf, math.inf, float(np.median(data)), n)
-    means = data[np.random.default_rng(0).integers(0, n, (draws, n))].mean(axis=1)
-    low, high = np.quantile(means, [_level(n), 1 - _level(n)])
-    return Estimate(float(data.mean()), float(low), float(high), float(np.median(data)), n)
+        return Estimate(mean, -math.inf, math.inf, middle, n)
+    low, high = np.quantile(_counts(n, draws) @ data / n, [_level(n), 1 - _level(n)])
+    return Estimate(mean, min(float(low), mean), max(float(high), mean), middle, n)  # equal values would miss it by rounding
 
 
 def ratios(mine: Sequence[float], theirs: Sequence[float]) -> list[float]:
@@ -53,18 +54,23 @@ def differences(mine: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [a - b for a, b in zip(mine, theirs, strict=True)]
 
 
-def claim(estimate: Estimate, neutral: float, above: str, below: str) -> str:
-    """The word that the interval supports: ``above`` or ``below`` if all of it lies there, else that nothing can be told."""
+def surely(estimate: Estimate, neutral: float, above: str, below: str) -> str | None:
+    """The word that the interval supports: ``above`` or ``below`` if all of it lies there, else None."""
     if estimate.low > neutral:
         return above
-    if estimate.high < neutral:
-        return below
-    return f"neither {above} nor {below}, as far as {estimate.n} prompts can tell"
+    return below if estimate.high < neutral else None
 
 
 def too_few(estimate: Estimate) -> str | None:
     """A warning where there are too few prompts."""
-    return f"only {estimate.n} prompts: too few to tell much; {FEW} or more are better" if estimate.n < FEW else None
+    return f"only {estimate.n} questions: too few to tell much; {FEW} or more are better" if estimate.n < FEW else None
+
+
+@lru_cache(maxsize=4)
+def _counts(n: int, draws: int) -> NDArray[np.float64]:
+    """[draw, place]: how often each value is drawn."""
+    drawn = np.random.default_rng(0).integers(0, n, (draws, n)) + n * np.arange(draws)[:, None]
+    return np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float64)
 
 
 def _level(n: int) -> float:

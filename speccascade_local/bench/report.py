@@ -16,11 +16,11 @@ from ..figures import figure_class, svg_text
 from ..pictures import draw_staircase
 from ..profile import Profile
 from . import charts
-from .export import HEADER, cells, notes
+from .export import family_table, full_table, notes
 from .grid import BASE
 from .rows import Row
 from .running import ORIGINS
-from .summary import ArmSummary, Summary
+from .summary import Summary
 
 #: Samples and disagreements that are shown; the file of rows has all.
 SAMPLES, DISAGREEMENTS = 4, 12
@@ -30,14 +30,13 @@ _NAMES = {letter: origin for origin, letter in ORIGINS.items()}
 def write_report(path: Path, summary: Summary, rows: Sequence[Row], setup: Mapping[str, Any]) -> None:
     """Write the page. Raises SettingError without matplotlib, CatalogError where it cannot be written."""
     figure = figure_class(Path("any.svg"))  # refuses before anything is drawn
-    parts = [_part(figure, temperature, arms, rows) for temperature, arms in summary.by_temperature.items()]
+    parts = [_part(figure, temperature, summary, rows) for temperature in summary.by_temperature]
     profile = Profile.from_dict(setup["profile"]) if "profile" in setup else None
     page = (
         _environment()
         .get_template("report.html")
         .render(
             pair=setup.get("pair", "a pair"),
-            header=HEADER,
             parts=parts,
             notes=notes(summary, setup),
             staircase=_drawn(figure, "staircase", lambda each: draw_staircase(each, profile)) if profile else None,
@@ -51,7 +50,8 @@ def write_report(path: Path, summary: Summary, rows: Sequence[Row], setup: Mappi
         raise CatalogError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _part(figure: Callable[..., Any], temperature: float, arms: Sequence[ArmSummary], rows: Sequence[Row]) -> dict[str, Any]:
+def _part(figure: Callable[..., Any], temperature: float, summary: Summary, rows: Sequence[Row]) -> dict[str, Any]:
+    arms = summary.by_temperature[temperature]
     here = [row for row in rows if row["temperature"] == temperature]
     names = [arm.arm for arm in arms]
     shown = [name for name in names if name not in (BASE, "drafter alone")][: len(charts.LOOKS)]
@@ -60,7 +60,8 @@ def _part(figure: Callable[..., Any], temperature: float, arms: Sequence[ArmSumm
         quality = _drawn(figure, f"quality {temperature}", lambda each: charts.quality_against_time(each, arms))
     return {
         "temperature": f"{temperature:g}",
-        "table": [cells(arm) for arm in arms],
+        "table": full_table(arms),
+        "families": family_table(summary, temperature),
         "quality": quality,
         "blocks": _drawn(figure, f"blocks {temperature}", lambda each: charts.tokens_per_block(each, here, shown)),
         "samples": samples(here, names),

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from math import inf, isfinite
 from statistics import mean, median
 from typing import Any
 
@@ -21,8 +22,9 @@ from .rows import Row
 class ArmSummary:
     """One arm at one temperature, over the questions that every arm of that temperature has answered.
 
-    speedup: mean over questions of the expert's seconds per answer over this arm's; speedup_per_token: of its seconds per token, which a
-    longer or shorter text does not change. quality, solved_s: None where no question has a reference; quality_gain: less the expert's;
+    first_s: seconds to the first text, the reading of the prompt included; decode_tokens_per_s: of the text after it. speedup: mean over
+    questions of the expert's seconds per answer over this arm's; speedup_per_token: of its seconds per token, which a longer or shorter
+    text does not change. quality, solved_s: None where no question has a reference; quality_gain: less the expert's;
     solved_s: seconds of all answers per right one (quality 1), None if none is. mean_tv, logprob: distance from the expert per token,
     and the expert's log-probability of the text per token; None where the expert was not asked.
     """
@@ -31,6 +33,8 @@ class ArmSummary:
     about: Mapping[str, Any]
     n: int
     tokens_per_s: float
+    first_s: float
+    decode_tokens_per_s: float | None
     tokens: float
     speedup: Estimate
     speedup_per_token: Estimate
@@ -45,29 +49,59 @@ class ArmSummary:
     deferral_rate: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON and CSV: one level, intervals as three values."""
+        """For JSON and CSV: one level, an interval as values of their own; its ends are None where one question cannot tell them."""
         figures = {name: value for name, value in asdict(self).items() if name not in ("arm", "about")}
         flat: dict[str, Any] = {"arm": self.arm, **self.about}
         for name, value in figures.items():
             if isinstance(value, dict):
                 flat[name] = value["value"]
-                flat |= {f"{name}_{part}": value[part] for part in ("low", "high", "median")}
+                flat |= {f"{name}_{part}": value[part] if isfinite(value[part]) else None for part in ("low", "high", "median", "n")}
             else:
                 flat[name] = value
         return flat
 
+    @classmethod
+    def from_dict(cls, flat: Mapping[str, Any]) -> ArmSummary:
+        """What :meth:`as_dict` gave."""
+        found: dict[str, Any] = {"arm": flat["arm"], "about": {name: flat[name] for name in ABOUT}}
+        for field in fields(cls):
+            if field.name in found:
+                continue
+            value = flat[field.name]
+            if f"{field.name}_low" in flat:
+                low, high, middle, n = (flat[f"{field.name}_{part}"] for part in ("low", "high", "median", "n"))
+                value = Estimate(value, -inf if low is None else low, inf if high is None else high, middle, n)
+            found[field.name] = value
+        return cls(**found)
+
 
 @dataclass(frozen=True)
 class Summary:
-    """All arms, temperature by temperature. left_out: rows of questions that not every arm has answered."""
+    """All arms, temperature by temperature.
+
+    left_out: rows of questions that not every arm has answered. alike: arms that gave the same tokens at the same price everywhere, so
+    that nothing here tells them apart. families: the same for each family of questions, where there are several.
+    """
 
     by_temperature: dict[float, list[ArmSummary]]
     left_out: int
+    alike: list[tuple[str, ...]]
+    families: dict[str, dict[float, list[ArmSummary]]]
 
 
 def summarized(rows: Iterable[Row]) -> Summary:
     """Raises CatalogError where nothing can be compared."""
     rows = list(rows)
+    found, used = _by_temperature(rows)
+    if not found:
+        raise CatalogError("no question has been answered by every arm yet; go on by --resume")
+    names = dict.fromkeys(row["family"] for row in rows)
+    parts = {name: _by_temperature([row for row in rows if row["family"] == name])[0] for name in names} if len(names) > 1 else {}
+    return Summary(found, len(rows) - used, _alike(rows), {name: part for name, part in parts.items() if part})
+
+
+def _by_temperature(rows: Sequence[Row]) -> tuple[dict[float, list[ArmSummary]], int]:
+    """And of how many rows it is made."""
     by_temperature: dict[float, list[Row]] = defaultdict(list)
     for row in rows:
         by_temperature[row["temperature"]].append(row)
@@ -85,9 +119,19 @@ def summarized(rows: Iterable[Row]) -> Summary:
         whole = {arm: [answered[arm][question] for question in common] for arm in arms}
         used += sum(len(each) for questions in whole.values() for each in questions)
         found[temperature] = [_summary(arm, whole[arm], whole[BASE]) for arm in arms]
-    if not found:
-        raise CatalogError("no question has been answered by every arm yet; go on by --resume")
-    return Summary(found, len(rows) - used)
+    return found, used
+
+
+def _alike(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    answers: dict[tuple[float, str], list[Any]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: (row["question"], row["repetition"])):
+        answers[row["temperature"], row["arm"]].append(
+            [row[name] for name in ("question", "repetition", "token_ids", "yields", "deferred")]
+        )
+    groups: dict[tuple[float, str], list[str]] = defaultdict(list)
+    for (temperature, arm), each in answers.items():
+        groups[temperature, str(each)].append(f"{arm} (T {temperature:g})")
+    return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
 ABOUT = ("rule", "alpha", "temperature", "block_size", "top_k", "top_p", "min_p", "verification", "bonus")
@@ -105,6 +149,8 @@ def _summary(arm: str, mine: Sequence[list[Row]], base: Sequence[list[Row]]) -> 
         about={name: every[0].get(name) for name in ABOUT},
         n=len(mine),
         tokens_per_s=_total(every, "tokens") / _total(every, "wall_s"),
+        first_s=_total(every, "first_s") / len(every),
+        decode_tokens_per_s=_decode_rate(every),
         tokens=_total(every, "tokens") / len(every),
         speedup=estimated(ratios(base_wall, wall)),
         speedup_per_token=estimated(ratios(base_per_token, per_token)),
@@ -126,6 +172,12 @@ def _wall(row: Row) -> float:
 
 def _per_token(row: Row) -> float:
     return float(row["wall_s"]) / float(row["tokens"])
+
+
+def _decode_rate(rows: Sequence[Row]) -> float | None:
+    seconds = _total(rows, "wall_s") - _total(rows, "first_s")
+    tokens = _total(rows, "tokens") - sum(row["yields"][0] for row in rows)
+    return tokens / seconds if tokens else None
 
 
 def _medians(questions: Sequence[list[Row]], value: Callable[[Row], float]) -> list[float]:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from ..bench import export, grid, questions, rows, running, setup
+from ..bench.charts import draw_curves
 from ..bench.report import write_report
 from ..bench.summary import summarized
 from ..errors import CatalogError, SettingError
@@ -21,10 +22,13 @@ from ..runtime import Runtime
 from ..settings import DEFAULTS, BlockSize
 from . import options
 from .invocation import loaded, progress, set_log_level
+from .scores import print_scores
 
 #: What is compared where nothing is named, at a glance and in earnest.
 QUICK = {"rules": "token_v3,opt", "alphas": "0.2,0.8", "block_sizes": "auto", "per_family": 3}
 USUAL = {"rules": "token_v3,opt,chow,diff", "alphas": "0.1,0.2,0.4,0.6,0.8", "block_sizes": "5,auto", "per_family": 20}
+#: What can be printed: a few columns, the whole as Markdown, CSV or JSON, the rows.
+FORMS = ("table", *export.FORMATS, "jsonl")
 #: Answers of each automatic arm that are not measured, from which lengths are learnt.
 LEARNING = 10
 
@@ -49,8 +53,9 @@ def bench(
     out: Annotated[Path | None, typer.Option(show_default="bench-PAIR.jsonl", help="Where each row goes once it is measured.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a file that is there.")] = False,
     read: Annotated[Path | None, typer.Option("--from", help="Measure nothing; show the results of this file.")] = None,
-    form: Annotated[str, typer.Option("--format", "-o", help=f"What is printed: {', '.join((*export.FORMATS, 'jsonl'))}.")] = "md",
+    form: Annotated[str, typer.Option("--format", "-o", help=f"What is printed: {', '.join(FORMS)}.")] = "table",
     report: Annotated[Path | None, typer.Option(help="Where a page with charts and samples goes, .html (extra calibrate).")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Where quality against time is drawn, .png or .svg (extra calibrate).")] = None,
     spec_bench: Annotated[Path | None, typer.Option(help="A folder for each arm's answers as Spec-Bench's scripts read them.")] = None,
     verbose: options.Verbose = 0,
 ) -> None:
@@ -60,12 +65,13 @@ def bench(
     bundled pair's five families are asked.
     """
     set_log_level(verbose)
-    if form not in (*export.FORMATS, "jsonl"):
-        raise SettingError(f"--format is {form!r:.20}; it must be one of {', '.join((*export.FORMATS, 'jsonl'))}")
-    if report is not None:
-        figure_class(Path("page.svg"))
-        writable(report)
-    shown = Shown(form, report, spec_bench)
+    if form not in FORMS:
+        raise SettingError(f"--format is {form!r:.20}; it must be one of {', '.join(FORMS)}")
+    for path, kind in ((picture, picture), (report, Path("in-a-page.svg"))):
+        if path is not None and kind is not None:
+            figure_class(kind)
+            writable(path)
+    shown = Shown(form, report, picture, spec_bench)
     if read is not None:
         shown.show(read)
         return
@@ -130,17 +136,21 @@ class Shown:
 
     form: str
     report: Path | None
+    picture: Path | None
     spec_bench: Path | None
 
     def show(self, path: Path) -> None:
         """Raises CatalogError."""
         told, measured = rows.read(path)
-        if self.form == "jsonl":
-            sys.stdout.write(path.read_text(encoding="utf-8"))
+        summary = summarized(measured)
+        if self.form == "table":
+            print_scores(summary, told)
         else:
-            sys.stdout.write(export.FORMATS[self.form](summarized(measured), told))
+            sys.stdout.write(path.read_text(encoding="utf-8") if self.form == "jsonl" else export.FORMATS[self.form](summary, told))
         if self.report is not None:
-            write_report(self.report, summarized(measured), measured, told)
+            write_report(self.report, summary, measured, told)
+        if self.picture is not None:
+            draw_curves(self.picture, summary)
         if self.spec_bench is not None:
             _write_spec_bench(self.spec_bench, measured)
 

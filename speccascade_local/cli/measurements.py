@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ..bench.judging import judged, with_references
 from ..bench.questions import read_questions
@@ -18,7 +17,7 @@ from ..pictures import reliability_diagram, staircase
 from ..settings import DEFAULTS
 from . import options
 from .invocation import loaded, set_log_level, stepping
-from .terminal import profile_summary, profile_table, stdout
+from .terminal import for_tables, profile_summary, profile_table
 
 
 def calibrate_verb(
@@ -78,6 +77,6 @@ def profile_verb(
     if as_json:
         print(json.dumps({"pair": runtime.pair.name, **found.as_dict()}, ensure_ascii=False))
         return
-    (stdout if stdout.is_terminal else Console(width=200)).print(profile_table(found))
+    for_tables().print(profile_table(found))
     for line in profile_summary(found):
         print(line)

@@ -27,10 +27,15 @@ ORIGINS: dict[Origin, tuple[str, str]] = {
     "expert": ("blue", "the expert's, no draft"),
 }
 DROPPED_STYLE = "strike red"
-FULL_TABLE_COLUMNS = 80
+FULL_TABLE_COLUMNS, IN_A_PIPE = 80, 200
 FIRST_WORD = re.compile(r"(\s*)(\S*)")
 
 stdout, stderr = Console(highlight=False), Console(stderr=True, highlight=False)
+
+
+def for_tables() -> Console:
+    """Where a table goes: the terminal, or a pipe in which no line is broken."""
+    return stdout if stdout.is_terminal else Console(width=IN_A_PIPE, highlight=False)
 
 
 def styled() -> bool:

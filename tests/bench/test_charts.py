@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 from made import made_rows
 from matplotlib.figure import Figure
+from PIL import Image
 
-from speccascade_local.bench.charts import LOOKS, curves, quality_against_time, tokens_per_block
+from speccascade_local.bench.charts import LOOKS, curves, draw_curves, quality_against_time, tokens_per_block
 from speccascade_local.bench.grid import BASE
 from speccascade_local.bench.summary import summarized
+from speccascade_local.errors import CatalogError
 
 
 @pytest.fixture
@@ -45,3 +47,27 @@ def test_tokens_per_block_never_rise(arms):
         shares = list(line.get_ydata())
         assert shares[0] == 1
         assert shares == sorted(shares, reverse=True)
+
+
+def test_a_picture_has_a_panel_for_each_temperature_and_is_the_same_each_time(tmp_path):
+    summary = summarized(made_rows(8, (0.0, 1.0)))
+    for name in ("one.svg", "two.svg"):
+        draw_curves(tmp_path / name, summary)
+    drawn = (tmp_path / "one.svg").read_text()
+    assert drawn == (tmp_path / "two.svg").read_text()
+    assert "<svg" in drawn
+    draw_curves(tmp_path / "curves.png", summary)
+    with Image.open(tmp_path / "curves.png") as image, Image.open(_one(tmp_path)) as single:
+        assert image.width == 2 * single.width
+
+
+def _one(folder):
+    draw_curves(folder / "single.png", summarized(made_rows(8)))
+    return folder / "single.png"
+
+
+def test_without_references_there_is_nothing_to_draw(tmp_path):
+    rows = [{**row, "quality": None} for row in made_rows(8)]
+    with pytest.raises(CatalogError, match="no question has a reference, so there is no quality to draw"):
+        draw_curves(tmp_path / "curves.svg", summarized(rows))
+    assert not (tmp_path / "curves.svg").exists()

@@ -5,14 +5,16 @@ import io
 import json
 
 import pytest
+from made import ARMS, made_rows
 from test_summary import row
 
-from speccascade_local.bench.export import FORMATS, HEADER, cells, histogram, notes, reach, spec_bench
+from speccascade_local.bench.export import FORMATS, family_table, full_table, histogram, notes, reach, spec_bench, verdict
 from speccascade_local.bench.grid import BASE
-from speccascade_local.bench.summary import summarized
+from speccascade_local.bench.summary import ArmSummary, summarized
 
+BLOCKS = {BASE: [1, 3, 3, 3], "strict, blocks of 5": [3, 3, 3, 1]}
 ROWS = [
-    row(f"q{i}", arm, wall=wall + i / 10, temperature=temperature, yields=[1, 3, 3, 3], text="t", quality=None if temperature else 1.0)
+    row(f"q{i}", arm, wall=wall + i / 10, temperature=temperature, yields=BLOCKS[arm], text="t", quality=None if temperature else 1.0)
     for temperature in (0.0, 1.0)
     for arm, wall in ((BASE, 2.0), ("strict, blocks of 5", 1.0))
     for i in range(4)
@@ -28,12 +30,17 @@ def test_every_arm_stands_in_every_form():
         assert "a machine" in text
 
 
-def test_a_table_has_a_cell_for_each_heading():
-    for arms in SUMMARY.by_temperature.values():
-        for arm in arms:
-            assert len(cells(arm)) == len(HEADER)
+def test_the_table_names_every_figure_and_every_arm():
     lines = [line for line in FORMATS["md"](SUMMARY, SETUP).splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in lines} == {len(HEADER) + 1}
+    heading, *arms = full_table(SUMMARY.by_temperature[0.0])
+    assert [f"| {' | '.join(line)} |" for line in (heading, *arms)] == [lines[0], *lines[2:4]]
+    told = dict(zip(heading, arms[1]))
+    assert (told["arm"], told["surely"], told["× the expert, per answer"][:4], told["right %"]) == (
+        "strict, blocks of 5",
+        "faster",
+        "1.88",
+        "100",
+    )
 
 
 def test_csv_and_json_hold_the_same_figures():
@@ -43,6 +50,43 @@ def test_csv_and_json_hold_the_same_figures():
     for line, arm in zip(table, whole["arms"], strict=True):
         for name, value in arm.items():
             assert line[name] == ("" if value is None else str(value))
+
+
+def test_each_family_stands_apart_where_there_are_several():
+    rows = [{**each, "family": "odd" if int(each["question"][1:]) % 2 else "even"} for each in made_rows(12)]
+    summary = summarized(rows)
+    heading, *lines = family_table(summary, 0.0)
+    assert heading == ["arm", "even (6)", "odd (6)"]
+    assert [line[0] for line in lines] == list(ARMS)
+    assert lines[0][1:] == ["1.00 ×, +0", "1.00 ×, +0"]
+    flat = json.loads(FORMATS["json"](summary, SETUP))["arms"]
+    assert {(arm["family"], arm["n"]) for arm in flat} == {("", 12), ("even", 6), ("odd", 6)}
+    assert family_table(SUMMARY, 0.0) == []
+
+
+def test_what_nothing_tells_apart_is_named():
+    twins = [{**each, "arm": "twin"} for each in ROWS if each["arm"] == BASE]
+    assert summarized([*ROWS, *twins]).alike == [(f"{BASE} (T {t})", f"twin (T {t})") for t in (0, 1)]
+    twins[0] = {**twins[0], "yields": [2, 2, 3, 3]}
+    assert summarized([*ROWS, *twins]).alike == [(f"{BASE} (T 1)", "twin (T 1)")]
+    assert summarized(ROWS).alike == []
+
+
+def test_words_need_intervals_that_support_them():
+    assert verdict(SUMMARY.by_temperature[0.0][0]) == ""
+    assert verdict(SUMMARY.by_temperature[0.0][1]) == "faster"
+    worse = [{**each, "quality": float(each["arm"] == BASE)} for each in ROWS]
+    assert verdict(summarized(worse).by_temperature[0.0][1]) == "faster, worse"
+    alone = [each for each in worse if each["question"] == "q0"]
+    assert verdict(summarized(alone).by_temperature[0.0][1]) == "", "one question tells nothing of others"
+
+
+def test_figures_survive_the_way_through_json():
+    for setup_rows in (ROWS, [each for each in ROWS if each["question"] == "q0"]):
+        summary = summarized(setup_rows)
+        flat = json.loads(FORMATS["json"](summary, SETUP))["arms"]
+        arms = [arm for arms in summary.by_temperature.values() for arm in arms]
+        assert [ArmSummary.from_dict(arm) for arm in flat] == arms
 
 
 def test_notes_warn_of_few_questions_and_of_what_is_left_out():

@@ -15,7 +15,8 @@ def row(question, arm, *, wall=1.0, tokens=10, quality=1.0, repetition=0, temper
                 "judged": judged, "drafted": 0}  # fmt: skip
     counts = {"blocks": 5, "drafted": 0, "accepted": 0, "tested": 0, "deferred": 0, "expert_calls": 5}
     return {"question": question, "family": "f", "arm": arm, "temperature": temperature, "repetition": repetition, "wall_s": wall,
-            "tokens": tokens, "quality": quality, "fidelity": fidelity, **counts, **more}  # fmt: skip
+            "tokens": tokens, "quality": quality, "fidelity": fidelity, "first_s": wall / 4, "yields": [tokens // 5] * 5,
+            "token_ids": [1] * tokens, **counts, **more}  # fmt: skip
 
 
 def of(rows, arm, temperature=0.0):
