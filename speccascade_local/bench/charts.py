@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,15 @@ from .grid import BASE
 from .rows import Row
 from .summary import ArmSummary, Summary
 
-#: Told apart without colour: 28 of marker, line and shade of grey, neighbours as unlike as can be.
-LOOKS = [("osD^vPX"[i % 7], ("-", "--", "-.", ":")[i % 4], ("0.1", "0.45", "0.25", "0.6", "0.35")[i % 5]) for i in range(28)]
+#: By marker and line alone 28 are told apart, and the colours are as dark as they are different: all of it reads in grey.
+COLOURS = ("#0b1f3f", "#c2571a", "#2171b5", "#e0a13a", "#5b8c3e", "#8a4f9e", "#7f7f7f")
+LOOKS = [("osD^vPX"[i % 7], ("-", "--", "-.", ":")[i % 4], COLOURS[i % 7]) for i in range(28)]
+Look = tuple[str, str, str]
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """A look for each curve, the same in every chart that shows it."""
+    return dict(zip(dict.fromkeys(names), cycle(LOOKS)))
 
 
 def curves(arms: Sequence[ArmSummary]) -> dict[str, list[ArmSummary]]:
@@ -37,17 +45,19 @@ def draw_curves(path: Path, summary: Summary) -> None:
     if not graded:
         raise CatalogError("no question has a reference, so there is no quality to draw; give some with reference and metric")
     figure = figure_class(path)(figsize=(6.6 * len(graded), 4.8), layout="constrained")
+    shown = looks(name for arms in graded.values() for name in curves(arms))
     for panel, (temperature, arms) in zip(figure.subfigures(1, len(graded), squeeze=False)[0], graded.items()):
-        quality_against_time(panel, arms)
+        quality_against_time(panel, arms, shown)
         panel.suptitle(f"temperature {temperature:g}", fontsize=10)
     save_figure(figure, path)
 
 
-def quality_against_time(figure: Any, arms: Sequence[ArmSummary]) -> None:
+def quality_against_time(figure: Any, arms: Sequence[ArmSummary], shown: Mapping[str, Look]) -> None:
     """The paper's figure on this pair: up is better, left is faster; crosses are 95 % intervals against the expert alone."""
     axes = figure.subplots()
     graded = [arm for arm in arms if arm.quality_gain is not None]
-    for (name, points), (marker, line, shade) in zip(curves(graded).items(), LOOKS * len(graded)):
+    for name, points in curves(graded).items():
+        marker, line, colour = shown[name]
         times = [1 / point.speedup.value for point in points]
         gains = [point.quality_gain for point in points if point.quality_gain is not None]
         values = [100 * gain.value for gain in gains]
@@ -55,7 +65,7 @@ def quality_against_time(figure: Any, arms: Sequence[ArmSummary]) -> None:
             x_error = [[t - 1 / p.speedup.high for t, p in zip(times, points)], [1 / p.speedup.low - t for t, p in zip(times, points)]]
             y_error = [[100 * (g.value - g.low) for g in gains], [100 * (g.high - g.value) for g in gains]]
             axes.errorbar(times, values, xerr=x_error, yerr=y_error, fmt="none", ecolor="0.8", elinewidth=0.8, zorder=1)
-        axes.plot(times, values, marker=marker, linestyle=line, color=shade, label=name, markersize=5, linewidth=1.2)
+        axes.plot(times, values, marker=marker, linestyle=line, color=colour, label=name, markersize=5, linewidth=1.2)
         for point, x, y in zip(points, times, values):
             if point.about.get("alpha") is not None and len(points) > 1:
                 axes.annotate(f"{point.about['alpha']:g}", (x, y), xytext=(3, 3), textcoords="offset points", fontsize=6)
@@ -68,8 +78,8 @@ def quality_against_time(figure: Any, arms: Sequence[ArmSummary]) -> None:
 def tokens_per_block(figure: Any, rows: Sequence[Row], names: Sequence[str]) -> None:
     """The share of blocks that gave at least so many tokens."""
     axes = figure.subplots()
-    for name, (marker, line, shade) in zip(names, LOOKS * len(names)):
+    for name, (marker, line, colour) in looks(names).items():
         shares = reach(histogram(row for row in rows if row["arm"] == name))
-        axes.plot(range(1, len(shares) + 1), shares, marker=marker, linestyle=line, color=shade, label=name, markersize=4, linewidth=1.2)
+        axes.plot(range(1, len(shares) + 1), shares, marker=marker, linestyle=line, color=colour, label=name, markersize=4, linewidth=1.2)
     axes.set(xlabel="tokens of a block", ylabel="share of blocks with at least so many", ylim=(0, 1.05))
     axes.legend(fontsize=7)

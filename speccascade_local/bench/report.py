@@ -42,6 +42,7 @@ def write_report(path: Path, summary: Summary, rows: Sequence[Row], setup: Mappi
             staircase=_drawn(figure, "staircase", lambda each: draw_staircase(each, profile)) if profile else None,
             command=setup.get("command"),
             origins=list(ORIGINS),
+            asked=setup.get("asked", {}),
         )
     )
     try:
@@ -54,16 +55,17 @@ def _part(figure: Callable[..., Any], temperature: float, summary: Summary, rows
     arms = summary.by_temperature[temperature]
     here = [row for row in rows if row["temperature"] == temperature]
     names = [arm.arm for arm in arms]
-    shown = [name for name in names if name not in (BASE, "drafter alone")][: len(charts.LOOKS)]
+    drafting = [name for name in names if name not in (BASE, "drafter alone")][: len(charts.LOOKS)]
+    shown = charts.looks(name for each in summary.by_temperature.values() for name in charts.curves(each))
     quality = None
     if any(arm.quality_gain for arm in arms):
-        quality = _drawn(figure, f"quality {temperature}", lambda each: charts.quality_against_time(each, arms))
+        quality = _drawn(figure, f"quality {temperature}", lambda each: charts.quality_against_time(each, arms, shown))
     return {
         "temperature": f"{temperature:g}",
         "table": full_table(arms),
         "families": family_table(summary, temperature),
         "quality": quality,
-        "blocks": _drawn(figure, f"blocks {temperature}", lambda each: charts.tokens_per_block(each, here, shown)),
+        "blocks": _drawn(figure, f"blocks {temperature}", lambda each: charts.tokens_per_block(each, here, drafting)),
         "samples": samples(here, names),
         "disagreements": disagreements(here, names),
     }

@@ -18,8 +18,8 @@ from ..errors import CatalogError
 #: Goes up when rows mean something else.
 FORMAT = 1
 Row = dict[str, Any]
-#: Of the set-up: what a run that goes on takes over from the one before.
-KEPT = {"profile", "learnt", "command"}
+#: Of the set-up: what a run that goes on takes over from the one before; that the same is asked is told by a checksum.
+KEPT = {"profile", "learnt", "command", "asked"}
 
 
 class Store:

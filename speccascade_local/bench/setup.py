@@ -35,6 +35,7 @@ def described(runtime: Runtime, questions: Sequence[Question], arms: Sequence[Ar
         "n_ctx": runtime.n_ctx,
         "max_tokens": arms[0].settings.max_tokens,
         "questions": {"n": len(questions), "sha256": hashlib.sha256(asked.encode()).hexdigest()[:16]},
+        "asked": {question.id: question.plain for question in questions},
         "repetitions": repetitions,
         "first_seed": seed,
         "grid": [[arm.name, arm.settings.temperature] for arm in arms],

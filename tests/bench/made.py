@@ -7,7 +7,15 @@ from typing import Any
 from speccascade_local.bench.grid import BASE
 
 ARMS = {BASE: (1.0, 1.0), "drafter alone": (0.2, 0.4), "token_v3:0.2, auto blocks": (0.6, 1.0), "token_v3:0.8, auto blocks": (0.5, 0.9)}
-SETUP = {"format": 1, "speccascade": "0", "pair": "made <up>", "machine": "none", "max_tokens": 9, "command": "speccascade bench made"}
+SETUP: dict[str, Any] = {
+    "asked": {f"q{i}": f"What is <i>{i}</i>?" for i in range(20)},
+    "format": 1,
+    "speccascade": "0",
+    "pair": "made <up>",
+    "machine": "none",
+    "max_tokens": 9,
+    "command": "speccascade bench made",
+}
 
 
 def made_row(question: int, arm: str, *, temperature: float = 0.0, repetition: int = 0, text: str | None = None) -> dict[str, Any]:

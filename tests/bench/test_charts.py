@@ -7,7 +7,7 @@ from made import made_rows
 from matplotlib.figure import Figure
 from PIL import Image
 
-from speccascade_local.bench.charts import LOOKS, curves, draw_curves, quality_against_time, tokens_per_block
+from speccascade_local.bench.charts import LOOKS, curves, draw_curves, looks, quality_against_time, tokens_per_block
 from speccascade_local.bench.grid import BASE
 from speccascade_local.bench.summary import summarized
 from speccascade_local.errors import CatalogError
@@ -26,7 +26,7 @@ def test_the_arms_of_a_rule_are_one_curve_by_alpha(arms):
 
 def test_time_and_quality_are_beside_the_expert_alone(arms):
     figure = Figure()
-    quality_against_time(figure, arms)
+    quality_against_time(figure, arms, looks(curves(arms)))
     drawn = {
         line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].lines if line.get_label()[0] != "_"
     }
@@ -38,6 +38,13 @@ def test_time_and_quality_are_beside_the_expert_alone(arms):
 
 def test_all_28_looks_differ_without_their_shade():
     assert len({look[:2] for look in LOOKS}) == len(LOOKS) == 28
+
+
+def test_a_curve_looks_the_same_in_every_chart_and_unlike_the_others():
+    names = [f"rule {i}" for i in range(28)]
+    assert looks([*names, *names]) == looks(names)
+    assert len(set(looks(names).values())) == 28
+    assert len(looks(f"rule {i}" for i in range(40))) == 40
 
 
 def test_tokens_per_block_never_rise(arms):
