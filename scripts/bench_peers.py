@@ -44,6 +44,7 @@ import matplotlib as mpl
 import numpy as np
 from demo_text import FAMILIES
 from matplotlib.figure import Figure
+from pages import write_section
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -55,7 +56,7 @@ from speccascade_local.errors import SpeccascadeError
 from speccascade_local.text import Message
 
 ROOT = Path(__file__).parent.parent
-README, MARKERS = ROOT / "README.md", ("<!-- peers -->", "<!-- /peers -->")
+README = ROOT / "README.md"
 COPIED = ("qa", "code", "translate")  # where answers are long enough for a copy to matter
 BASE, PYTHON = "expert alone (ours)", "llama-cpp-python Llama"
 OURS = "strict/7,strict/15,strict/auto,token_v3:0.8/7,token_v3:0.8/auto"
@@ -749,16 +750,7 @@ def write_report(path: Path, *, update_readme: bool) -> None:
             "tok/s: all tokens over all seconds of decoding, the median of the passes; ×: geometric mean over prompts [95 % interval]. "
             f"[All figures, by family, and how they were made]({txt})\n"
         )
-        README.write_text(marked(README.read_text(encoding="utf-8"), section), encoding="utf-8")
-
-
-def marked(page: str, section: str) -> str:
-    """The page with another section between the markers. Exits if it has none."""
-    opening, closing = MARKERS
-    parts = re.split(f"{opening}.*?{closing}", page, flags=re.DOTALL)
-    if len(parts) == 1:
-        sys.exit(f"{README.name} has no {opening} ... {closing}; write both where the section is to stand")
-    return f"{opening}\n{section}{closing}".join(parts)
+        write_section(README, "peers", section)
 
 
 # --------------------------------------------------------------------------- the command
@@ -793,7 +785,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, default=ROOT / "docs" / "results" / "peers.jsonl", help="rows; .txt and .svg are written beside them")
     add("--resume", action="store_true", help="go on with a file that is there, skipping what it has")
     add("--report", type=Path, metavar="FILE.jsonl[.gz]", help="make table and picture from this file and measure nothing")
-    add("--update-readme", action="store_true", help=f"write the section between {MARKERS[0]} and {MARKERS[1]} of the README")
+    add("--update-readme", action="store_true", help="write the section on peers of the README")
     options = parser.parse_args(argv)
     if options.report is None and options.pair is None:
         parser.error("--pair says which models are measured (or --report which file is told of)")

@@ -16,6 +16,7 @@ import subprocess
 from pathlib import Path
 
 import llama_cpp
+from pages import write_section
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
@@ -72,10 +73,7 @@ def main() -> None:
     (ROOT / "docs" / "compare.svg").write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL), encoding="utf-8")
     text = "\n".join(line.rstrip() for line in shown(rows, coloured=False)[1].splitlines()) + "\n"
     (results / "compare.txt").write_text(text, encoding="utf-8")
-    readme = ROOT / "README.md"
-    block = f"<!-- transcript -->\n```console\n$ {COMMAND}\n{text}```\n<!-- /transcript -->"
-    parts = re.split(r"<!-- transcript -->.*?<!-- /transcript -->", readme.read_text(encoding="utf-8"), flags=re.DOTALL)
-    readme.write_text(block.join(parts), encoding="utf-8")
+    write_section(ROOT / "README.md", "transcript", f"```console\n$ {COMMAND}\n{text}```\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import bench_peers
 import pytest
 from bench_peers import BASE, Answer, Arm, Results, key, planned
+from pages import write_section
 
 from speccascade_local.bench.questions import Question, built_in
 from speccascade_local.text import Message
@@ -185,11 +186,13 @@ def test_our_first_draft_counts_as_decoding_and_only_what_the_expert_alone_reads
         assert arm.rate("decode_s") == pytest.approx(plain[name].rate("decode_s"))
 
 
-def test_only_what_lies_between_the_markers_is_replaced():
-    opening, closing = bench_peers.MARKERS
-    assert bench_peers.marked(f"a\n{opening}old{closing}\nb", "new\\1\n") == f"a\n{opening}\nnew\\1\n{closing}\nb"
-    with pytest.raises(SystemExit, match=r"README\.md has no <!-- peers -->"):
-        bench_peers.marked("a page without", "new")
+def test_only_what_lies_between_the_markers_is_replaced(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- peers -->old<!-- /peers -->\nb", encoding="utf-8")
+    write_section(page, "peers", "new\\1\n")
+    assert page.read_text(encoding="utf-8") == "a\n<!-- peers -->\nnew\\1\n<!-- /peers -->\nb"
+    with pytest.raises(SystemExit, match=r"page\.md has no <!-- other -->"):
+        write_section(page, "other", "new")
 
 
 def test_a_file_that_is_not_there_or_empty_is_told(tmp_path):

@@ -122,6 +122,16 @@ def as_json(summary: Summary, setup: Mapping[str, Any]) -> str:
     return json.dumps(whole, indent=1, allow_nan=False) + "\n"
 
 
+def from_json(text: str) -> tuple[Summary, dict[str, Any]]:
+    """The summary and the set-up that :func:`as_json` wrote."""
+    whole = json.loads(text)
+    parts: dict[str, dict[float, list[ArmSummary]]] = {"": {}}
+    for flat in whole["arms"]:
+        parts.setdefault(flat["family"], {}).setdefault(flat["temperature"], []).append(ArmSummary.from_dict(flat))
+    everything = parts.pop("")
+    return Summary(everything, whole["left_out"], [tuple(group) for group in whole["alike"]], parts), whole["setup"]
+
+
 def _flat(summary: Summary) -> list[dict[str, Any]]:
     parts = {"": summary.by_temperature, **summary.families}
     return [{"family": name, **arm.as_dict()} for name, part in parts.items() for arms in part.values() for arm in arms]

@@ -8,9 +8,9 @@ import pytest
 from made import ARMS, made_rows
 from test_summary import row
 
-from speccascade_local.bench.export import FORMATS, family_table, full_table, histogram, notes, reach, spec_bench, verdict
+from speccascade_local.bench.export import FORMATS, family_table, from_json, full_table, histogram, notes, reach, spec_bench, verdict
 from speccascade_local.bench.grid import BASE
-from speccascade_local.bench.summary import ArmSummary, summarized
+from speccascade_local.bench.summary import summarized
 
 BLOCKS = {BASE: [1, 3, 3, 3], "strict, blocks of 5": [3, 3, 3, 1]}
 ROWS = [
@@ -81,12 +81,11 @@ def test_words_need_intervals_that_support_them():
     assert verdict(summarized(alone).by_temperature[0.0][1]) == "", "one question tells nothing of others"
 
 
-def test_figures_survive_the_way_through_json():
-    for setup_rows in (ROWS, [each for each in ROWS if each["question"] == "q0"]):
-        summary = summarized(setup_rows)
-        flat = json.loads(FORMATS["json"](summary, SETUP))["arms"]
-        arms = [arm for arms in summary.by_temperature.values() for arm in arms]
-        assert [ArmSummary.from_dict(arm) for arm in flat] == arms
+def test_json_tells_everything_that_a_table_is_made_of():
+    families = [{**each, "family": "odd" if int(each["question"][1:]) % 2 else "even"} for each in made_rows(12, (0.0, 1.0))]
+    for measured in (ROWS, [each for each in ROWS if each["question"] == "q0"], families):
+        summary = summarized(measured)
+        assert from_json(FORMATS["json"](summary, SETUP)) == (summary, SETUP)
 
 
 def test_notes_warn_of_few_questions_and_of_what_is_left_out():

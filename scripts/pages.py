@@ -1,0 +1,16 @@
+"""Sections of documents that scripts write: they stand between two comments that name them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+
+def write_section(page: Path, name: str, section: str) -> None:
+    """Put another text between ``<!-- name -->`` and ``<!-- /name -->``. Exits if the page has no such comments."""
+    opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
+    parts = re.split(f"{opening}.*?{closing}", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    if len(parts) == 1:
+        sys.exit(f"{page.name} has no {opening} ... {closing}; write both where the section is to stand")
+    page.write_text(f"{opening}\n{section}{closing}".join(parts), encoding="utf-8")

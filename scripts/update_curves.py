@@ -1,0 +1,69 @@
+"""Make the picture of quality against time, and the tables beside it, from committed results of ``speccascade bench``.
+
+    speccascade bench --from ROWS.jsonl -o json > docs/results/curves_scaled.json     # each file tells the command that measured it
+    python scripts/update_curves.py
+
+Reads docs/results/curves_demo.json and curves_scaled.json; writes docs/curves.svg, and the section between the markers of README.md and of
+docs/benchmarking.md. Measures nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pages import write_section
+
+from speccascade_local.bench.charts import curves, draw_curves
+from speccascade_local.bench.export import from_json, points, verdict
+from speccascade_local.bench.grid import BASE
+from speccascade_local.bench.summary import ArmSummary, Summary
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "results"
+PICTURE = ROOT / "docs" / "curves.svg"
+HEADING = ("rule", "α", "× the expert [95 %]", "right %", "less the expert's, points [95 %]", "TV", "expert calls per token")
+
+
+def fastest(arms: Sequence[ArmSummary]) -> list[ArmSummary]:
+    """Of each rule the fastest way that is not surely worse than the expert alone, or the least bad; the fastest first."""
+    found = [max(curve, key=lambda arm: ("worse" not in verdict(arm), arm.speedup.value)) for curve in curves(arms).values()]
+    return sorted(found, key=lambda arm: (arm.arm != BASE, "worse" in verdict(arm), -arm.speedup.value))
+
+
+def table(arms: Sequence[ArmSummary]) -> str:
+    lines: list[Sequence[str]] = [HEADING, ["---"] * len(HEADING)]
+    for arm in fastest(arms):
+        alpha, rule = arm.about["alpha"], arm.about["rule"]
+        lines.append(
+            [
+                arm.arm if alpha is None else rule.split(":")[0],
+                "" if alpha is None else f"{alpha:g}",
+                str(arm.speedup),
+                "–" if arm.quality is None else f"{100 * arm.quality:.1f}",
+                points(arm.quality_gain),
+                "–" if arm.mean_tv is None else f"{arm.mean_tv:.3f}",
+                f"{arm.expert_calls_per_token:.2f}",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def tables(name: str, summary: Summary) -> str:
+    parts = []
+    for temperature, arms in summary.by_temperature.items():
+        parts.append(f"**{name}, temperature {temperature:g}**, {arms[0].n} questions\n\n{table(arms)}")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    scaled, _ = from_json((RESULTS / "curves_scaled.json").read_text(encoding="utf-8"))
+    demo, _ = from_json((RESULTS / "curves_demo.json").read_text(encoding="utf-8"))
+    draw_curves(PICTURE, scaled)
+    both = f"{tables('Cost-scaled pair', scaled)}\n{tables('Bundled pair', demo)}"
+    write_section(ROOT / "docs" / "benchmarking.md", "curves", f"![Quality against time](curves.svg)\n\n{both}")
+    write_section(ROOT / "README.md", "curves", "![Quality against time, by rule and dial](docs/curves.svg)\n")
+
+
+if __name__ == "__main__":
+    main()
