@@ -117,8 +117,9 @@ def as_csv(summary: Summary, setup: Mapping[str, Any]) -> str:
 
 
 def as_json(summary: Summary, setup: Mapping[str, Any]) -> str:
-    """The same as CSV, with the set-up once."""
-    whole = {"setup": dict(setup), "arms": _flat(summary), "alike": summary.alike, "left_out": summary.left_out}
+    """The same as CSV, with the set-up once, but for what only the rows need."""
+    short = {name: value for name, value in setup.items() if name not in BULKY}
+    whole = {"setup": short, "arms": _flat(summary), "alike": summary.alike, "left_out": summary.left_out}
     return json.dumps(whole, indent=1, allow_nan=False) + "\n"
 
 
@@ -184,7 +185,19 @@ def reach(counts: Sequence[int]) -> list[float]:
 
 
 #: What is told of the set-up beside a table; the file has all of it.
-SHOWN = ("speccascade", "pair", "models", "machine", "llama_cpp_python", "threads", "n_ctx", "max_tokens", "repetitions", "first_seed")
+SHOWN = (
+    "speccascade",
+    "commit",
+    "pair",
+    "models",
+    "machine",
+    "llama_cpp_python",
+    "threads",
+    "n_ctx",
+    "max_tokens",
+    "repetitions",
+    "first_seed",
+)
 FORMATS: Mapping[str, Callable[[Summary, Mapping[str, Any]], str]] = {"md": markdown, "csv": as_csv, "json": as_json}
 
 

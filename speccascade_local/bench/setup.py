@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from .. import __version__
@@ -25,6 +27,7 @@ def described(runtime: Runtime, questions: Sequence[Question], arms: Sequence[Ar
     asked = json.dumps([question.model_dump(mode="json") for question in questions], sort_keys=True)
     return {
         "speccascade": __version__,
+        "commit": _commit(),
         "pair": runtime.pair.name,
         "models": {role: model.description for role, model in models.items()},
         "files": {role: fingerprint(model.path) for role, model in models.items()},
@@ -35,8 +38,20 @@ def described(runtime: Runtime, questions: Sequence[Question], arms: Sequence[Ar
         "n_ctx": runtime.n_ctx,
         "max_tokens": arms[0].settings.max_tokens,
         "questions": {"n": len(questions), "sha256": hashlib.sha256(asked.encode()).hexdigest()[:16]},
-        "asked": {question.id: question.plain for question in questions},
+        "asked": {question.id: {"prompt": question.plain, "reference": question.reference} for question in questions},
         "repetitions": repetitions,
         "first_seed": seed,
         "grid": [[arm.name, arm.settings.temperature] for arm in arms],
     }
+
+
+def _commit() -> str | None:
+    """Of the checkout that this package is run from, "-dirty" where it has changes; None for an installed package."""
+    top = Path(__file__).parent.parent.parent
+    if not (top / ".git").exists():
+        return None
+    command = ["git", "-C", str(top), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

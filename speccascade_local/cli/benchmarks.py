@@ -25,7 +25,7 @@ from .invocation import loaded, progress, set_log_level
 from .scores import print_scores
 
 #: What is compared where nothing is named, at a glance and in earnest.
-QUICK = {"rules": "token_v3,opt", "alphas": "0.2,0.8", "block_sizes": "auto", "per_family": 3}
+QUICK = {"rules": "token_v3,opt", "alphas": "0.2,0.8", "block_sizes": "auto", "per_family": 8}
 USUAL = {"rules": "token_v3,opt,chow,diff", "alphas": "0.1,0.2,0.4,0.6,0.8", "block_sizes": "5,auto", "per_family": 20}
 #: What can be printed: a few columns, the whole as Markdown, CSV or JSON, the rows.
 FORMS = ("table", *export.FORMATS, "jsonl")

@@ -8,7 +8,7 @@ from speccascade_local.bench.grid import BASE
 
 ARMS = {BASE: (1.0, 1.0), "drafter alone": (0.2, 0.4), "token_v3:0.2, auto blocks": (0.6, 1.0), "token_v3:0.8, auto blocks": (0.5, 0.9)}
 SETUP: dict[str, Any] = {
-    "asked": {f"q{i}": f"What is <i>{i}</i>?" for i in range(20)},
+    "asked": {f"q{i}": {"prompt": f"What is <i>{i}</i>?", "reference": [f"a <reference> {i}"]} for i in range(20)},
     "format": 1,
     "speccascade": "0",
     "pair": "made <up>",

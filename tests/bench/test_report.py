@@ -53,6 +53,7 @@ def test_the_page_has_every_arm_both_temperatures_and_the_command(page):
         assert text.count(f"<td>{arm}</td>") == 2
     assert "speccascade bench made" in text
     assert "What is &lt;i&gt;0&lt;/i&gt;?" in text
+    assert "a &lt;reference&gt; 0" in text
     assert text.count("<svg") == 4, "quality against time and tokens per block, for each temperature"
 
 
