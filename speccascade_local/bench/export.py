@@ -186,18 +186,11 @@ def reach(counts: Sequence[int]) -> list[float]:
 
 #: What is told of the set-up beside a table; the file has all of it.
 SHOWN = (
-    "speccascade",
-    "commit",
-    "pair",
-    "models",
-    "machine",
-    "llama_cpp_python",
-    "threads",
-    "n_ctx",
-    "max_tokens",
-    "repetitions",
-    "first_seed",
+    *("speccascade", "commit", "pair", "models", "machine", "llama_cpp_python", "threads"),
+    *("n_ctx", "max_tokens", "repetitions", "first_seed"),
 )
+#: What only the rows need.
+BULKY = {"asked", "learnt"}
 FORMATS: Mapping[str, Callable[[Summary, Mapping[str, Any]], str]] = {"md": markdown, "csv": as_csv, "json": as_json}
 
 
