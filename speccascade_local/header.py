@@ -6,6 +6,8 @@ Knows nothing of machines.
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,8 @@ from typing import Any
 
 from .errors import ModelLoadError
 
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?) ?(?P<unit>[MG]i?B)", re.IGNORECASE)
+_UNITS = {"mb": 1e6, "mib": 2**20, "gb": 1e9, "gib": 2**30}
 _CACHE_BYTES = 2  # of each value in a cache: 16 bits, which is what contexts are made with
 
 
@@ -33,6 +37,15 @@ class Header:
     cache_bytes: int
     n_vocab: int
     n_ctx_train: int
+
+
+def of_size(path: Path) -> Header | None:
+    """What ``"4.9GB"`` in place of a file tells: as if each token read all of it; no cache and no vocabulary, which are not known."""
+    found = None if path.exists() else _SIZE.fullmatch(str(path))
+    if found is None:
+        return None
+    size = round(float(found["number"]) * _UNITS[found["unit"].lower()])
+    return Header(path, "unknown", "unknown", size, size, 0, 0, n_ctx_train=sys.maxsize)
 
 
 def read_header(path: Path) -> Header:

@@ -133,7 +133,8 @@ def test_a_dry_run_writes_nothing(tmp_path):
         (["tune", "--max-quality-loss", "lots"], "--max-quality-loss is 'lots'; it must be a share, such as 1% or 0.01"),
         (["tune", "--expert-share", "300%"], "expert_share is 3.0"),
         (["tune", "--budget", "0.1", "--per-family", "1"], "too few"),
-        (["tune", "sealed", "--budget", "0.1"], "models.yaml"),
+        (["tune", "--budget", "0.1", "--drafter", "a.gguf", "--expert", "b.gguf"], "two files have no entry in a models.yaml"),
+        (["tune", "sealed", "--budget", "0.1"], "models.yaml: may not be written to; change its permissions, or only look, with --dry-run"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
@@ -177,3 +178,18 @@ def test_what_is_no_file_keeps_no_rows(asked, tmp_path):
     done = speccascade("bench", "--questions", asked, *GRID, "--out", os.devnull, "--resume", cwd=tmp_path)
     assert done.returncode == 1
     assert f"error: {os.devnull}: not a file that rows can be kept in" in done.stderr.decode()
+
+
+def test_plan_needs_something_measured_and_then_tells_of_any_pair(tmp_path):
+    apart = {"XDG_CACHE_HOME": str(tmp_path)}
+    done = speccascade("plan", **apart)
+    assert done.returncode == 1
+    assert done.stderr.decode().startswith("error: nothing has been measured on this machine yet")
+    speccascade("profile", **apart)
+    found = json.loads(speccascade("plan", "--json", **apart).stdout)
+    assert 1 <= found["speedup"][0] <= found["speedup"][1]
+    assert found["memory"]["expert's weights"] > 4_000_000 > found["memory"]["drafter's weights"]
+    assert found["basis"][0] == 2
+    shown = speccascade("plan", "--drafter", "0.5GB", "--expert", "4.9GB", **apart).stdout.decode()
+    assert "memory: 5.40 GB at a context of 4096 (expert's weights 4.90, drafter's weights 0.50; a size does not tell" in shown
+    assert "each of these foretold from the others" in shown

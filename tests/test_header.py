@@ -12,7 +12,7 @@ from gguf_files import CHATML, recurrent_model, text_model
 import speccascade_local
 from speccascade_local.context import LlamaContext
 from speccascade_local.errors import ModelLoadError
-from speccascade_local.header import read_header
+from speccascade_local.header import of_size, read_header
 from speccascade_local.model import LlamaModel
 
 DEMO = Path(speccascade_local.__file__).parent / "demo"
@@ -59,3 +59,18 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path):
     (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ModelLoadError, match=r"cut\.gguf: its header cannot be read .*cut off"):
         read_header(tmp_path / "cut.gguf")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4.9GB", 4_900_000_000), ("512 MiB", 2**29), ("7gb", 7_000_000_000), ("GB", None), ("4.9", None), ("big.gguf", None)],
+)
+def test_a_size_stands_for_a_file_that_is_not_there(text, size):
+    found = of_size(Path(text))
+    assert (found and (found.weights, found.token_bytes, found.cache_bytes)) == (size and (size, size, 0))
+
+
+def test_a_file_whose_name_is_a_size_is_read(tmp_path):
+    assert of_size(tmp_path / "1GB") is None, "a path is no size"
+    (tmp_path / "1GB").write_bytes(b"")
+    assert of_size(tmp_path / "1GB") is None

@@ -17,6 +17,8 @@ from ..text import Message
 from .graders import METRICS
 
 HELD_OUT = Path(__file__).parent.parent / "demo" / "heldout.jsonl"
+#: So many of each built-in family are asked where nothing is said.
+PER_FAMILY = 20
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -116,6 +118,12 @@ def read_questions(path: Path) -> list[Question]:
     if not questions:
         raise CatalogError(f"{path}: no questions; give one JSON object in each line")
     return list(questions.values())
+
+
+def chosen(path: Path | None, per_family: int | None) -> list[Question]:
+    """All of the user's questions, or PER_FAMILY of each built-in family; ``per_family`` if that is given. Families take turns."""
+    usual = PER_FAMILY if path is None else None
+    return in_turns(built_in() if path is None else read_questions(path), per_family or usual)
 
 
 def in_turns(questions: Sequence[Question], per_family: int | None = None) -> list[Question]:

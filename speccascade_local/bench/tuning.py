@@ -173,10 +173,3 @@ def _still_racing(racing: Sequence[Arm], found: dict[str, ArmSummary], goal: Goa
     safe = [goal.merit(found[arm.name]).low for arm in possible if goal.kept(found[arm.name]) and found[arm.name].n >= ROUND]
     best = max(safe, default=-math.inf)
     return [arm for arm in possible if goal.merit(found[arm.name]).high >= best]
-
-
-def told(estimate: Estimate, percent: bool = False) -> str:
-    """A figure with its interval."""
-    scale, sign = (100, "+") if percent else (1, "")
-    value, low, high = (scale * each for each in (estimate.value, estimate.low, estimate.high))
-    return f"{value:{sign}.1f} % [{low:{sign}.1f}, {high:{sign}.1f}]" if percent else f"{value:.2f} [{low:.2f}, {high:.2f}]"

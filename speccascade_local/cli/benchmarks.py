@@ -19,14 +19,13 @@ from ..errors import CatalogError, SettingError
 from ..figures import figure_class, writable
 from ..profile import Profile
 from ..runtime import Runtime
-from ..settings import DEFAULTS, BlockSize
+from ..settings import DEFAULTS
 from . import options
 from .invocation import loaded, progress, set_log_level
 from .scores import print_scores
 
-#: What is compared where nothing is named, at a glance and in earnest.
-QUICK = {"rules": "token_v3,opt", "alphas": "0.2,0.8", "block_sizes": "auto", "per_family": 8}
-USUAL = {"rules": "token_v3,opt,chow,diff", "alphas": "0.1,0.2,0.4,0.6,0.8", "block_sizes": "5,auto", "per_family": 20}
+#: Questions of each family for a first look.
+QUICKLY = 8
 #: What can be printed: a few columns, the whole as Markdown, CSV or JSON, the rows.
 FORMS = ("table", *export.FORMATS, "jsonl")
 #: Answers of each automatic arm that are not measured, from which lengths are learnt.
@@ -38,18 +37,16 @@ Pairs = Annotated[list[str] | None, typer.Argument(metavar="[PAIR]...", show_def
 def bench(
     chosen: options.ModelOptions,
     pairs: Pairs = None,
-    rules: Annotated[str | None, typer.Option(help="Rules with commas between them; a name alone is taken at every alpha.")] = None,
-    alphas: Annotated[str | None, typer.Option(help="Dials for rules that were named without one.")] = None,
-    block_sizes: Annotated[str | None, typer.Option(help="Drafted tokens per block, or auto.")] = None,
+    rules: Annotated[str, typer.Option(help="Rules with commas between them; a name alone is taken at every alpha.")] = "token_v3,opt",
+    alphas: Annotated[str, typer.Option(help="Dials for rules that were named without one.")] = "0.2,0.5,0.8",
+    block_sizes: Annotated[str, typer.Option(help="Drafted tokens per block, or auto.")] = "auto",
     temperatures: Annotated[str, typer.Option(help="0 is greedy.")] = "0",
-    questions_file: Annotated[
-        Path | None, typer.Option("--questions", help="JSONL with prompt or messages, reference and metric; Spec-Bench's file is read too.")
-    ] = None,
-    per_family: Annotated[int | None, typer.Option(min=1, help="At most so many questions of each family.")] = None,
+    questions_file: options.QuestionsFile = None,
+    per_family: options.PerFamily = None,
     repeat: Annotated[int, typer.Option("--repeat", "-r", min=1, help="How often everything is asked.")] = 1,
     max_tokens: options.MaxTokens = 128,
     seed: Annotated[int, typer.Option(min=0, help="Of the first question; the same for every arm.")] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="A first look, in a minute or two with the bundled pair.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help=f"A first look: {QUICKLY} of each family.")] = False,
     out: Annotated[Path | None, typer.Option(show_default="bench-PAIR.jsonl", help="Where each row goes once it is measured.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a file that is there.")] = False,
     read: Annotated[Path | None, typer.Option("--from", help="Measure nothing; show the results of this file.")] = None,
@@ -75,17 +72,13 @@ def bench(
     if read is not None:
         shown.show(read)
         return
-    usual = QUICK if quick else USUAL
-    block: list[BlockSize] = grid.listed(str(block_sizes or usual["block_sizes"]), options.length, "--block-sizes", "5,auto")
     arms = grid.grid(
-        grid.listed_rules(str(rules or usual["rules"]), grid.listed(str(alphas or usual["alphas"]), float, "--alphas", "0.2,0.4")),
-        block,
+        grid.listed_rules(rules, grid.listed(alphas, float, "--alphas", "0.2,0.4")),
+        grid.listed(block_sizes, options.length, "--block-sizes", "5,auto"),
         grid.listed(temperatures, float, "--temperatures", "0,1"),
         replace(DEFAULTS, max_tokens=max_tokens),
     )
-    asked = questions.read_questions(questions_file) if questions_file else questions.built_in()
-    most = per_family or (None if questions_file else int(str(usual["per_family"])))
-    asked = questions.in_turns(asked, most)
+    asked = questions.chosen(questions_file, per_family or (QUICKLY if quick else None))
     names: list[str | None] = list(pairs) if pairs else [None]
     if len(names) > 1 and (out or chosen.drafter or chosen.expert):
         raise SettingError("several pairs were named, and a file for one; leave out --out, --drafter and --expert")

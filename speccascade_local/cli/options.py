@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from ..bench.questions import PER_FAMILY
 from ..checks import text_of
 from ..compare import BLOCK_SIZE
 from ..errors import SettingError
@@ -40,6 +41,14 @@ MaxTokens = Annotated[int, typer.Option(rich_help_panel="Sampling", help="Longes
 BlockLength = Annotated[
     str,
     typer.Option(rich_help_panel="Cascade", help="Drafted tokens per block; 0 is the expert alone, auto as many as pay on this machine."),
+]
+QuestionsFile = Annotated[
+    Path | None,
+    typer.Option("--questions", help="JSONL with prompt or messages, reference and metric; Spec-Bench's file is read too."),
+]
+PerFamily = Annotated[
+    int | None,
+    typer.Option(min=1, show_default=f"all of yours; {PER_FAMILY} of the built-in ones", help="At most so many questions of each family."),
 ]
 Heat = Annotated[float, typer.Option(rich_help_panel="Sampling", help="0 is greedy.")]
 Models = Annotated[Path | None, typer.Option(rich_help_panel="Models", help="A models.yaml to look in first.")]

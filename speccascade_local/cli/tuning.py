@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -10,16 +12,20 @@ import typer
 
 from .. import catalog
 from ..bench import grid, questions, running, tuning
+from ..bench.export import points
 from ..bench.rows import Row
+from ..bench.summary import ArmSummary
 from ..catalog import Pair
 from ..catalog_edit import add_pair, set_rule
-from ..errors import SettingError
+from ..errors import CatalogError, SettingError
+from ..loading import choose
 from ..settings import DEFAULTS
 from . import options
 from .invocation import loaded, progress, set_log_level
 from .terminal import stdout
 
-RULES, ALPHAS = "token_v3,opt,chow,diff,chow_log", "0.05,0.1,0.2,0.3,0.4,0.6,0.8"
+#: Answers of each way from which draft lengths are learnt before anything counts.
+WARM_UP = 4
 
 
 def tune(
@@ -29,11 +35,11 @@ def tune(
     expert_share: Annotated[str | None, typer.Option(help="Expert calls per token at most, such as 30%.")] = None,
     budget: Annotated[float | None, typer.Option(help="Mean distance from the expert at most (total variation), such as 0.02.")] = None,
     min_speedup: Annotated[float | None, typer.Option(help="Times as fast as the expert alone at least, such as 2.")] = None,
-    rules: Annotated[str, typer.Option(help="Candidates; a name alone is tried at every alpha.")] = RULES,
-    alphas: Annotated[str, typer.Option(help="Dials for rules that were named without one.")] = ALPHAS,
+    rules: Annotated[str, typer.Option(help="Candidates; a name alone is tried at every alpha.")] = "token_v3,opt,diff",
+    alphas: Annotated[str, typer.Option(help="Dials for rules that were named without one.")] = "0.1,0.2,0.4,0.6,0.8",
     temperature: options.Heat = DEFAULTS.temperature,
-    questions_file: Annotated[Path | None, typer.Option("--questions", help="JSONL with prompt or messages, reference and metric.")] = None,
-    per_family: Annotated[int | None, typer.Option(min=1, help="At most so many questions of each family.")] = None,
+    questions_file: options.QuestionsFile = None,
+    per_family: options.PerFamily = None,
     max_tokens: options.MaxTokens = 128,
     seed: Annotated[int, typer.Option(min=0, help="Of the halves, and of the first question.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell; leave models.yaml as it is.")] = False,
@@ -49,14 +55,15 @@ def tune(
     candidates = grid.listed_rules(rules, grid.listed(alphas, float, "--alphas", "0.2,0.4"))
     arms = grid.grid(candidates, ["auto"], [temperature], replace(DEFAULTS, max_tokens=max_tokens))
     arms = [arm for arm in arms if arm.settings.min_p == 0]
-    asked = questions.in_turns(questions.read_questions(questions_file) if questions_file else questions.built_in(), per_family)
+    asked = questions.chosen(questions_file, per_family)
     choose_by, confirm_by = tuning.split(len(asked), [question.family for question in asked], seed)
+    named = choose(pair, chosen.drafter, chosen.expert, chosen.small, chosen.models)
+    target = None if dry_run else _target(named)
     with loaded(pair, chosen, verbose) as runtime:
-        source = runtime.pair
         prompts = running.prompts_of(runtime, asked)
         with progress(verbose) as bar:
             task = bar.add_task("warming up", total=1.0)
-            runtime.start_from(running.warm_up(runtime, [prompts[place] for place in choose_by], arms, 4))
+            runtime.start_from(running.warm_up(runtime, [prompts[place] for place in choose_by], arms, WARM_UP))
             experts: dict[int, str] = {}
 
             def ask(arm: grid.Arm, place: int) -> Row:
@@ -70,22 +77,33 @@ def tune(
             found = tuning.tuned(
                 arms, choose_by, confirm_by, ask, goal, lambda doing, fraction: bar.update(task, description=doing, completed=fraction)
             )
-    measure = "quality" if all(question.reference for question in asked) else "agreement with the expert"
-    rule = str(found.arm.method) if found.arm else "strict"
+    grounds = _measured(found.measured, asked) if found.measured else ""
     if found.measured:
-        told = f"{tuning.told(found.measured.speedup)} × as fast as the expert"
-        if found.measured.quality_gain:
-            told += f", {measure} {tuning.told(found.measured.quality_gain, percent=True)}"
-        if measure != "quality" and found.measured.logprob is not None:
-            told += f", log p {found.measured.logprob:.2f} per token by the expert"
-        told += f", {found.measured.n} prompts"
-        stdout.print(f"{found.measured.arm.split(',')[0]}: {told}", highlight=False, soft_wrap=True)
+        stdout.print(f"{found.measured.about['rule']}: {grounds}", highlight=False, soft_wrap=True)
     if not found.arm:
         stdout.print(f"{found.why}: strict, whose text is the expert's own", highlight=False, soft_wrap=True)
-    stdout.print(f"({found.asked} answers to choose by; {found.left} of {len(arms) - 1} ways in the race to its end)", highlight=False)
-    if not dry_run:
-        where = _written(source, rule, f"tuned: {found.why}" if not found.arm else f"tuned: {told}")
-        stdout.print(f"written: rule {rule} of {source.name} in {where}", highlight=False, soft_wrap=True)
+    told = (
+        f"({found.asked} answers to choose by; {found.left} of {len(arms) - 1} ways in the race to its end, {found.tried} tried on others)"
+    )
+    stdout.print(told, highlight=False, soft_wrap=True)
+    if target is not None:
+        rule, comment = (str(found.arm.method), grounds) if found.arm else ("strict", found.why)
+        _write(target, named, rule, f"tuned: {comment}")
+        stdout.print(f"written: rule {rule} of {named.name} in {target}", highlight=False, soft_wrap=True)
+
+
+def _measured(arm: ArmSummary, asked: Sequence[questions.Question]) -> str:
+    """What the arm showed on the questions that took no part in the choice, in one line."""
+    judged = sum(bool(question.reference) for question in asked)
+    measure = (
+        "quality" if judged == len(asked) else "quality, or agreement where nothing is known," if judged else "agreement with the expert"
+    )
+    told = [f"{arm.speedup} × as fast as the expert"]
+    if arm.quality_gain is not None:
+        told.append(f"{measure} {points(arm.quality_gain)} points")
+    if judged < len(asked) and arm.logprob is not None:
+        told.append(f"log p {arm.logprob:.2f} per token by the expert")
+    return ", ".join([*told, f"{arm.n} questions"])
 
 
 def _share(name: str, text: str | None) -> float | None:
@@ -98,17 +116,24 @@ def _share(name: str, text: str | None) -> float | None:
         raise SettingError(f"{name} is {text!r:.20}; it must be a share, such as 1% or 0.01") from None
 
 
-def _written(pair: Pair, rule: str, comment: str) -> Path:
-    """Under the pair where it is named; a pair of the package goes into the user's own models.yaml, which is looked at first."""
+def _target(pair: Pair) -> Path:
+    """The file to write into, looked at before hours of asking: a pair of the package goes into the user's own, which is read first.
+
+    Raises SettingError and CatalogError.
+    """
     if pair.source is None:
-        raise SettingError(f"two files have no entry in a models.yaml; make one for them, or use --rule {rule}")
-    if pair.source == catalog.packaged():
-        where = catalog.users_own()
-        if where.exists() and pair.name in catalog.read_file(where):
-            set_rule(where, pair.name, rule, comment=comment)
-        else:
-            files = {role: f"{catalog.BUNDLED}{path.name}" for role, path in pair.files.items()}
-            add_pair(where, pair.name, {**files, "rule": rule}, comment=comment)
-        return where
-    set_rule(pair.source, pair.name, rule, comment=comment)
-    return pair.source
+        raise SettingError(
+            "two files have no entry in a models.yaml to write into; make one and name the pair, or only look, with --dry-run"
+        )
+    target = catalog.users_own() if pair.source == catalog.packaged() else pair.source
+    if target.exists() and not os.access(target, os.W_OK):
+        raise CatalogError(f"{target}: may not be written to; change its permissions, or only look, with --dry-run")
+    return target
+
+
+def _write(target: Path, pair: Pair, rule: str, comment: str) -> None:
+    if pair.source == target or (target.exists() and pair.name in catalog.read_file(target)):
+        set_rule(target, pair.name, rule, comment=comment)
+    else:
+        files = {role: f"{catalog.BUNDLED}{path.name}" for role, path in pair.files.items()}
+        add_pair(target, pair.name, {**files, "rule": rule}, comment=comment)
