@@ -2,7 +2,13 @@
 
     questions.py   what is asked: the built-in families, the user's JSONL, Spec-Bench
     graders.py     how good an answer is
+    grid.py        in which ways it is asked
+    running.py     asking, and what each answer cost; setup.py with what, rows.py on the disk
+    judging.py     both models alone, for calibration
     intervals.py   how sure a figure is
+    summary.py     what rows say of each way; export.py, charts.py, report.py show it
+    tuning.py      the way that gives what the user asked for
+    planning.py    what a pair would bring, before it is loaded
 
-Knows nothing of how results are shown.
+Knows nothing of terminals.
 """
