@@ -15,10 +15,11 @@ from . import methods
 from .acceptance import Fly
 from .deferral import Method
 from .errors import SettingError
+from .prompts import Prompt
 from .reply import Reply
 from .routing import Margin
 from .rules import Never, Opt, Strict
-from .runtime import Prompt, Runtime
+from .runtime import Runtime
 from .settings import DEFAULTS, BlockSize, Settings
 from .token_rules import TokenV3
 

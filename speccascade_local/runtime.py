@@ -6,7 +6,6 @@ reply is made is answering.py's business. Knows nothing of terminals, and of fil
 
 from __future__ import annotations
 
-import operator
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,20 +18,19 @@ from typing import Any
 from .answering import LoadedPair, answer
 from .catalog import Pair
 from .deferral import Method
-from .errors import ContextOverflowError, PromptError, SessionError
+from .errors import PromptError, SessionError
 from .experience import Experience, experiences
 from .model import LlamaModel
 from .ngram import NgramSession
 from .profile import Profile
 from .profile_cache import apply, profile_of
+from .prompts import Prompt, prompt_ids, rendered_ids
 from .reply import Chunk, Reply
 from .routing import Route
 from .session import LlamaSession
 from .settings import Settings, takes_settings
 from .text import ChatTemplate, Message
 from .vocabulary import Vocabulary
-
-Prompt = str | Sequence[int]
 
 
 class Runtime:
@@ -96,13 +94,7 @@ class Runtime:
         A control token that a message merely spells out stays plain text. Raises PromptError when the expert has no template.
         """
         with self._exclusively():
-            parts = self._template.render(messages) or [("", True)]
-            bos, bos_id = self._tokenizer.special_texts["bos_token"], self._tokenizer.bos_id
-            written = bool(bos) and parts[0][1] and parts[0][0].startswith(bos)  # many templates write the BOS themselves
-            ids = [] if bos_id is None or written else [bos_id]
-            for text, may_hold_control in parts:
-                ids += self._tokenizer.tokenize(text, add_special=False, parse_special=may_hold_control)
-            return ids
+            return rendered_ids(self._template.render(messages), self._tokenizer)
 
     def reset(self) -> None:
         """Forget what both caches hold, so that the next call starts cold."""
@@ -186,25 +178,8 @@ class Runtime:
     def _ids(self, prompt: Prompt) -> list[int]:
         if self._model.closed:
             raise SessionError("this runtime is closed; load the pair again")
-        if isinstance(prompt, str):
-            ids = self._tokenizer.tokenize(prompt, add_special=True, parse_special=True) if prompt else []
-        else:
-            try:
-                if isinstance(prompt, (bytes, bytearray)) or any(isinstance(token, bool) for token in prompt):
-                    raise TypeError
-                ids = [operator.index(token) for token in prompt]
-            except TypeError:
-                raise PromptError(f"the prompt is {prompt!r:.80}; it must be a text or a list of token ids") from None
-        if not ids:
-            raise PromptError("the prompt is empty; give at least one token of text")
-        if not 0 <= min(ids) <= max(ids) < self.n_vocab:
-            wrong = next(token for token in ids if not 0 <= token < self.n_vocab)
-            raise PromptError(f"the prompt holds token id {wrong}; the ids that both models have are 0 to {self.n_vocab - 1}")
-        if len(ids) > self.n_ctx:
-            trained = min(session.model.n_ctx_train for session in self._loaded.sessions if isinstance(session, LlamaSession))
-            more = " or load with a larger context (--ctx)" if self.n_ctx < trained else "; the models were trained for no more"
-            raise ContextOverflowError(f"the prompt has {len(ids)} tokens and the context holds {self.n_ctx}; shorten the prompt{more}")
-        return ids
+        trained = min(session.model.n_ctx_train for session in self._sessions.values())
+        return prompt_ids(prompt, self._tokenizer, n_vocab=self.n_vocab, n_ctx=self.n_ctx, n_ctx_trained=trained)
 
     def _reply(self, prompt: Prompt, settings: Settings) -> Reply:
         self._refuse_rules()  # before it waits for another thread, which waits for the block that is asking

@@ -23,7 +23,7 @@ LAYERS = [
     {"account", "rules", "token_rules", "acceptance", "custom", "grammar"},
     {"guards", "verify", "drafting", "context", "session"},
     {"ahead"},
-    {"cascade", "text", "pairing"},
+    {"cascade", "text", "pairing", "prompts"},
     {"routing"},
     {"calibration", "loop_cost", "stopwatch"},
     {"profiling"},

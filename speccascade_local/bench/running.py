@@ -14,8 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import PromptError
+from ..prompts import Prompt
 from ..reply import Reply
-from ..runtime import Prompt, Runtime
+from ..runtime import Runtime
 from .grid import BASE, Arm
 from .questions import Question
 from .rows import Row

@@ -17,7 +17,8 @@ from .. import catalog
 from ..deferral import Method
 from ..errors import CatalogError, PromptError, SettingError
 from ..loading import load
-from ..runtime import Prompt, Runtime
+from ..prompts import Prompt
+from ..runtime import Runtime
 from .options import ModelOptions
 from .terminal import stderr
 

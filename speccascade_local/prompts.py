@@ -1,0 +1,47 @@
+"""What a prompt is as token ids, and which prompts there cannot be. Knows nothing of sessions."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+from .errors import ContextOverflowError, PromptError
+from .tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+
+
+def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, *, n_vocab: int, n_ctx: int, n_ctx_trained: int) -> list[int]:
+    """The ids of a raw prompt: of a text, in which control tokens are read, or as they are given.
+
+    n_vocab: bound of the ids. n_ctx: how many fit. n_ctx_trained: how many could. Raises PromptError and ContextOverflowError.
+    """
+    if isinstance(prompt, str):
+        ids = tokenizer.tokenize(prompt, add_special=True, parse_special=True) if prompt else []
+    else:
+        try:
+            if isinstance(prompt, (bytes, bytearray)) or any(isinstance(token, bool) for token in prompt):
+                raise TypeError
+            ids = [operator.index(token) for token in prompt]
+        except TypeError:
+            raise PromptError(f"the prompt is {prompt!r:.80}; it must be a text or a list of token ids") from None
+    if not ids:
+        raise PromptError("the prompt is empty; give at least one token of text")
+    if not 0 <= min(ids) <= max(ids) < n_vocab:
+        wrong = next(token for token in ids if not 0 <= token < n_vocab)
+        raise PromptError(f"the prompt holds token id {wrong}; the ids that both models have are 0 to {n_vocab - 1}")
+    if len(ids) > n_ctx:
+        more = " or load with a larger context (--ctx)" if n_ctx < n_ctx_trained else "; the models were trained for no more"
+        raise ContextOverflowError(f"the prompt has {len(ids)} tokens and the context holds {n_ctx}; shorten the prompt{more}")
+    return ids
+
+
+def rendered_ids(parts: Sequence[tuple[str, bool]], tokenizer: Tokenizer) -> list[int]:
+    """The ids of what a chat template made: each text with whether control tokens are read in it."""
+    parts = parts or [("", True)]
+    bos, bos_id = tokenizer.special_texts["bos_token"], tokenizer.bos_id
+    written = bool(bos) and parts[0][1] and parts[0][0].startswith(bos)  # many templates write the BOS themselves
+    ids = [] if bos_id is None or written else [bos_id]
+    for text, may_hold_control in parts:
+        ids += tokenizer.tokenize(text, add_special=False, parse_special=may_hold_control)
+    return ids
