@@ -25,7 +25,8 @@ QUESTIONS = [
     {"messages": [{"role": "user", "content": "Who is Ada Lovelace?"}], "reference": ["computer"], "metric": "contains", "family": "qa"},
 ]
 GRID = ("--rules", "token_v3", "--alphas", "0.2,0.8", "--block-sizes", "3", "--max-tokens", "12", "--threads", "1")
-ARMS = ["expert alone", "drafter alone", "strict, blocks of 3", "token_v3:0.2, blocks of 3", "token_v3:0.8, blocks of 3"]
+#: The pair's own rule, token_v3:0.8, comes before those that were named.
+ARMS = ["expert alone", "drafter alone", "strict, blocks of 3", "token_v3:0.8, blocks of 3", "token_v3:0.2, blocks of 3"]
 
 
 @pytest.fixture
@@ -128,6 +129,8 @@ def test_a_dry_run_writes_nothing(tmp_path):
         (["bench", "--from", "older.jsonl"], "written in format 0, and this version reads 1"),
         (["bench", "--report", "none/page.html"], "none/page.html: cannot be written"),
         (["bench", "--picture", "curves.pdf"], "curves.pdf"),
+        (["bench", "--out", "none/rows.jsonl"], "none/rows.jsonl: cannot be written (its folder does not exist)"),
+        (["bench", "demo", "sealed", "--report", "page.html"], "several pairs were named, and a file for one"),
         (["bench", "demo", "demo", "--out", "x.jsonl"], "several pairs were named, and a file for one"),
         (["tune"], "nothing was asked for"),
         (["tune", "--max-quality-loss", "lots"], "--max-quality-loss is 'lots'; it must be a share, such as 1% or 0.01"),

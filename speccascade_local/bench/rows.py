@@ -14,6 +14,7 @@ from typing import Any
 
 from ..checks import text_of
 from ..errors import CatalogError
+from ..figures import writable
 
 #: Goes up when rows mean something else.
 FORMAT = 1
@@ -32,11 +33,8 @@ class Store:
     def __init__(self, path: Path, setup: Mapping[str, Any], *, resume: bool) -> None:
         self.path = path
         wanted = {"format": FORMAT, **setup}
+        check(path, resume=resume)
         try:
-            if path.exists() and not path.is_file():
-                raise CatalogError(f"{path}: not a file that rows can be kept in; name another with --out")
-            if path.exists() and not resume:
-                raise CatalogError(f"{path}: is there already; go on with it by --resume, or name another file with --out")
             if path.exists():
                 self.setup, self.rows, whole = _parsed(path)
                 _same(path, self.setup, wanted)
@@ -70,6 +68,15 @@ class Store:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):  # rows are on the disk already; what a full one did not take fails here once more
             self._file.close()
+
+
+def check(path: Path, *, resume: bool) -> None:
+    """Refuse what no rows could be kept in. Raises CatalogError."""
+    writable(path)
+    if path.exists() and not path.is_file():
+        raise CatalogError(f"{path}: not a file that rows can be kept in; name another with --out")
+    if path.exists() and not resume:
+        raise CatalogError(f"{path}: is there already; go on with it by --resume, or name another file with --out")
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Row]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -56,10 +55,10 @@ def bench(
     spec_bench: Annotated[Path | None, typer.Option(help="A folder for each arm's answers as Spec-Bench's scripts read them.")] = None,
     verbose: options.Verbose = 0,
 ) -> None:
-    """Measure a pair on this machine: rules by alphas, block sizes and temperatures, with the expert alone, the drafter alone and strict.
+    """Measure a pair on this machine: its own rule and others by alphas, block sizes and temperatures, beside the expert alone.
 
-    Every finished row is on the disk at once, and --resume goes on after a break. Without --questions the held-out questions of the
-    bundled pair's five families are asked.
+    The drafter alone and strict are always there too. Every finished row is on the disk at once, and --resume goes on after a break.
+    Without --questions the held-out questions of the bundled pair's five families are asked.
     """
     set_log_level(verbose)
     if form not in FORMS:
@@ -72,20 +71,20 @@ def bench(
     if read is not None:
         shown.show(read)
         return
-    arms = grid.grid(
-        grid.listed_rules(rules, grid.listed(alphas, float, "--alphas", "0.2,0.4")),
-        grid.listed(block_sizes, options.length, "--block-sizes", "5,auto"),
-        grid.listed(temperatures, float, "--temperatures", "0,1"),
-        replace(DEFAULTS, max_tokens=max_tokens),
-    )
+    named = grid.listed_rules(rules, grid.listed(alphas, float, "--alphas", "0.2,0.4"))
+    lengths = grid.listed(block_sizes, options.length, "--block-sizes", "5,auto")
+    heats = grid.listed(temperatures, float, "--temperatures", "0,1")
+    settings = replace(DEFAULTS, max_tokens=max_tokens)
+    grid.grid(named, lengths, heats, settings)  # refused before anything is loaded
     asked = questions.chosen(questions_file, per_family or (QUICKLY if quick else None))
     names: list[str | None] = list(pairs) if pairs else [None]
-    if len(names) > 1 and (out or chosen.drafter or chosen.expert):
-        raise SettingError("several pairs were named, and a file for one; leave out --out, --drafter and --expert")
+    if len(names) > 1 and (out or report or picture or spec_bench or chosen.drafter or chosen.expert):
+        raise SettingError("several pairs were named, and a file for one; name files for one pair at a time, or show it again with --from")
     for name in names:
-        with ExitStack() as resources:
-            runtime = resources.enter_context(loaded(name, chosen, verbose))
-            path = out or Path(f"bench-{runtime.pair.name}.jsonl")
+        path = out or Path(f"bench-{options.pair_of(name, chosen).name}.jsonl")
+        rows.check(path, resume=resume)
+        with loaded(name, chosen, verbose) as runtime:
+            arms = grid.grid([runtime.rule, *named], lengths, heats, settings)
             _measured(runtime, asked, arms, path, resume=resume, repetitions=repeat, seed=seed, verbose=verbose)
         shown.show(path)
 

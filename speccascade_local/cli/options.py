@@ -15,9 +15,11 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from ..bench.questions import PER_FAMILY
+from ..catalog import Pair
 from ..checks import text_of
 from ..compare import BLOCK_SIZE
 from ..errors import SettingError
+from ..loading import choose
 from ..settings import DEFAULTS, BlockSize, Settings
 
 Words = Annotated[
@@ -80,6 +82,11 @@ class ModelOptions:
         Path | None, typer.Option("--small", rich_help_panel="Models", help="A third, still smaller model that drafts for the drafter.")
     ] = None
     models: Models = None
+
+
+def pair_of(name: str | None, chosen: ModelOptions) -> Pair:
+    """The pair that would be loaded. Raises SettingError and CatalogError."""
+    return choose(name, chosen.drafter, chosen.expert, chosen.small, chosen.models)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from ..bench.planning import KEPT, Known, planned
 from ..header import of_size, read_header
-from ..loading import DEFAULT_CONTEXT, choose
+from ..loading import DEFAULT_CONTEXT
 from ..profile_cache import known_speeds
 from . import options
 from .invocation import set_log_level
@@ -21,7 +21,7 @@ def plan(chosen: options.ModelOptions, pair: options.PairName = None, as_json: o
     of a file that is not there yet its size will do: --drafter 0.5GB --expert 4.9GB.
     """
     set_log_level(verbose)
-    named = choose(pair, chosen.drafter, chosen.expert, chosen.small, chosen.models)
+    named = options.pair_of(pair, chosen)
     headers = {role: of_size(path) or read_header(path) for role, path in named.files.items()}
     expert, drafter = headers["expert"], headers.get("drafter")
     n_ctx = chosen.ctx or min(DEFAULT_CONTEXT, *(header.n_ctx_train for header in headers.values()))

@@ -18,7 +18,6 @@ from ..bench.summary import ArmSummary
 from ..catalog import Pair
 from ..catalog_edit import add_pair, set_rule
 from ..errors import CatalogError, SettingError
-from ..loading import choose
 from ..settings import DEFAULTS
 from . import options
 from .invocation import loaded, progress, set_log_level
@@ -53,13 +52,15 @@ def tune(
     set_log_level(verbose)
     goal = tuning.Goal(_share("--max-quality-loss", max_quality_loss), _share("--expert-share", expert_share), budget, min_speedup)
     candidates = grid.listed_rules(rules, grid.listed(alphas, float, "--alphas", "0.2,0.4"))
-    arms = grid.grid(candidates, ["auto"], [temperature], replace(DEFAULTS, max_tokens=max_tokens))
-    arms = [arm for arm in arms if arm.settings.min_p == 0]
+    settings = replace(DEFAULTS, max_tokens=max_tokens)
+    grid.grid(candidates, ["auto"], [temperature], settings)  # refused before anything is loaded
     asked = questions.chosen(questions_file, per_family)
     choose_by, confirm_by = tuning.split(len(asked), [question.family for question in asked], seed)
-    named = choose(pair, chosen.drafter, chosen.expert, chosen.small, chosen.models)
+    named = options.pair_of(pair, chosen)
     target = None if dry_run else _target(named)
     with loaded(pair, chosen, verbose) as runtime:
+        arms = grid.grid([runtime.rule, *candidates], ["auto"], [temperature], settings)
+        arms = [arm for arm in arms if arm.settings.min_p == 0]
         prompts = running.prompts_of(runtime, asked)
         with progress(verbose) as bar:
             task = bar.add_task("warming up", total=1.0)
