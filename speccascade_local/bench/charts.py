@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import CatalogError
 from ..figures import figure_class, save_figure
 from .export import histogram, reach
-from .grid import BASE
+from .grid import BASE, DRAFTER
 from .rows import Row
 from .summary import ArmSummary, Summary
 
@@ -19,6 +19,8 @@ from .summary import ArmSummary, Summary
 COLOURS = ("#0b1f3f", "#c2571a", "#2171b5", "#e0a13a", "#5b8c3e", "#8a4f9e", "#7f7f7f")
 LOOKS = [("osD^vPX"[i % 7], ("-", "--", "-.", ":")[i % 4], COLOURS[i % 7]) for i in range(28)]
 Look = tuple[str, str, str]
+#: A drafter that loses a larger share of right answers than this, and twice as much as all others, is left out of the picture.
+FAR = 0.1
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
@@ -53,26 +55,37 @@ def draw_curves(path: Path, summary: Summary) -> None:
 
 
 def quality_against_time(figure: Any, arms: Sequence[ArmSummary], shown: Mapping[str, Look]) -> None:
-    """The paper's figure on this pair: up is better, left is faster; crosses are 95 % intervals against the expert alone."""
+    """The paper's figure on this pair: up is better, left is faster; crosses are 95 % intervals against the expert alone.
+
+    The drafter alone is drawn where the others leave room for it; else the legend tells where it would be.
+    """
     axes = figure.subplots()
-    graded = [arm for arm in arms if arm.quality_gain is not None]
-    for name, points in curves(graded).items():
+    for name, points in curves([arm for arm in arms if arm.quality_gain is not None]).items():
         marker, line, colour = shown[name]
         times = [1 / point.speedup.value for point in points]
         gains = [point.quality_gain for point in points if point.quality_gain is not None]
         values = [100 * gain.value for gain in gains]
-        if points[0].arm != BASE:
+        label = name
+        if name == DRAFTER and _far_below(points[0], arms):
+            times, values, label = [], [], f"{name}: at ({times[0]:.2f}, {values[0]:+.0f}), far below"
+        elif name != BASE:
             x_error = [[t - 1 / p.speedup.high for t, p in zip(times, points)], [1 / p.speedup.low - t for t, p in zip(times, points)]]
             y_error = [[100 * (g.value - g.low) for g in gains], [100 * (g.high - g.value) for g in gains]]
             axes.errorbar(times, values, xerr=x_error, yerr=y_error, fmt="none", ecolor="0.8", elinewidth=0.8, zorder=1)
-        axes.plot(times, values, marker=marker, linestyle=line, color=colour, label=name, markersize=5, linewidth=1.2)
+        axes.plot(times, values, marker=marker, linestyle=line, color=colour, label=label, markersize=5, linewidth=1.2)
         for point, x, y in zip(points, times, values):
-            if point.about.get("alpha") is not None and len(points) > 1:
+            if point.about.get("alpha") is not None:
                 axes.annotate(f"{point.about['alpha']:g}", (x, y), xytext=(3, 3), textcoords="offset points", fontsize=6)
     axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     axes.axvline(1, color="0.7", linewidth=0.8, zorder=0)
     axes.set(xlabel="time per answer, the expert alone = 1", ylabel="right answers less the expert's, points")
     axes.legend(fontsize=7, loc="best")
+
+
+def _far_below(drafter: ArmSummary, arms: Sequence[ArmSummary]) -> bool:
+    """Whether the drafter alone loses so much that nothing could be told of the others beside it."""
+    gains = [arm.quality_gain.value for arm in arms if arm.quality_gain is not None and arm.arm != drafter.arm]
+    return drafter.quality_gain is not None and drafter.quality_gain.value < min(2 * min(gains, default=0.0), -FAR)
 
 
 def tokens_per_block(figure: Any, rows: Sequence[Row], names: Sequence[str]) -> None:

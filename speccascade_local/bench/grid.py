@@ -19,7 +19,7 @@ from ..settings import DEFAULTS, BlockSize, Settings
 from ..token_rules import TokenV3
 
 #: What all others are compared with.
-BASE = "expert alone"
+BASE, DRAFTER = "expert alone", "drafter alone"
 T = TypeVar("T")
 
 
@@ -64,7 +64,7 @@ def _wanted(
 ) -> Iterator[tuple[str, Method, Settings]]:
     alone = replace(settings, block_size=0)
     yield BASE, Strict(), alone
-    yield "drafter alone", Never(), replace(settings, block_size=DEFAULTS.block_size)
+    yield DRAFTER, Never(), replace(settings, block_size=DEFAULTS.block_size)
     if settings.temperature > 0:
         yield f"expert min-p {truncated:.3g}", Strict(), replace(alone, min_p=truncated)
     for rule, block_size in product([Strict(), *rules], block_sizes):

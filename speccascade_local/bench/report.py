@@ -17,7 +17,7 @@ from ..pictures import draw_staircase
 from ..profile import Profile
 from . import charts
 from .export import family_table, full_table, notes
-from .grid import BASE
+from .grid import BASE, DRAFTER
 from .rows import Row
 from .running import ORIGINS
 from .summary import Summary
@@ -55,7 +55,7 @@ def _part(figure: Callable[..., Any], temperature: float, summary: Summary, rows
     arms = summary.by_temperature[temperature]
     here = [row for row in rows if row["temperature"] == temperature]
     names = [arm.arm for arm in arms]
-    drafting = [name for name in names if name not in (BASE, "drafter alone")][: len(charts.LOOKS)]
+    drafting = [name for name in names if name not in (BASE, DRAFTER)][: len(charts.LOOKS)]
     shown = charts.looks(name for each in summary.by_temperature.values() for name in charts.curves(each))
     quality = None
     if any(arm.quality_gain for arm in arms):

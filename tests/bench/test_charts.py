@@ -36,6 +36,21 @@ def test_time_and_quality_are_beside_the_expert_alone(arms):
     assert drawn["token_v3, auto blocks"][1][1] < 0
 
 
+def test_a_drafter_that_is_far_below_all_others_is_told_of_and_leaves_them_their_room(arms):
+    def drawn(share: float) -> tuple[list[str], float]:
+        rows = [{**row, "quality": float(row["arm"] != "drafter alone" or int(row["question"][1:]) < share * 30)} for row in made_rows(30)]
+        figure = Figure()
+        summaries = summarized(rows).by_temperature[0.0]
+        quality_against_time(figure, summaries, looks(curves(summaries)))
+        return [text.get_text() for text in figure.axes[0].get_legend().get_texts()], figure.axes[0].get_ylim()[0]
+
+    assert drawn(0.5)[0][1] == "drafter alone: at (0.20, -50), far below"
+    assert drawn(0.5)[1] > -10
+    names, lowest = drawn(0.95)
+    assert names[1] == "drafter alone"
+    assert lowest < -3
+
+
 def test_all_28_looks_differ_without_their_shade():
     assert len({look[:2] for look in LOOKS}) == len(LOOKS) == 28
 
