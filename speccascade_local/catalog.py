@@ -154,6 +154,15 @@ def find(name: str, models: str | os.PathLike[str] | None = None) -> Pair:
     )
 
 
+def default() -> Pair:
+    """The pair where none is named: the bundled one, with the rule that the user's own file may give it; no other file is looked at.
+
+    Raises CatalogError for a file of the user's own that cannot be read.
+    """
+    own = read_file(users_own()) if users_own().exists() else {}
+    return own.get(BUNDLED_PAIR) or bundled()
+
+
 def bundled() -> Pair:
     """The pair that ships with the package, whatever other files say."""
     return read_file(packaged())[BUNDLED_PAIR]

@@ -123,7 +123,7 @@ def choose(
         if small is not None:
             raise SettingError("a small model's file needs a drafter and an expert file; name all three, or a pair that has a small model")
         if pair is None and models is None:
-            return catalog.find(catalog.BUNDLED_PAIR)
+            return catalog.default()
         return catalog.find(catalog.BUNDLED_PAIR if pair is None else pair, models)
     if drafter is None or expert is None:
         raise SettingError("a drafter file needs an expert file and the other way round; name both, or a pair")

@@ -326,6 +326,17 @@ def test_a_strangers_models_yaml_does_not_stand_in_the_way_of_the_bundled_pair(t
     assert b"models.yaml, line 1" in speccascade("run", "mine", QUESTION, cwd=tmp_path).stderr
 
 
+def test_where_no_pair_is_named_the_users_own_file_may_give_the_bundled_one_its_rule(tmp_path):
+    own = tmp_path / "speccascade" / "models.yaml"
+    own.parent.mkdir()
+    own.write_text("pairs: {demo: {drafter: bundled:drafter.gguf, expert: bundled:expert.gguf, rule: never}}\n")
+    reply = json.loads(speccascade("run", "--json", QUESTION, XDG_CONFIG_HOME=str(tmp_path)).stdout)
+    assert reply["rule"] == "never"
+    own.write_text("pairs: {other: {drafter: a.gguf, expert: b.gguf}}\n")
+    reply = json.loads(speccascade("run", "--json", QUESTION, XDG_CONFIG_HOME=str(tmp_path)).stdout)
+    assert reply["rule"] == "token_v3:0.8"
+
+
 def test_a_reader_that_goes_away_is_no_error_of_ours():
     done = subprocess.run(
         f"{sys.executable} -m speccascade_local run --raw --temperature 3 --max-tokens 400 Once | head -c 1",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import threading
 
 import numpy as np
@@ -332,3 +333,34 @@ def test_progress_is_told_for_both_models():
     sc.load(on_progress=lambda role, fraction: seen.append((role, fraction))).close()
     assert {role for role, _ in seen} == {"drafter", "expert"}
     assert max(fraction for _, fraction in seen) == 1.0
+
+
+def test_models_and_threads_are_told_by_role(demo):
+    assert {role: model.path.name for role, model in demo.models.items()} == {"drafter": "drafter.gguf", "expert": "expert.gguf"}
+    assert demo.threads.keys() == demo.models.keys()
+    assert all(counts >= (1, 1) for counts in demo.threads.values())
+
+
+def test_a_seeded_call_begins_with_what_it_is_told_to_start_from_whatever_was_learnt_since():
+    questions = [QUESTION, [{"role": "user", "content": "Translate to French: The old dog sees the red hat."}]]
+    with sc.load() as runtime, sc.load() as other:
+        for question in questions * 3:
+            runtime.chat(question, rule="strict", max_tokens=48)
+        saved, profile = json.loads(json.dumps(runtime.learnt())), runtime.profile()
+        other.start_from(saved, profile)
+
+        def yields(each: sc.Runtime) -> list[int]:
+            each.reset()
+            return [len(chunk.tokens) for chunk in each.stream(each.chat_ids(questions[1]), rule="strict", max_tokens=48, seed=3)]
+
+        first = yields(other)
+        for question in questions:
+            other.chat(question, rule="strict", max_tokens=48)
+        assert yields(other) == first
+        runtime.start_from(saved, profile)
+        assert yields(runtime) == first
+
+
+def test_what_was_never_learnt_is_no_start(demo):
+    with pytest.raises(sc.SettingError, match=r"learnt is not what Runtime\.learnt\(\) gives"):
+        demo.start_from({"strict": 3})
