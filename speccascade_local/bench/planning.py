@@ -17,7 +17,7 @@ from ..pacing import LONGEST
 from ..profile import Speed
 
 #: How often a drafted token is kept, from a poor pair to a good one.
-KEPT = (0.5, 0.85)
+KEPT = (0.5, 0.95)
 #: So far a guess of seconds may be off where one model alone was measured.
 UNSURE = 0.25
 #: Memory beside weights and caches: what llama.cpp computes in, at 512 tokens a batch, for each id of the vocabulary and token of a batch.

@@ -81,6 +81,10 @@ def tune(
     grounds = _measured(found.measured, asked) if found.measured else ""
     if found.measured:
         stdout.print(f"{found.measured.about['rule']}: {grounds}", highlight=False, soft_wrap=True)
+        lost = -found.measured.quality_gain.low if found.measured.quality_gain else 0.0
+        if goal.max_quality_loss is not None and lost > goal.max_quality_loss:
+            told = f"it may lose up to {100 * lost:.1f} points, as far as {found.measured.n} questions can tell; more of them tell more"
+            stdout.print(f"({told})", highlight=False, soft_wrap=True)
     if not found.arm:
         stdout.print(f"{found.why}: strict, whose text is the expert's own", highlight=False, soft_wrap=True)
     told = (
