@@ -50,8 +50,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import speccascade_local as sc
 from speccascade_local.backend import extra_buffers_are_safe, physical_cores, system_info
+from speccascade_local.bench.export import piped, points
 from speccascade_local.bench.intervals import Estimate, differences, estimated
 from speccascade_local.bench.questions import HELD_OUT, Question, Turn, built_in
+from speccascade_local.bench.setup import commit
 from speccascade_local.errors import SpeccascadeError
 from speccascade_local.text import Message
 
@@ -400,7 +402,6 @@ def all_arms(options: argparse.Namespace, runtime: sc.Runtime, logs: Path, resou
 
 def described_setup(options: argparse.Namespace, runtime: sc.Runtime, files: dict[str, Path]) -> Record:
     version = subprocess.run([options.llama_server, "--version"], capture_output=True, text=True) if options.server_specs else None
-    commit = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     name = gguf.GGUFReader(files["expert"]).fields.get("general.name")
     return {
         "models": name.contents() if name else "unnamed models",
@@ -414,7 +415,7 @@ def described_setup(options: argparse.Namespace, runtime: sc.Runtime, files: dic
         "n_ctx": runtime.n_ctx,
         "max_tokens": options.max_tokens,
         "first_seed": options.seed,
-        "commit": subprocess.run(commit, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip(),
+        "commit": commit(),
     }
 
 
@@ -588,10 +589,6 @@ def fixed_and_other(arms: dict[str, Measured]) -> Iterator[tuple[Measured, list[
             yield arm, fixed
 
 
-def points(estimate: Estimate) -> str:
-    return f"{100 * estimate.value:+.1f} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
-
-
 def main_table(arms: dict[str, Measured]) -> Table:
     base, peers = arms[BASE], servers(arms)
     header = ["arm", "tok/s", "× expert alone", "tok/s end to end", "× expert alone, end to end"]
@@ -644,11 +641,6 @@ def agreement(arms: dict[str, Measured]) -> str:
 def aligned(table: Table) -> str:
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in table)
-
-
-def piped(table: Table) -> str:
-    header, *rows = ("| " + " | ".join(row) + " |" for row in table)
-    return "\n".join([header, "|---" * len(table[0]) + "|", *rows])
 
 
 def sections(results: Results) -> Iterator[tuple[str, Table]]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import platform
 import random
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +30,7 @@ import speccascade_local as sc
 from speccascade_local import methods
 from speccascade_local.acceptance import Fly
 from speccascade_local.backend import physical_cores
+from speccascade_local.bench.setup import commit
 from speccascade_local.context import LlamaContext
 from speccascade_local.deferral import Rule
 from speccascade_local.drafting import propose
@@ -273,12 +273,9 @@ def main() -> None:
         for title, check in checks.items():
             print(title, file=sys.stderr)
             found[title] = check(runtime)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
     report = {
         "command": "python scripts/check_methods.py",
-        "commit": commit,
+        "commit": commit(),
         "machine": f"{platform.machine()}, {physical_cores()} physical cores",
         "llama_cpp_python": llama_cpp.__version__,
         "quantization": "Q8_0",

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from rich.progress import track
 import speccascade_local as sc
 from speccascade_local.backend import physical_cores
 from speccascade_local.bench.questions import HELD_OUT, Question, built_in
+from speccascade_local.bench.setup import commit
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "speccascade_local" / "demo"
@@ -99,9 +99,7 @@ def main() -> None:
     }
     result = {
         "command": "python scripts/grade_demo_pair.py",
-        "commit": subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip(),
+        "commit": commit(),
         "machine": f"{platform.machine()}, {physical_cores()} physical cores",
         "llama_cpp_python": llama_cpp.__version__,
         "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(DEMO.glob("*.gguf"))},

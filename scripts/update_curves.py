@@ -15,7 +15,7 @@ from pathlib import Path
 from pages import write_section
 
 from speccascade_local.bench.charts import curves, draw_curves
-from speccascade_local.bench.export import from_json, points, verdict
+from speccascade_local.bench.export import from_json, piped, points, verdict
 from speccascade_local.bench.grid import BASE
 from speccascade_local.bench.summary import ArmSummary, Summary
 
@@ -32,7 +32,7 @@ def fastest(arms: Sequence[ArmSummary]) -> list[ArmSummary]:
 
 
 def table(arms: Sequence[ArmSummary]) -> str:
-    lines: list[Sequence[str]] = [HEADING, ["---"] * len(HEADING)]
+    lines: list[Sequence[str]] = [HEADING]
     for arm in fastest(arms):
         alpha, rule = arm.about["alpha"], arm.about["rule"]
         lines.append(
@@ -46,7 +46,7 @@ def table(arms: Sequence[ArmSummary]) -> str:
                 f"{arm.expert_calls_per_token:.2f}",
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return piped(lines) + "\n"
 
 
 def tables(name: str, summary: Summary) -> str:

@@ -12,7 +12,6 @@ import io
 import json
 import platform
 import re
-import subprocess
 from pathlib import Path
 
 import llama_cpp
@@ -22,6 +21,7 @@ from rich.terminal_theme import TerminalTheme
 
 import speccascade_local as sc
 from speccascade_local.backend import physical_cores
+from speccascade_local.bench.setup import commit
 from speccascade_local.cli import terminal
 from speccascade_local.compare import BLOCK_SIZE, DEFAULT_THRESHOLD, Row, compare, few_arms
 from speccascade_local.settings import Settings
@@ -55,9 +55,7 @@ def main() -> None:
         rows = compare(runtime, prompt, few_arms(Settings(seed=0, block_size=BLOCK_SIZE), runtime.rule, DEFAULT_THRESHOLD), repeat=REPEAT)
     result = {
         "command": COMMAND,
-        "commit": subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip(),
+        "commit": commit(),
         "machine": f"{platform.machine()}, {physical_cores()} physical cores",
         "llama_cpp_python": llama_cpp.__version__,
         "quantization": "Q8_0",

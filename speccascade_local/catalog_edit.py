@@ -5,9 +5,9 @@ Knows nothing of what rules mean.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import yaml
 
 from .catalog import CatalogFile
 from .checked_yaml import read_yaml
-from .checks import text_of
+from .checks import replace_file, text_of
 from .errors import CatalogError
 
 
@@ -95,22 +95,9 @@ def _check(path: Path, before: str, after: str, pair: str, rule: str) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        mode = path.stat().st_mode if path.exists() else None
-        if mode is not None and not os.access(path, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", dir=path.parent, suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                file.write(text)
-                file.close()
-                if mode is not None:
-                    temporary.chmod(mode)
-                os.replace(temporary, path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        if path.exists() and not os.access(path, os.W_OK):  # a new file in its place would not ask
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        replace_file(path, text)
     except OSError as error:
         raise CatalogError(f"{path}: cannot be written ({error.strerror}); choose another with --models") from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import tempfile
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -28,6 +30,27 @@ def finite_number(name: str, value: object, low: float, high: float, allowed: st
     if not (math.isfinite(number) and low <= number <= high):
         raise SettingError(f"{name} is {value!r:.40}; it must be {allowed}")
     return number
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file whole or not at all, whoever reads or writes it meanwhile; its permissions stay, and so does a link to it.
+
+    Raises OSError.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    mode = target.stat().st_mode if target.exists() else None
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", dir=target.parent, suffix=".tmp", delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            file.write(text)
+            file.close()
+            if mode is not None:
+                temporary.chmod(mode)
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def text_of(path: Path) -> str:

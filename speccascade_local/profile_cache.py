@@ -11,14 +11,13 @@ import json
 import logging
 import os
 import platform
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import platformdirs
 
 from .backend import llama_cpp_version, physical_cores, system_info
-from .checks import fingerprint
+from .checks import fingerprint, replace_file
 from .profile import Profile, Speed
 from .profiling import measure
 from .session import LlamaSession
@@ -144,17 +143,7 @@ def _read(path: Path) -> Profile | None:
 
 
 def _write(path: Path, profile: Profile) -> None:
-    """Whole or not at all: another process may be reading or writing it."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                json.dump(profile.as_dict(), file, indent=1)
-                file.close()
-                os.replace(temporary, path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        replace_file(path, json.dumps(profile.as_dict(), indent=1))
     except OSError as error:
         log.warning("%s: the profile of this pair cannot be kept (%s); it will be measured again next time", path, error.strerror or error)

@@ -13,6 +13,7 @@ import pytest
 from bench_peers import BASE, Answer, Arm, Results, key, planned
 from pages import write_section
 
+from speccascade_local.bench.export import points
 from speccascade_local.bench.questions import Question, built_in
 from speccascade_local.text import Message
 
@@ -95,7 +96,7 @@ def test_accuracy_is_compared_prompt_by_prompt():
     less = arms[STRICT].more_accurate(arms[BASE])
     assert less.value == pytest.approx(-0.1)
     assert less.low < -0.1 < less.high <= 0
-    assert bench_peers.points(arms[BASE].more_accurate(arms[BASE])) == "+0.0 [+0.0, +0.0]"
+    assert points(arms[BASE].more_accurate(arms[BASE])) == "+0.0 [+0.0, +0.0]"
 
 
 # --------------------------------------------------------------------------- who is compared with whom

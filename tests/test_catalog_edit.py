@@ -106,3 +106,14 @@ def test_the_file_keeps_its_permissions(path):
     set_rule(path, "first", "strict")
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert [each.name for each in path.parent.iterdir()] == ["models.yaml"]
+
+
+def test_a_file_behind_a_link_is_changed_and_the_link_stays(tmp_path):
+    real, link = tmp_path / "dotfiles.yaml", tmp_path / "models.yaml"
+    real.write_text("pairs: {mine: {drafter: a.gguf, expert: b.gguf}}\n")
+    real.chmod(0o640)
+    link.symlink_to(real)
+    set_rule(link, "mine", "strict")
+    assert link.is_symlink()
+    assert "strict" in real.read_text()
+    assert real.stat().st_mode & 0o777 == 0o640

@@ -94,14 +94,15 @@ def markdown(summary: Summary, setup: Mapping[str, Any]) -> str:
     """A table for each temperature, and the notes."""
     parts = []
     for temperature, arms in summary.by_temperature.items():
-        parts += [f"**Temperature {temperature:g}**", _table(full_table(arms))]
+        parts += [f"**Temperature {temperature:g}**", piped(full_table(arms))]
         families = family_table(summary, temperature)
-        parts += ["By family: × the expert per answer, right answers less the expert's in points", _table(families)] if families else []
+        parts += ["By family: × the expert per answer, right answers less the expert's in points", piped(families)] if families else []
     parts.append("\n".join(f"- {note}" for note in notes(summary, setup)))
     return "\n\n".join(parts) + "\n"
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
+def piped(lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the first line is its heading."""
     heading, *rest = lines
     return "\n".join(f"| {' | '.join(line)} |" for line in (heading, ["---"] * len(heading), *rest))
 

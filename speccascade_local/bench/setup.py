@@ -27,7 +27,7 @@ def described(runtime: Runtime, questions: Sequence[Question], arms: Sequence[Ar
     asked = json.dumps([question.model_dump(mode="json") for question in questions], sort_keys=True)
     return {
         "speccascade": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "pair": runtime.pair.name,
         "models": {role: model.description for role, model in models.items()},
         "files": {role: fingerprint(model.path) for role, model in models.items()},
@@ -45,13 +45,18 @@ def described(runtime: Runtime, questions: Sequence[Question], arms: Sequence[Ar
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Of the checkout that this package is run from, "-dirty" where it has changes; None for an installed package."""
     top = Path(__file__).parent.parent.parent
     if not (top / ".git").exists():
         return None
-    command = ["git", "-C", str(top), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return _git(top, "rev-parse", "HEAD") + ("-dirty" if _git(top, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(top: Path, *command: str) -> str:
+    """Without locks: a process that is killed must not leave one behind in the user's checkout."""
+    whole = ["git", "--no-optional-locks", "-C", str(top), *command]
+    return subprocess.run(whole, capture_output=True, text=True, check=True).stdout.strip()

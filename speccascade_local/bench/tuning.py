@@ -52,6 +52,8 @@ class Goal:
             if not (math.isfinite(value) and low <= value <= high):
                 allowed = "0 or more" if high == math.inf else "from 0 to 1, or in percent"
                 raise SettingError(f"{name} is {value!r:.20}; it must be a number {allowed}")
+        if self.expert_share == 0 and self.budget is not None:
+            raise SettingError("expert_share 0 and a budget contradict each other: without asking the expert no distance from it is known")
 
     @property
     def wants_speed(self) -> bool:

@@ -140,6 +140,7 @@ def test_families_are_halved_and_mixed():
         (lambda: Goal(max_quality_loss=1.5), "max_quality_loss is 1.5; it must be a number from 0 to 1"),
         (lambda: Goal(budget=-0.1), "budget is -0.1"),
         (lambda: Goal(min_speedup=float("nan")), "min_speedup is nan"),
+        (lambda: Goal(expert_share=0, budget=0.5), "expert_share 0 and a budget contradict each other"),
         (lambda: split(39, ["f"] * 39, 0), "39 questions are too few to choose by some and confirm by others; give at least 40"),
     ],
 )
