@@ -16,14 +16,33 @@ import numpy as np
 BATCH_TOKENS = 512
 
 
+@dataclass
+class Rollbacks:
+    """What going back has cost so far: recurrent states copied and put back, tokens read again, seconds for the copies alone."""
+
+    saved: int = 0
+    restored: int = 0
+    replayed: int = 0
+    seconds: float = 0.0
+
+
 @dataclass(eq=False)
 class Timeline:
-    """One sequence of tokens in a context. sequence: its number there. n_vocab: how wide its rows are wanted. tokens: what it holds."""
+    """One sequence of tokens in a context. sequence: its number there. n_vocab: how wide its rows are wanted. tokens: what it stands for.
+
+    The rest is for going back (rollback.py). held: how many tokens llama.cpp's memory has of it, -1 for unknown. batch: how many of them
+    it read last, in one batch. settled: whether it was rewound since. checkpoints: copies of its state.
+    """
 
     sequence: int
     n_vocab: int
     tokens: list[int] = field(default_factory=list)
     closed: bool = False
+    held: int = 0
+    batch: int = 0
+    settled: bool = True
+    checkpoints: list[Any] = field(default_factory=list)
+    rollbacks: Rollbacks = field(default_factory=Rollbacks)
 
 
 class Part(NamedTuple):

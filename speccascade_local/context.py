@@ -19,7 +19,9 @@ from .backend import complaint, forget_complaints, made
 from .batch import BATCH_TOKENS, Batch, Part, Timeline
 from .errors import ContextOverflowError, ModelLoadError, PromptError, SessionError, SettingError
 from .model import LlamaModel
+from .rollback import SNAPSHOTS, Checkpoints, Rollback, Tail
 from .sampling import Array
+from .trial import TRIAL_TOKENS, choose
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +35,14 @@ class LlamaContext:
     """Memory and batch of up to ``n_timelines`` timelines over one model. Must not be used by two threads at once.
 
     n_ctx: how many tokens each of them can hold. n_threads: for single tokens and for batches alike (a draft is verified as a batch),
-    until ``set_threads`` says otherwise; None for the model's default.
+    until ``set_threads`` says otherwise; None for the model's default. n_snapshots: how many tokens back the snapshots of a recurrent state
+    reach, where llama.cpp makes them: worth their memory where drafts are judged, not where they are written token by token.
 
     Raises SessionError when the context cannot be made, which mostly means that memory is short, ModelLoadError for a model that keeps no
     memory of a text, SettingError for more timelines than a batch has room for.
     """
 
-    def __init__(self, model: LlamaModel, *, n_ctx: int, n_threads: int | None = None, n_timelines: int = 1) -> None:
+    def __init__(self, model: LlamaModel, *, n_ctx: int, n_threads: int | None = None, n_timelines: int = 1, n_snapshots: int = SNAPSHOTS) -> None:
         if not 1 <= n_timelines <= MAX_TIMELINES:
             raise SettingError(f"n_timelines is {n_timelines}; it must be between 1 and {MAX_TIMELINES}")
         self.model = model
@@ -59,6 +62,8 @@ class LlamaContext:
             params.n_ubatch = BATCH_TOKENS // 4
         params.n_threads = params.n_threads_batch = n_threads or model.default_threads
         log.info("%s: a context of %d tokens, threads: %d", model.path.name, n_ctx, params.n_threads)
+        if n_snapshots:
+            params.n_rs_seq = n_snapshots  # llama.cpp makes 0 of it for models that have none
         if hasattr(params, "n_outputs_max"):  # otherwise llama.cpp plans for a full row at every position of a batch
             params.n_outputs_max = MAX_ROWS * n_timelines
         forget_complaints()
@@ -83,6 +88,23 @@ class LlamaContext:
             )
         self._batch = Batch()
         self._views: dict[tuple[int, int], Array] = {}  # by address and number of rows
+        self._choose_rollback()
+
+    def _choose_rollback(self) -> None:
+        file, snapshots = self.model.path.name, llama_cpp.llama_n_rs_seq(self._ctx)
+        copies = Checkpoints(file, self._memory, self._ctx)
+        candidates: list[Rollback] = [copies]
+        if snapshots:
+            candidates.insert(0, Checkpoints(file, self._memory, self._ctx, snapshots))
+        elif not self.model.is_recurrent:
+            candidates.insert(0, Tail(file, self._memory))
+        if self.n_ctx < TRIAL_TOKENS:  # no room to try
+            self.rollback = candidates[0]
+            return
+        try:
+            choose(self, candidates, self.model.n_vocab)
+        except ModelLoadError as error:
+            raise ModelLoadError(f"{self.model.path}: {error}; choose another model") from None
 
     def close(self) -> None:
         """Free the context. Harmless when repeated; the model stays."""
@@ -103,7 +125,7 @@ class LlamaContext:
         if not timeline.closed:
             timeline.closed = True
             if self.is_open:
-                self.drop(timeline, 0)
+                self.rollback.clear(timeline)
             self._free.append(timeline.sequence)
 
     @property
@@ -127,19 +149,19 @@ class LlamaContext:
 
     @property
     def padding(self) -> Mapping[int, int]:
-        """As ``pad_batches`` was told."""
+        """What batches are padded to, as ``pad_batches`` was told; empty where the model's memory cannot."""
         return self._padding
 
     def pad_batches(self, sizes: Mapping[int, int]) -> None:
         """From now on evaluate n tokens as a batch of ``sizes[n]``, where a larger batch is the faster one; an empty mapping ends it.
 
         What is appended is dropped again at once: nobody sees it, and the real tokens, which stand before it, do not either. Where the
-        context has no room for it, it is left out. Raises SettingError for a size below n or above 512.
+        context has no room for it, or the model's memory cannot drop it, it is left out. Raises SettingError for a size below n or above 512.
         """
         for n, size in sizes.items():
             if not 1 <= n <= size <= BATCH_TOKENS:
                 raise SettingError(f"a batch of {n} cannot be padded to {size}; the size must be from {n} (at least 1) to {BATCH_TOKENS}")
-        self._padding = dict(sizes)
+        self._padding = dict(sizes) if self.rollback.pads else {}
 
     def evaluate(self, parts: Sequence[Part]) -> list[Array]:
         """Append to several timelines at once; the logits that each part wants, [keep, n_vocab] float32.
@@ -157,8 +179,8 @@ class LlamaContext:
         for part in parts:
             self._check(part)
         held = [len(part.timeline.tokens) for part in parts]
-        todo = list(parts)
         try:
+            todo = [self._due(part) for part in parts]
             while sum(len(part.tokens) for part in todo) > BATCH_TOKENS:
                 # The kept rows must come out of one llama_decode, so what goes before leaves enough of them.
                 at, (timeline, tokens, keep) = max(enumerate(todo), key=lambda each: len(each[1].tokens) - each[1].keep)
@@ -166,11 +188,25 @@ class LlamaContext:
                 self._decode([Part(timeline, tokens[:size], 0)])
                 todo[at] = Part(timeline, tokens[size:], keep)
             self._decode(todo)
+            for part in todo:
+                self.rollback.end(part.timeline, len(part.tokens), part.keep)
             return self._rows(parts)
         except BaseException:
             for part, length in zip(parts, held):
                 self.drop(part.timeline, length)
             raise
+
+    def _due(self, part: Part) -> Part:
+        """All that must be read for the part: what its timeline stands for and llama.cpp has no longer goes before."""
+        timeline, tokens, keep = part
+        self.rollback.settle(timeline, len(timeline.tokens))
+        timeline.tokens += tokens
+        unread = timeline.tokens[timeline.held :]
+        apart = self.rollback.apart(timeline, len(unread), keep)
+        for at in range(0, apart, BATCH_TOKENS):
+            self._decode([Part(timeline, unread[at : min(at + BATCH_TOKENS, apart)], 0)])
+        self.rollback.begin(timeline, keep)
+        return Part(timeline, unread[apart:], keep)
 
     def _check(self, part: Part) -> None:
         timeline, tokens, keep = part
@@ -187,12 +223,11 @@ class LlamaContext:
 
     def _decode(self, parts: Sequence[Part]) -> None:
         batch, n = self._batch, 0
+        ends = [timeline.held + len(tokens) for timeline, tokens, _ in parts]
         for timeline, tokens, keep in parts:
-            held = len(timeline.tokens)
-            timeline.tokens += tokens  # first, so that an interruption right after llama_decode still knows what to drop
-            n = batch.put(n, tokens, held, timeline.sequence, keep)
-        last = parts[-1]  # behind which the padding stands
-        length = len(last.timeline.tokens)
+            n = batch.put(n, tokens, timeline.held, timeline.sequence, keep)
+            timeline.held = -1  # until the batch is read
+        last, length = parts[-1], ends[-1]  # behind which the padding stands
         size = self._padding.get(n, n) if last.keep else n
         if length + size - n > self.n_ctx:
             size = n
@@ -206,8 +241,10 @@ class LlamaContext:
                 f"{self.model.path.name}: llama_decode returned {code} ({meaning}) for {size} tokens: {complaint()}. "
                 "If memory is short, load with a smaller context (--ctx)"
             )
+        for part, end in zip(parts, ends):
+            part.timeline.held = end
         if size > n:
-            self._forget(last.timeline, length)
+            self.rollback.trim(last.timeline)
 
     def _rows(self, parts: Sequence[Part]) -> list[Array]:
         """Of llama.cpp's buffer. The array over it is kept: making one takes longer than a small row is worth."""
@@ -223,15 +260,7 @@ class LlamaContext:
 
     def drop(self, timeline: Timeline, length: int) -> None:
         """Forget what it holds after its first ``length`` tokens. Raises SessionError when the model cannot."""
-        self._forget(timeline, length)
-        del timeline.tokens[length:]
-
-    def _forget(self, timeline: Timeline, length: int) -> None:
-        if not llama_cpp.llama_memory_seq_rm(self._memory, timeline.sequence, length, -1):
-            raise SessionError(
-                f"{self.model.path.name}: llama.cpp cannot drop the tail of this model's memory "
-                f"(from {len(timeline.tokens)} to {length} tokens); its architecture does not allow rejecting drafts; choose another model"
-            )
+        self.rollback.drop(timeline, length)
 
     @property
     def is_open(self) -> bool:

@@ -22,6 +22,7 @@ from .experience import experiences
 from .model import LlamaModel
 from .ngram import NgramSession
 from .pairing import shared_vocab_size
+from .rollback import SNAPSHOTS
 from .runtime import Runtime
 from .session import LlamaSession
 
@@ -68,8 +69,9 @@ def load(
         resources.callback(model.close)
         return model
 
-    def open_session(model: LlamaModel) -> LlamaSession:
-        context = LlamaContext(model, n_ctx=size, n_threads=n_threads)
+    def open_session(role: str, model: LlamaModel) -> LlamaSession:
+        judges = role == "expert" or (role == "drafter" and "small" in opened)
+        context = LlamaContext(model, n_ctx=size, n_threads=n_threads, n_snapshots=SNAPSHOTS if judges else 0)
         resources.callback(context.close)
         return LlamaSession(context, n_vocab=n_vocab)
 
@@ -82,7 +84,7 @@ def load(
         trained = min(model.n_ctx_train for model in opened.values())
         most = ", which is what the models were trained for"
         size = min(DEFAULT_CONTEXT, trained) if n_ctx is None else whole_number("n_ctx (--ctx)", n_ctx, 1, trained, most)
-        sessions = {role: open_session(model) for role, model in opened.items()}
+        sessions = {role: open_session(role, model) for role, model in opened.items()}
         drafting = sessions["drafter"] if "drafter" in sessions else NgramSession(n_vocab, size)
         runtime = Runtime(chosen, own, drafting, sessions["expert"], resources.pop_all(), sessions.get("small"), known)
     try:

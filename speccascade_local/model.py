@@ -76,7 +76,7 @@ class LlamaModel:
         unusable = self._unusable()
         if unusable:
             self.close()
-            raise ModelLoadError(f"{self.path}: {unusable}; choose a decoder-only model with plain attention")
+            raise ModelLoadError(f"{self.path}: {unusable}; choose a decoder-only model that writes from left to right")
         self.tokenizer = Tokenizer(self.path.name, llama_cpp.llama_model_get_vocab(self._model), self._free)
         self.n_vocab = self.tokenizer.n_vocab
         self.n_ctx_train: int = llama_cpp.llama_model_n_ctx_train(self._model)
@@ -93,8 +93,6 @@ class LlamaModel:
             return "an encoder model cannot continue a text token by token"
         if llama_cpp.llama_model_is_diffusion(self._model):
             return "a diffusion model does not write from left to right"
-        if llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model):
-            return "a recurrent or hybrid model cannot drop the tail of its memory, which rejecting a draft needs"
         return None
 
     def close(self) -> None:
@@ -127,6 +125,11 @@ class LlamaModel:
     def n_bytes(self) -> int:
         """The size of all weights."""
         return int(llama_cpp.llama_model_size(self.handle))
+
+    @cached_property
+    def is_recurrent(self) -> bool:
+        """Whether all or some of its layers keep a state of the whole text instead of something of each token."""
+        return bool(llama_cpp.llama_model_is_recurrent(self.handle) or llama_cpp.llama_model_is_hybrid(self.handle))
 
     @cached_property
     def default_threads(self) -> int:
