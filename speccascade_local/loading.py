@@ -21,6 +21,7 @@ from .errors import SettingError
 from .experience import experiences
 from .model import LlamaModel
 from .ngram import NgramSession
+from .placement import Placement
 from .pairing import shared_vocab_size
 from .runtime import Runtime
 from .session import LlamaSession
@@ -64,7 +65,7 @@ def load(
 
     def open_model(role: str, path: Path) -> LlamaModel:
         report = (lambda fraction: on_progress(role, fraction)) if on_progress else None
-        model = LlamaModel(path, n_gpu_layers=n_gpu_layers, on_progress=report)
+        model = LlamaModel(path, placement=Placement(), on_progress=report)
         resources.callback(model.close)
         return model
 

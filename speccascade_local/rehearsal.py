@@ -51,7 +51,7 @@ class RehearsedModel:
     """One model as llama.cpp plans it at ``n_ctx`` tokens. Sizes in bytes.
 
     weights: all tensors. cache: what attention keeps. recurrent: what a recurrent memory keeps, snapshots included. compute: by device,
-    what an evaluation works in. output: rows of logits. rollback: how its memory will forget a rejected draft, "tail", "snapshots" or
+    what an evaluation works in. output: rows of logits. other: the vocabulary and the plan of an evaluation. rollback: how its memory will forget a rejected draft, "tail", "snapshots" or
     "checkpoints"; None where it cannot be drafted for, ``refused`` says why. n_shared: ids shared with the expert; ``difference`` says
     why there are none.
     """
@@ -70,6 +70,7 @@ class RehearsedModel:
     recurrent: int
     compute: Mapping[str, int]
     output: int
+    other: int
     rollback: str | None
     refused: str | None
     chat_template: str | None
@@ -80,7 +81,7 @@ class RehearsedModel:
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.cache + self.recurrent + sum(self.compute.values()) + self.output
+        return self.weights + self.cache + self.recurrent + sum(self.compute.values()) + self.output + self.other
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ def main() -> None:
     question = json.load(sys.stdin)
     with _reports_only() as out:
         _limit_memory()
+        backend.system_info()
         heard = _Heard()
         logger = logging.getLogger(backend.__name__)
         logger.addHandler(heard)
@@ -102,6 +103,7 @@ class _Model:
 
     def __init__(self, path: Path, placement: Placement, heard: _Heard) -> None:
         self.path, self.placement, self.heard = path, placement, heard
+        self.before = _resident()
         backend.forget_complaints()
         self.handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_parameters(placement, weights=False))
         if not self.handle:
@@ -117,6 +119,7 @@ class _Model:
         size = min(_DEFAULT_CONTEXT, trained) if n_ctx is None else n_ctx
         refused = refusal(self.handle)
         plan = _NO_MEMORY | {"refused": refused} if refused else self._context(size, snapshots)
+        plan["other"] = max(0, _resident() - self.before - plan["recurrent"])
         description = ctypes.create_string_buffer(256)
         llama_cpp.llama_model_desc(self.handle, description, len(description))
         template = llama_cpp.llama_model_chat_template(self.handle, None)
@@ -179,6 +182,11 @@ def _tokenizer_facts(tokenizer: Tokenizer, pre: str) -> dict[str, Any]:
         "end_ids": ends,
         "texts": {token: tokenizer.token_text(token) for token in sorted(shown)},
     }
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def _bytes(mebibytes: str) -> int:
