@@ -67,7 +67,6 @@ class LoadedPair:
         """All timelines."""
         return [session for session in (self.small, self.drafter, self.expert) if session is not None]
 
-
     @property
     def rollbacks(self) -> Rollbacks:
         """What going back has cost all models so far."""

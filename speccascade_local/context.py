@@ -15,18 +15,18 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
+from .adapters import apply_adapters
 from .backend import complaint, forget_complaints, made
 from .batch import BATCH_TOKENS, Batch, Part, Timeline
 from .errors import ContextOverflowError, ModelLoadError, PromptError, SessionError, SettingError
 from .model import LlamaModel
-from .rollback import SNAPSHOTS, Checkpoints, Rollback, Tail
+from .parameters import MAX_ROWS, SNAPSHOTS, context_parameters
+from .rollback import Rollback, Tail, ways_back
 from .sampling import Array
-from .trial import TRIAL_TOKENS, choose
+from .trial import choose
 
 log = logging.getLogger(__name__)
 
-#: The most rows that a timeline can ask for at once, and so one more than the longest draft.
-MAX_ROWS = 65
 #: So many that each can ask for all its rows in one batch.
 MAX_TIMELINES = BATCH_TOKENS // MAX_ROWS
 
@@ -42,7 +42,9 @@ class LlamaContext:
     memory of a text, SettingError for more timelines than a batch has room for.
     """
 
-    def __init__(self, model: LlamaModel, *, n_ctx: int, n_threads: int | None = None, n_timelines: int = 1, n_snapshots: int = SNAPSHOTS) -> None:
+    def __init__(
+        self, model: LlamaModel, *, n_ctx: int, n_threads: int | None = None, n_timelines: int = 1, n_snapshots: int = SNAPSHOTS
+    ) -> None:
         if not 1 <= n_timelines <= MAX_TIMELINES:
             raise SettingError(f"n_timelines is {n_timelines}; it must be between 1 and {MAX_TIMELINES}")
         self.model = model
@@ -50,22 +52,9 @@ class LlamaContext:
         self.named_threads = n_threads  # what the user asked for, if anything
         self._padding: Mapping[int, int] = {}
         self._free = list(range(n_timelines))
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx = n_ctx * n_timelines
-        params.n_seq_max = n_timelines
-        params.kv_unified = True  # else a batch of sessions that read different numbers of tokens is evaluated in several steps
-        params.n_batch = params.n_ubatch = BATCH_TOKENS
-        if not llama_cpp.llama_supports_gpu_offload():
-            # On the CPU, flash attention rounds single tokens and batches differently, by enough to part strict from the expert
-            # alone in long texts. Without it the attention matrix of a whole ubatch is held, so that is kept small.
-            params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-            params.n_ubatch = BATCH_TOKENS // 4
-        params.n_threads = params.n_threads_batch = n_threads or model.default_threads
+        threads = n_threads or model.default_threads
+        params = context_parameters(model.placement, n_ctx=n_ctx, n_timelines=n_timelines, n_threads=threads, n_snapshots=n_snapshots)
         log.info("%s: a context of %d tokens, threads: %d", model.path.name, n_ctx, params.n_threads)
-        if n_snapshots:
-            params.n_rs_seq = n_snapshots  # llama.cpp makes 0 of it for models that have none
-        if hasattr(params, "n_outputs_max"):  # otherwise llama.cpp plans for a full row at every position of a batch
-            params.n_outputs_max = MAX_ROWS * n_timelines
         forget_complaints()
         self._ctx = made(lambda: llama_cpp.llama_init_from_model(model.handle, params), llama_cpp.llama_free)
         if not self._ctx:
@@ -81,6 +70,8 @@ class LlamaContext:
             raise
 
     def _prepare(self) -> None:
+        if self.model.adapters:
+            apply_adapters(self._ctx, self.model.adapters, [scale for _, scale in self.model.placement.lora])
         self._memory = llama_cpp.llama_get_memory(self._ctx)
         if not self._memory:
             raise ModelLoadError(
@@ -88,23 +79,8 @@ class LlamaContext:
             )
         self._batch = Batch()
         self._views: dict[tuple[int, int], Array] = {}  # by address and number of rows
-        self._choose_rollback()
-
-    def _choose_rollback(self) -> None:
-        file, snapshots = self.model.path.name, llama_cpp.llama_n_rs_seq(self._ctx)
-        copies = Checkpoints(file, self._memory, self._ctx)
-        candidates: list[Rollback] = [copies]
-        if snapshots:
-            candidates.insert(0, Checkpoints(file, self._memory, self._ctx, snapshots))
-        elif not self.model.is_recurrent:
-            candidates.insert(0, Tail(file, self._memory))
-        if self.n_ctx < TRIAL_TOKENS:  # no room to try
-            self.rollback = candidates[0]
-            return
-        try:
-            choose(self, candidates, self.model.n_vocab)
-        except ModelLoadError as error:
-            raise ModelLoadError(f"{self.model.path}: {error}; choose another model") from None
+        self.rollback: Rollback = Tail(self.model.path.name, self._memory)
+        choose(self, ways_back(self.model, self._ctx, self._memory))
 
     def close(self) -> None:
         """Free the context. Harmless when repeated; the model stays."""
@@ -149,7 +125,7 @@ class LlamaContext:
 
     @property
     def padding(self) -> Mapping[int, int]:
-        """What batches are padded to, as ``pad_batches`` was told; empty where the model's memory cannot."""
+        """What batches are padded to; empty where the model's memory cannot drop a padding."""
         return self._padding
 
     def pad_batches(self, sizes: Mapping[int, int]) -> None:

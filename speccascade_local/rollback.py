@@ -19,9 +19,8 @@ import llama_cpp
 
 from .batch import Timeline
 from .errors import SessionError
+from .model import LlamaModel
 
-#: So many tokens back llama.cpp's own snapshots reach: a usual draft. Each takes as much memory as the state itself.
-SNAPSHOTS = 8
 #: Up to so many tokens are read again together with what is new; more are read by themselves, once, and the state behind them is copied.
 _TOGETHER = 8
 #: No new copy where the last one lies fewer tokens back.
@@ -41,7 +40,7 @@ class Checkpoint:
 
 
 class Rollback(Protocol):
-    """What a context asks for. ``timeline.held``: how many of its tokens are in llama.cpp's memory, which may be fewer than it stands for."""
+    """What a context asks for. ``timeline.held``: how many tokens llama.cpp's memory has, which may be fewer than the timeline stands for."""
 
     name: str
     #: Whether a batch can be made longer by tokens that are forgotten at once.
@@ -214,3 +213,12 @@ class Checkpoints(Tail):
         timeline.checkpoints = [*others, *kept, Checkpoint(timeline.held, data, flags)]
         timeline.rollbacks.saved += 1
         timeline.rollbacks.seconds += time.perf_counter() - started
+
+
+def ways_back(model: LlamaModel, context: Any, memory: Any) -> list[Rollback]:
+    """Those that may work for a context over this model, the cheapest first."""
+    file = model.path.name
+    copies = Checkpoints(file, memory, context)
+    if snapshots := llama_cpp.llama_n_rs_seq(context) if hasattr(llama_cpp, "llama_n_rs_seq") else 0:
+        return [Checkpoints(file, memory, context, snapshots), copies]
+    return [copies] if model.is_recurrent else [Tail(file, memory), copies]

@@ -12,6 +12,7 @@ import numpy as np
 
 from .batch import Part, Timeline
 from .errors import ModelLoadError, SessionError
+from .model import LlamaModel
 from .rollback import Rollback
 from .sampling import Array
 
@@ -19,13 +20,13 @@ from .sampling import Array
 #: orders, and a mixture of experts may then choose others. Rows that stand behind another text differ by about 1.
 TOLERANCE = 0.25
 _TEXT, _DRAFT, _OTHER = 5, 4, 2
-#: So many tokens a context must have room for.
-TRIAL_TOKENS = _TEXT + max(_DRAFT, 1 + _OTHER)
 
 
 class Context(Protocol):
     """As much of a :class:`~speccascade_local.context.LlamaContext` as is needed here."""
 
+    model: LlamaModel
+    n_ctx: int
     rollback: Rollback
 
     def open(self) -> Timeline: ...
@@ -37,25 +38,31 @@ class Context(Protocol):
     def drop(self, timeline: Timeline, length: int) -> None: ...
 
 
-def choose(context: Context, candidates: Sequence[Rollback], n_vocab: int) -> None:
-    """Give the context the first of the candidates that works. Raises ModelLoadError when none does, or when a draft cannot be judged."""
-    ids = (np.arange(_TEXT + _DRAFT + _OTHER) * 7 + 3) % n_vocab
+def choose(context: Context, ways: Sequence[Rollback]) -> None:
+    """Give the context the first of the ways back that works; the first at its word, if there is no room to try.
+
+    Raises ModelLoadError when none does, or when a draft cannot be judged.
+    """
+    ids = (np.arange(_TEXT + _DRAFT + _OTHER) * 7 + 3) % context.model.n_vocab
     text, draft, other = (part.tolist() for part in np.split(ids, [_TEXT, _TEXT + _DRAFT]))
     reasons = []
-    for candidate in candidates:
-        context.rollback = candidate
+    for way in ways:
+        context.rollback = way
+        if context.n_ctx < _TEXT + _DRAFT:
+            return
         whole, single, straight = _straight_rows(context, text, draft[:1], other)
         try:
             last, judged, again = _rows(context, text, draft, other)
         except SessionError as error:
-            reasons.append(str(error))
+            reasons.append(f"its memory cannot go back to an earlier token ({error})")
             continue
         if not (_agree(last, whole[-1:]) and _agree(judged[:1], single)):
-            raise ModelLoadError("it tells other things of a token read by itself than of one read together with others, as drafts are")
+            reasons = ["it tells other things of a token read by itself than of one read together with others, as drafts are"]
+            break
         if _agree(again, straight):
             return
-        reasons.append(f"{candidate.name}: rows differ after going back")
-    raise ModelLoadError(f"its memory cannot go back to an earlier token ({'; '.join(reasons)})")
+        reasons.append(f"its memory cannot go back to an earlier token: {way.name} gives other rows")
+    raise ModelLoadError(f"{context.model.path}: {'; '.join(reasons)}; choose another model")
 
 
 def _rows(context: Context, text: list[int], draft: list[int], other: list[int]) -> tuple[Array, Array, Array]:

@@ -14,7 +14,7 @@ N_VOCAB = 128
 
 
 def write_architecture(path: Path, name: str, *, off: float = 0.0) -> Path:
-    """Write one of those in architectures.json; token ids only. off: how far the weights are from those of the model that is 0 off, 0..1."""
+    """Write one of those in architectures.json; token ids only. off: how far its weights are from those of the one with 0, from 0 to 1."""
     made_of, rng, other = MADE_OF[name], np.random.default_rng(0), np.random.default_rng(1)
     writer = gguf.GGUFWriter(path, made_of["architecture"])
     for key, (kinds, value) in made_of["keys"].items():

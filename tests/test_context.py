@@ -20,9 +20,10 @@ import speccascade_local as sc
 from speccascade_local import model as model_module
 from speccascade_local.backend import physical_cores
 from speccascade_local.batch import BATCH_TOKENS, Part
-from speccascade_local.context import MAX_ROWS, LlamaContext
+from speccascade_local.context import LlamaContext
 from speccascade_local.errors import ContextOverflowError, ModelLoadError, PromptError, SessionError, SettingError
 from speccascade_local.model import LlamaModel
+from speccascade_local.parameters import MAX_ROWS
 from speccascade_local.session import LlamaSession
 
 DEMO = Path(model_module.__file__).parent / "demo"
@@ -430,9 +431,9 @@ def test_padded_batches_give_the_rows_of_unpadded_ones(both: SimpleNamespace, to
 
 
 def test_padding_stays_within_the_context(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = LlamaSession(LlamaContext(model, n_ctx=20, n_threads=1))
     sizes, real = [], llama_cpp.llama_decode
     monkeypatch.setattr(llama_cpp, "llama_decode", lambda ctx, batch: sizes.append(batch.n_tokens) or real(ctx, batch))
-    session = LlamaSession(LlamaContext(model, n_ctx=20, n_threads=1))
     session.context.pad_batches({5: 8, 2: 4})
     for piece in ([1] * 5, [2] * 5, [3] * 5, [4, 5], [6, 7], [8]):
         session.extend(piece, 1)

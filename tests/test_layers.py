@@ -15,15 +15,32 @@ PACKAGE = Path(speccascade_local.__file__).parent
 #: From the bottom up. A module may import from lower rows and, without a circle, from its own.
 LAYERS = [
     {"errors"},
-    {"checks", "lark", "sequences", "header"},
-    {"sampling", "stats", "profile", "figures", "ngram", "backend", "batch", "tokenizer", "gbnf", "checked_yaml"},
-    {"rows", "vocabulary", "model", "rollback"},
+    {"checks", "lark", "sequences", "layout", "header"},
+    {"placement"},
+    {
+        "sampling",
+        "stats",
+        "profile",
+        "figures",
+        "ngram",
+        "backend",
+        "batch",
+        "devices",
+        "parameters",
+        "tokenizer",
+        "rehearsal",
+        "adapters",
+        "gbnf",
+        "checked_yaml",
+    },
+    {"rows", "vocabulary", "model", "memory", "rehearsal_cache"},
     {"evidence", "shaping", "clipping", "pacing", "experience", "prospect"},
     {"deferral", "generation", "controller"},
     {"account", "rules", "token_rules", "acceptance", "custom", "grammar"},
-    {"guards", "verify", "drafting", "trial", "context", "session"},
+    {"guards", "verify", "drafting", "rollback", "trial", "context", "session"},
     {"ahead"},
     {"cascade", "text", "pairing", "prompts"},
+    {"rehearsing"},
     {"routing"},
     {"calibration", "loop_cost", "stopwatch"},
     {"profiling"},
@@ -43,6 +60,8 @@ LAYERS = [
     {"cli.app", "cli"},
     {"__init__", "__main__"},
 ]
+#: Who may touch llama.cpp.
+LLAMA_CPP = {"adapters", "backend", "batch", "context", "devices", "model", "parameters", "rehearsing", "rollback", "tokenizer"}
 #: These must run on toy sessions without any model, so nothing heavier than numpy.
 ALGORITHMS = {
     *(
@@ -135,7 +154,7 @@ def test_an_algorithm_needs_nothing_but_numpy(module):
 
 
 def test_only_the_rooms_below_a_session_touch_llama_cpp():
-    assert {module for module in MODULES if "llama_cpp" in outside_imports(module)} == {"backend", "batch", "tokenizer", "model", "context"}
+    assert {module for module in MODULES if "llama_cpp" in outside_imports(module)} == LLAMA_CPP
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,18 +17,17 @@ import pytest
 from gguf_files import (
     CHATML,
     embedding_model,
-    recurrent_model,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speccascade_local import model as model_module
+from speccascade_local import parameters
 from speccascade_local.context import LlamaContext
 from speccascade_local.errors import ModelLoadError, SessionError
 from speccascade_local.model import LlamaModel
 from speccascade_local.session import LlamaSession
 
-DEMO = Path(model_module.__file__).parent / "demo"
+DEMO = Path(parameters.__file__).parent / "demo"
 
 
 def test_a_closed_model_says_so_and_may_be_closed_again(files: SimpleNamespace, freed: list[tuple[str, int]]) -> None:
@@ -118,16 +116,13 @@ def test_a_file_cut_off_anywhere_is_a_load_error_that_names_it(
     path.write_bytes(whole[:length])
     with pytest.raises(ModelLoadError) as error:
         LlamaModel(path)
-    assert str(error.value).startswith(f"{path}: llama.cpp cannot load this file: ")
-    assert "no reason given" not in str(error.value)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "cut off" in str(error.value)
 
 
-@pytest.mark.parametrize(("write", "reason"), [(recurrent_model, "recurrent"), (embedding_model, "")])
-def test_an_architecture_that_cannot_reject_drafts_is_refused(
-    tmp_path: Path, made: list[tuple[str, int]], freed: list[tuple[str, int]], write: Callable[[Path], Path], reason: str
-) -> None:
-    path = write(tmp_path / "unusable.gguf")
-    with pytest.raises((ModelLoadError, SessionError), match=rf"unusable\.gguf: .*{reason}"):
+def test_an_embedding_model_is_refused(tmp_path: Path, made: list[tuple[str, int]], freed: list[tuple[str, int]]) -> None:
+    path = embedding_model(tmp_path / "unusable.gguf")
+    with pytest.raises((ModelLoadError, SessionError), match=r"unusable\.gguf: "):
         LlamaSession(LlamaContext(LlamaModel(path), n_ctx=32, n_threads=1)).extend([5, 6], 1)
     gc.collect()
     assert made
@@ -236,7 +231,7 @@ def test_weights_are_repacked_unless_the_build_has_amx_and_the_log_says_which(
         given_params.append(bool(params.use_extra_bufts))
         return real(path, params)
 
-    monkeypatch.setattr(model_module, "system_info", lambda: info)
+    monkeypatch.setattr(parameters, "system_info", lambda: info)
     monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", load)
     with caplog.at_level(logging.INFO, logger="speccascade_local"):
         LlamaModel(files.text).close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import llama_cpp
 import numpy as np
@@ -15,12 +16,14 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 import speccascade_local as sc
+from speccascade_local.batch import Part, Timeline
 from speccascade_local.context import LlamaContext
 from speccascade_local.errors import ModelLoadError, SessionError
 from speccascade_local.model import LlamaModel
-from speccascade_local.rollback import SNAPSHOTS
+from speccascade_local.parameters import SNAPSHOTS
 from speccascade_local.sampling import softmax
 from speccascade_local.session import LlamaSession
+from speccascade_local.trial import choose
 
 SNAPSHOTTED = {"lfm2-dense", "qwen35-dense", "nemotron_h-dense"}
 COPIED = {"mamba-dense", "mamba2-dense", "falcon-h1-dense", "granitehybrid-dense", "jamba-dense", "qwen3next-moe"}
@@ -164,32 +167,60 @@ def test_llama_cpp_refusing_a_copy_is_an_error(opened: Callable[..., LlamaSessio
     session.extend([*range(20)], 1)
     session.extend([20, 21, 22], 1)
     session.rewind(21)
+
+    def go_on() -> None:
+        for _ in range(3):
+            session.extend([30] * 12, 1)
+            session.rewind(len(session.tokens) - 1)
+
     with monkeypatch.context() as patch:
         patch.setattr(llama_cpp, fails, lambda *_: 0)
         with pytest.raises(SessionError, match=r"mamba2-dense-0\.gguf: llama\.cpp cannot .*load the pair again"):
-            for _ in range(3):
-                session.extend([30] * 12, 1)
-                session.rewind(len(session.tokens) - 1)
+            go_on()
     fresh = opened("mamba2-dense")
     kept = list(session.tokens)
     assert_same(session.extend([60], 1)[0], fresh.extend([*kept, 60], 1)[0])
 
 
-@pytest.mark.parametrize("name", ["llama-dense", "mamba2-dense"])
-def test_a_memory_that_only_claims_to_go_back_is_found_out(
-    written: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    real = llama_cpp.llama_memory_seq_rm
+class Toy:
+    """A context whose rows tell of all that was read; ``honest`` ways back forget what is dropped, others only say so."""
 
-    def claims(memory: int, sequence: int, start: int, end: int) -> bool:
-        return bool(real(memory, sequence, start, end)) if start == 0 else True
+    def __init__(self, knows: Callable[[list[int], int], list[int]] = lambda read, at: read[: at + 1]) -> None:
+        self.model = SimpleNamespace(path="toy.gguf", n_vocab=50)
+        self.n_ctx, self.rollback, self.read, self.knows = 64, None, [], knows
 
-    monkeypatch.setattr(llama_cpp, "llama_memory_seq_rm", claims)
-    monkeypatch.setattr(llama_cpp, "llama_state_seq_set_data_ext", lambda _context, _data, size, *_: size)
-    model = LlamaModel(written(name))
-    with pytest.raises(ModelLoadError, match="its memory cannot go back"):
-        LlamaContext(model, n_ctx=64, n_threads=1)
-    model.close()
+    def open(self) -> Timeline:
+        self.read = []
+        return Timeline(0, 50)
+
+    def release(self, timeline: Timeline) -> None:
+        pass
+
+    def evaluate(self, parts: list[Part]) -> list[np.ndarray]:
+        (_, tokens, keep), start = parts[0], len(self.read)
+        self.read = self.read + tokens
+        known = [self.knows(self.read, at) for at in range(start, len(self.read))]
+        return [np.array([np.random.default_rng(each).normal(size=50) for each in known[-keep:]])]
+
+    def drop(self, timeline: Timeline, length: int) -> None:
+        if self.rollback.honest:
+            del self.read[length:]
+
+
+LIAR, HONEST = SimpleNamespace(name="liar", honest=False), SimpleNamespace(name="honest", honest=True)
+
+
+def test_a_memory_that_only_claims_to_go_back_is_found_out() -> None:
+    toy = Toy()
+    choose(toy, [LIAR, HONEST])
+    assert toy.rollback is HONEST
+    with pytest.raises(ModelLoadError, match=r"^toy\.gguf: its memory cannot go back .*liar.*; choose another model"):
+        choose(toy, [LIAR])
+
+
+def test_rows_that_look_at_later_tokens_are_found_out_whatever_the_way_back() -> None:
+    with pytest.raises(ModelLoadError, match="read by itself"):
+        choose(Toy(knows=lambda read, at: read), [HONEST])
 
 
 def pair_of(written: Callable[..., Path], name: str) -> sc.Runtime:
@@ -248,12 +279,19 @@ def test_every_token_is_drawn_from_the_target_on_every_architecture(written: Cal
     assert chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-4 / len(WORKING)
 
 
+def counted(patch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of all batches from now on."""
+    sizes: list[int] = []
+    real = llama_cpp.llama_decode
+    patch.setattr(llama_cpp, "llama_decode", lambda context, batch: sizes.append(batch.n_tokens) or real(context, batch))
+    return sizes
+
+
 def test_what_is_read_again_is_counted_and_nothing_else_is(written: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("llama-dense", "falcon-h1-dense"):
         with pair_of(written, name) as runtime:
-            sizes, real = [], llama_cpp.llama_decode
             with monkeypatch.context() as patch:
-                patch.setattr(llama_cpp, "llama_decode", lambda ctx, batch, real=real: sizes.append(batch.n_tokens) or real(ctx, batch))
+                sizes = counted(patch)
                 reply = runtime.generate(PROMPT, rule="strict", temperature=1, block_size=4, max_tokens=80, seed=1)
             both_models_read = 2 * (len(PROMPT) - 1) + reply.stats.drafted + 2 * reply.stats.tokens
             assert abs(sum(sizes) - reply.stats.replayed - both_models_read) <= 2 * reply.stats.drafted
