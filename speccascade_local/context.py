@@ -131,8 +131,8 @@ class LlamaContext:
     def pad_batches(self, sizes: Mapping[int, int]) -> None:
         """From now on evaluate n tokens as a batch of ``sizes[n]``, where a larger batch is the faster one; an empty mapping ends it.
 
-        What is appended is dropped again at once: nobody sees it, and the real tokens, which stand before it, do not either. Where the
-        context has no room for it, or the model's memory cannot drop it, it is left out. Raises SettingError for a size below n or above 512.
+        What is appended is dropped again at once: nobody sees it, and the real tokens, which stand before it, do not either. Where there is
+        no room for it, or the model's memory cannot drop it, it is left out. Raises SettingError for a size below n or above 512.
         """
         for n, size in sizes.items():
             if not 1 <= n <= size <= BATCH_TOKENS:

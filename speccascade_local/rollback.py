@@ -40,7 +40,7 @@ class Checkpoint:
 
 
 class Rollback(Protocol):
-    """What a context asks for. ``timeline.held``: how many tokens llama.cpp's memory has, which may be fewer than the timeline stands for."""
+    """What a context asks for. ``timeline.held``: how many tokens llama.cpp has of it, which may be fewer than it stands for."""
 
     name: str
     #: Whether a batch can be made longer by tokens that are forgotten at once.
