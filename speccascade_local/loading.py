@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from .catalog import Pair
 from .checks import whole_number
 from .context import LlamaContext
 from .deferral import Method
+from .endpoints import all_parsed
 from .errors import SettingError
 from .experience import experiences
 from .model import LlamaModel
@@ -39,6 +40,7 @@ def load(
     n_ctx: int | None = None,
     n_threads: int | None = None,
     n_gpu_layers: int = -1,
+    rpc: Iterable[str] | None = None,
     rule: str | Method | None = None,
     profile: bool = True,
     learnt: Mapping[str, Any] | None = None,
@@ -49,6 +51,7 @@ def load(
     drafter: may be ``"ngram"``: no second model, drafts are copied from the text. small: a third model that drafts for the drafter.
     models: a ``models.yaml`` to look in first. n_ctx: tokens that all contexts hold (default: 4096, or what all models were trained
     for). n_threads: default what is fastest (1 for tiny models). n_gpu_layers: layers on the GPU, -1 for all, where the build has one.
+    rpc: servers (``host:port``) that hold layers of the expert.
     rule: in place of the pair's own. profile: measure now how fast the models are on this machine, or read it where that was done
     before; False puts it off until automatic lengths need it. learnt: what :meth:`Runtime.learnt` of an earlier runtime gave.
     on_progress: called with ("small", "drafter", "expert" or "profile", 0..1).
@@ -62,9 +65,12 @@ def load(
         whole_number("n_threads (--threads)", n_threads, 1, 1024)
     whole_number("n_gpu_layers (--gpu-layers)", n_gpu_layers, -1, 2**31 - 1)
 
+    servers = tuple(rpc or ())
+    all_parsed(servers)
+
     def open_model(role: str, path: Path) -> LlamaModel:
         report = (lambda fraction: on_progress(role, fraction)) if on_progress else None
-        model = LlamaModel(path, n_gpu_layers=n_gpu_layers, on_progress=report)
+        model = LlamaModel(path, n_gpu_layers=n_gpu_layers, rpc=servers if role == "expert" else (), on_progress=report)
         resources.callback(model.close)
         return model
 

@@ -17,8 +17,10 @@ from typing import Any
 import llama_cpp
 
 from .backend import complaint, extra_buffers_are_safe, forget_complaints, made, physical_cores, system_info
+from .devices import array_of
 from .errors import ModelLoadError, SessionError
 from .header import check_gguf
+from .rpc import holders
 from .tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -30,20 +32,32 @@ ONE_THREAD_BYTES = 8_000_000
 class LlamaModel:
     """Weights of one GGUF file, and ``tokenizer``, its vocabulary.
 
-    n_gpu_layers: layers to put on the GPU, -1 for all; without a GPU build it has no effect. on_progress: called with 0..1 while
+    n_gpu_layers: layers to put on the GPU, -1 for all; without a GPU build it has no effect. rpc: servers (``host:port``)
+    that hold layers too, see ``rpc.py``. on_progress: called with 0..1 while
     loading; an exception raised in it, Ctrl-C included, ends the loading cleanly.
 
     Raises ModelLoadError for a file that is missing, no GGUF, truncated or refused by llama.cpp, or of an architecture that cannot be
     used here.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, n_gpu_layers: int = -1, on_progress: Callable[[float], None] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        n_gpu_layers: int = -1,
+        rpc: tuple[str, ...] = (),
+        on_progress: Callable[[float], None] | None = None,
+    ) -> None:
         self.path = Path(os.path.expanduser(path))
+        self.rpc = rpc
         check_gguf(self.path)
         info = system_info()
         self.n_gpu_layers = n_gpu_layers if llama_cpp.llama_supports_gpu_offload() else 0
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
+        if rpc:
+            self._devices = array_of(holders(rpc))  # read as long as the model is in use
+            params.devices = ctypes.addressof(self._devices)
         params.use_extra_bufts = extra_buffers_are_safe(info)
         log.info(
             "%s: weight repacking is %s",

@@ -73,6 +73,7 @@ def key_of(drafter: LlamaSession | None, expert: LlamaSession, threads: int | No
         "expert_bytes": expert.model.n_bytes,
         "context": min(expert.n_ctx, DEEP + SHALLOW),  # of a larger one no more is measured
         "threads": threads or 0,
+        **({"rpc": " ".join(expert.model.rpc)} if expert.model.rpc else {}),
         **_machine(),
     }
 

@@ -23,6 +23,7 @@ from .listings import models_verb, rules_verb
 from .measurements import calibrate_verb, profile_verb
 from .options import in_groups
 from .planning import plan
+from .serving import rpc_serve
 from .terminal import stdout
 from .tuning import tune
 
@@ -36,6 +37,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "plan": plan,
     "bench": bench,
     "tune": tune,
+    "rpc-serve": rpc_serve,
 }
 
 

@@ -88,6 +88,7 @@ def loaded(pair: str | None, chosen: ModelOptions, verbose: int, *, rule: str | 
             n_ctx=chosen.ctx,
             n_threads=chosen.threads,
             n_gpu_layers=chosen.gpu_layers,
+            rpc=chosen.rpc,
             rule=rule,
             profile=profile,
             on_progress=report,

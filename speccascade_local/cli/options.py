@@ -81,6 +81,12 @@ class ModelOptions:
     small: Annotated[
         Path | None, typer.Option("--small", rich_help_panel="Models", help="A third, still smaller model that drafts for the drafter.")
     ] = None
+    rpc: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rpc", metavar="HOST:PORT", rich_help_panel="Models", help="A machine that holds layers of the expert; may be repeated."
+        ),
+    ] = None
     models: Models = None
 
 

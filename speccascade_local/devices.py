@@ -1,0 +1,77 @@
+"""What can hold and evaluate a model's layers, as this build of llama.cpp sees it: processors, graphics cards, servers.
+
+Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .backend import system_info
+from .errors import SettingError
+from .ggml import function
+
+_POINTER, _NUMBER, _TEXT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p
+_KINDS = ("cpu", "gpu", "integrated gpu", "accelerator", "several")  # enum ggml_backend_dev_type
+
+
+@dataclass(frozen=True)
+class Device:
+    """One of them.
+
+    kind: ``cpu``, ``gpu``, ``integrated gpu``, ``accelerator`` (helps the cpu, holds nothing itself) or ``several``. free, total: bytes
+    of its memory; a server is asked for it. handle: the ``ggml_backend_dev_t``.
+    """
+
+    name: str
+    description: str
+    kind: str
+    free: int
+    total: int
+    handle: int = field(repr=False, compare=False)
+
+
+def devices() -> tuple[Device, ...]:
+    """Those of this machine, in llama.cpp's order."""
+    system_info()  # llama.cpp finds its devices when it starts
+    count = function("ggml_backend_dev_count", _NUMBER)()
+    handles = [function("ggml_backend_dev_get", _POINTER, _NUMBER)(index) for index in range(count)]
+    return tuple(described(handle) for handle in handles)
+
+
+def described(handle: int) -> Device:
+    """What a ``ggml_backend_dev_t`` tells of itself."""
+    name: bytes = function("ggml_backend_dev_name", _TEXT, _POINTER)(handle)
+    description: bytes = function("ggml_backend_dev_description", _TEXT, _POINTER)(handle)
+    kind: int = function("ggml_backend_dev_type", ctypes.c_int, _POINTER)(handle)
+    free, total = _NUMBER(), _NUMBER()
+    numbers = ctypes.POINTER(_NUMBER)
+    function("ggml_backend_dev_memory", None, _POINTER, numbers, numbers)(handle, ctypes.byref(free), ctypes.byref(total))
+    return Device(
+        name.decode(errors="replace"),
+        description.decode(errors="replace").strip(),
+        _KINDS[kind] if kind < len(_KINDS) else "unknown",
+        free.value,
+        total.value,
+        handle,
+    )
+
+
+def device(name: str) -> Device:
+    """The one of that name, in any case of letters. Raises SettingError with those that there are."""
+    there = {each.name.lower(): each for each in devices()}
+    if name.lower() in there:
+        return there[name.lower()]
+    close = difflib.get_close_matches(name.lower(), there, n=1)
+    hint = f"; did you mean {there[close[0]].name}?" if close else ""
+    known = ", ".join(each.name for each in there.values())
+    raise SettingError(f"no device {name!r:.40}; this build of llama.cpp sees {known}{hint} (speccascade doctor shows them)")
+
+
+def array_of(chosen: Sequence[Device]) -> Any:
+    """What ``llama_model_params.devices`` points to; whoever sets that keeps it alive while the model is loaded."""
+    return (_POINTER * (len(chosen) + 1))(*(each.handle for each in chosen), None)
