@@ -19,6 +19,7 @@ from .. import __version__
 from ..errors import SpeccascadeError
 from .answers import compare_verb, run
 from .benchmarks import bench
+from .doctoring import doctor
 from .listings import models_verb, rules_verb
 from .measurements import calibrate_verb, profile_verb
 from .options import in_groups
@@ -38,6 +39,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "bench": bench,
     "tune": tune,
     "rpc-serve": rpc_serve,
+    "doctor": doctor,
 }
 
 
