@@ -10,11 +10,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import llama_cpp
-
-from . import __version__, catalog, ggml, rpc
-from .backend import extra_buffers_are_safe, physical_cores, system_info
+from . import __version__, catalog
+from .backend import physical_cores
 from .bandwidth import memory_bandwidth
+from .build import Build, built
 from .devices import devices
 from .errors import SpeccascadeError
 from .installation import Extra, Folder, extras, folders, missing, versions
@@ -23,21 +22,6 @@ from .trial import Trial, tried
 
 #: Variables that change how llama.cpp runs and hold no secrets; of others not even the name is told.
 _VARIABLES = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE")
-
-
-@dataclass(frozen=True)
-class Build:
-    """llama.cpp as it was built. features: instruction sets and parts that are in it. gpu: whether it found a graphics card;
-    offload: whether it could put layers elsewhere, other machines included. repacking: whether weights may be repacked.
-    """
-
-    commit: str | None
-    features: tuple[str, ...]
-    gpu: bool
-    offload: bool
-    rpc: bool
-    mmap: bool
-    repacking: bool
 
 
 @dataclass(frozen=True)
@@ -110,23 +94,6 @@ def inspected(on_step: Callable[[str], None] = lambda _: None) -> Inspection:
         folders=folders(),
         environment={name: os.environ[name] for name in _VARIABLES if name in os.environ},
         trial=trial,
-    )
-
-
-def built() -> Build:
-    """What llama.cpp says of itself."""
-    info = system_info()
-    pairs = (part.split(" : ")[-1].split(" = ") for part in info.split("|"))
-    features = tuple(pair[0].strip() for pair in pairs if len(pair) == 2 and pair[1].strip() != "0")
-    kinds = {each.kind for each in devices()}
-    return Build(
-        commit=ggml.commit(),
-        features=features,
-        gpu=bool({"gpu", "integrated gpu"} & kinds),
-        offload=bool(llama_cpp.llama_supports_gpu_offload()),
-        rpc=rpc.supported(),
-        mmap=bool(llama_cpp.llama_supports_mmap()),
-        repacking=extra_buffers_are_safe(info),
     )
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import platformdirs
 
-from . import __name__ as PACKAGE
 from . import catalog
 
 DISTRIBUTION = "speccascade-local"
@@ -128,7 +127,7 @@ def _problem(path: Path) -> str:
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent
     try:
-        with tempfile.TemporaryFile(dir=there, prefix=PACKAGE) as file:
+        with tempfile.TemporaryFile(dir=there, prefix=DISTRIBUTION) as file:
             file.write(bytes(4096))
     except OSError as error:
         return f"{there}: {error.strerror or error}"

@@ -15,9 +15,12 @@ PACKAGE = Path(speccascade_local.__file__).parent
 #: From the bottom up. A module may import from lower rows and, without a circle, from its own.
 LAYERS = [
     {"errors"},
-    {"checks", "lark", "sequences", "header"},
+    {"checks", "lark", "sequences", "header", "ggml", "rebuilding", "redaction"},
+    {"machine", "bandwidth", "endpoints"},
     {"sampling", "stats", "profile", "figures", "ngram", "backend", "batch", "tokenizer", "gbnf", "checked_yaml"},
-    {"rows", "vocabulary", "model"},
+    {"devices"},
+    {"rpc"},
+    {"rows", "vocabulary", "model", "rpc_server", "build"},
     {"evidence", "shaping", "clipping", "pacing", "experience", "prospect"},
     {"deferral", "generation", "controller"},
     {"account", "rules", "token_rules", "acceptance", "custom", "grammar"},
@@ -30,7 +33,9 @@ LAYERS = [
     {"pictures", "profile_cache", "methods"},
     {"settings", "catalog"},
     {"reply", "answering", "runtime", "loading"},
-    {"compare"},
+    {"compare", "trial", "installation"},
+    {"inspection"},
+    {"diagnosis"},
     {"catalog_edit", "bench.graders", "bench.intervals", "bench.rows"},
     {"bench.questions", "bench.grid"},
     {"bench.running", "bench.setup", "bench.summary"},
@@ -39,7 +44,7 @@ LAYERS = [
     {"bench.report", "bench"},
     {"cli.terminal", "cli.options"},
     {"cli.invocation", "cli.scores"},
-    {"cli.answers", "cli.benchmarks", "cli.listings", "cli.measurements", "cli.planning", "cli.tuning"},
+    {"cli.answers", "cli.benchmarks", "cli.doctoring", "cli.listings", "cli.measurements", "cli.planning", "cli.serving", "cli.tuning"},
     {"cli.app", "cli"},
     {"__init__", "__main__"},
 ]
@@ -135,7 +140,10 @@ def test_an_algorithm_needs_nothing_but_numpy(module):
 
 
 def test_only_the_rooms_below_a_session_touch_llama_cpp():
-    assert {module for module in MODULES if "llama_cpp" in outside_imports(module)} == {"backend", "batch", "tokenizer", "model", "context"}
+    assert {module for module in MODULES if "llama_cpp" in outside_imports(module)} == {
+        *("backend", "batch", "tokenizer", "model", "context"),
+        *("ggml", "rpc", "build"),
+    }
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -1,0 +1,46 @@
+"""What llama.cpp says of the way it was built: instruction sets, and what it can put layers on.
+
+Knows nothing of what this machine could do with another build.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import llama_cpp
+
+from . import ggml, rpc
+from .backend import extra_buffers_are_safe, system_info
+from .devices import devices
+
+
+@dataclass(frozen=True)
+class Build:
+    """llama.cpp as it was built. features: instruction sets and parts that are in it. gpu: whether it found a graphics card;
+    offload: whether it could put layers elsewhere, other machines included. repacking: whether weights may be repacked.
+    """
+
+    commit: str | None
+    features: tuple[str, ...]
+    gpu: bool
+    offload: bool
+    rpc: bool
+    mmap: bool
+    repacking: bool
+
+
+def built() -> Build:
+    """What llama.cpp says of itself."""
+    info = system_info()
+    pairs = (part.split(" : ")[-1].split(" = ") for part in info.split("|"))
+    features = tuple(pair[0].strip() for pair in pairs if len(pair) == 2 and pair[1].strip() != "0")
+    kinds = {each.kind for each in devices()}
+    return Build(
+        commit=ggml.commit(),
+        features=features,
+        gpu=bool({"gpu", "integrated gpu"} & kinds),
+        offload=bool(llama_cpp.llama_supports_gpu_offload()),
+        rpc=rpc.supported(),
+        mmap=bool(llama_cpp.llama_supports_mmap()),
+        repacking=extra_buffers_are_safe(info),
+    )
