@@ -34,11 +34,10 @@ def built() -> Build:
     info = system_info()
     pairs = (part.split(" : ")[-1].split(" = ") for part in info.split("|"))
     features = tuple(pair[0].strip() for pair in pairs if len(pair) == 2 and pair[1].strip() != "0")
-    kinds = {each.kind for each in devices()}
     return Build(
         commit=ggml.commit(),
         features=features,
-        gpu=bool({"gpu", "integrated gpu"} & kinds),
+        gpu=any(each.is_gpu for each in devices()),
         offload=bool(llama_cpp.llama_supports_gpu_offload()),
         rpc=rpc.supported(),
         mmap=bool(llama_cpp.llama_supports_mmap()),

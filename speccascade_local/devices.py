@@ -34,6 +34,11 @@ class Device:
     total: int
     handle: int = field(repr=False, compare=False)
 
+    @property
+    def is_gpu(self) -> bool:
+        """Whether layers can be put there to be faster."""
+        return self.kind.endswith("gpu")
+
 
 def devices() -> tuple[Device, ...]:
     """Those of this machine, in llama.cpp's order."""
@@ -69,9 +74,9 @@ def device(name: str) -> Device:
     close = difflib.get_close_matches(name.lower(), there, n=1)
     hint = f"; did you mean {there[close[0]].name}?" if close else ""
     known = ", ".join(each.name for each in there.values())
-    raise SettingError(f"no device {name!r:.40}; this build of llama.cpp sees {known}{hint} (speccascade doctor shows them)")
+    raise SettingError(f"device is {name!r:.40}; llama.cpp has {known} here{hint}; choose one of these, or name none")
 
 
 def array_of(chosen: Sequence[Device]) -> Any:
-    """What ``llama_model_params.devices`` points to; whoever sets that keeps it alive while the model is loaded."""
-    return (_POINTER * (len(chosen) + 1))(*(each.handle for each in chosen), None)
+    """As ``llama_model_params.devices`` takes them."""
+    return ctypes.cast((_POINTER * (len(chosen) + 1))(*(each.handle for each in chosen), None), _POINTER)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ModelLoadError
+from .layout import layout_of, shards_of
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?) ?(?P<unit>[MG]i?B)", re.IGNORECASE)
 _UNITS = {"mb": 1e6, "mib": 2**20, "gb": 1e9, "gib": 2**30}
@@ -122,3 +123,14 @@ def check_gguf(path: Path) -> None:
             f"{path}: not a GGUF file: it begins with {magic!r}, not b'GGUF'; "
             "models in other formats must be converted first (llama.cpp's convert_hf_to_gguf.py)"
         )
+    for each in shards_of(path):
+        _check_layout(each)
+
+
+def _check_layout(path: Path) -> None:
+    try:
+        layout_of(path)
+    except FileNotFoundError:
+        raise ModelLoadError(f"{path}: no such file, and the model is divided into several; fetch this one too") from None
+    except OSError as error:
+        raise ModelLoadError(f"{path}: cannot be read ({error.strerror}); check its name and permissions") from error

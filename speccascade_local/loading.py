@@ -17,11 +17,11 @@ from .catalog import Pair
 from .checks import whole_number
 from .context import LlamaContext
 from .deferral import Method
-from .endpoints import all_parsed
 from .errors import SettingError
 from .experience import experiences
 from .model import LlamaModel
 from .ngram import NgramSession
+from .placement import Placement
 from .pairing import shared_vocab_size
 from .runtime import Runtime
 from .session import LlamaSession
@@ -65,12 +65,11 @@ def load(
         whole_number("n_threads (--threads)", n_threads, 1, 1024)
     whole_number("n_gpu_layers (--gpu-layers)", n_gpu_layers, -1, 2**31 - 1)
 
-    servers = tuple(rpc or ())
-    all_parsed(servers)
+    spread = Placement(rpc=tuple(rpc or ()))
 
     def open_model(role: str, path: Path) -> LlamaModel:
         report = (lambda fraction: on_progress(role, fraction)) if on_progress else None
-        model = LlamaModel(path, n_gpu_layers=n_gpu_layers, rpc=servers if role == "expert" else (), on_progress=report)
+        model = LlamaModel(path, placement=spread if role == "expert" else Placement(), on_progress=report)
         resources.callback(model.close)
         return model
 

@@ -16,11 +16,12 @@ from typing import Any
 
 import llama_cpp
 
-from .backend import complaint, extra_buffers_are_safe, forget_complaints, made, physical_cores, system_info
-from .devices import array_of
+from .adapters import read_adapter
+from .backend import complaint, forget_complaints, made, physical_cores
 from .errors import ModelLoadError, SessionError
 from .header import check_gguf
-from .rpc import holders
+from .parameters import model_parameters
+from .placement import Placement
 from .tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -32,33 +33,20 @@ ONE_THREAD_BYTES = 8_000_000
 class LlamaModel:
     """Weights of one GGUF file, and ``tokenizer``, its vocabulary.
 
-    n_gpu_layers: layers to put on the GPU, -1 for all; without a GPU build it has no effect. rpc: servers (``host:port``)
-    that hold layers too, see ``rpc.py``. on_progress: called with 0..1 while
-    loading; an exception raised in it, Ctrl-C included, ends the loading cleanly.
+    placement: where its layers go, how its cache is held, its adapters. on_progress: called with 0..1 while loading; an exception raised
+    in it, Ctrl-C included, ends the loading cleanly.
 
     Raises ModelLoadError for a file that is missing, no GGUF, truncated or refused by llama.cpp, or of an architecture that cannot be
-    used here.
+    used here; SettingError for a device that there is not.
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        n_gpu_layers: int = -1,
-        rpc: tuple[str, ...] = (),
-        on_progress: Callable[[float], None] | None = None,
+        self, path: str | os.PathLike[str], *, placement: Placement | None = None, on_progress: Callable[[float], None] | None = None
     ) -> None:
         self.path = Path(os.path.expanduser(path))
-        self.rpc = rpc
+        self.placement = placement or Placement()
         check_gguf(self.path)
-        info = system_info()
-        self.n_gpu_layers = n_gpu_layers if llama_cpp.llama_supports_gpu_offload() else 0
-        params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = n_gpu_layers
-        if rpc:
-            self._devices = array_of(holders(rpc))  # read as long as the model is in use
-            params.devices = ctypes.addressof(self._devices)
-        params.use_extra_bufts = extra_buffers_are_safe(info)
+        params = model_parameters(self.placement)
         log.info(
             "%s: weight repacking is %s",
             self.path.name,
@@ -91,6 +79,11 @@ class LlamaModel:
         if unusable:
             self.close()
             raise ModelLoadError(f"{self.path}: {unusable}; choose a decoder-only model with plain attention")
+        try:
+            self.adapters = [read_adapter(self._model, Path(os.path.expanduser(path))) for path, _ in self.placement.lora]
+        except BaseException:
+            self.close()
+            raise
         self.tokenizer = Tokenizer(self.path.name, llama_cpp.llama_model_get_vocab(self._model), self._free)
         self.n_vocab = self.tokenizer.n_vocab
         self.n_ctx_train: int = llama_cpp.llama_model_n_ctx_train(self._model)
@@ -103,10 +96,8 @@ class LlamaModel:
         )
 
     def _unusable(self) -> str | None:
-        if llama_cpp.llama_model_has_encoder(self._model) or not llama_cpp.llama_model_has_decoder(self._model):
-            return "an encoder model cannot continue a text token by token"
-        if llama_cpp.llama_model_is_diffusion(self._model):
-            return "a diffusion model does not write from left to right"
+        if reason := refusal(self._model):
+            return reason
         if llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model):
             return "a recurrent or hybrid model cannot drop the tail of its memory, which rejecting a draft needs"
         return None
@@ -152,3 +143,21 @@ class LlamaModel:
         """The Jinja source stored in the file, if any."""
         template = llama_cpp.llama_model_chat_template(self.handle, None)
         return template.decode(errors="replace") if template else None
+
+
+def refusal(model: Any) -> str | None:
+    """Why a loaded ``llama_model`` cannot be drafted for by any means, or None."""
+    if llama_cpp.llama_model_has_encoder(model) or not llama_cpp.llama_model_has_decoder(model):
+        return "an encoder model cannot continue a text token by token"
+    if llama_cpp.llama_model_is_diffusion(model):
+        return "a diffusion model does not write from left to right"
+    if metadata(model, f"{metadata(model, 'general.architecture')}.attention.causal") == "false":
+        return "an embedding model reads a text both ways and writes none"
+    return None
+
+
+def metadata(model: Any, name: str) -> str:
+    """What the file of a loaded ``llama_model`` says under this key; empty where it says nothing."""
+    buffer = ctypes.create_string_buffer(256)
+    length = llama_cpp.llama_model_meta_val_str(model, name.encode(), buffer, len(buffer))
+    return buffer.value.decode(errors="replace") if length >= 0 else ""

@@ -17,7 +17,7 @@ from typing import Any
 import llama_cpp
 
 from .backend import complaint, forget_complaints, system_info
-from .devices import Device, array_of, described, devices
+from .devices import Device, array_of, described, device, devices
 from .endpoints import Endpoint, all_parsed, greet
 from .errors import SettingError
 from .ggml import function
@@ -49,16 +49,17 @@ def reached(servers: Iterable[str]) -> tuple[Device, ...]:
         check_support()
     for endpoint in named:  # all of them first: what llama.cpp cannot connect to ends the process
         greet(endpoint)
-    return tuple(device for endpoint in named for device in _devices_of(endpoint))
+    return tuple(each for endpoint in named for each in _devices_of(endpoint))
 
 
-def holders(servers: Iterable[str]) -> tuple[Device, ...]:
-    """What a model is spread over: these servers, then this machine's graphics cards. Layers that are not put there stay in its memory.
+def holders(servers: Iterable[str], name: str | None = None) -> Any:
+    """What a model's layers are spread over, as ``llama_model_params.devices`` takes it: these servers, then the device of that name.
 
-    Raises SettingError as :func:`reached` does.
+    name None: this machine's graphics cards. Layers that are not put there stay in this machine's memory. Raises SettingError as
+    :func:`reached` does, and for a device that there is not.
     """
-    far = reached(servers)
-    return far + tuple(device for device in devices() if "gpu" in device.kind)
+    here = (device(name),) if name is not None else tuple(each for each in devices() if each.is_gpu)
+    return array_of(reached(servers) + here)
 
 
 def _devices_of(endpoint: Endpoint) -> list[Device]:
@@ -81,7 +82,7 @@ def serve(endpoint: Endpoint, lent: Sequence[Device], threads: int, cache: Path 
     check_support()
     types = (None, _TEXT, _TEXT, _NUMBER, _NUMBER, _POINTER)
     start = ctypes.CFUNCTYPE(*types)(_procedure("ggml_backend_rpc_start_server"))
-    start(str(endpoint).encode(), os.fsencode(cache) if cache else None, threads, len(lent), ctypes.cast(array_of(lent), _POINTER))
+    start(str(endpoint).encode(), os.fsencode(cache) if cache else None, threads, len(lent), array_of(lent))
 
 
 def _procedure(name: str) -> Any:

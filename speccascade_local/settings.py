@@ -15,7 +15,7 @@ from . import methods
 from .account import Wanted
 from .cascade import BONUSES, Bonus
 from .checks import whole_number
-from .context import MAX_ROWS
+from .parameters import MAX_ROWS
 from .deferral import Method
 from .errors import SettingError
 from .gbnf import from_gbnf

@@ -26,14 +26,16 @@ def test_a_device_is_found_by_its_name_in_any_case():
 
 
 def test_an_unknown_one_is_refused_with_those_that_there_are():
-    with pytest.raises(SettingError, match=r"no device 'CPU0'; this build of llama.cpp sees .*CPU; did you mean CPU\?"):
+    with pytest.raises(SettingError, match=r"device is 'CPU0'; llama.cpp has .*CPU here; did you mean CPU\?; choose one of these"):
         devices.device("CPU0")
 
 
 def test_an_array_of_them_ends_with_nothing():
     cpu = devices.device("CPU")
-    assert list(devices.array_of([cpu, cpu])) == [cpu.handle, cpu.handle, None]
-    assert list(devices.array_of([])) == [None]
+    for chosen in ([cpu, cpu], []):
+        array = devices.array_of(chosen)
+        read = (ctypes.c_void_p * (len(chosen) + 1)).from_address(array.value)
+        assert list(read) == [*(each.handle for each in chosen), None]
 
 
 def test_the_build_tells_its_commit_or_nothing(monkeypatch):

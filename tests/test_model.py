@@ -118,8 +118,8 @@ def test_a_file_cut_off_anywhere_is_a_load_error_that_names_it(
     path.write_bytes(whole[:length])
     with pytest.raises(ModelLoadError) as error:
         LlamaModel(path)
-    assert str(error.value).startswith(f"{path}: llama.cpp cannot load this file: ")
-    assert "no reason given" not in str(error.value)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "cut off" in str(error.value)
 
 
 @pytest.mark.parametrize(("write", "reason"), [(recurrent_model, "recurrent"), (embedding_model, "")])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speccascade_local.account import Wanted
-from speccascade_local.context import MAX_ROWS
+from speccascade_local.parameters import MAX_ROWS
 from speccascade_local.errors import SettingError
 from speccascade_local.settings import DEFAULTS, Settings
 

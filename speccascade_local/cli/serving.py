@@ -91,4 +91,4 @@ def _lent(names: list[str] | None) -> tuple[Device, ...]:
     if names:
         return tuple(devices.device(name) for name in names)
     there = devices.devices()
-    return tuple(each for each in there if "gpu" in each.kind) or tuple(each for each in there if each.kind == "cpu")
+    return tuple(each for each in there if each.is_gpu) or tuple(each for each in there if each.kind == "cpu")
