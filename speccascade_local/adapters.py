@@ -24,7 +24,7 @@ def read_adapter(model: Any, path: Path) -> Any:
     adapter = llama_cpp.llama_adapter_lora_init(model, os.fsencode(path))
     if not adapter:
         raise ModelLoadError(
-            f"{path}: llama.cpp cannot use this adapter: {complaint()}. It must be a LoRA in GGUF form, made for the very model it is given to"
+            f"{path}: llama.cpp cannot use this adapter: {complaint()}. It must be a LoRA in GGUF form, made for this very model"
         )
     if llama_cpp.llama_adapter_get_alora_n_invocation_tokens(adapter):
         raise ModelLoadError(f"{path}: an adapter that works only after certain words (aLoRA); choose a plain LoRA")

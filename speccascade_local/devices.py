@@ -24,7 +24,8 @@ class Device:
     """One of them.
 
     kind: ``cpu``, ``gpu``, ``integrated gpu``, ``accelerator`` (helps the cpu, holds nothing itself) or ``several``. free, total: bytes
-    of its memory; a server is asked for it. handle: the ``ggml_backend_dev_t``.
+    of its memory; a server is asked for it. server: the RPC server that it belongs to, None for one of this machine. handle: the
+    ``ggml_backend_dev_t``.
     """
 
     name: str
@@ -33,6 +34,10 @@ class Device:
     free: int
     total: int
     handle: int = field(repr=False, compare=False)
+
+    @property
+    def server(self) -> str | None:
+        return self.description if self.name.startswith("RPC") else None
 
     @property
     def is_gpu(self) -> bool:

@@ -18,6 +18,7 @@ from .layout import layout_of, shards_of
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?) ?(?P<unit>[MG]i?B)", re.IGNORECASE)
 _UNITS = {"mb": 1e6, "mib": 2**20, "gb": 1e9, "gib": 2**30}
+_BLOCK = re.compile(r"blk\.(\d+)\.")
 _CACHE_BYTES = 2  # of each value in a cache: 16 bits, which is what contexts are made with
 
 
@@ -38,6 +39,30 @@ class Header:
     cache_bytes: int
     n_vocab: int
     n_ctx_train: int
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Bytes of the weights before, in and behind the layers that repeat. output: the embedding's where it is the output too."""
+
+    input: int
+    blocks: tuple[int, ...]
+    output: int
+
+
+def layers_of(path: Path) -> Layers:
+    """Of all files that a model is divided into. Raises ModelLoadError and OSError."""
+    blocks: Counter[int] = Counter()
+    outside: Counter[str] = Counter()
+    for tensor in (tensor for each in shards_of(path) for tensor in layout_of(each).tensors):
+        found = _BLOCK.match(tensor.name)
+        if found:
+            blocks[int(found[1])] += tensor.size
+        else:
+            outside["input" if tensor.name.startswith("token_embd") else "output"] += tensor.size
+            outside["own output"] += tensor.name == "output.weight"
+    output = outside["output"] if outside["own output"] else outside["output"] + outside["input"]
+    return Layers(outside["input"], tuple(size for _, size in sorted(blocks.items())), output)
 
 
 def of_size(path: Path) -> Header | None:

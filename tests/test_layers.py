@@ -19,10 +19,10 @@ LAYERS = [
     {"machine", "bandwidth", "endpoints"},
     {"placement"},
     {"sampling", "stats", "profile", "figures", "ngram", "backend", "batch", "tokenizer", "gbnf", "checked_yaml"},
-    {"devices"},
+    {"devices", "rehearsal", "adapters"},
     {"rpc"},
     {"parameters"},
-    {"rows", "vocabulary", "model", "rehearsal", "rpc_server", "build"},
+    {"rows", "vocabulary", "model", "memory", "rehearsal_cache", "rpc_server", "build"},
     {"evidence", "shaping", "clipping", "pacing", "experience", "prospect"},
     {"deferral", "generation", "controller"},
     {"account", "rules", "token_rules", "acceptance", "custom", "grammar"},
@@ -52,7 +52,7 @@ LAYERS = [
     {"__init__", "__main__"},
 ]
 #: Who may touch llama.cpp.
-LLAMA_CPP = {"backend", "batch", "build", "context", "ggml", "model", "parameters", "rehearsing", "rpc", "tokenizer"}
+LLAMA_CPP = {"adapters", "backend", "batch", "build", "context", "ggml", "model", "parameters", "rehearsing", "rpc", "tokenizer"}
 #: These must run on toy sessions without any model, so nothing heavier than numpy.
 ALGORITHMS = {
     *(

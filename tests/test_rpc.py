@@ -18,6 +18,7 @@ import speccascade_local as sc
 from speccascade_local import rpc
 from speccascade_local.endpoints import Endpoint
 from speccascade_local.errors import SessionError, SettingError
+from speccascade_local.placement import Placement
 from speccascade_local.rpc_server import Server
 
 COMMAND = [sys.executable, "-m", "speccascade_local"]
@@ -29,6 +30,10 @@ lacks_rpc = pytest.mark.skipif(rpc.supported(), reason="this build of llama.cpp 
 
 def speccascade(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
+
+
+def spread_over(*servers: object) -> dict[str, Placement]:
+    return {"expert": Placement(rpc=tuple(str(getattr(each, "endpoint", each)) for each in servers))}
 
 
 def free_port() -> int:
@@ -68,7 +73,7 @@ def test_a_build_without_it_is_told_also_where_this_one_has_it(monkeypatch):
 def test_how_it_is_written_is_checked_before_anything_is_loaded(servers, monkeypatch):
     monkeypatch.setattr("speccascade_local.loading.LlamaModel", None)
     with pytest.raises(SettingError, match="RPC server"):
-        sc.load(rpc=servers)
+        sc.load(placement=spread_over(*servers))
 
 
 def test_where_nobody_answers_llama_cpp_is_not_asked(monkeypatch):
@@ -76,7 +81,7 @@ def test_where_nobody_answers_llama_cpp_is_not_asked(monkeypatch):
     monkeypatch.setattr(rpc.llama_cpp, "llama_supports_rpc", lambda: True)
     monkeypatch.setattr(rpc, "_devices_of", lambda endpoint: pytest.fail("asked"))
     with pytest.raises(SettingError, match="connection refused"):
-        sc.load(rpc=[f"127.0.0.1:{free_port()}"])
+        sc.load(placement=spread_over(f"127.0.0.1:{free_port()}"))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +106,7 @@ def test_where_to_listen_is_checked_first(arguments, told):
 def test_an_expert_spread_over_two_servers_writes_the_same_text(servers, demo):
     demo.reset()
     own = demo.chat(QUESTION, rule="strict", temperature=0, block_size=5)
-    with sc.load(rpc=[str(each.endpoint) for each in servers], n_threads=1, profile=False) as runtime:
+    with sc.load(placement=spread_over(*servers), n_threads=1, profile=False) as runtime:
         assert runtime.models["expert"].placement.rpc == tuple(str(each.endpoint) for each in servers)
         assert runtime.models["drafter"].placement.rpc == ()
         spread = runtime.chat(QUESTION, rule="strict", temperature=0, block_size=5)
@@ -111,7 +116,7 @@ def test_an_expert_spread_over_two_servers_writes_the_same_text(servers, demo):
 
 @needs_rpc
 def test_both_servers_hold_weights(servers, caplog):
-    with caplog.at_level("DEBUG", logger="speccascade_local"), sc.load(rpc=[str(each.endpoint) for each in servers], profile=False):
+    with caplog.at_level("DEBUG", logger="speccascade_local"), sc.load(placement=spread_over(*servers), profile=False):
         lines = [record.getMessage() for record in caplog.records]
     for each in servers:
         assert any(f"[{each.endpoint}] model buffer size" in line for line in lines)
@@ -124,7 +129,8 @@ def test_both_servers_hold_weights(servers, caplog):
 def test_a_server_that_goes_away_ends_the_program_with_one_line_and_no_core_dump():
     asking = f"""
 import sys, speccascade_local as sc
-with sc.load(rpc=[sys.argv[1]], n_threads=1, profile=False) as runtime:
+from speccascade_local.placement import Placement
+with sc.load(placement={{"expert": Placement(rpc=(sys.argv[1],))}}, n_threads=1, profile=False) as runtime:
     for chunk in runtime.stream(runtime.chat_ids({QUESTION}), rule="strict", block_size=2, temperature=0):
         print("written", flush=True)
         sys.stdin.readline()
@@ -198,7 +204,7 @@ def test_other_machines_are_let_in_only_where_that_is_said_and_with_a_warning():
 
 @needs_rpc
 def test_a_profile_of_a_spread_expert_is_kept_apart_from_that_of_a_local_one(servers):
-    with sc.load(rpc=[str(servers[0].endpoint)]) as spread, sc.load() as local:
+    with sc.load(placement=spread_over(servers[0])) as spread, sc.load() as local:
         different = {name for name, value in spread.profile().key.items() if local.profile().key[name] != value}
     assert len(different) == 1
     assert "expert" in different.pop()
