@@ -72,13 +72,13 @@ def described(handle: int) -> Device:
 
 
 def device(name: str) -> Device:
-    """The one of that name, in any case of letters. Raises SettingError with those that there are."""
-    there = {each.name.lower(): each for each in devices()}
-    if name.lower() in there:
-        return there[name.lower()]
-    close = difflib.get_close_matches(name.lower(), there, n=1)
-    hint = f"; did you mean {there[close[0]].name}?" if close else ""
-    known = ", ".join(each.name for each in there.values())
+    """The one of that name. Raises SettingError with those that there are."""
+    there = {each.name: each for each in devices()}
+    if name in there:
+        return there[name]
+    close = difflib.get_close_matches(name.upper(), there, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    known = ", ".join(there)
     raise SettingError(f"device is {name!r:.40}; llama.cpp has {known} here{hint}; choose one of these, or name none")
 
 

@@ -7,6 +7,7 @@ keeps weights.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,8 @@ from .endpoints import Endpoint, all_parsed, greet
 from .errors import SettingError
 from .ggml import function
 from .rebuilding import rebuild
+
+log = logging.getLogger(__name__)
 
 _POINTER, _NUMBER, _TEXT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p
 _ABORT_CALLBACK = ctypes.CFUNCTYPE(None, _TEXT)
@@ -59,7 +62,10 @@ def holders(servers: Iterable[str], name: str | None = None) -> Any:
     :func:`reached` does, and for a device that there is not.
     """
     here = (device(name),) if name is not None else tuple(each for each in devices() if each.is_gpu)
-    return array_of(reached(servers) + here)
+    far = reached(servers)
+    for each in far:
+        log.info("RPC server %s: %s, %.1f GB free", each.server, each.name, each.free / 1e9)
+    return array_of(far + here)
 
 
 def _devices_of(endpoint: Endpoint) -> list[Device]:

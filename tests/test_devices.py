@@ -20,12 +20,15 @@ def test_the_processor_is_there_with_the_memory_of_the_machine():
     assert 0 < cpu.free <= cpu.total
 
 
-def test_a_device_is_found_by_its_name_in_any_case():
-    assert devices.device("cpu") == devices.device("CPU")
+def test_a_device_is_found_by_its_name():
+    assert devices.device("CPU").name == "CPU"
     assert devices.device("CPU") in devices.devices()
 
 
 def test_an_unknown_one_is_refused_with_those_that_there_are():
+    for name in ("CPU0", "cpu"):
+        with pytest.raises(SettingError, match=r"did you mean CPU\?"):
+            devices.device(name)
     with pytest.raises(SettingError, match=r"device is 'CPU0'; llama.cpp has .*CPU here; did you mean CPU\?; choose one of these"):
         devices.device("CPU0")
 

@@ -15,10 +15,14 @@ import psutil
 import pytest
 
 import speccascade_local as sc
-from speccascade_local import rpc
+from speccascade_local import catalog, rpc
+from speccascade_local.devices import Device
 from speccascade_local.endpoints import Endpoint
-from speccascade_local.errors import SessionError, SettingError
+from speccascade_local.errors import ModelLoadError, SessionError, SettingError
+from speccascade_local.header import layers_of
+from speccascade_local.memory import need_of, require_fit, settled
 from speccascade_local.placement import Placement
+from speccascade_local.rehearsal_cache import plans_of
 from speccascade_local.rpc_server import Server
 
 COMMAND = [sys.executable, "-m", "speccascade_local"]
@@ -82,6 +86,32 @@ def test_where_nobody_answers_llama_cpp_is_not_asked(monkeypatch):
     monkeypatch.setattr(rpc, "_devices_of", lambda endpoint: pytest.fail("asked"))
     with pytest.raises(SettingError, match="connection refused"):
         sc.load(placement=spread_over(f"127.0.0.1:{free_port()}"))
+
+
+def test_a_model_that_drafts_is_not_spread():
+    with pytest.raises(SettingError, match="rpc is given to a model that drafts"):
+        sc.load(placement=Placement(rpc=("127.0.0.1:50052",)))
+
+
+def test_memory_of_other_machines_is_the_experts_alone():
+    pair = catalog.bundled()
+    models = plans_of(pair.files, n_ctx=512, placements=dict.fromkeys(pair.files, Placement()))
+    layers = {role: layers_of(path) for role, path in pair.files.items()}
+    placements = {"drafter": Placement(), "expert": Placement(rpc=("a:1", "b:1"))}
+    one = models["expert"].weights // 6
+
+    def with_free(*free: int) -> list[Device]:
+        return [Device(f"RPC{i}", f"{name}:1", "gpu", size, size, 0) for i, (name, size) in enumerate(zip("abc", free))]
+
+    for free, expected in (((10**9, 10**9, 0), -1), ((10**9, 0, 0), -1), ((0, 0, 10**9), 0), ((0, 0, 0), 0)):
+        found = settled(placements, models, layers, 512, with_free(*free))
+        assert (found["drafter"].gpu_layers, found["expert"].gpu_layers) == (0, expected)
+    some = settled(placements, models, layers, 512, with_free(2 * one, 2 * one))["expert"].gpu_layers
+    assert 0 < some < 6
+    needs = {"expert": need_of(models["expert"], 512, layers["expert"], -1)}
+    with pytest.raises(ModelLoadError, match="of memory on RPC0 and RPC1"):
+        require_fit(needs, placements, 512, 10**9, with_free(one, one, 10**9))
+    require_fit(needs, placements, 512, 10**9, with_free(10**9, 0))
 
 
 @pytest.mark.parametrize(
