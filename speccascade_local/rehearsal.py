@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -25,7 +26,9 @@ SECONDS_PER_FILE = 60.0
 #: What the child reports of a file is some kB; a chat template can make it more.
 _MOST_REPORTED = 64 << 20
 _LAST_WORDS = 2000
-_DIED = "llama.cpp gave up on this file"
+_PLACE = re.compile(r"\S+/(?=[\w.-]+:\d+: )")  # the folder where llama.cpp was built
+#: What is started for a rehearsal.
+CHILD = (sys.executable, "-m", "speccascade_local.rehearsing")
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,7 @@ def rehearse(
         "placements": {role: placement.as_dict() for role, placement in (placements or {}).items()},
     }
     limit = SECONDS_PER_FILE * len(files) if seconds is None else seconds
-    command = [sys.executable, "-m", "speccascade_local.rehearsing"]
-    return _Child(files).ask(command, json.dumps(asked), limit)
+    return _Child(files).ask(json.dumps(asked), limit)
 
 
 @dataclass
@@ -129,10 +131,10 @@ class _Child:
     begun: str | None = None
     models: dict[str, RehearsedModel] = field(default_factory=dict)
 
-    def ask(self, command: list[str], question: str, seconds: float) -> Rehearsed:
+    def ask(self, question: str, seconds: float) -> Rehearsed:
         environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}  # else llama.cpp starts a debugger where it aborts
         child = subprocess.Popen(
-            command,
+            CHILD,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -164,7 +166,9 @@ class _Child:
             path = self.files[self.begun if self.begun in missing else missing[0]]
             if late.is_set():
                 raise ModelLoadError(f"{path}: not understood within {seconds:g} seconds; the file is damaged, or this machine very busy")
-            raise ModelLoadError(f"{path}: {_DIED} ({_ending(code)}): {words.last()}. Fetch it again, or choose another")
+            raise ModelLoadError(
+                f"{path}: llama.cpp gave up on this file ({_ending(code)}): {words.last()}. Fetch it again, or choose another"
+            )
         return _paired(self.models)
 
     def _read(self, child: subprocess.Popen[bytes], question: str) -> None:
@@ -223,7 +227,7 @@ class _Words(threading.Thread):
     def last(self) -> str:
         """The last lines, in one."""
         lines = [line.strip() for line in self._kept.decode(errors="replace").splitlines() if line.strip()]
-        return "; ".join(lines[-3:])[-500:] or "no last words"
+        return _PLACE.sub("", "; ".join(lines[-3:]))[-500:] or "no last words"
 
 
 def _ending(code: int) -> str:

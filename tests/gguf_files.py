@@ -4,6 +4,7 @@
     textless_model(path)   Llama with ids only (tokenizer.ggml.model = no_vocab)
     recurrent_model(path)  Mamba, whose memory cannot drop its tail
     embedding_model(path)  BERT, which has no rows of logits at all
+    adapter(path)          a LoRA for the Llamas above; merged_model(path) writes a Llama with it already in its weights
 
 Every function returns ``path``. The same ``seed`` and shape give the same weights.
 """
@@ -149,6 +150,39 @@ def embedding_model(path: Path, *, n_vocab: int = 96, seed: int = 0) -> Path:
         shapes[f"blk.0.{name}.weight"] = shapes[f"blk.0.{name}.bias"] = (WIDTH,)
     _add_random(writer, shapes, seed)
     return _finish(writer, path)
+
+
+ADAPTED = ("blk.0.attn_q.weight", "blk.0.ffn_down.weight")
+
+
+def adapter(
+    path: Path, *, width: int = WIDTH, rank: int = 3, alpha: float = 6.0, architecture: str = "llama", kind: str = "lora", seed: int = 5
+) -> Path:
+    """Write a LoRA of two matrices."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", kind)
+    writer.add_float32("adapter.lora.alpha", alpha)
+    for name, (a, b) in _lora(width, rank, seed).items():
+        writer.add_tensor(f"{name}.lora_a", a)
+        writer.add_tensor(f"{name}.lora_b", b)
+    return _finish(writer, path)
+
+
+def merged_model(path: Path, *, scale: float = 1.0, rank: int = 3, alpha: float = 6.0, adapter_seed: int = 5, n_vocab: int = 96) -> Path:
+    """Write what :func:`textless_model` writes, with what :func:`adapter` adds to its weights."""
+    writer = _llama(path, n_vocab, 2048, 1, 0, None)
+    writer.add_tokenizer_model("no_vocab")
+    for name, (a, b) in _lora(WIDTH, rank, adapter_seed).items():
+        tensor = next(tensors[name] for tensors in writer.tensors if name in tensors)
+        tensor.tensor = (tensor.tensor + scale * alpha / rank * (b @ a)).astype(np.float32)
+    return _finish(writer, path)
+
+
+def _lora(width: int, rank: int, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Of each matrix, [rank, width] and [width, rank]."""
+    rng = np.random.default_rng(seed)
+    return {name: tuple(rng.normal(size=shape).astype(np.float32) / 4 for shape in ((rank, width), (width, rank))) for name in ADAPTED}
 
 
 def _llama(path: Path, n_vocab: int, n_ctx_train: int, heads: int, seed: int, loud_from: int | None) -> gguf.GGUFWriter:
