@@ -15,8 +15,8 @@ PACKAGE = Path(speccascade_local.__file__).parent
 #: From the bottom up. A module may import from lower rows and, without a circle, from its own.
 LAYERS = [
     {"errors"},
-    {"checks", "lark", "sequences", "header"},
-    {"sampling", "stats", "profile", "figures", "ngram", "backend", "batch", "tokenizer", "gbnf", "checked_yaml"},
+    {"checks", "lark", "sequences", "header", "hub_cache"},
+    {"sampling", "stats", "profile", "figures", "ngram", "backend", "batch", "tokenizer", "gbnf", "checked_yaml", "model_source"},
     {"rows", "vocabulary", "model"},
     {"evidence", "shaping", "clipping", "pacing", "experience", "prospect"},
     {"deferral", "generation", "controller"},
@@ -28,7 +28,7 @@ LAYERS = [
     {"calibration", "loop_cost", "stopwatch"},
     {"profiling"},
     {"pictures", "profile_cache", "methods"},
-    {"settings", "catalog"},
+    {"settings", "catalog_file", "catalog"},
     {"reply", "answering", "runtime", "loading"},
     {"compare"},
     {"catalog_edit", "bench.graders", "bench.intervals", "bench.rows"},
