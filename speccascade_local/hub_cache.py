@@ -15,6 +15,8 @@ from pathlib import Path
 
 #: The branch that is meant where no revision is named.
 MAIN = "main"
+#: How branches, tags and commits are named.
+REVISION = r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*$"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -53,6 +55,11 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+def is_revision(text: str) -> bool:
+    """Whether a branch, a tag or a commit may be named so; nothing that leaves the repository's folder may."""
+    return re.fullmatch(REVISION, text) is not None
 
 
 def is_commit(revision: str | None) -> bool:

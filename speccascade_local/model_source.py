@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchem
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from .hub_cache import cached_file, is_file
+from .hub_cache import REVISION, cached_file, is_file
 
 #: In place of a drafter's file: no second model, drafts are copied from the text.
 NGRAM = "ngram"
@@ -30,7 +30,7 @@ _MAGIC = re.compile(r"[*?\[]")
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 Repository = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")]
-Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*$")]
+Revision = Annotated[str, Field(pattern=REVISION)]
 Name = Annotated[str, Field(min_length=1)]
 
 

@@ -28,7 +28,7 @@ LAYERS = [
     {"calibration", "loop_cost", "stopwatch"},
     {"profiling"},
     {"pictures", "profile_cache", "methods"},
-    {"settings", "catalog_file", "catalog"},
+    {"settings", "catalog_file", "catalog", "hub_errors", "fetching"},
     {"reply", "answering", "runtime", "loading"},
     {"compare"},
     {"catalog_edit", "bench.graders", "bench.intervals", "bench.rows"},
@@ -39,7 +39,7 @@ LAYERS = [
     {"bench.report", "bench"},
     {"cli.terminal", "cli.options"},
     {"cli.invocation", "cli.scores"},
-    {"cli.answers", "cli.benchmarks", "cli.listings", "cli.measurements", "cli.planning", "cli.tuning"},
+    {"cli.answers", "cli.benchmarks", "cli.fetching", "cli.listings", "cli.measurements", "cli.planning", "cli.tuning"},
     {"cli.app", "cli"},
     {"__init__", "__main__"},
 ]
