@@ -125,7 +125,8 @@ class FileSource:
         if self.trouble or not missing:
             return self.trouble
         if self.hub:
-            return f"{', '.join(path.name for path in missing)} of {self.hub} is not on this machine"
+            part = f"{len(missing)} of {len(self.parts)} shards of " if len(self.parts) > 1 else ""
+            return f"{part}{self.file} of {self.hub} {'are' if len(missing) > 1 else 'is'} not on this machine"
         if len(missing) < len(self.parts):
             there = len(self.parts) - len(missing)
             return f"{self.path}: {there} of {len(self.parts)} shards are there; missing: {', '.join(path.name for path in missing)}"
