@@ -148,7 +148,7 @@ def _download(library: Any, file: RemoteFile, on_progress: Callable[[str, int], 
     """Write what is missing of the partial file; a dropped connection is taken up again a few times."""
     if is_file(file.partial) and file.partial.stat().st_size > file.size:
         file.partial.unlink()
-    with file.partial.open("ab") as out, _no_bars(library):
+    with file.partial.open("ab") as out, _fine_and_quiet(library):
         come = out.tell()
         on_progress("fetching", come)
         library.file_download.http_get(
@@ -196,13 +196,15 @@ def _kept(file: RemoteFile) -> str:
 
 
 @contextlib.contextmanager
-def _no_bars(library: Any) -> Iterator[None]:
-    """The library's own bars are silent: the caller shows how far it is."""
-    were_off = library.utils.are_progress_bars_disabled()
+def _fine_and_quiet(library: Any) -> Iterator[None]:
+    """The library writes smaller pieces, so that a dropped connection loses less, and shows no bars: the caller tells how far it is."""
+    usual, were_off = library.constants.DOWNLOAD_CHUNK_SIZE, library.utils.are_progress_bars_disabled()
+    library.constants.DOWNLOAD_CHUNK_SIZE = min(usual, _PIECE)
     library.utils.disable_progress_bars()
     try:
         yield
     finally:
+        library.constants.DOWNLOAD_CHUNK_SIZE = usual
         if not were_off:
             library.utils.enable_progress_bars()
 

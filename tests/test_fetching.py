@@ -207,6 +207,24 @@ def test_a_dropped_connection_is_taken_up_where_it_broke(here, hub):
     assert hub.sent < sum(map(len, DATA.values())) + 2 * (1 << 16)  # what was under way twice at most
 
 
+def test_a_drop_loses_little_of_a_large_file(here, hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 10 << 20)  # as it is
+    hub.repositories["me/models"]["sub/small-Q8_0.gguf"] = data = random.Random(6).randbytes(9_000_000)
+    hub.drop_after = [8_000_000]
+    pull(here)
+    assert here.pair().drafter.read_bytes() == data
+    assert hub.sent < len(data) + 800_000 + (1 << 20)
+    assert huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE == 10 << 20
+
+
+def test_a_size_that_is_not_the_one_in_models_yaml_is_told(here, capsys):
+    here.models.write_text(MODELS.replace("file: sub/", "size: 700001, file: sub/").replace("file: big", "size: 800000, file: big"))
+    pull(here)
+    told = capsys.readouterr().err
+    assert "sub/small-Q8_0.gguf: 700,000 bytes on the hub, and models.yaml says 700,001; the hub's are fetched" in told
+    assert told.count("models.yaml says") == 1
+
+
 def test_a_second_run_goes_on_where_the_first_one_stopped(here, hub):
     hub.drop_after = [200_000, *[0] * 6]
     message = refused(here)

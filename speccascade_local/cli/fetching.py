@@ -14,9 +14,9 @@ from rich.table import Column
 from .. import catalog
 from ..catalog import Pair
 from ..errors import CatalogError, SettingError
-from ..fetching import check_space, described, fetch
+from ..fetching import RemoteFile, check_space, described, fetch
 from ..hub_cache import cache_folder, cached_file, is_commit, is_revision
-from ..model_source import FileSource
+from ..model_source import FileSource, ModelSource
 from . import options
 from .terminal import stderr
 
@@ -54,6 +54,7 @@ def pull(
 def _fetch_all(sources: list[FileSource]) -> list[Path]:
     """All of them, or the rest of what came before; each under a bar in a terminal, and told in a line elsewhere."""
     files = described(sources)
+    _tell_other_sizes(sources, files)
     check_space(files)
     paths: list[Path] = []
     with _bars() as bars:
@@ -72,6 +73,13 @@ def _fetch_all(sources: list[FileSource]) -> list[Path]:
                 raise
             bars.update(task, doing="done", completed=file.size)
     return paths
+
+
+def _tell_other_sizes(sources: list[FileSource], files: list[RemoteFile]) -> None:
+    for source in sources:
+        size = sum(file.size for file in files if file.repository == source.hub and file.name in source.names_on_hub)
+        if isinstance(source, ModelSource) and source.size not in (None, size):
+            _say(f"{source.file}: {size:,} bytes on the hub, and models.yaml says {source.size:,}; the hub's are fetched")
 
 
 def _bars() -> Progress:

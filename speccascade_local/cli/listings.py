@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from .. import catalog, methods
 from ..catalog import Pair
-from ..model_source import NGRAM, ModelSource
+from ..model_source import NGRAM, FileSource, ModelSource
 from . import options
 from .terminal import stdout
 
@@ -78,18 +78,29 @@ def _show_pair(pair: Pair) -> None:
         "seen in": pair.seen_in,
         "named in": pair.source,
     }
-    table = Table(box=None, show_header=False, pad_edge=False)
+    table = Table("", Column(overflow="fold"), box=None, show_header=False, pad_edge=False)
     for name, fact in facts.items():
         if fact:
             table.add_row(Text(name, "dim"), Text(str(fact)))
     for role, model in pair.models.items():
-        said = [model.hub and f"hub {model.hub}", model.revision, model.size and decimal(model.size), model.licence]
+        said = [
+            f"hub {model.hub}" if model.hub else "",
+            model.revision or "",
+            decimal(model.size) if model.size else "",
+            model.licence or "",
+        ]
         table.add_row(Text(role, "dim"), Text(model.file))
         if any(said):
             table.add_row("", Text(", ".join(filter(None, said))))
         for source in model.sources:
-            table.add_row("", Text(source.problem() or f"{'not there' if source.missing else 'here'}: {source.path}"))
+            table.add_row("", Text(_state(source)))
     _print(table)
+
+
+def _state(source: FileSource) -> str:
+    if source.trouble or not source.missing:
+        return source.trouble or f"here: {source.path}"
+    return f"{'to pull' if source.hub else 'missing'}: {', '.join(path.name for path in source.missing)}"
 
 
 def _print(table: Table) -> None:
