@@ -16,14 +16,11 @@ from .devices import devices
 
 @dataclass(frozen=True)
 class Build:
-    """llama.cpp as it was built. features: instruction sets and parts that are in it. gpu: whether it found a graphics card;
-    offload: whether it could put layers elsewhere, other machines included. repacking: whether weights may be repacked.
-    """
+    """features: instruction sets and parts that are in it. gpu: whether it found a graphics card. repacking: whether weights may be."""
 
     commit: str | None
     features: tuple[str, ...]
     gpu: bool
-    offload: bool
     rpc: bool
     mmap: bool
     repacking: bool
@@ -38,7 +35,6 @@ def built() -> Build:
         commit=ggml.commit(),
         features=features,
         gpu=any(each.is_gpu for each in devices()),
-        offload=bool(llama_cpp.llama_supports_gpu_offload()),
         rpc=rpc.supported(),
         mmap=bool(llama_cpp.llama_supports_mmap()),
         repacking=extra_buffers_are_safe(info),

@@ -21,6 +21,7 @@ MOST = 16
 #: Of connecting and of each answer, in seconds.
 PATIENCE = 5.0
 _SPELLED = re.compile(r"(?P<host>[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})):(?P<port>[0-9]{1,5})", re.ASCII)
+_IPV6 = re.compile(r"\[?[0-9A-Fa-f.]*(:[0-9A-Fa-f.]*){2,}\]?(:[0-9]+)?")
 _HELLO, _CAPABILITIES = 14, 24  # the command, which is the same in every version; bytes of what it carries
 
 
@@ -39,9 +40,9 @@ def parsed(text: str) -> Endpoint:
     """``"192.168.1.7:50052"``. Raises SettingError."""
     found = _SPELLED.fullmatch(text) if isinstance(text, str) else None
     if found is None:
-        more = "; llama.cpp's servers speak IPv4 only" if str(text).count(":") > 1 else ""
-        raise SettingError(f"RPC server {text!r:.80} is not HOST:PORT, such as 192.168.1.7:{DEFAULT_PORT}{more}")
-    return Endpoint(found["host"].lower(), whole_number(f"the port of RPC server {text!r}", int(found["port"]), 1, 65535))
+        more = "; llama.cpp's servers speak IPv4 only" if _IPV6.fullmatch(str(text)) else ""
+        raise SettingError(f"{text!r:.80} is not HOST:PORT of an RPC server, such as 192.168.1.7:{DEFAULT_PORT}{more}")
+    return Endpoint(found["host"].lower(), whole_number(f"the port of {text!r}", int(found["port"]), 1, 65535))
 
 
 def all_parsed(texts: Iterable[str]) -> tuple[Endpoint, ...]:
@@ -87,7 +88,8 @@ def greet(endpoint: Endpoint, patience: float = PATIENCE) -> str:
 def _answer(connection: socket.socket, endpoint: Endpoint, patience: float) -> bytes:
     """Major, minor and patch version."""
     try:
-        connection.sendall(struct.pack("<BQ", _HELLO, _CAPABILITIES) + bytes(_CAPABILITIES))
+        connection.sendall(struct.pack("<BQ", _IPV6 = re.compile(r"\[?[0-9A-Fa-f.]*(:[0-9A-Fa-f.]*){2,}\]?(:[0-9]+)?")
+_HELLO, _CAPABILITIES) + bytes(_CAPABILITIES))
         length = struct.unpack("<Q", _received(connection, 8))[0]
         if length == 4 + _CAPABILITIES:
             return _received(connection, length)[:3]

@@ -17,6 +17,7 @@ from pathlib import Path
 import platformdirs
 
 from . import catalog
+from .hub_cache import cache_folder
 
 DISTRIBUTION = "speccascade-local"
 #: The extras that are for users; the others are for work on this package.
@@ -67,11 +68,10 @@ def extras() -> tuple[Extra, ...]:
 
 def folders() -> tuple[Folder, ...]:
     """Where things are kept."""
-    hub = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or Path(os.path.expanduser("~/.cache/huggingface")), "hub")
     return (
         _folder("measured speeds", platformdirs.user_cache_path("speccascade") / "profiles"),
         _folder("your models.yaml", catalog.users_own().parent),
-        _folder("Hugging Face's cache", Path(hub).expanduser()),
+        _folder("Hugging Face's cache", cache_folder()),
     )
 
 

@@ -121,8 +121,16 @@ def _memory_limit(root: Path) -> tuple[int | None, int]:
         for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
             size = _line(folder / limit)
             if size.isdigit() and int(size) < _NO_LIMIT:
-                found.append((int(size), int(_line(folder / used) or 0)))
+                found.append((int(size), max(0, int(_line(folder / used) or 0) - _idle(folder))))
     return min(found, key=lambda each: each[0] - each[1], default=(None, 0))
+
+
+def _idle(folder: Path) -> int:
+    """Bytes of files that are only kept because there is room, which count as used."""
+    with contextlib.suppress(OSError, ValueError):
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return int(statistics.get("total_inactive_file", statistics.get("inactive_file", 0)))
+    return 0
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:

@@ -6,16 +6,13 @@ models are loaded.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-
-import psutil
 
 from .devices import Device
 from .errors import ModelLoadError
 from .header import Layers
+from .machine import memory
 from .placement import CACHE_TYPES, Placement
 from .rehearsal import RehearsedModel
 
@@ -23,14 +20,6 @@ from .rehearsal import RehearsedModel
 _SPARE = 0.05
 _SMALLEST_CONTEXT, _STEP = 256, 256
 _SHORTER = "q8_0"
-_CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        "/sys/fs/cgroup/memory/memory.stat",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -138,12 +127,7 @@ def require_fit(needs: Mapping[str, Need], placements: Mapping[str, Placement], 
 
 def free_memory() -> int:
     """Bytes that this process may still take, a container's limit included."""
-    found = [int(psutil.virtual_memory().available)]
-    for most, used, statistics in _CGROUPS:
-        with contextlib.suppress(OSError, ValueError):
-            idle = dict(line.split() for line in Path(statistics).read_text().splitlines()).get("inactive_file", "0")
-            found.append(int(Path(most).read_text()) - int(Path(used).read_text()) + int(idle))
-    return max(0, min(found))
+    return memory().available
 
 
 def _what_fits(needs: Sequence[Need], placements: Mapping[str, Placement], n_ctx: int, own: int) -> str:

@@ -24,7 +24,7 @@ WELL = Inspection(
     missing=(),
     extras=(Extra("calibrate", ()),),
     catalog_problem="",
-    build=Build(commit="0c1e570", features=FEATURES, gpu=False, offload=False, rpc=False, mmap=True, repacking=True),
+    build=Build(commit="0c1e570", features=FEATURES, gpu=False, rpc=False, mmap=True, repacking=True),
     devices=(Place("CPU", "Some CPU", "cpu", 8, 8),),
     graphics_cards=(),
     processors=Processors("Some CPU", 4, 8, 8, None, frozenset({"avx", "avx2", "fma", "f16c", "avx512f"})),

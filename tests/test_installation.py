@@ -86,7 +86,7 @@ def test_folders_are_where_they_are_used_and_nothing_is_made(monkeypatch, tmp_pa
     assert [folder.path.relative_to(tmp_path).as_posix() for folder in found.values()] == [
         "cache/speccascade/profiles",
         "config/speccascade",
-        ".cache/huggingface/hub",
+        "cache/huggingface/hub",
     ]
     assert {(folder.exists, folder.size, folder.problem) for folder in found.values()} == {(False, 0, "")}
     assert list(tmp_path.iterdir()) == []

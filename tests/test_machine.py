@@ -88,6 +88,8 @@ def test_the_tightest_of_nested_groups_counts(tmp_path):
     (tmp_path / "sys/fs/cgroup/memory.max").unlink()
     memory = machine.memory(root)
     assert (memory.limit, memory.available) == (2000000, 100000)
+    written(root, {"sys/fs/cgroup/pod/memory.stat": "anon 5\ninactive_file 400000\n"})  # what is only kept because there is room
+    assert machine.memory(root).available == 500000
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_a_build_without_it_is_told_also_where_this_one_has_it(monkeypatch):
 @pytest.mark.parametrize("servers", [["127.0.0.1"], ["127.0.0.1:1", "127.0.0.1:1"]])
 def test_how_it_is_written_is_checked_before_anything_is_loaded(servers, monkeypatch):
     monkeypatch.setattr("speccascade_local.loading.LlamaModel", None)
-    with pytest.raises(SettingError, match="RPC server"):
+    with pytest.raises(SettingError, match="HOST:PORT of an RPC server|named twice"):
         sc.load(placement=spread_over(*servers))
 
 
@@ -142,6 +142,18 @@ def test_an_expert_spread_over_two_servers_writes_the_same_text(servers, demo):
         spread = runtime.chat(QUESTION, rule="strict", temperature=0, block_size=5)
     assert (spread.text, spread.token_ids) == (own.text, own.token_ids)
     assert spread.stats.accepted > 0
+
+
+@needs_rpc
+def test_a_pair_in_models_yaml_names_its_machines(servers, demo, tmp_path):
+    models = tmp_path / "models.yaml"
+    named = ", ".join(f"'{each.endpoint}'" for each in servers)
+    models.write_text(f"pairs: {{far: {{drafter: 'bundled:drafter.gguf', expert: 'bundled:expert.gguf', rpc: [{named}]}}}}")
+    demo.reset()
+    own = demo.chat(QUESTION, rule="strict", temperature=0, block_size=5)
+    with sc.load("far", models=models, n_threads=1, profile=False) as runtime:
+        assert runtime.models["expert"].placement.rpc == tuple(str(each.endpoint) for each in servers)
+        assert runtime.chat(QUESTION, rule="strict", temperature=0, block_size=5).text == own.text
 
 
 @needs_rpc

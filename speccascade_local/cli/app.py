@@ -20,6 +20,7 @@ from ..errors import SpeccascadeError
 from .answers import compare_verb, run
 from .benchmarks import bench
 from .doctoring import doctor
+from .fetching import pull
 from .listings import models_verb, rules_verb
 from .measurements import calibrate_verb, profile_verb
 from .options import in_groups
@@ -32,6 +33,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "run": run,
     "compare": compare_verb,
     "models": models_verb,
+    "pull": pull,
     "rules": rules_verb,
     "calibrate": calibrate_verb,
     "profile": profile_verb,

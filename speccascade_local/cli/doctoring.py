@@ -52,7 +52,7 @@ def _rows(found: Inspection) -> Iterator[tuple[str, str]]:
     yield "repacking", "on" if build.repacking else "off: this build has AMX, which crashes on batches (llama.cpp issue 20824)"
     yield (
         "flash attention",
-        "left to llama.cpp" if build.offload else "off: on the processor it rounds single tokens and batches differently",
+        "left to llama.cpp" if build.gpu else "off: on the processor it rounds single tokens and batches differently",
     )
     for device in found.devices:
         yield "device", f"{device.name} ({device.kind}): {device.description}, {_gb(device.total)}, {_gb(device.free)} free"
