@@ -88,8 +88,7 @@ def greet(endpoint: Endpoint, patience: float = PATIENCE) -> str:
 def _answer(connection: socket.socket, endpoint: Endpoint, patience: float) -> bytes:
     """Major, minor and patch version."""
     try:
-        connection.sendall(struct.pack("<BQ", _IPV6 = re.compile(r"\[?[0-9A-Fa-f.]*(:[0-9A-Fa-f.]*){2,}\]?(:[0-9]+)?")
-_HELLO, _CAPABILITIES) + bytes(_CAPABILITIES))
+        connection.sendall(struct.pack("<BQ", _HELLO, _CAPABILITIES) + bytes(_CAPABILITIES))
         length = struct.unpack("<Q", _received(connection, 8))[0]
         if length == 4 + _CAPABILITIES:
             return _received(connection, length)[:3]

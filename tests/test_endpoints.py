@@ -50,7 +50,7 @@ def test_what_is_parsed_is_written_the_same(host, port):
     ],
 )
 def test_anything_else_is_refused_with_what_was_seen(text):
-    with pytest.raises(SettingError, match="HOST:PORT of an RPC server|must be a whole number") as caught:
+    with pytest.raises(SettingError, match=r"HOST:PORT of an RPC server|must be a whole number") as caught:
         parsed(text)
     assert repr(text) in str(caught.value)
 

@@ -76,7 +76,7 @@ def test_a_build_without_it_is_told_also_where_this_one_has_it(monkeypatch):
 @pytest.mark.parametrize("servers", [["127.0.0.1"], ["127.0.0.1:1", "127.0.0.1:1"]])
 def test_how_it_is_written_is_checked_before_anything_is_loaded(servers, monkeypatch):
     monkeypatch.setattr("speccascade_local.loading.LlamaModel", None)
-    with pytest.raises(SettingError, match="HOST:PORT of an RPC server|named twice"):
+    with pytest.raises(SettingError, match=r"HOST:PORT of an RPC server|named twice"):
         sc.load(placement=spread_over(*servers))
 
 
