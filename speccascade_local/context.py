@@ -23,7 +23,7 @@ from .model import LlamaModel
 from .parameters import MAX_ROWS, SNAPSHOTS, context_parameters
 from .rollback import Rollback, Tail, ways_back
 from .sampling import Array
-from .trial import choose
+from .rollback_trial import choose
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,9 @@ import llama_cpp
 
 from .backend import extra_buffers_are_safe, system_info
 from .batch import BATCH_TOKENS
-from .devices import device_array
+from .devices import devices
 from .placement import Placement
+from .rpc import holders
 
 #: The most rows that a timeline can ask for at once, and so one more than the longest draft.
 MAX_ROWS = 65
@@ -45,13 +46,13 @@ def gpu_layers(placement: Placement) -> int:
 def model_parameters(placement: Placement, *, weights: bool = True) -> Any:
     """``weights`` False: the file's header is read and everything planned, but no tensor is read or given memory.
 
-    Raises SettingError for a device that there is not.
+    Raises SettingError for a device that there is not, and a server that does not answer.
     """
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = gpu_layers(placement)
     params.use_extra_bufts = extra_buffers_are_safe(system_info())
-    if placement.device is not None:
-        params.devices = device_array(placement.device)
+    if placement.device is not None or placement.rpc:
+        params.devices = holders(placement.rpc, placement.device)
     if not weights:
         params.no_alloc = True
         params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE  # else the whole file is mapped
@@ -67,7 +68,7 @@ def context_parameters(placement: Placement, *, n_ctx: int, n_timelines: int = 1
     params.n_batch = params.n_ubatch = BATCH_TOKENS
     params.type_k = params.type_v = _GGML_TYPES[placement.cache_type]
     flash = placement.wants_flash_attention
-    if flash is None and not llama_cpp.llama_supports_gpu_offload():
+    if flash is None and not any(device.is_gpu for device in devices()):
         # On the CPU, flash attention rounds single tokens and batches differently, by enough to part strict from the expert
         # alone in long texts.
         flash = False

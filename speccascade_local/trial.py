@@ -1,92 +1,86 @@
-"""Which way of going back a model's memory really has: found by reading, going back, reading on, and comparing.
+"""The bundled pair, loaded and asked in a child process, so that a build that crashes is found out without crashing.
 
-What a model says of itself is only where to begin. Knows nothing of how llama.cpp does any of it.
+Knows nothing of other pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import numpy as np
+from . import catalog
+from .errors import SpeccascadeError
+from .loading import load
 
-from .batch import Part, Timeline
-from .errors import ModelLoadError, SessionError
-from .model import LlamaModel
-from .rollback import Rollback
-from .sampling import Array
-
-#: Rows that should be the same may differ by this, on the whole and in units of their spread: batches of different sizes sum in different
-#: orders, and a mixture of experts may then choose others. Rows that stand behind another text differ by about 1.
-TOLERANCE = 0.25
-_TEXT, _DRAFT, _OTHER = 5, 4, 2
-
-
-class Context(Protocol):
-    """As much of a :class:`~speccascade_local.context.LlamaContext` as is needed here."""
-
-    model: LlamaModel
-    n_ctx: int
-    rollback: Rollback
-
-    def open(self) -> Timeline: ...
-
-    def release(self, timeline: Timeline) -> None: ...
-
-    def evaluate(self, parts: Sequence[Part]) -> list[Array]: ...
-
-    def drop(self, timeline: Timeline, length: int) -> None: ...
+QUESTION, EXPECTED = "Who is Ada Lovelace?", "Lovelace"
+#: On a busy machine, in seconds.
+PATIENCE = 120.0
+#: Windows' exit codes of processes that crash.
+_WINDOWS = {0xC000001D: "SIGILL", 0xC0000005: "SIGSEGV", 0xC0000409: "SIGABRT"}
 
 
-def choose(context: Context, ways: Sequence[Rollback]) -> None:
-    """Give the context the first of the ways back that works; the first at its word, if there is no room to try.
+@dataclass(frozen=True)
+class Trial:
+    """works: the pair was loaded and gave the answer that it gives everywhere. seconds: for all of it. reason: why not, in words.
 
-    Raises ModelLoadError when none does, or when a draft cannot be judged.
+    crash: the signal that ended the child, if one did.
     """
-    ids = (np.arange(_TEXT + _DRAFT + _OTHER) * 7 + 3) % context.model.n_vocab
-    text, draft, other = (part.tolist() for part in np.split(ids, [_TEXT, _TEXT + _DRAFT]))
-    reasons = []
-    for way in ways:
-        context.rollback = way
-        if context.n_ctx < _TEXT + _DRAFT:
-            return
-        whole, single, straight = _straight_rows(context, text, draft[:1], other)
-        try:
-            last, judged, again = _rows(context, text, draft, other)
-        except SessionError as error:
-            reasons.append(f"its memory cannot go back to an earlier token ({error})")
-            continue
-        if not (_agree(last, whole[-1:]) and _agree(judged[:1], single)):
-            reasons = ["it tells other things of a token read by itself than of one read together with others, as drafts are"]
-            break
-        if _agree(again, straight):
-            return
-        reasons.append(f"its memory cannot go back to an earlier token: {way.name} gives other rows")
-    raise ModelLoadError(f"{context.model.path}: {'; '.join(reasons)}; choose another model")
+
+    works: bool
+    seconds: float
+    answer: str = ""
+    reason: str = ""
+    crash: str = ""
 
 
-def _rows(context: Context, text: list[int], draft: list[int], other: list[int]) -> tuple[Array, Array, Array]:
-    """The last of a text, those of a draft behind it, and those of what follows the draft's first token instead of the rest."""
-    timeline = context.open()
+def tried(command: Sequence[str] = (sys.executable, "-m", __name__), *, patience: float = PATIENCE) -> Trial:
+    """Try it now."""
+    start = time.perf_counter()
     try:
-        last = context.evaluate([Part(timeline, text, 1)])[0].copy()
-        context.drop(timeline, len(text))
-        judged = context.evaluate([Part(timeline, draft, len(draft))])[0].copy()
-        context.drop(timeline, len(text) + 1)
-        return last, judged, context.evaluate([Part(timeline, other, len(other))])[0].copy()
-    finally:
-        context.release(timeline)
-
-
-def _straight_rows(context: Context, *parts: list[int]) -> list[Array]:
-    """All of each part, one after the other in an empty timeline."""
-    timeline = context.open()
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=patience)
+    except subprocess.TimeoutExpired:
+        return Trial(False, time.perf_counter() - start, reason=f"no answer within {patience:g} s")
+    seconds = time.perf_counter() - start
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    last_words = said[-1] if said else "it said nothing"
+    crash = _signal(done.returncode)
+    if crash:
+        return Trial(False, seconds, reason=f"the process was ended by {crash}: {last_words}", crash=crash)
     try:
-        return [context.evaluate([Part(timeline, tokens, len(tokens))])[0].copy() for tokens in parts]
-    finally:
-        context.release(timeline)
+        found = json.loads(done.stdout)
+        answer = str(found["answer"])
+    except (ValueError, KeyError, TypeError):
+        return Trial(False, seconds, reason=f"the process ended with exit code {done.returncode}: {last_words}")
+    if found.get("error"):
+        return Trial(False, seconds, reason=str(found["error"]))
+    if EXPECTED not in answer:
+        return Trial(
+            False, seconds, answer, reason=f"the bundled pair, asked {QUESTION!r}, says {answer!r:.80}, which is not what it learnt"
+        )
+    return Trial(True, seconds, answer)
 
 
-def _agree(rows: Array, expected: Array) -> bool:
-    """False for rows that are not numbers too."""
-    return bool(np.sqrt(np.square(rows - expected).mean()) <= TOLERANCE * expected.std())
+def _signal(code: int) -> str:
+    if code < 0:
+        return signal.Signals(-code).name
+    return _WINDOWS.get(code & 0xFFFFFFFF, "")
+
+
+def _asked() -> Mapping[str, str]:
+    """In the child: two batches of several tokens at least, so that what crashes on batches does."""
+    pair = catalog.bundled()
+    try:
+        with load(drafter=pair.drafter, expert=pair.expert, rule="strict", profile=False) as runtime:
+            reply = runtime.chat([{"role": "user", "content": QUESTION}], temperature=0, block_size=4, max_tokens=48)
+    except SpeccascadeError as error:
+        return {"answer": "", "error": str(error)}
+    return {"answer": reply.text, "error": ""}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_asked()))

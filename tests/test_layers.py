@@ -15,29 +15,18 @@ PACKAGE = Path(speccascade_local.__file__).parent
 #: From the bottom up. A module may import from lower rows and, without a circle, from its own.
 LAYERS = [
     {"errors"},
-    {"checks", "lark", "sequences", "layout", "header"},
+    {"checks", "lark", "sequences", "layout", "header", "hub_cache", "ggml", "rebuilding", "redaction"},
+    {"machine", "bandwidth", "endpoints"},
     {"placement"},
-    {
-        "sampling",
-        "stats",
-        "profile",
-        "figures",
-        "ngram",
-        "backend",
-        "batch",
-        "devices",
-        "parameters",
-        "tokenizer",
-        "rehearsal",
-        "adapters",
-        "gbnf",
-        "checked_yaml",
-    },
-    {"rows", "vocabulary", "model", "memory", "rehearsal_cache"},
+    {"sampling", "stats", "profile", "figures", "ngram", "backend", "batch", "tokenizer", "gbnf", "checked_yaml", "model_source"},
+    {"devices", "rehearsal", "adapters"},
+    {"rpc"},
+    {"parameters"},
+    {"rows", "vocabulary", "model", "memory", "rehearsal_cache", "rpc_server", "build"},
     {"evidence", "shaping", "clipping", "pacing", "experience", "prospect"},
     {"deferral", "generation", "controller"},
     {"account", "rules", "token_rules", "acceptance", "custom", "grammar"},
-    {"guards", "verify", "drafting", "rollback", "trial", "context", "session"},
+    {"guards", "verify", "drafting", "rollback", "rollback_trial", "context", "session"},
     {"ahead"},
     {"cascade", "text", "pairing", "prompts"},
     {"rehearsing"},
@@ -45,9 +34,11 @@ LAYERS = [
     {"calibration", "loop_cost", "stopwatch"},
     {"profiling"},
     {"pictures", "profile_cache", "methods"},
-    {"settings", "catalog"},
+    {"settings", "catalog_file", "catalog", "hub_errors", "fetching"},
     {"reply", "answering", "runtime", "loading"},
-    {"compare"},
+    {"compare", "trial", "installation"},
+    {"inspection"},
+    {"diagnosis"},
     {"catalog_edit", "bench.graders", "bench.intervals", "bench.rows"},
     {"bench.questions", "bench.grid"},
     {"bench.running", "bench.setup", "bench.summary"},
@@ -56,12 +47,24 @@ LAYERS = [
     {"bench.report", "bench"},
     {"cli.terminal", "cli.options"},
     {"cli.invocation", "cli.scores"},
-    {"cli.answers", "cli.benchmarks", "cli.listings", "cli.measurements", "cli.planning", "cli.tuning"},
+    {
+        "cli.answers",
+        "cli.benchmarks",
+        "cli.doctoring",
+        "cli.fetching",
+        "cli.listings",
+        "cli.measurements",
+        "cli.planning",
+        "cli.serving",
+        "cli.tuning",
+    },
     {"cli.app", "cli"},
     {"__init__", "__main__"},
 ]
 #: Who may touch llama.cpp.
-LLAMA_CPP = {"adapters", "backend", "batch", "context", "devices", "model", "parameters", "rehearsing", "rollback", "tokenizer"}
+LLAMA_CPP = {
+    *("adapters", "backend", "batch", "build", "context", "ggml", "model", "parameters", "rehearsing", "rollback", "rpc", "tokenizer"),
+}
 #: These must run on toy sessions without any model, so nothing heavier than numpy.
 ALGORITHMS = {
     *(

@@ -19,10 +19,13 @@ from .. import __version__
 from ..errors import SpeccascadeError
 from .answers import compare_verb, run
 from .benchmarks import bench
+from .doctoring import doctor
+from .fetching import pull
 from .listings import models_verb, rules_verb
 from .measurements import calibrate_verb, profile_verb
 from .options import in_groups
 from .planning import plan
+from .serving import rpc_serve
 from .terminal import stdout
 from .tuning import tune
 
@@ -30,12 +33,15 @@ VERBS: dict[str, Callable[..., None]] = {
     "run": run,
     "compare": compare_verb,
     "models": models_verb,
+    "pull": pull,
     "rules": rules_verb,
     "calibrate": calibrate_verb,
     "profile": profile_verb,
     "plan": plan,
     "bench": bench,
     "tune": tune,
+    "rpc-serve": rpc_serve,
+    "doctor": doctor,
 }
 
 

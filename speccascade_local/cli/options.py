@@ -81,6 +81,12 @@ class ModelOptions:
     small: Annotated[
         Path | None, typer.Option("--small", rich_help_panel="Models", help="A third, still smaller model that drafts for the drafter.")
     ] = None
+    rpc: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rpc", metavar="HOST:PORT", rich_help_panel="Models", help="A machine that holds layers of the expert; may be repeated."
+        ),
+    ] = None
     models: Models = None
     gpu_layers: Annotated[
         str | None,
@@ -127,13 +133,13 @@ class ModelOptions:
         return {
             "small": _placement(drafter),
             "drafter": _placement({**drafter, "lora": _adapters(self.drafter_lora)}),
-            "expert": _placement({**expert, "lora": _adapters(self.expert_lora)}),
+            "expert": _placement({**expert, "lora": _adapters(self.expert_lora), "rpc": tuple(self.rpc or ())}),
         }
 
 
-def pair_of(name: str | None, chosen: ModelOptions) -> Pair:
-    """The pair that would be loaded. Raises SettingError and CatalogError."""
-    return choose(name, chosen.drafter, chosen.expert, chosen.small, chosen.models)
+def pair_of(name: str | None, chosen: ModelOptions, *, complete: bool = True) -> Pair:
+    """The pair that would be loaded. complete: False where its files need not be there. Raises SettingError and CatalogError."""
+    return choose(name, chosen.drafter, chosen.expert, chosen.small, chosen.models, complete=complete)
 
 
 @dataclass(frozen=True)
