@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ModelLoadError
+from .layout import Layout, Tensor, layout_of
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?) ?(?P<unit>[MG]i?B)", re.IGNORECASE)
 _UNITS = {"mb": 1e6, "mib": 2**20, "gb": 1e9, "gib": 2**30}
+_ALIGNMENT = 32  # where a file says nothing else
 _CACHE_BYTES = 2  # of each value in a cache: 16 bits, which is what contexts are made with
 
 
@@ -51,21 +53,31 @@ def of_size(path: Path) -> Header | None:
 def read_header(path: Path) -> Header:
     """Raises ModelLoadError for what is no GGUF file, or lacks what every model has."""
     check_gguf(path)
-    from gguf import GGUFReader  # slow to import, and needed by few verbs
-
+    layout = layout_of(path)
     try:
-        reader = GGUFReader(path)
-        return _described(path, reader)
-    except (ValueError, KeyError, IndexError, OSError) as error:
-        raise ModelLoadError(f"{path}: its header cannot be read ({error}); it may be cut off: fetch it again") from error
+        found, needed = _described(path, layout), _reach(layout)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelLoadError(f"{path}: its header cannot be read ({error}); it may be damaged: fetch it again") from error
+    if (there := path.stat().st_size) < needed:
+        raise ModelLoadError(f"{path}: its header tells of {needed} bytes, there are {there}: the file is cut off; fetch it again")
+    return found
 
 
-def _described(path: Path, reader: Any) -> Header:
+def _reach(layout: Layout) -> int:
+    """How long the file must be: to the end of the tensor that lies last."""
+    alignment = layout.values.get("general.alignment", _ALIGNMENT)
+    begin: int = -(-layout.end // alignment) * alignment
+    return begin + max((tensor.offset + _bytes(tensor) for tensor in layout.tensors), default=0)
+
+
+def _described(path: Path, layout: Layout) -> Header:
     def value(name: str, default: Any = None) -> Any:
-        field = reader.fields.get(name)
-        if field is None and default is None:
+        if name in layout.lists:
+            return layout.entries(name)
+        found = layout.values.get(name, default)
+        if found is None:
             raise KeyError(f"{name} is missing")
-        return default if field is None else field.contents()
+        return found
 
     kind = value("general.architecture")
     layers, width = value(f"{kind}.block_count"), value(f"{kind}.embedding_length")
@@ -73,10 +85,10 @@ def _described(path: Path, reader: Any) -> Header:
     shared = _per_layer(value(f"{kind}.attention.head_count_kv", heads), layers)
     usual = width // max(*heads, 1)
     values = value(f"{kind}.attention.key_length", usual) + value(f"{kind}.attention.value_length", usual)
-    sizes = {tensor.name: int(tensor.n_bytes) for tensor in reader.tensors}
+    sizes = {tensor.name: _bytes(tensor) for tensor in layout.tensors}
     kinds: Counter[str] = Counter()
-    for tensor in reader.tensors:
-        kinds[tensor.tensor_type.name] += int(tensor.n_bytes)
+    for tensor in layout.tensors:
+        kinds[_type_name(tensor)] += sizes[tensor.name]
     experts, used = value(f"{kind}.expert_count", 0), value(f"{kind}.expert_used_count", 0)
     in_use = used / experts if experts and used else 1.0
     embedding = sizes.get("token_embd.weight", 0) if "output.weight" in sizes else 0  # else it is the output too
@@ -89,9 +101,23 @@ def _described(path: Path, reader: Any) -> Header:
         weights=weights,
         token_bytes=round(weights - embedding - routed * (1 - in_use)),
         cache_bytes=sum(shared) * values * _CACHE_BYTES,
-        n_vocab=value(f"{kind}.vocab_size", 0) or len(reader.fields["tokenizer.ggml.tokens"].data),
+        n_vocab=value(f"{kind}.vocab_size", 0) or layout.lists["tokenizer.ggml.tokens"].count,
         n_ctx_train=value(f"{kind}.context_length"),
     )
+
+
+def _bytes(tensor: Tensor) -> int:
+    """What it takes in the file. Raises ValueError for a type that is not known."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType  # slow to import, and needed by few verbs
+
+    values, size = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.kind)]
+    return tensor.n_values // values * size
+
+
+def _type_name(tensor: Tensor) -> str:
+    from gguf import GGMLQuantizationType
+
+    return str(GGMLQuantizationType(tensor.kind).name)
 
 
 def _per_layer(counts: int | list[int], layers: int) -> list[int]:

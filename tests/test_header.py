@@ -57,7 +57,7 @@ def test_what_is_no_whole_file_is_refused_with_its_name(tmp_path, data, said):
 def test_a_file_that_was_cut_off_is_refused(tmp_path):
     whole = (DEMO / "expert.gguf").read_bytes()
     (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ModelLoadError, match=r"cut\.gguf: its header cannot be read .*cut off"):
+    with pytest.raises(ModelLoadError, match=r"cut\.gguf: its header tells of \d+ bytes, there are \d+: the file is cut off"):
         read_header(tmp_path / "cut.gguf")
 
 

@@ -15,7 +15,7 @@ PACKAGE = Path(speccascade_local.__file__).parent
 #: From the bottom up. A module may import from lower rows and, without a circle, from its own.
 LAYERS = [
     {"errors"},
-    {"checks", "lark", "sequences", "header"},
+    {"checks", "lark", "sequences", "layout", "header"},
     {"sampling", "stats", "profile", "figures", "ngram", "backend", "batch", "tokenizer", "gbnf", "checked_yaml"},
     {"rows", "vocabulary", "model"},
     {"evidence", "shaping", "clipping", "pacing", "experience", "prospect"},
