@@ -89,10 +89,8 @@ class LlamaModel:
         )
 
     def _unusable(self) -> str | None:
-        if llama_cpp.llama_model_has_encoder(self._model) or not llama_cpp.llama_model_has_decoder(self._model):
-            return "an encoder model cannot continue a text token by token"
-        if llama_cpp.llama_model_is_diffusion(self._model):
-            return "a diffusion model does not write from left to right"
+        if reason := refusal(self._model):
+            return reason
         if llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model):
             return "a recurrent or hybrid model cannot drop the tail of its memory, which rejecting a draft needs"
         return None
@@ -138,3 +136,21 @@ class LlamaModel:
         """The Jinja source stored in the file, if any."""
         template = llama_cpp.llama_model_chat_template(self.handle, None)
         return template.decode(errors="replace") if template else None
+
+
+def refusal(model: Any) -> str | None:
+    """Why a loaded ``llama_model`` cannot be drafted for by any means, or None."""
+    if llama_cpp.llama_model_has_encoder(model) or not llama_cpp.llama_model_has_decoder(model):
+        return "an encoder model cannot continue a text token by token"
+    if llama_cpp.llama_model_is_diffusion(model):
+        return "a diffusion model does not write from left to right"
+    if metadata(model, f"{metadata(model, 'general.architecture')}.attention.causal") == "false":
+        return "an embedding model reads a text both ways and writes none"
+    return None
+
+
+def metadata(model: Any, name: str) -> str:
+    """What the file of a loaded ``llama_model`` says under this key; empty where it says nothing."""
+    buffer = ctypes.create_string_buffer(256)
+    length = llama_cpp.llama_model_meta_val_str(model, name.encode(), buffer, len(buffer))
+    return buffer.value.decode(errors="replace") if length >= 0 else ""

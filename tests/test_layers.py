@@ -16,14 +16,16 @@ PACKAGE = Path(speccascade_local.__file__).parent
 LAYERS = [
     {"errors"},
     {"checks", "lark", "sequences", "layout", "header"},
-    {"sampling", "stats", "profile", "figures", "ngram", "backend", "batch", "tokenizer", "gbnf", "checked_yaml"},
-    {"rows", "vocabulary", "model"},
+    {"placement"},
+    {"sampling", "stats", "profile", "figures", "ngram", "backend", "batch", "devices", "parameters", "tokenizer", "gbnf", "checked_yaml"},
+    {"rows", "vocabulary", "model", "rehearsal", "local_models"},
     {"evidence", "shaping", "clipping", "pacing", "experience", "prospect"},
     {"deferral", "generation", "controller"},
     {"account", "rules", "token_rules", "acceptance", "custom", "grammar"},
     {"guards", "verify", "drafting", "context", "session"},
     {"ahead"},
     {"cascade", "text", "pairing", "prompts"},
+    {"rehearsing"},
     {"routing"},
     {"calibration", "loop_cost", "stopwatch"},
     {"profiling"},
@@ -43,6 +45,8 @@ LAYERS = [
     {"cli.app", "cli"},
     {"__init__", "__main__"},
 ]
+#: Who may touch llama.cpp.
+LLAMA_CPP = {"backend", "batch", "context", "devices", "model", "parameters", "rehearsing", "tokenizer"}
 #: These must run on toy sessions without any model, so nothing heavier than numpy.
 ALGORITHMS = {
     *(
@@ -135,7 +139,7 @@ def test_an_algorithm_needs_nothing_but_numpy(module):
 
 
 def test_only_the_rooms_below_a_session_touch_llama_cpp():
-    assert {module for module in MODULES if "llama_cpp" in outside_imports(module)} == {"backend", "batch", "tokenizer", "model", "context"}
+    assert {module for module in MODULES if "llama_cpp" in outside_imports(module)} == LLAMA_CPP
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -1,0 +1,75 @@
+"""What llama.cpp is told when it loads a model or makes a context: the same for a rehearsal as for the real thing.
+
+Knows nothing of what becomes of either.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llama_cpp
+
+from .backend import extra_buffers_are_safe, system_info
+from .batch import BATCH_TOKENS
+from .devices import device_array
+from .placement import Placement
+
+#: The most rows that a timeline can ask for at once, and so one more than the longest draft.
+MAX_ROWS = 65
+_GGML_TYPES = {
+    "f32": llama_cpp.GGML_TYPE_F32,
+    "f16": llama_cpp.GGML_TYPE_F16,
+    "q8_0": llama_cpp.GGML_TYPE_Q8_0,
+    "q5_1": llama_cpp.GGML_TYPE_Q5_1,
+    "q5_0": llama_cpp.GGML_TYPE_Q5_0,
+    "q4_1": llama_cpp.GGML_TYPE_Q4_1,
+    "q4_0": llama_cpp.GGML_TYPE_Q4_0,
+}
+
+
+def gpu_layers(placement: Placement) -> int:
+    """How many llama.cpp is asked for; 0 where it has no GPU. What is ``"auto"`` is all, unless it was settled before."""
+    if not llama_cpp.llama_supports_gpu_offload():
+        return 0
+    return -1 if placement.gpu_layers == "auto" else placement.gpu_layers
+
+
+def model_parameters(placement: Placement, *, weights: bool = True) -> Any:
+    """``weights`` False: the file's header is read and everything planned, but no tensor is read or given memory.
+
+    Raises SettingError for a device that there is not.
+    """
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = gpu_layers(placement)
+    params.use_extra_bufts = extra_buffers_are_safe(system_info())
+    if placement.device is not None:
+        params.devices = device_array(placement.device)
+    if not weights:
+        params.no_alloc = True
+        params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE  # else the whole file is mapped
+    return params
+
+
+def context_parameters(placement: Placement, *, n_ctx: int, n_timelines: int = 1, n_threads: int = 1, snapshots: int = 0) -> Any:
+    """n_ctx: tokens of each timeline. snapshots: how many tokens a recurrent memory should be able to go back, where it keeps such."""
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = n_ctx * n_timelines
+    params.n_seq_max = n_timelines
+    params.kv_unified = True  # else a batch of sessions that read different numbers of tokens is evaluated in several steps
+    params.n_batch = params.n_ubatch = BATCH_TOKENS
+    params.type_k = params.type_v = _GGML_TYPES[placement.cache_type]
+    flash = placement.wants_flash_attention
+    if flash is None and not llama_cpp.llama_supports_gpu_offload():
+        # On the CPU, flash attention rounds single tokens and batches differently, by enough to part strict from the expert
+        # alone in long texts.
+        flash = False
+    if flash is not None:
+        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    if flash is False:
+        params.n_ubatch = BATCH_TOKENS // 4  # the attention matrix of a whole ubatch is held, so that is kept small
+    params.n_threads = params.n_threads_batch = n_threads
+    if hasattr(params, "n_outputs_max"):  # otherwise llama.cpp plans for a full row at every position of a batch
+        params.n_outputs_max = MAX_ROWS * n_timelines
+    if snapshots and hasattr(params, "n_rs_seq"):
+        params.n_rs_seq = snapshots
+    return params

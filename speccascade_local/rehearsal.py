@@ -1,0 +1,236 @@
+"""Loading models without their weights, in a child process: what they are, what memory they would take, whether they pair.
+
+A damaged or hostile file can end the process that gives it to llama.cpp; here it ends the child, and the user reads an error. Only
+headers are read, so a file may as well be a header stretched to the full size. Knows nothing of what the child does (rehearsing.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import ModelLoadError, SettingError
+from .header import check_gguf
+from .placement import Placement
+
+#: Seconds for each file, on a machine that is busy otherwise; a file of usual size takes less than one.
+SECONDS_PER_FILE = 60.0
+#: What the child reports of a file is some kB; a chat template can make it more.
+_MOST_REPORTED = 64 << 20
+_LAST_WORDS = 2000
+_DIED = "llama.cpp gave up on this file"
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """kind: llama.cpp's ``llama_vocab_type``, 0 for ids without text. pre: how text is split before merging, as the file names it.
+
+    bos_id, eos_id: as the file names them, None where it has none; adds_bos, adds_eos: whether every text gets them. end_ids: those that
+    end a text or a turn. texts: how these special tokens are written.
+    """
+
+    kind: int
+    pre: str
+    bos_id: int | None
+    eos_id: int | None
+    adds_bos: bool
+    adds_eos: bool
+    end_ids: tuple[int, ...]
+    texts: Mapping[int, str]
+
+
+@dataclass(frozen=True)
+class RehearsedModel:
+    """One model as llama.cpp plans it at ``n_ctx`` tokens. Sizes in bytes.
+
+    weights: all tensors. cache: what attention keeps. recurrent: what a recurrent memory keeps, snapshots included. compute: by device,
+    what an evaluation works in. output: rows of logits. rollback: how its memory will forget a rejected draft, "tail", "snapshots" or
+    "checkpoints"; None where it cannot be drafted for, ``refused`` says why. n_shared: ids shared with the expert; ``difference`` says
+    why there are none.
+    """
+
+    path: Path
+    n_ctx: int
+    architecture: str
+    description: str
+    n_layers: int
+    n_vocab: int
+    n_ctx_train: int
+    n_parameters: int
+    n_experts: int
+    weights: int
+    cache: int
+    recurrent: int
+    compute: Mapping[str, int]
+    output: int
+    rollback: str | None
+    refused: str | None
+    chat_template: str | None
+    tokenizer: TokenizerFacts
+    n_shared: int | None = None
+    difference: str | None = None
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.cache + self.recurrent + sum(self.compute.values()) + self.output
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """The models by role. n_vocab: how many ids all of them share with the expert; None where one does not pair, as ``difference`` says."""
+
+    models: Mapping[str, RehearsedModel]
+    n_vocab: int | None
+    difference: str | None
+
+
+def rehearse(
+    files: Mapping[str, Path],
+    *,
+    n_ctx: int | None = None,
+    placements: Mapping[str, Placement] | None = None,
+    snapshots: int = 8,
+    seconds: float | None = None,
+) -> Rehearsed:
+    """Load models by role without weights, each with a context over it, and compare the vocabularies with that of the role "expert".
+
+    n_ctx: tokens of each context; None for 4096, or what a model was trained for where that is less. placements: by role. snapshots: how
+    many tokens recurrent memories should be able to go back. seconds: when to give up, by default ``SECONDS_PER_FILE`` for each file.
+
+    Raises ModelLoadError, also where the child dies, hangs or talks nonsense; SettingError for a device that there is not.
+    """
+    for path in files.values():
+        check_gguf(path)
+    asked = {
+        "files": {role: os.path.abspath(path) for role, path in files.items()},
+        "n_ctx": n_ctx,
+        "snapshots": snapshots,
+        "placements": {role: placement.as_dict() for role, placement in (placements or {}).items()},
+    }
+    limit = SECONDS_PER_FILE * len(files) if seconds is None else seconds
+    command = [sys.executable, "-m", "speccascade_local.rehearsing"]
+    return _Child(files).ask(command, json.dumps(asked), limit)
+
+
+@dataclass
+class _Child:
+    """A process that may do anything. files: what it was asked about. begun: the last role that it named."""
+
+    files: Mapping[str, Path]
+    begun: str | None = None
+    models: dict[str, RehearsedModel] = field(default_factory=dict)
+
+    def ask(self, command: list[str], question: str, seconds: float) -> Rehearsed:
+        environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}  # else llama.cpp starts a debugger where it aborts
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            cwd=Path(__file__).parent.parent,  # where -m finds the package, installed or not
+        )
+        words = _Words(child.stderr)
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            child.kill()
+
+        watch = threading.Timer(seconds, give_up)
+        watch.daemon = True
+        watch.start()
+        try:
+            self._read(child, question)
+            child.wait()
+        finally:
+            watch.cancel()
+            child.kill()
+            code = child.wait()
+            words.join(5)
+            for stream in (child.stdin, child.stdout, child.stderr):
+                _close(stream)
+        missing = [role for role in self.files if role not in self.models]
+        if missing:
+            path = self.files[self.begun if self.begun in missing else missing[0]]
+            if late.is_set():
+                raise ModelLoadError(f"{path}: not understood within {seconds:g} seconds; the file is damaged, or this machine very busy")
+            raise ModelLoadError(f"{path}: {_DIED} ({_ending(code)}): {words.last()}. Fetch it again, or choose another")
+        return _paired(self.models)
+
+    def _read(self, child: subprocess.Popen[bytes], question: str) -> None:
+        """Lines of JSON, one for each role begun or done."""
+        assert child.stdin
+        assert child.stdout
+        try:
+            child.stdin.write(question.encode())
+            child.stdin.close()
+        except OSError:  # it died at once: its exit code and last words say more
+            return
+        while line := child.stdout.readline(_MOST_REPORTED):
+            self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            report = json.loads(line)
+            self.begun = report["role"]
+            if "error" in report:
+                raise (SettingError if report["kind"] == "SettingError" else ModelLoadError)(report["error"])
+            if "facts" in report:
+                self.models[report["role"]] = _from_facts(report["facts"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return  # not one of its reports: what is missing in the end is told then
+
+
+def _from_facts(facts: dict[str, Any]) -> RehearsedModel:
+    tokenizer = facts.pop("tokenizer")
+    texts = {int(token): text for token, text in tokenizer.pop("texts").items()}
+    ends = tuple(tokenizer.pop("end_ids"))
+    return RehearsedModel(**{**facts, "path": Path(facts["path"])}, tokenizer=TokenizerFacts(**tokenizer, end_ids=ends, texts=texts))
+
+
+def _paired(models: Mapping[str, RehearsedModel]) -> Rehearsed:
+    if "expert" not in models:
+        return Rehearsed(models, None, None)
+    others = [model for role, model in models.items() if role != "expert"]
+    difference = next((model.difference for model in others if model.difference), None)
+    shared = min((model.n_shared or 0 for model in others), default=models["expert"].n_vocab)
+    return Rehearsed(models, None if difference else shared, difference)
+
+
+class _Words(threading.Thread):
+    """Reads a stream to its end, however much it is, and keeps the last of it."""
+
+    def __init__(self, stream: IO[bytes] | None) -> None:
+        super().__init__(daemon=True)
+        self._stream, self._kept = stream, b""
+        self.start()
+
+    def run(self) -> None:
+        while self._stream and (read := self._stream.read1(1 << 16)):  # type: ignore[attr-defined]
+            self._kept = (self._kept + read)[-_LAST_WORDS:]
+
+    def last(self) -> str:
+        """The last lines, in one."""
+        lines = [line.strip() for line in self._kept.decode(errors="replace").splitlines() if line.strip()]
+        return "; ".join(lines[-3:])[-500:] or "no last words"
+
+
+def _ending(code: int) -> str:
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _close(stream: IO[bytes] | None) -> None:
+    try:
+        if stream:
+            stream.close()
+    except OSError:  # what was still to be written has nobody to read it
+        pass

@@ -1,0 +1,211 @@
+"""The child process of rehearsal.py: gives files to llama.cpp without their weights, and reports what it makes of them.
+
+Reads one JSON question from stdin and writes one JSON line for each model begun, done or refused. Whatever else is printed, by llama.cpp
+or anyone, goes to stderr. Knows nothing of who asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import re
+import sys
+import weakref
+from collections import Counter
+from pathlib import Path
+from typing import Any, TextIO
+
+import llama_cpp
+import psutil
+
+from . import backend
+from .errors import ModelLoadError, PairError, SpeccascadeError
+from .model import metadata, refusal
+from .pairing import shared_vocab_size
+from .parameters import MAX_ROWS, context_parameters, model_parameters
+from .placement import Placement
+from .tokenizer import Tokenizer
+
+_DEFAULT_CONTEXT = 4096
+_LEAST_MEMORY = 4 << 30
+_MIB = 1 << 20
+_NO_MEMORY: dict[str, Any] = {"cache": 0, "recurrent": 0, "compute": {}, "rollback": None}
+_CACHE = re.compile(r"^llama_kv_cache\w*: size = +([\d.]+) MiB")
+_RECURRENT = re.compile(r"^llama_memory_recurrent: size = +([\d.]+) MiB|rs_seq = \d+, layers = \d+, size = +([\d.]+) MiB")
+_COMPUTE = re.compile(r"(\S+) compute buffer size = +([\d.]+) MiB")
+
+
+class _Heard(logging.Handler):
+    """What llama.cpp logs."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage().removeprefix("llama.cpp: "))
+
+    def since(self, start: int) -> list[str]:
+        return self.lines[start:]
+
+
+def main() -> None:
+    """Answer the question on stdin."""
+    question = json.load(sys.stdin)
+    with _reports_only() as out:
+        _limit_memory()
+        heard = _Heard()
+        logger = logging.getLogger(backend.__name__)
+        logger.addHandler(heard)
+        logger.setLevel(logging.DEBUG)
+        _rehearse(question, heard, out)
+
+
+def _rehearse(question: dict[str, Any], heard: _Heard, out: TextIO) -> None:
+    def report(**what: Any) -> None:
+        out.write(json.dumps(what) + "\n")
+        out.flush()
+
+    tokenizers: dict[str, Tokenizer] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    for role, path in question["files"].items():
+        report(role=role)
+        given = question["placements"].get(role)
+        try:
+            model = _Model(Path(path), Placement.from_dict(given) if given else Placement(), heard)
+            tokenizers[role] = model.tokenizer
+            facts[role] = model.facts(question["n_ctx"], question["snapshots"])
+        except SpeccascadeError as error:
+            report(role=role, error=str(error), kind=type(error).__name__)
+            return
+    for role in facts:
+        report(role=role, facts={**facts[role], **_shared(role, tokenizers)})
+
+
+def _shared(role: str, tokenizers: dict[str, Tokenizer]) -> dict[str, Any]:
+    """What this role's vocabulary has in common with the expert's."""
+    judge = tokenizers.get("expert")
+    if judge is None or role == "expert":
+        return {}
+    name = "small model" if role == "small" else "drafter"
+    try:
+        return {"n_shared": shared_vocab_size(tokenizers[role], judge, name)}
+    except PairError as error:
+        return {"difference": str(error)}
+
+
+class _Model:
+    """One file, loaded without weights. Nothing is freed: the process ends."""
+
+    def __init__(self, path: Path, placement: Placement, heard: _Heard) -> None:
+        self.path, self.placement, self.heard = path, placement, heard
+        backend.forget_complaints()
+        self.handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_parameters(placement, weights=False))
+        if not self.handle:
+            raise ModelLoadError(
+                f"{path}: llama.cpp cannot load this file: {backend.complaint()}. "
+                "The file may be damaged or not fully downloaded; compare its size with the original's, or fetch it again"
+            )
+        self.tokenizer = Tokenizer(path.name, llama_cpp.llama_model_get_vocab(self.handle), weakref.finalize(self, int))
+
+    def facts(self, n_ctx: int | None, snapshots: int) -> dict[str, Any]:
+        """A RehearsedModel's fields as JSON has them."""
+        trained = llama_cpp.llama_model_n_ctx_train(self.handle)
+        size = min(_DEFAULT_CONTEXT, trained) if n_ctx is None else n_ctx
+        refused = refusal(self.handle)
+        plan = _NO_MEMORY | {"refused": refused} if refused else self._context(size, snapshots)
+        description = ctypes.create_string_buffer(256)
+        llama_cpp.llama_model_desc(self.handle, description, len(description))
+        template = llama_cpp.llama_model_chat_template(self.handle, None)
+        architecture = metadata(self.handle, "general.architecture")
+        return {
+            "path": str(self.path),
+            "n_ctx": size,
+            "architecture": architecture,
+            "description": description.value.decode(errors="replace"),
+            "n_layers": llama_cpp.llama_model_n_layer(self.handle),
+            "n_vocab": self.tokenizer.n_vocab,
+            "n_ctx_train": trained,
+            "n_parameters": llama_cpp.llama_model_n_params(self.handle),
+            "n_experts": int(metadata(self.handle, f"{architecture}.expert_count") or 0),
+            "weights": llama_cpp.llama_model_size(self.handle),
+            "output": MAX_ROWS * self.tokenizer.n_vocab * 4,
+            "chat_template": template.decode(errors="replace") if template else None,
+            "tokenizer": _tokenizer_facts(self.tokenizer, metadata(self.handle, "tokenizer.ggml.pre")),
+            **plan,
+        }
+
+    def _context(self, n_ctx: int, snapshots: int) -> dict[str, Any]:
+        start = len(self.heard.lines)
+        backend.forget_complaints()
+        params = context_parameters(self.placement, n_ctx=n_ctx, n_threads=backend.physical_cores(), snapshots=snapshots)
+        context = llama_cpp.llama_init_from_model(self.handle, params)
+        if not context:
+            raise ModelLoadError(
+                f"{self.path}: llama.cpp cannot make a context of {n_ctx} tokens: {backend.complaint()}. Try a smaller context (--ctx)"
+            )
+        if not llama_cpp.llama_get_memory(context):
+            return _NO_MEMORY | {"refused": "this model keeps no memory of a text (an embedding model?)"}
+        lines = self.heard.since(start)
+        compute: Counter[str] = Counter()
+        for found in filter(None, map(_COMPUTE.search, lines)):
+            compute[found[1]] += _bytes(found[2])
+        kept = llama_cpp.llama_n_rs_seq(context) if hasattr(llama_cpp, "llama_n_rs_seq") else 0
+        changing = llama_cpp.llama_model_is_recurrent(self.handle) or llama_cpp.llama_model_is_hybrid(self.handle)
+        return {
+            "cache": sum(_bytes(found[1]) for found in filter(None, map(_CACHE.search, lines))),
+            "recurrent": sum(_bytes(found[1] or found[2]) for found in filter(None, map(_RECURRENT.search, lines))),
+            "compute": dict(compute),
+            "refused": None,
+            "rollback": "snapshots" if kept >= max(1, snapshots) else "checkpoints" if changing else "tail",
+        }
+
+
+def _tokenizer_facts(tokenizer: Tokenizer, pre: str) -> dict[str, Any]:
+    pointer = tokenizer._pointer
+    special = {"bos_id": llama_cpp.llama_vocab_bos(pointer), "eos_id": llama_cpp.llama_vocab_eos(pointer)}
+    named = {name: token if token >= 0 else None for name, token in special.items()}
+    ends = [token for token in range(tokenizer.n_vocab) if tokenizer.is_end(token)]
+    shown = {token for token in (*ends, *named.values()) if token is not None} if tokenizer.has_text else set()
+    return {
+        "kind": tokenizer.kind,
+        "pre": pre,
+        **named,
+        "adds_bos": bool(llama_cpp.llama_vocab_get_add_bos(pointer)),
+        "adds_eos": bool(llama_cpp.llama_vocab_get_add_eos(pointer)),
+        "end_ids": ends,
+        "texts": {token: tokenizer.token_text(token) for token in sorted(shown)},
+    }
+
+
+def _bytes(mebibytes: str) -> int:
+    return round(float(mebibytes) * _MIB)
+
+
+@contextlib.contextmanager
+def _reports_only() -> Any:
+    """The process's stdout, for reports only: who else writes there, in whatever language, writes to stderr."""
+    own = os.dup(1)
+    os.dup2(2, 1)
+    with open(own, "w", encoding="utf-8") as out:
+        yield out
+
+
+def _limit_memory() -> None:
+    """A file that asks for more than the machine has must not take others down: where Linux runs out, this process goes first."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    if not sys.platform.startswith("linux") or llama_cpp.llama_supports_gpu_offload():
+        return  # drivers of GPUs reserve far more addresses than they use
+    import resource
+
+    most = max(_LEAST_MEMORY, psutil.virtual_memory().available)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+
+
+if __name__ == "__main__":
+    main()
