@@ -109,7 +109,9 @@ class _Model:
                 f"{path}: llama.cpp cannot load this file: {backend.complaint()}. "
                 "The file may be damaged or not fully downloaded; compare its size with the original's, or fetch it again"
             )
-        self.tokenizer = Tokenizer(path.name, llama_cpp.llama_model_get_vocab(self.handle), weakref.finalize(_Model, int))  # nothing is freed
+        self.tokenizer = Tokenizer(
+            path.name, llama_cpp.llama_model_get_vocab(self.handle), weakref.finalize(_Model, int)
+        )  # nothing is freed
 
     def facts(self, n_ctx: int | None, snapshots: int) -> dict[str, Any]:
         """A RehearsedModel's fields as JSON has them."""
