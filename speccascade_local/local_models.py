@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ModelLoadError
+from .header import check_gguf
 from .layout import Layout, layout_of
 
 PART = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$", re.IGNORECASE)
@@ -24,6 +25,8 @@ NO_MODELS = {"adapter", "imatrix", "mmproj", "vocab", "clip", "controlvector"}
 TOKENS = "tokenizer.ggml.tokens"
 _OLLAMA_MODEL = "application/vnd.ollama.image.model"
 _OLLAMA_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+OLLAMA_SERVICE = Path("/usr/share/ollama/.ollama/models")
+_MANIFEST_DEPTH = 4  # host, owner, name, tag
 _OLLAMA_HOST, _OLLAMA_OWNER = "registry.ollama.ai", "library"
 
 
@@ -72,7 +75,18 @@ def models_in(places: dict[str, Path]) -> Found:
 def known_places() -> dict[str, Path]:
     """Where the Hugging Face hub, LM Studio, Ollama and llama.cpp keep models on this machine, as far as there are such folders."""
     places = {HUB: _hub_cache(), LM_STUDIO: _lm_studio(), OLLAMA: _ollama(), LLAMA_CPP: _llama_cpp_cache()}
-    return {name: folder for name, folder in places.items() if folder.is_dir()}
+    return {name: folder for name, folder in places.items() if _is_there(folder)}
+
+
+def _is_there(folder: Path) -> bool:
+    """Also one that may not be looked into, which is then told."""
+    try:
+        os.stat(folder)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _described(path: Path, name: str, place: str) -> LocalModel | None:
@@ -80,6 +94,7 @@ def _described(path: Path, name: str, place: str) -> LocalModel | None:
     part = PART.search(name)
     if part and int(part["number"]) > 1:
         return None
+    check_gguf(path)
     layout = layout_of(path, until=TOKENS)
     if layout.values.get("general.type") in NO_MODELS or layout.values.get("general.architecture") in NO_MODELS:
         return None
@@ -114,7 +129,15 @@ Named = Iterator[tuple[str, Path]]
 
 
 def _plain(folder: Path, troubles: list[str]) -> Named:
-    """All files below a folder, by their path in it."""
+    """All GGUF files below a folder, by their path in it."""
+    for path in _files(folder, troubles):
+        name = path.relative_to(folder).as_posix()
+        if name.lower().endswith(".gguf") and "mmproj" not in path.name.lower():
+            yield name, path
+
+
+def _files(folder: Path, troubles: list[str]) -> Iterator[Path]:
+    """All files below a folder, in a fixed order, behind links too."""
     seen: set[tuple[int, int]] = set()
     for here, folders, files in os.walk(folder, onerror=lambda error: troubles.append(_trouble(error)), followlinks=True):
         status = os.stat(here)
@@ -123,10 +146,7 @@ def _plain(folder: Path, troubles: list[str]) -> Named:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders.sort()
-        for file in sorted(files):
-            if file.lower().endswith(".gguf") and "mmproj" not in file.lower():
-                path = Path(here, file)
-                yield path.relative_to(folder).as_posix(), path
+        yield from (Path(here, file) for file in sorted(files))
 
 
 def _hub(folder: Path, troubles: list[str]) -> Named:
@@ -142,8 +162,11 @@ def _hub(folder: Path, troubles: list[str]) -> Named:
 
 def _manifests(folder: Path, troubles: list[str]) -> Named:
     """Ollama's ``manifests/host/owner/name/tag``, each of which names its model's ``blobs/sha256-...``, by the names that Ollama shows."""
-    for manifest in sorted((folder / "manifests").glob("*/*/*/*")):
-        host, owner, name, tag = manifest.relative_to(folder / "manifests").parts
+    for manifest in _files(folder / "manifests", troubles):
+        parts = manifest.relative_to(folder / "manifests").parts
+        if len(parts) != _MANIFEST_DEPTH or manifest.name.startswith("."):
+            continue
+        host, owner, name, tag = parts
         shown = f"{name}:{tag}"
         if (host, owner) != (_OLLAMA_HOST, _OLLAMA_OWNER):
             shown = f"{owner}/{shown}" if host == _OLLAMA_HOST else f"{host}/{owner}/{shown}"
@@ -200,7 +223,7 @@ def _ollama() -> Path:
     if value := os.environ.get("OLLAMA_MODELS"):
         return _home_of(value)
     own = _home_of("~/.ollama/models")
-    return own if own.is_dir() else Path("/usr/share/ollama/.ollama/models")
+    return own if own.is_dir() else OLLAMA_SERVICE
 
 
 def _llama_cpp_cache() -> Path:
