@@ -15,16 +15,16 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
+from .adapters import apply_adapters
 from .backend import complaint, forget_complaints, made
 from .batch import BATCH_TOKENS, Batch, Part, Timeline
 from .errors import ContextOverflowError, ModelLoadError, PromptError, SessionError, SettingError
 from .model import LlamaModel
+from .parameters import MAX_ROWS, context_parameters
 from .sampling import Array
 
 log = logging.getLogger(__name__)
 
-#: The most rows that a timeline can ask for at once, and so one more than the longest draft.
-MAX_ROWS = 65
 #: So many that each can ask for all its rows in one batch.
 MAX_TIMELINES = BATCH_TOKENS // MAX_ROWS
 
@@ -47,20 +47,9 @@ class LlamaContext:
         self.named_threads = n_threads  # what the user asked for, if anything
         self._padding: Mapping[int, int] = {}
         self._free = list(range(n_timelines))
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx = n_ctx * n_timelines
-        params.n_seq_max = n_timelines
-        params.kv_unified = True  # else a batch of sessions that read different numbers of tokens is evaluated in several steps
-        params.n_batch = params.n_ubatch = BATCH_TOKENS
-        if not llama_cpp.llama_supports_gpu_offload():
-            # On the CPU, flash attention rounds single tokens and batches differently, by enough to part strict from the expert
-            # alone in long texts. Without it the attention matrix of a whole ubatch is held, so that is kept small.
-            params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-            params.n_ubatch = BATCH_TOKENS // 4
-        params.n_threads = params.n_threads_batch = n_threads or model.default_threads
+        threads = n_threads or model.default_threads
+        params = context_parameters(model.placement, n_ctx=n_ctx, n_timelines=n_timelines, n_threads=threads)
         log.info("%s: a context of %d tokens, threads: %d", model.path.name, n_ctx, params.n_threads)
-        if hasattr(params, "n_outputs_max"):  # otherwise llama.cpp plans for a full row at every position of a batch
-            params.n_outputs_max = MAX_ROWS * n_timelines
         forget_complaints()
         self._ctx = made(lambda: llama_cpp.llama_init_from_model(model.handle, params), llama_cpp.llama_free)
         if not self._ctx:
@@ -76,6 +65,8 @@ class LlamaContext:
             raise
 
     def _prepare(self) -> None:
+        if self.model.adapters:
+            apply_adapters(self._ctx, self.model.adapters, [scale for _, scale in self.model.placement.lora])
         self._memory = llama_cpp.llama_get_memory(self._ctx)
         if not self._memory:
             raise ModelLoadError(

@@ -9,16 +9,17 @@ import os
 import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import ModelLoadError
-from .layout import Layout, Tensor, layout_of
+from .layout import Layout, Tensor, layout_of, shards_of
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?) ?(?P<unit>[MG]i?B)", re.IGNORECASE)
 _UNITS = {"mb": 1e6, "mib": 2**20, "gb": 1e9, "gib": 2**30}
-_ALIGNMENT = 32  # where a file says nothing else
+_BLOCK = re.compile(r"blk\.(\d+)\.")
 _CACHE_BYTES = 2  # of each value in a cache: 16 bits, which is what contexts are made with
 
 
@@ -41,6 +42,30 @@ class Header:
     n_ctx_train: int
 
 
+@dataclass(frozen=True)
+class Layers:
+    """Bytes of the weights before, in and behind the layers that repeat. output: the embedding's where it is the output too."""
+
+    input: int
+    blocks: tuple[int, ...]
+    output: int
+
+
+def layers_of(path: Path) -> Layers:
+    """Of all files that a model is divided into. Raises ModelLoadError and OSError."""
+    blocks: Counter[int] = Counter()
+    outside: Counter[str] = Counter()
+    for tensor in (tensor for each in shards_of(path) for tensor in layout_of(each).tensors):
+        found = _BLOCK.match(tensor.name)
+        if found:
+            blocks[int(found[1])] += tensor.size
+        else:
+            outside["input" if tensor.name.startswith("token_embd") else "output"] += tensor.size
+            outside["own output"] += tensor.name == "output.weight"
+    output = outside["output"] if outside["own output"] else outside["output"] + outside["input"]
+    return Layers(outside["input"], tuple(size for _, size in sorted(blocks.items())), output)
+
+
 def of_size(path: Path) -> Header | None:
     """What ``"4.9GB"`` in place of a file tells: as if each token read all of it; no cache and no vocabulary, which are not known."""
     found = None if path.exists() else _SIZE.fullmatch(str(path))
@@ -51,30 +76,18 @@ def of_size(path: Path) -> Header | None:
 
 
 def read_header(path: Path) -> Header:
-    """Raises ModelLoadError for what is no GGUF file, or lacks what every model has."""
+    """Of all files that a model is divided into. Raises ModelLoadError for what is no GGUF file, or lacks what every model has."""
     check_gguf(path)
-    layout = layout_of(path)
     try:
-        found, needed = _described(path, layout), _reach(layout)
-    except (ValueError, KeyError, TypeError) as error:
+        layouts = [layout_of(each) for each in shards_of(path)]
+        return _described(path, layouts[0], [tensor for layout in layouts for tensor in layout.tensors])
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise ModelLoadError(f"{path}: its header cannot be read ({error}); it may be damaged: fetch it again") from error
-    if (there := path.stat().st_size) < needed:
-        raise ModelLoadError(f"{path}: its header tells of {needed} bytes, there are {there}: the file is cut off; fetch it again")
-    return found
 
 
-def _reach(layout: Layout) -> int:
-    """How long the file must be: to the end of the tensor that lies last."""
-    alignment = layout.values.get("general.alignment", _ALIGNMENT)
-    begin: int = -(-layout.end // alignment) * alignment
-    return begin + max((tensor.offset + _bytes(tensor) for tensor in layout.tensors), default=0)
-
-
-def _described(path: Path, layout: Layout) -> Header:
+def _described(path: Path, layout: Layout, tensors: Sequence[Tensor]) -> Header:
     def value(name: str, default: Any = None) -> Any:
-        if name in layout.lists:
-            return layout.entries(name)
-        found = layout.values.get(name, default)
+        found = layout.numbers(name) if name in layout.lists else layout.values.get(name, default)
         if found is None:
             raise KeyError(f"{name} is missing")
         return found
@@ -85,10 +98,10 @@ def _described(path: Path, layout: Layout) -> Header:
     shared = _per_layer(value(f"{kind}.attention.head_count_kv", heads), layers)
     usual = width // max(*heads, 1)
     values = value(f"{kind}.attention.key_length", usual) + value(f"{kind}.attention.value_length", usual)
-    sizes = {tensor.name: _bytes(tensor) for tensor in layout.tensors}
-    kinds: Counter[str] = Counter()
-    for tensor in layout.tensors:
-        kinds[_type_name(tensor)] += sizes[tensor.name]
+    sizes = {tensor.name: tensor.size for tensor in tensors}
+    kinds: Counter[int] = Counter()
+    for tensor in tensors:
+        kinds[tensor.kind] += tensor.size
     experts, used = value(f"{kind}.expert_count", 0), value(f"{kind}.expert_used_count", 0)
     in_use = used / experts if experts and used else 1.0
     embedding = sizes.get("token_embd.weight", 0) if "output.weight" in sizes else 0  # else it is the output too
@@ -97,7 +110,7 @@ def _described(path: Path, layout: Layout) -> Header:
     return Header(
         path=path,
         architecture=kind,
-        quantization=kinds.most_common(1)[0][0] if kinds else "none",
+        quantization=_type_name(kinds.most_common(1)[0][0]) if kinds else "none",
         weights=weights,
         token_bytes=round(weights - embedding - routed * (1 - in_use)),
         cache_bytes=sum(shared) * values * _CACHE_BYTES,
@@ -106,18 +119,10 @@ def _described(path: Path, layout: Layout) -> Header:
     )
 
 
-def _bytes(tensor: Tensor) -> int:
-    """What it takes in the file. Raises ValueError for a type that is not known."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType  # slow to import, and needed by few verbs
+def _type_name(kind: int) -> str:
+    from gguf import GGMLQuantizationType  # slow to import, and needed by few verbs
 
-    values, size = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.kind)]
-    return tensor.n_values // values * size
-
-
-def _type_name(tensor: Tensor) -> str:
-    from gguf import GGMLQuantizationType
-
-    return str(GGMLQuantizationType(tensor.kind).name)
+    return str(GGMLQuantizationType(kind).name)
 
 
 def _per_layer(counts: int | list[int], layers: int) -> list[int]:
@@ -148,3 +153,14 @@ def check_gguf(path: Path) -> None:
             f"{path}: not a GGUF file: it begins with {magic!r}, not b'GGUF'; "
             "models in other formats must be converted first (llama.cpp's convert_hf_to_gguf.py)"
         )
+    for each in shards_of(path):
+        _check_layout(each)
+
+
+def _check_layout(path: Path) -> None:
+    try:
+        layout_of(path)
+    except FileNotFoundError:
+        raise ModelLoadError(f"{path}: no such file, and the model is divided into several; fetch this one too") from None
+    except OSError as error:
+        raise ModelLoadError(f"{path}: cannot be read ({error.strerror}); check its name and permissions") from error

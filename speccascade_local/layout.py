@@ -1,46 +1,45 @@
-"""How a GGUF file is laid out: its keys, its long lists, its tensors, and where its header ends.
+"""Where things stand in a GGUF file: a walk over its header that believes nothing it has not checked against the file's size.
 
-Long lists (a vocabulary of 150,000 texts) are stepped over and read only when asked for, so that a header takes milliseconds; the gguf
-package reads each entry into an object, which takes seconds. A file of which only the first part is there says how much is missing, so
-that a header can be fetched piece by piece. Knows nothing of what the keys mean.
+Counts, lengths, types and places are refused with their values before anyone sets memory aside for them. Knows nothing of what models
+are made of.
 """
 
 from __future__ import annotations
 
-import mmap
+import math
+import os
+import re
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import ModelLoadError
 
-MAGIC = b"GGUF"
-VERSIONS = (2, 3)
-_STRING, _LIST = 8, 9
-#: How each kind of number is stored, by the number that GGUF has for the kind.
-_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_LENGTH = struct.Struct("<Q")
-#: More entries than any model has; a header that claims them is damaged, and stepping over them would take for ever.
-_MOST = 1 << 26
-_DIMENSIONS = 4
-
-Bytes = bytes | memoryview | mmap.mmap
+#: Far above what any model has, far below what would keep this process busy: keys, tensors, texts in a list, numbers in a list.
+_MOST_KEYS, _MOST_TENSORS, _MOST_TEXTS, _MOST_NUMBERS = 1 << 16, 1 << 20, 1 << 23, 1 << 30
+_LONGEST_KEY, _LONGEST_TEXT, _LONGEST_TENSOR_NAME, _MOST_DIMENSIONS = 1 << 16, 32 << 20, 63, 4
+_TEXT, _LIST = 8, 9
+_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_MAGIC, _VERSIONS = b"GGUF", (2, 3)
+_SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
-class IncompleteError(Exception):
-    """The header goes on where the bytes end; ``needed`` of them, from the start of the file, would be enough for the next step."""
+@dataclass(frozen=True)
+class Tensor:
+    """kind: ggml's number of its type. size: bytes that it takes; 0 for a type that is not known."""
 
-    def __init__(self, needed: int) -> None:
-        super().__init__(f"its header goes on behind byte {needed}")
-        self.needed = needed
+    name: str
+    shape: tuple[int, ...]
+    kind: int
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True)
 class StoredList:
-    """Where a list lies: ``count`` entries of GGUF's ``kind`` from byte ``start`` on."""
+    """Where the entries of a list stand: ``count`` of GGUF's ``kind``, from byte ``start`` on."""
 
     kind: int
     count: int
@@ -48,145 +47,172 @@ class StoredList:
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """Its name, its number of values, the number that ggml has for its type, and where it lies behind the header."""
-
-    name: str
-    n_values: int
-    kind: int
-    offset: int
-
-
-@dataclass(frozen=True)
 class Layout:
-    """values: keys with one value. lists: keys with many, unread. end: where the header ends, 0 if it was not read so far."""
+    """What one file holds. values: its single numbers and texts, by key; of a list only how long it is, and in ``lists`` where it stands.
+    n_tensors: how many it says it has. data_start: where they begin.
+    """
 
-    data: Bytes
-    values: Mapping[str, Any]
-    lists: Mapping[str, StoredList]
+    path: Path
+    values: dict[str, Any]
+    lists: dict[str, StoredList]
     n_tensors: int
     tensors: tuple[Tensor, ...]
-    end: int
+    data_start: int
 
-    def entries(self, name: str) -> list[Any]:
-        """A list's entries; texts as bytes. Raises KeyError."""
-        place = self.lists[name]
-        if place.kind != _STRING:
-            return list(struct.unpack_from(f"<{place.count}{_NUMBERS[place.kind]}", self.data, place.start))
-        starts = self.starts(name)
-        return [bytes(self.data[start + 8 : end]) for start, end in pairwise(starts)]
-
-    def starts(self, name: str) -> list[int]:
-        """Where each text of a list begins, with the eight bytes of its length, and where the last one ends. Raises KeyError."""
-        place = self.lists[name]
-        cursor = _Cursor(self.data, place.start)
-        return [place.start, *(cursor.skip_text() for _ in range(place.count))]
+    def numbers(self, key: str) -> list[Any]:
+        """What a list of numbers holds. Raises KeyError, OSError."""
+        place = self.lists[key]
+        code = f"<{place.count}{_FORMATS[place.kind]}"
+        with self.path.open("rb") as file:
+            file.seek(place.start)
+            return list(struct.unpack(code, file.read(struct.calcsize(code))))
 
 
 def layout_of(path: Path, until: str | None = None) -> Layout:
-    """The layout of a file; ``until``: no further than this key, if there is such a key. Raises ModelLoadError."""
-    try:
-        with path.open("rb") as file:
-            # Closed by whoever forgets the layout last: its lists are read from it when they are asked for.
-            return read_layout(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), until)
-    except IncompleteError as error:
-        raise ModelLoadError(f"{path}: its header cannot be read ({error}); it may be cut off: fetch it again") from error
-    except (OSError, ValueError) as error:  # ValueError: of the reading below, or an empty file
-        raise ModelLoadError(f"{path}: its header cannot be read ({error}); it may be damaged: fetch it again") from error
+    """until: read no further than the beginning of the list of this name; there are no tensors then, and their ends are not checked.
+
+    Raises ModelLoadError for what is no whole GGUF file, OSError for what cannot be read.
+    """
+    with path.open("rb", buffering=1 << 20 if until is None else 1 << 14) as file:
+        return layout_in(file, os.fstat(file.fileno()).st_size, path, until)
 
 
-def read_layout(data: Bytes, until: str | None = None) -> Layout:
-    """The layout of what begins with these bytes. Raises IncompleteError, and ValueError for what is no GGUF header."""
-    cursor = _Cursor(data, 0)
-    if cursor.take(4) != MAGIC:
-        raise ValueError("it does not begin with GGUF")
-    version = cursor.number("I")
-    if version not in VERSIONS:
-        raise ValueError(f"it is GGUF version {version}, known are 2 and 3 with the low byte first")
-    n_tensors, n_keys = cursor.count("tensors"), cursor.count("keys")
-    values: dict[str, Any] = {}
-    lists: dict[str, StoredList] = {}
-    for _ in range(n_keys):
-        name, kind = cursor.text(), cursor.number("I")
+def layout_in(file: BinaryIO, size: int, path: Path, until: str | None = None) -> Layout:
+    """The same for an open file of so many bytes, read from where it stands; only its header is read. path: what it is called."""
+    return _Walk(path, file, size).layout(until)
+
+
+def shards_of(path: Path) -> list[Path]:
+    """All the files that the first one of a divided model stands for; of any other model the file itself."""
+    found = _SHARD.fullmatch(path.name)
+    if found is None:
+        return [path]
+    return [path.with_name(f"{found['stem']}-{number:05}-of-{found['count']}.gguf") for number in range(1, int(found["count"]) + 1)]
+
+
+class _Walk:
+    """One reading of one header, from front to back."""
+
+    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
+        self.path, self.file, self.size, self.left = path, file, size, size
+        self.lists: dict[str, StoredList] = {}
+
+    def layout(self, until: str | None) -> Layout:
+        if self._take(len(_MAGIC)) != _MAGIC:
+            raise self._refused("it does not begin with GGUF")
+        version = self._number("I")
+        if version not in _VERSIONS:
+            kind = "big-endian, which this machine cannot read" if version & 0xFFFF == 0 else "not known"
+            raise self._refused(f"its format version is {version}, {kind}; allowed are 2 and 3")
+        n_tensors = self._count("tensors", _MOST_TENSORS, least_bytes=24)
+        n_keys = self._count("keys", _MOST_KEYS, least_bytes=13)
+        values: dict[str, Any] = {}
+        for _ in range(n_keys):
+            key = self._text("a key", _LONGEST_KEY)
+            if not key:
+                raise self._refused("a key is empty")
+            values[key] = self._value(key, until)
+            if key == until:
+                return Layout(self.path, values, self.lists, n_tensors, (), 0)
+        tensors = [self._tensor() for _ in range(n_tensors)]
+        alignment = values.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+            raise self._refused(f"general.alignment is {alignment!r:.40}; it must be a power of two")
+        data_start = math.ceil((self.size - self.left) / alignment) * alignment
+        self._check_ends(tensors, data_start)
+        return Layout(self.path, values, self.lists, n_tensors, tuple(tensors), data_start)
+
+    def _value(self, key: str, until: str | None) -> Any:
+        kind = self._number("I")
+        if kind == _TEXT:
+            return self._text(key, _LONGEST_TEXT)
         if kind == _LIST:
-            kind, count = cursor.number("I"), cursor.count("entries")
-            lists[name] = StoredList(kind, count, cursor.at)
-        else:
-            values[name] = cursor.value(kind)
-        if name == until:
-            return Layout(data, values, lists, n_tensors, (), 0)
-        if name in lists:
-            cursor.skip(lists[name])
-    tensors = tuple(_tensor(cursor) for _ in range(n_tensors))
-    return Layout(data, values, lists, n_tensors, tensors, cursor.at)
+            return self._list(key, skipped=key != until)
+        return self._number(self._format(key, kind))
 
-
-def _tensor(cursor: _Cursor) -> Tensor:
-    name, n_values = cursor.text(), 1
-    for _ in range(cursor.dimensions()):
-        n_values *= cursor.number("Q")
-    return Tensor(name, n_values, kind=cursor.number("I"), offset=cursor.number("Q"))
-
-
-class _Cursor:
-    """A place in the bytes that moves on as they are read."""
-
-    def __init__(self, data: Bytes, at: int) -> None:
-        self.data, self.at, self._size = data, at, len(data)
-
-    def take(self, n: int) -> bytes:
-        start = self._advance(n)
-        return bytes(self.data[start : self.at])
-
-    def number(self, form: str) -> Any:
-        form = f"<{form}"
-        start = self._advance(struct.calcsize(form))
-        return struct.unpack_from(form, self.data, start)[0]
-
-    def count(self, what: str) -> int:
-        count: int = self.number("Q")
-        if count > _MOST:
-            raise ValueError(f"it claims to have {count} {what}")
+    def _list(self, key: str, skipped: bool) -> int:
+        """Its length; what it holds is passed over, where anything behind it is wanted."""
+        kind = self._number("I")
+        if kind == _TEXT:
+            count = self._count(f"texts of {key}", _MOST_TEXTS, least_bytes=8)
+            self.lists[key] = StoredList(kind, count, self.size - self.left)
+            for _ in range(count if skipped else 0):
+                self._skip(self._length(key, _LONGEST_TEXT))
+            return count
+        size = struct.calcsize(self._format(key, kind))
+        count = self._count(f"numbers of {key}", _MOST_NUMBERS, least_bytes=size)
+        self.lists[key] = StoredList(kind, count, self.size - self.left)
+        self._skip(count * size)
         return count
 
-    def dimensions(self) -> int:
-        n: int = self.number("I")
-        if n > _DIMENSIONS:
-            raise ValueError(f"a tensor claims to have {n} dimensions")
-        return n
+    def _tensor(self) -> Tensor:
+        name = self._text("a tensor's name", _LONGEST_TENSOR_NAME)
+        n_dimensions = self._number("I")
+        if not 1 <= n_dimensions <= _MOST_DIMENSIONS:
+            raise self._refused(f"tensor {name!r} has {n_dimensions} dimensions; allowed are 1 to {_MOST_DIMENSIONS}")
+        shape = tuple(self._number("Q") for _ in range(n_dimensions))
+        if not 1 <= math.prod(shape) < 1 << 62:
+            raise self._refused(f"tensor {name!r} is said to have the shape {' x '.join(map(str, shape))}")
+        kind, offset = self._number("I"), self._number("Q")
+        return Tensor(name, shape, kind, offset, _bytes_of(shape, kind))
 
-    def text(self) -> str:
-        return self.take(self.count("bytes in a name or a text")).decode(errors="replace")
+    def _check_ends(self, tensors: list[Tensor], data_start: int) -> None:
+        for tensor in tensors:
+            end = data_start + tensor.offset + tensor.size
+            if end > self.size:
+                raise ModelLoadError(
+                    f"{self.path}: cut off: tensor {tensor.name!r} ends at byte {end}, the file at {self.size}; fetch it again, to its end"
+                )
 
-    def value(self, kind: int) -> Any:
-        return self.text() if kind == _STRING else self.number(_number(kind))
+    def _format(self, key: str, kind: int) -> str:
+        if kind not in _FORMATS:
+            raise self._refused(f"{key!r:.80} is of type {kind}, which does not exist")
+        return _FORMATS[kind]
 
-    def skip(self, place: StoredList) -> None:
-        if place.kind == _STRING:
-            for _ in range(place.count):
-                self.skip_text()
-        else:
-            self._advance(place.count * struct.calcsize(f"<{_number(place.kind)}"))
+    def _count(self, what: str, most: int, least_bytes: int) -> int:
+        count: int = self._number("Q")
+        if count > most or count * least_bytes > self.left:
+            raise self._refused(f"it claims {count} {what:.80}, with {self.left} bytes to go; at most {most} are believed")
+        return count
 
-    def skip_text(self) -> int:
-        """Where the next one begins."""
-        start = self.at
-        if start + 8 > self._size:
-            raise IncompleteError(start + 8)
-        self.at = start + 8 + _LENGTH.unpack_from(self.data, start)[0]
-        if self.at > self._size:
-            raise IncompleteError(self.at)
-        return self.at
+    def _length(self, what: str, longest: int) -> int:
+        length: int = self._number("Q")
+        if length > longest or length > self.left:
+            raise self._refused(f"{what:.80} is said to be {length} bytes long, with {self.left} to go; at most {longest} are believed")
+        return length
 
-    def _advance(self, n: int) -> int:
-        start = self.at
-        if start + n > self._size:
-            raise IncompleteError(start + n)
-        self.at = start + n
-        return start
+    def _text(self, what: str, longest: int) -> str:
+        return self._take(self._length(what, longest)).decode(errors="replace")
+
+    def _number(self, code: str) -> Any:
+        size = struct.calcsize(f"<{code}")
+        return struct.unpack(f"<{code}", self._take(size))[0]
+
+    def _take(self, n: int) -> bytes:
+        taken = self.file.read(n) if n <= self.left else b""
+        if len(taken) != n:
+            raise self._refused(f"it ends within its header, at byte {self.size}")
+        self.left -= n
+        return taken
+
+    def _skip(self, n: int) -> None:
+        if n > self.left:
+            raise self._refused(f"it ends within its header, at byte {self.size}")
+        self.file.seek(n, os.SEEK_CUR)
+        self.left -= n
+
+    def _refused(self, reason: str) -> ModelLoadError:
+        return ModelLoadError(f"{self.path}: its header cannot be read: {reason}; the file is damaged or cut off: fetch it again")
 
 
-def _number(kind: int) -> str:
-    if kind not in _NUMBERS:
-        raise ValueError(f"it has a value of the unknown kind {kind}")
-    return _NUMBERS[kind]
+def _bytes_of(shape: tuple[int, ...], kind: int) -> int:
+    block = _block_sizes().get(kind)
+    return math.prod(shape) // block[0] * block[1] if block else 0
+
+
+@lru_cache(maxsize=1)
+def _block_sizes() -> dict[int, tuple[int, int]]:
+    """Of each type of tensor: values in a block, and bytes."""
+    from gguf import GGML_QUANT_SIZES  # slow to import
+
+    return {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}

@@ -5,6 +5,7 @@ Knows nothing of how replies are made.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -17,13 +18,21 @@ from .catalog import Pair
 from .checks import whole_number
 from .context import LlamaContext
 from .deferral import Method
-from .errors import SettingError
+from .devices import devices
+from .errors import ModelLoadError, SettingError
 from .experience import experiences
+from .header import layers_of
+from .memory import free_memory, need_of, require_fit, settled
 from .model import LlamaModel
 from .ngram import NgramSession
 from .pairing import shared_vocab_size
+from .parameters import gpu_layers
+from .placement import QUANTIZED, Placement
+from .rehearsal_cache import plans_of
 from .runtime import Runtime
 from .session import LlamaSession
+
+log = logging.getLogger(__name__)
 
 #: The context that is made where none is asked for, if both models were trained for as much.
 DEFAULT_CONTEXT = 4096
@@ -38,7 +47,8 @@ def load(
     models: str | os.PathLike[str] | None = None,
     n_ctx: int | None = None,
     n_threads: int | None = None,
-    n_gpu_layers: int = -1,
+    placement: Placement | Mapping[str, Placement] | None = None,
+    check_memory: bool = True,
     rule: str | Method | None = None,
     profile: bool = True,
     learnt: Mapping[str, Any] | None = None,
@@ -48,8 +58,9 @@ def load(
 
     drafter: may be ``"ngram"``: no second model, drafts are copied from the text. small: a third model that drafts for the drafter.
     models: a ``models.yaml`` to look in first. n_ctx: tokens that all contexts hold (default: 4096, or what all models were trained
-    for). n_threads: default what is fastest (1 for tiny models). n_gpu_layers: layers on the GPU, -1 for all, where the build has one.
-    rule: in place of the pair's own. profile: measure now how fast the models are on this machine, or read it where that was done
+    for). n_threads: default what is fastest (1 for tiny models). placement: layers on the GPU, devices, type of the
+    caches, adapters, for all models or by role. check_memory: refuse before loading what does not fit what is free. rule: in place of
+    the pair's own. profile: measure now how fast the models are on this machine, or read it where that was done
     before; False puts it off until automatic lengths need it. learnt: what :meth:`Runtime.learnt` of an earlier runtime gave.
     on_progress: called with ("small", "drafter", "expert" or "profile", 0..1).
 
@@ -60,11 +71,11 @@ def load(
     known = experiences(learnt or {})
     if n_threads is not None:
         whole_number("n_threads (--threads)", n_threads, 1, 1024)
-    whole_number("n_gpu_layers (--gpu-layers)", n_gpu_layers, -1, 2**31 - 1)
+    placements, size = _planned(chosen.files, n_ctx, placement, check_memory)
 
     def open_model(role: str, path: Path) -> LlamaModel:
         report = (lambda fraction: on_progress(role, fraction)) if on_progress else None
-        model = LlamaModel(path, n_gpu_layers=n_gpu_layers, on_progress=report)
+        model = LlamaModel(path, placement=placements[role], on_progress=report)
         resources.callback(model.close)
         return model
 
@@ -79,9 +90,6 @@ def load(
         others = {role: model.tokenizer for role, model in opened.items() if role != "expert"}
         names = {"drafter": "drafter", "small": "small model"}
         n_vocab = min((shared_vocab_size(each, judge, names[role]) for role, each in others.items()), default=judge.n_vocab)
-        trained = min(model.n_ctx_train for model in opened.values())
-        most = ", which is what the models were trained for"
-        size = min(DEFAULT_CONTEXT, trained) if n_ctx is None else whole_number("n_ctx (--ctx)", n_ctx, 1, trained, most)
         sessions = {role: open_session(model) for role, model in opened.items()}
         drafting = sessions["drafter"] if "drafter" in sessions else NgramSession(n_vocab, size)
         runtime = Runtime(chosen, own, drafting, sessions["expert"], resources.pop_all(), sessions.get("small"), known)
@@ -92,6 +100,35 @@ def load(
         runtime.close()
         raise
     return runtime
+
+
+def _planned(
+    files: Mapping[str, Path], n_ctx: int | None, placement: Placement | Mapping[str, Placement] | None, check_memory: bool
+) -> tuple[dict[str, Placement], int]:
+    """How each model is loaded, and with how much context: tried without weights first, so that what cannot work ends here.
+
+    Raises ModelLoadError and SettingError.
+    """
+    given = placement if isinstance(placement, Mapping) else dict.fromkeys(files, placement or Placement())
+    wanted = {role: given.get(role, Placement()) for role in files}
+    askable = n_ctx if isinstance(n_ctx, int) and n_ctx >= 1 else None
+    models = plans_of(files, n_ctx=askable, placements=wanted)
+    for model in models.values():
+        if model.refused:
+            raise ModelLoadError(f"{model.path}: {model.refused}; choose a model that writes from left to right")
+    trained = min(model.n_ctx_train for model in models.values())
+    most = ", which is what the models were trained for"
+    size = min(DEFAULT_CONTEXT, trained) if n_ctx is None else whole_number("n_ctx (--ctx)", n_ctx, 1, trained, most)
+    if wanted.get("drafter", Placement()).cache_type in QUANTIZED:
+        log.warning("a quantized cache of the drafter can halve how many of its tokens are kept; f16 costs little memory there")
+    layers = {role: layers_of(path) for role, path in files.items()}
+    there = devices()
+    placements = settled(wanted, models, layers, size, there)
+    if check_memory:
+        counts = {role: gpu_layers(placement) for role, placement in placements.items()}
+        needs = {role: need_of(model, size, layers[role], counts[role]) for role, model in models.items()}
+        require_fit(needs, placements, size, free_memory(), there)
+    return placements, size
 
 
 def _own_rule(pair: Pair) -> Method:

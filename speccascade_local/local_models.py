@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ModelLoadError
-from .header import check_gguf
-from .layout import Layout, layout_of
+from .layout import layout_of, shards_of
 
-PART = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$", re.IGNORECASE)
+_PART = re.compile(r"-(?P<number>\d{5})-of-\d{5}\.gguf$", re.IGNORECASE)
 #: What ``general.type`` and ``general.architecture`` are of files that go with a model and are none.
 NO_MODELS = {"adapter", "imatrix", "mmproj", "vocab", "clip", "controlvector"}
 TOKENS = "tokenizer.ggml.tokens"
@@ -33,7 +33,7 @@ _OLLAMA_HOST, _OLLAMA_OWNER = "registry.ollama.ai", "library"
 @dataclass(frozen=True)
 class LocalModel:
     """One file, or the first part of several. name: as its owner knows it. place: where it was found. tokenizer: the file's word for the
-    kind of its vocabulary. n_tokens: how many texts that has, 0 where there are none.
+    kind of its vocabulary. n_tokens: how many texts that has, 0 where there are none. size: bytes of all its files.
     """
 
     path: Path
@@ -42,6 +42,7 @@ class LocalModel:
     architecture: str
     tokenizer: str
     n_tokens: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ def models_in(places: dict[str, Path]) -> Found:
             except ModelLoadError as error:
                 troubles.append(str(error))
                 continue
+            except OSError as error:
+                troubles.append(_trouble(error))
+                continue
             if model is not None:
                 models[true_path] = model
     return Found(tuple(sorted(models.values(), key=lambda model: model.name.lower())), tuple(dict.fromkeys(troubles)))
@@ -90,37 +94,29 @@ def _is_there(folder: Path) -> bool:
 
 
 def _described(path: Path, name: str, place: str) -> LocalModel | None:
-    """None for what is no model of its own. Raises ModelLoadError."""
-    part = PART.search(name)
+    """None for what is no model of its own. Raises ModelLoadError and OSError."""
+    part = _PART.search(name)
     if part and int(part["number"]) > 1:
         return None
-    check_gguf(path)
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ModelLoadError(f"{path}: no plain file")  # a pipe would be waited for
     layout = layout_of(path, until=TOKENS)
     if layout.values.get("general.type") in NO_MODELS or layout.values.get("general.architecture") in NO_MODELS:
         return None
     if not layout.n_tensors and not part:
         return None
-    if part:
-        _all_there(path, int(part["count"]))
+    missing = [each for each in shards_of(path) if not each.exists()]
+    if missing:
+        raise ModelLoadError(f"{path}: {len(missing)} of its parts are missing, the first is {missing[0].name}; fetch them too")
     return LocalModel(
         path,
         name,
         place,
-        architecture=_word(layout, "general.architecture"),
-        tokenizer=_word(layout, "tokenizer.ggml.model"),
-        n_tokens=layout.lists[TOKENS].count if TOKENS in layout.lists else 0,
+        architecture=str(layout.values.get("general.architecture", "")),
+        tokenizer=str(layout.values.get("tokenizer.ggml.model", "")),
+        n_tokens=layout.values.get(TOKENS, 0),
+        size=sum(each.stat().st_size for each in shards_of(path)),
     )
-
-
-def _word(layout: Layout, key: str) -> str:
-    return str(layout.values.get(key, ""))
-
-
-def _all_there(path: Path, count: int) -> None:
-    begin = PART.sub("", path.name)
-    missing = [i for i in range(1, count + 1) if not path.with_name(f"{begin}-{i:05}-of-{count:05}.gguf").exists()]
-    if missing:
-        raise ModelLoadError(f"{path}: {len(missing)} of {count} parts are missing, the first is part {missing[0]}; fetch them too")
 
 
 # --------------------------------------------------------------------------- folders by layout
@@ -190,7 +186,7 @@ def _model_digest(manifest: dict[str, list[dict[str, str]]]) -> str | None:
 
 
 def _trouble(error: OSError) -> str:
-    return f"{error.filename}: cannot be read ({error.strerror}); check its permissions"
+    return f"{error.filename}: cannot be read ({error.strerror}); check its name and permissions"
 
 
 HUB, LM_STUDIO, OLLAMA, LLAMA_CPP = "Hugging Face cache", "LM Studio", "Ollama", "llama.cpp's cache"

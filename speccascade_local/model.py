@@ -16,9 +16,12 @@ from typing import Any
 
 import llama_cpp
 
-from .backend import complaint, extra_buffers_are_safe, forget_complaints, made, physical_cores, system_info
+from .adapters import read_adapter
+from .backend import complaint, forget_complaints, made, physical_cores
 from .errors import ModelLoadError, SessionError
 from .header import check_gguf
+from .parameters import model_parameters
+from .placement import Placement
 from .tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -30,21 +33,20 @@ ONE_THREAD_BYTES = 8_000_000
 class LlamaModel:
     """Weights of one GGUF file, and ``tokenizer``, its vocabulary.
 
-    n_gpu_layers: layers to put on the GPU, -1 for all; without a GPU build it has no effect. on_progress: called with 0..1 while
-    loading; an exception raised in it, Ctrl-C included, ends the loading cleanly.
+    placement: where its layers go, how its cache is held, its adapters. on_progress: called with 0..1 while loading; an exception raised
+    in it, Ctrl-C included, ends the loading cleanly.
 
     Raises ModelLoadError for a file that is missing, no GGUF, truncated or refused by llama.cpp, or of an architecture that cannot be
-    used here.
+    used here; SettingError for a device that there is not.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, n_gpu_layers: int = -1, on_progress: Callable[[float], None] | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, placement: Placement | None = None, on_progress: Callable[[float], None] | None = None
+    ) -> None:
         self.path = Path(os.path.expanduser(path))
+        self.placement = placement or Placement()
         check_gguf(self.path)
-        info = system_info()
-        self.n_gpu_layers = n_gpu_layers if llama_cpp.llama_supports_gpu_offload() else 0
-        params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = n_gpu_layers
-        params.use_extra_bufts = extra_buffers_are_safe(info)
+        params = model_parameters(self.placement)
         log.info(
             "%s: weight repacking is %s",
             self.path.name,
@@ -77,6 +79,11 @@ class LlamaModel:
         if unusable:
             self.close()
             raise ModelLoadError(f"{self.path}: {unusable}; choose a decoder-only model with plain attention")
+        try:
+            self.adapters = [read_adapter(self._model, Path(os.path.expanduser(path))) for path, _ in self.placement.lora]
+        except BaseException:
+            self.close()
+            raise
         self.tokenizer = Tokenizer(self.path.name, llama_cpp.llama_model_get_vocab(self._model), self._free)
         self.n_vocab = self.tokenizer.n_vocab
         self.n_ctx_train: int = llama_cpp.llama_model_n_ctx_train(self._model)

@@ -18,6 +18,8 @@ import platformdirs
 
 from .backend import llama_cpp_version, physical_cores, system_info
 from .checks import fingerprint, replace_file
+from .parameters import gpu_layers
+from .placement import Placement
 from .profile import Profile, Speed
 from .profiling import measure
 from .session import LlamaSession
@@ -26,7 +28,8 @@ from .stopwatch import DEEP, SHALLOW
 log = logging.getLogger(__name__)
 
 #: Goes up when what is measured, or how it is written, changes.
-FORMAT = 6
+FORMAT = 7
+_SPEED = ("device", "cache_type", "flash_attention", "rpc")
 
 
 def profile_of(
@@ -67,8 +70,8 @@ def key_of(drafter: LlamaSession | None, expert: LlamaSession, threads: int | No
         "format": FORMAT,
         "drafter": _identity(drafter.model.path) if drafter is not None else "none",
         "expert": _identity(expert.model.path),
-        "gpu_layers_drafter": drafter.model.n_gpu_layers if drafter is not None else 0,
-        "gpu_layers_expert": expert.model.n_gpu_layers,
+        "drafter_placement": _placed(drafter.model.placement) if drafter is not None else "",
+        "expert_placement": _placed(expert.model.placement),
         "drafter_bytes": drafter.model.n_bytes if drafter is not None else 0,
         "expert_bytes": expert.model.n_bytes,
         "context": min(expert.n_ctx, DEEP + SHALLOW),  # of a larger one no more is measured
@@ -100,6 +103,12 @@ def _machine() -> dict[str, str | int]:
         "llama_cpp": llama_cpp_version(),
         "system": system_info(),
     }
+
+
+def _placed(placement: Placement) -> str:
+    """What of it makes a model slower or faster; adapters by what they are."""
+    adapters = [(_identity(path), scale) for path, scale in placement.lora]
+    return json.dumps([gpu_layers(placement), *(getattr(placement, name) for name in _SPEED), adapters])
 
 
 def _identity(path: Path) -> str:

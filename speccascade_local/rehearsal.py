@@ -51,9 +51,9 @@ class RehearsedModel:
     """One model as llama.cpp plans it at ``n_ctx`` tokens. Sizes in bytes.
 
     weights: all tensors. cache: what attention keeps. recurrent: what a recurrent memory keeps, snapshots included. compute: by device,
-    what an evaluation works in. output: rows of logits. rollback: how its memory will forget a rejected draft, "tail", "snapshots" or
-    "checkpoints"; None where it cannot be drafted for, ``refused`` says why. n_shared: ids shared with the expert; ``difference`` says
-    why there are none.
+    what an evaluation works in. output: rows of logits. other: the vocabulary and the plan of an evaluation. rollback: how its memory
+    will forget a rejected draft, "tail", "snapshots" or "checkpoints"; None where it cannot be drafted for, ``refused`` says why.
+    n_shared: ids shared with the expert; ``difference`` says why there are none.
     """
 
     path: Path
@@ -70,6 +70,7 @@ class RehearsedModel:
     recurrent: int
     compute: Mapping[str, int]
     output: int
+    other: int
     rollback: str | None
     refused: str | None
     chat_template: str | None
@@ -80,7 +81,7 @@ class RehearsedModel:
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.cache + self.recurrent + sum(self.compute.values()) + self.output
+        return self.weights + self.cache + self.recurrent + sum(self.compute.values()) + self.output + self.other
 
 
 @dataclass(frozen=True)
@@ -185,12 +186,13 @@ class _Child:
             if "error" in report:
                 raise (SettingError if report["kind"] == "SettingError" else ModelLoadError)(report["error"])
             if "facts" in report:
-                self.models[report["role"]] = _from_facts(report["facts"])
+                self.models[report["role"]] = from_facts(report["facts"])
         except (ValueError, KeyError, TypeError, RecursionError):
             return  # not one of its reports: what is missing in the end is told then
 
 
-def _from_facts(facts: dict[str, Any]) -> RehearsedModel:
+def from_facts(facts: dict[str, Any]) -> RehearsedModel:
+    """A model as JSON has it. Raises KeyError and TypeError for what is none."""
     tokenizer = facts.pop("tokenizer")
     texts = {int(token): text for token, text in tokenizer.pop("texts").items()}
     ends = tuple(tokenizer.pop("end_ids"))

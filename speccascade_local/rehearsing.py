@@ -22,6 +22,7 @@ import llama_cpp
 import psutil
 
 from . import backend
+from .adapters import apply_adapters, read_adapter
 from .errors import ModelLoadError, PairError, SpeccascadeError
 from .model import metadata, refusal
 from .pairing import shared_vocab_size
@@ -57,6 +58,7 @@ def main() -> None:
     question = json.load(sys.stdin)
     with _reports_only() as out:
         _limit_memory()
+        backend.system_info()
         heard = _Heard()
         logger = logging.getLogger(backend.__name__)
         logger.addHandler(heard)
@@ -69,18 +71,18 @@ def _rehearse(question: dict[str, Any], heard: _Heard, out: TextIO) -> None:
         out.write(json.dumps(what) + "\n")
         out.flush()
 
-    tokenizers: dict[str, Tokenizer] = {}
+    models: dict[str, _Model] = {}
     facts: dict[str, dict[str, Any]] = {}
     for role, path in question["files"].items():
         report(role=role)
         given = question["placements"].get(role)
         try:
-            model = _Model(Path(path), Placement.from_dict(given) if given else Placement(), heard)
-            tokenizers[role] = model.tokenizer
-            facts[role] = model.facts(question["n_ctx"], question["snapshots"])
+            models[role] = _Model(Path(path), Placement.from_dict(given) if given else Placement(), heard)
+            facts[role] = models[role].facts(question["n_ctx"], question["snapshots"])
         except SpeccascadeError as error:
             report(role=role, error=str(error), kind=type(error).__name__)
             return
+    tokenizers = {role: model.tokenizer for role, model in models.items()}
     for role in facts:
         report(role=role, facts={**facts[role], **_shared(role, tokenizers)})
 
@@ -102,6 +104,7 @@ class _Model:
 
     def __init__(self, path: Path, placement: Placement, heard: _Heard) -> None:
         self.path, self.placement, self.heard = path, placement, heard
+        self.before = _resident()
         backend.forget_complaints()
         self.handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_parameters(placement, weights=False))
         if not self.handle:
@@ -109,16 +112,17 @@ class _Model:
                 f"{path}: llama.cpp cannot load this file: {backend.complaint()}. "
                 "The file may be damaged or not fully downloaded; compare its size with the original's, or fetch it again"
             )
-        self.tokenizer = Tokenizer(
-            path.name, llama_cpp.llama_model_get_vocab(self.handle), weakref.finalize(_Model, int)
-        )  # nothing is freed
+        self.adapters = [read_adapter(self.handle, adapter) for adapter, _ in placement.lora]
+        self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
+        self.tokenizer = Tokenizer(path.name, self.vocab, weakref.finalize(self, int))
 
     def facts(self, n_ctx: int | None, snapshots: int) -> dict[str, Any]:
         """A RehearsedModel's fields as JSON has them."""
         trained = llama_cpp.llama_model_n_ctx_train(self.handle)
-        size = min(_DEFAULT_CONTEXT, trained) if n_ctx is None else n_ctx
+        size = max(1, min(_DEFAULT_CONTEXT if n_ctx is None else n_ctx, trained))
         refused = refusal(self.handle)
         plan = _NO_MEMORY | {"refused": refused} if refused else self._context(size, snapshots)
+        plan["other"] = max(0, _resident() - self.before - plan["recurrent"])
         description = ctypes.create_string_buffer(256)
         llama_cpp.llama_model_desc(self.handle, description, len(description))
         template = llama_cpp.llama_model_chat_template(self.handle, None)
@@ -136,7 +140,7 @@ class _Model:
             "weights": llama_cpp.llama_model_size(self.handle),
             "output": MAX_ROWS * self.tokenizer.n_vocab * 4,
             "chat_template": template.decode(errors="replace") if template else None,
-            "tokenizer": _tokenizer_facts(self.tokenizer, metadata(self.handle, "tokenizer.ggml.pre")),
+            "tokenizer": self._tokenizer_facts(),
             **plan,
         }
 
@@ -149,6 +153,8 @@ class _Model:
             raise ModelLoadError(
                 f"{self.path}: llama.cpp cannot make a context of {n_ctx} tokens: {backend.complaint()}. Try a smaller context (--ctx)"
             )
+        if self.adapters:
+            apply_adapters(context, self.adapters, [scale for _, scale in self.placement.lora])
         if not llama_cpp.llama_get_memory(context):
             return _NO_MEMORY | {"refused": "this model keeps no memory of a text (an embedding model?)"}
         lines = self.heard.since(start)
@@ -165,22 +171,26 @@ class _Model:
             "rollback": "snapshots" if kept >= max(1, snapshots) else "checkpoints" if changing else "tail",
         }
 
+    def _tokenizer_facts(self) -> dict[str, Any]:
+        tokenizer, pointer = self.tokenizer, self.vocab
+        special = {"bos_id": llama_cpp.llama_vocab_bos(pointer), "eos_id": llama_cpp.llama_vocab_eos(pointer)}
+        named = {name: token if token >= 0 else None for name, token in special.items()}
+        ends = [token for token in range(tokenizer.n_vocab) if tokenizer.is_end(token)]
+        shown = {token for token in (*ends, *named.values()) if token is not None} if tokenizer.has_text else set()
+        return {
+            "kind": tokenizer.kind,
+            "pre": metadata(self.handle, "tokenizer.ggml.pre"),
+            **named,
+            "adds_bos": bool(llama_cpp.llama_vocab_get_add_bos(pointer)),
+            "adds_eos": bool(llama_cpp.llama_vocab_get_add_eos(pointer)),
+            "end_ids": ends,
+            "texts": {token: tokenizer.token_text(token) for token in sorted(shown)},
+        }
 
-def _tokenizer_facts(tokenizer: Tokenizer, pre: str) -> dict[str, Any]:
-    pointer = tokenizer._pointer
-    special = {"bos_id": llama_cpp.llama_vocab_bos(pointer), "eos_id": llama_cpp.llama_vocab_eos(pointer)}
-    named = {name: token if token >= 0 else None for name, token in special.items()}
-    ends = [token for token in range(tokenizer.n_vocab) if tokenizer.is_end(token)]
-    shown = {token for token in (*ends, *named.values()) if token is not None} if tokenizer.has_text else set()
-    return {
-        "kind": tokenizer.kind,
-        "pre": pre,
-        **named,
-        "adds_bos": bool(llama_cpp.llama_vocab_get_add_bos(pointer)),
-        "adds_eos": bool(llama_cpp.llama_vocab_get_add_eos(pointer)),
-        "end_ids": ends,
-        "texts": {token: tokenizer.token_text(token) for token in sorted(shown)},
-    }
+
+def _resident() -> int:
+    """Bytes of memory that this process has."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def _bytes(mebibytes: str) -> int:

@@ -15,12 +15,12 @@ from . import methods
 from .account import Wanted
 from .cascade import BONUSES, Bonus
 from .checks import whole_number
-from .context import MAX_ROWS
 from .deferral import Method
 from .errors import SettingError
 from .gbnf import from_gbnf
 from .grammar import from_json_schema
 from .pacing import LONGEST_BLOCK
+from .parameters import MAX_ROWS
 from .sampling import Sampler
 from .shaping import Penalties
 from .verify import VERIFICATIONS, Verification

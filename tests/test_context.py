@@ -20,9 +20,10 @@ import speccascade_local as sc
 from speccascade_local import model as model_module
 from speccascade_local.backend import physical_cores
 from speccascade_local.batch import BATCH_TOKENS, Part
-from speccascade_local.context import MAX_ROWS, LlamaContext
+from speccascade_local.context import LlamaContext
 from speccascade_local.errors import ContextOverflowError, ModelLoadError, PromptError, SessionError, SettingError
 from speccascade_local.model import LlamaModel
+from speccascade_local.parameters import MAX_ROWS
 from speccascade_local.session import LlamaSession
 
 DEMO = Path(model_module.__file__).parent / "demo"

@@ -17,8 +17,23 @@ LAYERS = [
     {"errors"},
     {"checks", "lark", "sequences", "layout", "header"},
     {"placement"},
-    {"sampling", "stats", "profile", "figures", "ngram", "backend", "batch", "devices", "parameters", "tokenizer", "gbnf", "checked_yaml"},
-    {"rows", "vocabulary", "model", "rehearsal", "local_models"},
+    {
+        "sampling",
+        "stats",
+        "profile",
+        "figures",
+        "ngram",
+        "backend",
+        "batch",
+        "devices",
+        "parameters",
+        "tokenizer",
+        "rehearsal",
+        "adapters",
+        "gbnf",
+        "checked_yaml",
+    },
+    {"rows", "vocabulary", "model", "memory", "rehearsal_cache", "local_models"},
     {"evidence", "shaping", "clipping", "pacing", "experience", "prospect"},
     {"deferral", "generation", "controller"},
     {"account", "rules", "token_rules", "acceptance", "custom", "grammar"},
@@ -46,7 +61,7 @@ LAYERS = [
     {"__init__", "__main__"},
 ]
 #: Who may touch llama.cpp.
-LLAMA_CPP = {"backend", "batch", "context", "devices", "model", "parameters", "rehearsing", "tokenizer"}
+LLAMA_CPP = {"adapters", "backend", "batch", "context", "devices", "model", "parameters", "rehearsing", "tokenizer"}
 #: These must run on toy sessions without any model, so nothing heavier than numpy.
 ALGORITHMS = {
     *(

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speccascade_local.account import Wanted
-from speccascade_local.context import MAX_ROWS
 from speccascade_local.errors import SettingError
+from speccascade_local.parameters import MAX_ROWS
 from speccascade_local.settings import DEFAULTS, Settings
 
 no_number = st.sampled_from(["1", None, [], {}, True, False, 1j, object(), math.nan, math.inf, -math.inf, 10**400])
