@@ -8,12 +8,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from .catalog import CatalogFile
+from .catalog_file import CatalogFile
 from .checked_yaml import read_yaml
 from .checks import replace_file, text_of
 from .errors import CatalogError
@@ -30,7 +31,7 @@ def set_rule(path: Path, pair: str, rule: str, *, comment: str = "") -> None:
     _write(path, changed)
 
 
-def add_pair(path: Path, pair: str, entry: dict[str, str], *, comment: str = "") -> None:
+def add_pair(path: Path, pair: str, entry: Mapping[str, Any], *, comment: str = "") -> None:
     """Append a pair to a file that need not exist yet. Raises CatalogError."""
     lines = [f"  {pair}:", *(f"    {name}: {json.dumps(value)}" for name, value in entry.items())]
     if comment:
@@ -42,6 +43,12 @@ def add_pair(path: Path, pair: str, entry: dict[str, str], *, comment: str = "")
             raise CatalogError(f"{path}: has a pair {pair!r} already; change its rule there")
     _write(path, text.rstrip("\n") + "\n" + "\n".join(lines) + "\n")
     read_yaml(path, CatalogFile)
+
+
+def entry_of(path: Path, pair: str) -> dict[str, Any]:
+    """What stands under a pair, as it is written. Raises CatalogError."""
+    read_yaml(path, CatalogFile)
+    return dict(yaml.safe_load(text_of(path))["pairs"][pair])
 
 
 def _entry(path: Path, text: str, pair: str) -> yaml.MappingNode:

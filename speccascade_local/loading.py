@@ -24,6 +24,7 @@ from .experience import experiences
 from .header import layers_of
 from .memory import free_memory, need_of, require_fit, settled
 from .model import LlamaModel
+from .model_source import NGRAM
 from .ngram import NgramSession
 from .pairing import shared_vocab_size
 from .parameters import gpu_layers
@@ -154,8 +155,26 @@ def choose(
     expert: str | os.PathLike[str] | None,
     small: str | os.PathLike[str] | None,
     models: str | os.PathLike[str] | None,
+    *,
+    complete: bool = True,
 ) -> Pair:
-    """The pair that :func:`load` would load for these arguments. Raises SettingError and CatalogError."""
+    """The pair that :func:`load` would load for these arguments. Raises SettingError and CatalogError.
+
+    complete: False for whoever can do with a pair whose files are not all there.
+    """
+    chosen = _chosen(pair, drafter, expert, small, models)
+    if complete:
+        chosen.check_files()
+    return chosen
+
+
+def _chosen(
+    pair: str | None,
+    drafter: str | os.PathLike[str] | None,
+    expert: str | os.PathLike[str] | None,
+    small: str | os.PathLike[str] | None,
+    models: str | os.PathLike[str] | None,
+) -> Pair:
     if drafter is None and expert is None:
         if small is not None:
             raise SettingError("a small model's file needs a drafter and an expert file; name all three, or a pair that has a small model")
@@ -166,9 +185,9 @@ def choose(
         raise SettingError("a drafter file needs an expert file and the other way round; name both, or a pair")
     if pair is not None or models is not None:
         raise SettingError("two files were named, and a pair or a models.yaml too; name one or the other")
-    if str(drafter) == catalog.NGRAM and small is not None:
+    if str(drafter) == NGRAM and small is not None:
         raise SettingError("a small model drafts for a drafter, and drafter 'ngram' is none; name the small model as the drafter")
-    if str(expert) == catalog.NGRAM:
+    if str(expert) == NGRAM:
         raise SettingError("the expert is 'ngram', which copies and knows nothing; only the drafter may be")
     third = None if small is None else Path(os.path.expanduser(small))
     return Pair("custom", Path(os.path.expanduser(drafter)), Path(os.path.expanduser(expert)), small=third)

@@ -223,7 +223,7 @@ def test_version_and_help():
 @pytest.mark.parametrize(
     ("arguments", "stdin", "code", "said"),
     [
-        (["run", "nosuch", "Hi"], b"", 1, "unknown pair 'nosuch'; known are demo"),
+        (["run", "nosuch", "Hi"], b"", 1, "unknown pair 'nosuch' ('speccascade models' lists all "),
         (["run", "dmeo", "Hi"], b"", 1, "did you mean 'demo'"),
         (["run", "--rule", "tokn_v3:0.3", "Hi"], b"", 1, "did you mean 'token_v3'"),
         (["run", "--rule", "chow:1.5", "Hi"], b"", 1, "0 to 1"),

@@ -15,7 +15,7 @@ PACKAGE = Path(speccascade_local.__file__).parent
 #: From the bottom up. A module may import from lower rows and, without a circle, from its own.
 LAYERS = [
     {"errors"},
-    {"checks", "lark", "sequences", "layout", "header"},
+    {"checks", "lark", "sequences", "layout", "header", "hub_cache"},
     {"placement"},
     {
         "sampling",
@@ -32,6 +32,7 @@ LAYERS = [
         "adapters",
         "gbnf",
         "checked_yaml",
+        "model_source",
     },
     {"rows", "vocabulary", "model", "memory", "rehearsal_cache", "local_models"},
     {"evidence", "shaping", "clipping", "pacing", "experience", "prospect"},
@@ -45,7 +46,7 @@ LAYERS = [
     {"calibration", "loop_cost", "stopwatch"},
     {"profiling"},
     {"pictures", "profile_cache", "methods"},
-    {"settings", "catalog"},
+    {"settings", "catalog_file", "catalog", "hub_errors", "fetching"},
     {"reply", "answering", "runtime", "loading"},
     {"compare"},
     {"catalog_edit", "bench.graders", "bench.intervals", "bench.rows"},
@@ -56,7 +57,7 @@ LAYERS = [
     {"bench.report", "bench"},
     {"cli.terminal", "cli.options"},
     {"cli.invocation", "cli.scores"},
-    {"cli.answers", "cli.benchmarks", "cli.listings", "cli.measurements", "cli.planning", "cli.tuning"},
+    {"cli.answers", "cli.benchmarks", "cli.fetching", "cli.listings", "cli.measurements", "cli.planning", "cli.tuning"},
     {"cli.app", "cli"},
     {"__init__", "__main__"},
 ]

@@ -19,6 +19,7 @@ from .. import __version__
 from ..errors import SpeccascadeError
 from .answers import compare_verb, run
 from .benchmarks import bench
+from .fetching import pull
 from .listings import models_verb, rules_verb
 from .measurements import calibrate_verb, profile_verb
 from .options import in_groups
@@ -30,6 +31,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "run": run,
     "compare": compare_verb,
     "models": models_verb,
+    "pull": pull,
     "rules": rules_verb,
     "calibrate": calibrate_verb,
     "profile": profile_verb,

@@ -131,9 +131,9 @@ class ModelOptions:
         }
 
 
-def pair_of(name: str | None, chosen: ModelOptions) -> Pair:
-    """The pair that would be loaded. Raises SettingError and CatalogError."""
-    return choose(name, chosen.drafter, chosen.expert, chosen.small, chosen.models)
+def pair_of(name: str | None, chosen: ModelOptions, *, complete: bool = True) -> Pair:
+    """The pair that would be loaded. complete: False where its files need not be there. Raises SettingError and CatalogError."""
+    return choose(name, chosen.drafter, chosen.expert, chosen.small, chosen.models, complete=complete)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,224 @@
+"""Fetches files from the Hugging Face hub into the cache that ``huggingface_hub`` keeps, where all its users find them.
+
+The library speaks to the hub (addresses, tokens, retries, $HF_ENDPOINT) and keeps the cache; here it is added that a download which broke
+off is gone on with in a later run, that there is room before it begins, and that the file has the hash that the hub tells before anyone
+sees it. Plain HTTP, because only that resumes. The only module that uses the network; knows nothing of pairs and terminals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from rich.filesize import decimal
+
+from .checks import replace_file
+from .errors import FetchError
+from .hub_cache import MAIN, cache_folder, is_commit, is_file, repository_folder
+from .hub_errors import explained, hub
+from .model_source import FileSource
+
+_PIECE = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as the hub describes it, at one commit of its repository.
+
+    revision: what was asked for. size: bytes. digest: SHA-256 of a large file, git's SHA-1 of a small one, as hex.
+    """
+
+    repository: str
+    revision: str
+    commit: str
+    name: str
+    size: int
+    digest: str
+
+    @property
+    def path(self) -> Path:
+        """Where it lies once it is fetched."""
+        return repository_folder(self.repository) / "snapshots" / self.commit / self.name
+
+    @property
+    def blob(self) -> Path:
+        """Where its bytes lie."""
+        return repository_folder(self.repository) / "blobs" / self.digest
+
+    @property
+    def partial(self) -> Path:
+        """Where those lie that have come so far."""
+        return self.blob.with_name(f"{self.digest}.incomplete")
+
+    @property
+    def to_come(self) -> int:
+        """Bytes that are still to be fetched."""
+        if is_file(self.blob) or is_file(self.path):
+            return 0
+        come = self.partial.stat().st_size if is_file(self.partial) else 0
+        return self.size - come if come <= self.size else self.size
+
+
+def described(sources: Sequence[FileSource]) -> list[RemoteFile]:
+    """What the hub tells of these files, each shard for itself. Raises FetchError."""
+    listings: dict[tuple[str, str], tuple[str, dict[str, tuple[int, str]]]] = {}
+    found = []
+    for source in sources:
+        if source.hub is None:
+            raise FetchError(f"{source.file}: no hub repository is named, so it cannot be fetched; add hub: owner/name")
+        place = (source.hub, source.revision or MAIN)
+        if place not in listings:
+            listings[place] = _listing(*place)
+        commit, files = listings[place]
+        for name in source.names_on_hub:
+            if name not in files:
+                raise FetchError(_no_such_file(name, *place, list(files)))
+            found.append(RemoteFile(*place, commit, name, *files[name]))
+    return list(dict.fromkeys(found))
+
+
+def check_space(files: Sequence[RemoteFile]) -> None:
+    """Refuse what there is no room for, before anything is fetched. Raises FetchError."""
+    needed = sum(file.to_come for file in files)
+    folder = cache_folder()
+    there = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise FetchError(
+            f"{folder}: {decimal(free)} are free there, and {decimal(needed)} are to be fetched; "
+            "make room, or name another folder with HF_HOME"
+        )
+
+
+def fetch(file: RemoteFile, on_progress: Callable[[str, int], None]) -> Path:
+    """Fetch one file, or the rest of it, and check it. Returns where it lies; a branch or tag then means its commit.
+
+    on_progress: called with "fetching" or "checking" and the bytes done. Raises FetchError; what has come stays, for the next run, unless
+    it is wrong.
+    """
+    library = hub()
+    with _told(file):
+        if not is_file(file.blob) and not is_file(file.path):
+            file.blob.parent.mkdir(parents=True, exist_ok=True)
+            lock = cache_folder() / ".locks" / repository_folder(file.repository).name / f"{file.digest}.lock"
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            with library.utils.WeakFileLock(lock):  # that of the library: nobody else writes this blob meanwhile
+                if not is_file(file.blob):
+                    _download(library, file, on_progress)
+                    _check(file, on_progress)
+                    os.replace(file.partial, file.blob)
+        path = Path(library.hf_hub_download(file.repository, file.name, revision=file.commit, cache_dir=cache_folder()))
+        if not is_commit(file.revision):
+            replace_file(repository_folder(file.repository) / "refs" / file.revision, file.commit)
+    return path
+
+
+def _listing(repository: str, revision: str) -> tuple[str, dict[str, tuple[int, str]]]:
+    """The commit, and each file's size and digest. Raises FetchError."""
+    library = hub()
+    try:
+        info = library.HfApi().model_info(
+            repository, revision=revision, files_metadata=True, timeout=library.constants.HF_HUB_DOWNLOAD_TIMEOUT
+        )
+    except (library.errors.HTTPError, OSError, ValueError) as error:
+        raise FetchError(explained(error, repository, revision)) from None
+    files = {each.rfilename: (each.size, each.lfs.sha256 if each.lfs else each.blob_id) for each in info.siblings or ()}
+    if info.sha is None or not all(size is not None and digest for size, digest in files.values()):
+        raise FetchError(f"{library.constants.ENDPOINT} tells no sizes and hashes of {repository}, as a hub does; look at HF_ENDPOINT")
+    return info.sha, files
+
+
+def _no_such_file(name: str, repository: str, revision: str, known: list[str]) -> str:
+    models = [each for each in known if each.endswith(".gguf")] or known
+    near = difflib.get_close_matches(name, models, n=3, cutoff=0.3) or models[:3]
+    nearest = f"; nearest there: {', '.join(near)}" if near else "; it is empty"
+    return f"{repository} has no file {name!r} at revision {revision}{nearest}"
+
+
+def _download(library: Any, file: RemoteFile, on_progress: Callable[[str, int], None]) -> None:
+    """Write what is missing of the partial file; a dropped connection is taken up again a few times."""
+    if is_file(file.partial) and file.partial.stat().st_size > file.size:
+        file.partial.unlink()
+    with file.partial.open("ab") as out, _fine_and_quiet(library):
+        come = out.tell()
+        on_progress("fetching", come)
+        library.file_download.http_get(
+            library.hf_hub_url(file.repository, file.name, revision=file.commit),
+            _Counted(out, lambda done: on_progress("fetching", done)),
+            resume_size=come,
+            headers=library.utils.build_hf_headers(library_name="speccascade-local"),
+            expected_size=file.size,
+        )
+
+
+def _check(file: RemoteFile, on_progress: Callable[[str, int], None]) -> None:
+    """That the partial file is what the hub means; else it is removed. Raises FetchError."""
+    large = len(file.digest) == hashlib.sha256().digest_size * 2
+    digest = hashlib.sha256() if large else hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
+    with file.partial.open("rb") as come:
+        while piece := come.read(_PIECE):
+            digest.update(piece)
+            on_progress("checking", come.tell())
+    if digest.hexdigest() != file.digest:
+        file.partial.unlink()
+        raise FetchError(
+            f"{file.name} of {file.repository}: what came has the {'SHA-256' if large else 'git hash'} {digest.hexdigest()}, and the hub "
+            f"says {file.digest}; it was removed and is not used. Fetch it again; if that does not help, the hub or a proxy is at fault"
+        )
+
+
+@contextlib.contextmanager
+def _told(file: RemoteFile) -> Iterator[None]:
+    """Whatever goes wrong with a file, in words. Raises FetchError."""
+    library = hub()
+    try:
+        yield
+    except library.errors.HTTPError as error:
+        raise FetchError(f"{explained(error, file.repository, file.revision, file.name)}{_kept(file)}") from None
+    except OSError as error:
+        full = f"{cache_folder()}: no room for {file.name} ({error.strerror}); make room, or name another folder with HF_HOME"
+        what = full if error.errno in _FULL else explained(error, file.repository, file.revision, file.name)
+        raise FetchError(f"{what}{_kept(file)}") from None
+
+
+def _kept(file: RemoteFile) -> str:
+    come = file.partial.stat().st_size if is_file(file.partial) else 0
+    return f"; {decimal(come)} of {decimal(file.size)} have come and are kept: the next run goes on from there" if come else ""
+
+
+@contextlib.contextmanager
+def _fine_and_quiet(library: Any) -> Iterator[None]:
+    """The library writes smaller pieces, so that a dropped connection loses less, and shows no bars: the caller tells how far it is."""
+    usual, were_off = library.constants.DOWNLOAD_CHUNK_SIZE, library.utils.are_progress_bars_disabled()
+    library.constants.DOWNLOAD_CHUNK_SIZE = min(usual, _PIECE)
+    library.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        library.constants.DOWNLOAD_CHUNK_SIZE = usual
+        if not were_off:
+            library.utils.enable_progress_bars()
+
+
+class _Counted:
+    """A file open for writing that tells how long it is after each write."""
+
+    def __init__(self, file: IO[bytes], on_length: Callable[[int], None]) -> None:
+        self._file, self._on_length = file, on_length
+
+    def write(self, data: bytes) -> int:
+        written = self._file.write(data)
+        self._on_length(self._file.tell())
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
