@@ -86,9 +86,10 @@ def _range(file: RemoteFile, start: int, end: int) -> bytes:
     url = library.hf_hub_url(file.repository, file.name, revision=file.commit)
     headers = library.utils.build_hf_headers(library_name="speccascade-local")
     headers |= {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-    timeout = library.constants.HF_HUB_DOWNLOAD_TIMEOUT
     try:
-        with library.utils.http_stream_backoff("GET", url, headers=headers, max_retries=2, timeout=timeout) as response:
+        # An error while the answer is read would make the library ask again without telling us, so it is not to.
+        patience = {"retry_on_exceptions": (), "retry_on_status_codes": (408, 429), "timeout": library.constants.HF_HUB_DOWNLOAD_TIMEOUT}
+        with library.utils.http_stream_backoff("GET", url, headers=headers, **patience) as response:
             library.utils.hf_raise_for_status(response)
             if response.status_code == _WHOLE:
                 raise FetchError(
