@@ -128,7 +128,10 @@ class _Walk:
             return self._text(key, _LONGEST_TEXT)
         if kind == _LIST:
             return self._list(key, skipped=key != until)
-        return self._number(self._format(key, kind))
+        value = self._number(self._format(key, kind))
+        if key.endswith("epsilon") and not 0 <= value < math.inf:  # which llama.cpp finds out in the first evaluation
+            raise self._refused(f"{key:.80} is {value}")
+        return value
 
     def _list(self, key: str, skipped: bool) -> int:
         """Its length; what it holds is passed over, where anything behind it is wanted."""

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
+
+from pydantic import TypeAdapter
 
 from .errors import ModelLoadError, SettingError
 from .header import check_gguf
@@ -25,7 +29,10 @@ SECONDS_PER_FILE = 60.0
 #: What the child reports of a file is some kB; a chat template can make it more.
 _MOST_REPORTED = 64 << 20
 _LAST_WORDS = 2000
-_DIED = "llama.cpp gave up on this file"
+_PIPE = subprocess.PIPE
+_PLACE = re.compile(r"\S+/(?=[\w.-]+:\d+: )")  # the folder where llama.cpp was built
+#: What is started for a rehearsal.
+CHILD = (sys.executable, "-m", "speccascade_local.rehearsing")
 
 
 @dataclass(frozen=True)
@@ -117,8 +124,7 @@ def rehearse(
         "placements": {role: placement.as_dict() for role, placement in (placements or {}).items()},
     }
     limit = SECONDS_PER_FILE * len(files) if seconds is None else seconds
-    command = [sys.executable, "-m", "speccascade_local.rehearsing"]
-    return _Child(files).ask(command, json.dumps(asked), limit)
+    return _Child(files).ask(json.dumps(asked), limit)
 
 
 @dataclass
@@ -129,16 +135,14 @@ class _Child:
     begun: str | None = None
     models: dict[str, RehearsedModel] = field(default_factory=dict)
 
-    def ask(self, command: list[str], question: str, seconds: float) -> Rehearsed:
+    def ask(self, question: str, seconds: float) -> Rehearsed:
         environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}  # else llama.cpp starts a debugger where it aborts
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            cwd=Path(__file__).parent.parent,  # where -m finds the package, installed or not
-        )
+        folder = Path(__file__).parent.parent  # where -m finds the package, installed or not
+        try:
+            child = subprocess.Popen(CHILD, env=environment, cwd=folder, stdin=_PIPE, stdout=_PIPE, stderr=_PIPE)
+        except OSError as error:
+            path = next(iter(self.files.values()))
+            raise ModelLoadError(f"{path}: no process can be started to try it ({error.strerror}): {CHILD[0]}") from error
         words = _Words(child.stderr)
         late = threading.Event()
 
@@ -164,7 +168,9 @@ class _Child:
             path = self.files[self.begun if self.begun in missing else missing[0]]
             if late.is_set():
                 raise ModelLoadError(f"{path}: not understood within {seconds:g} seconds; the file is damaged, or this machine very busy")
-            raise ModelLoadError(f"{path}: {_DIED} ({_ending(code)}): {words.last()}. Fetch it again, or choose another")
+            raise ModelLoadError(
+                f"{path}: llama.cpp gave up on this file ({_ending(code)}): {words.last()}. Fetch it again, or choose another"
+            )
         return _paired(self.models)
 
     def _read(self, child: subprocess.Popen[bytes], question: str) -> None:
@@ -191,12 +197,14 @@ class _Child:
             return  # not one of its reports: what is missing in the end is told then
 
 
-def from_facts(facts: dict[str, Any]) -> RehearsedModel:
-    """A model as JSON has it. Raises KeyError and TypeError for what is none."""
-    tokenizer = facts.pop("tokenizer")
-    texts = {int(token): text for token, text in tokenizer.pop("texts").items()}
-    ends = tuple(tokenizer.pop("end_ids"))
-    return RehearsedModel(**{**facts, "path": Path(facts["path"])}, tokenizer=TokenizerFacts(**tokenizer, end_ids=ends, texts=texts))
+def from_facts(facts: object) -> RehearsedModel:
+    """A model as JSON has it. Raises ValueError for what is none."""
+    return _facts().validate_python(facts)
+
+
+@cache
+def _facts() -> TypeAdapter[RehearsedModel]:
+    return TypeAdapter(RehearsedModel)
 
 
 def _paired(models: Mapping[str, RehearsedModel]) -> Rehearsed:
@@ -223,7 +231,7 @@ class _Words(threading.Thread):
     def last(self) -> str:
         """The last lines, in one."""
         lines = [line.strip() for line in self._kept.decode(errors="replace").splitlines() if line.strip()]
-        return "; ".join(lines[-3:])[-500:] or "no last words"
+        return _PLACE.sub("", "; ".join(lines[-3:]))[-500:] or "no last words"
 
 
 def _ending(code: int) -> str:
