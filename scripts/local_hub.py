@@ -129,14 +129,15 @@ class _Answer(BaseHTTPRequestHandler):
         data = next(data for data in files if hashlib.sha256(data).hexdigest() == digest)
         data = self.hub.served_instead.get(name, data)
         asked = self.headers.get("Range") if not self.hub.without_range else None
-        start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+        first, _, last = asked.removeprefix("bytes=").partition("-") if asked else ("0", "", "")
+        start, end = int(first), min(int(last) + 1, len(data)) if last else len(data)
         self.send_response(206 if asked else 200)
-        self.send_header("Content-Length", str(len(data) - start))
+        self.send_header("Content-Length", str(end - start))
         if asked:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
         self.end_headers()
         if self.command == "GET":
-            self._write(data[start:])
+            self._write(data[start:end])
 
     def _write(self, data: bytes) -> None:
         end = self.hub.drop_after.pop(0) if self.hub.drop_after else len(data)

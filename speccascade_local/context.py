@@ -22,8 +22,8 @@ from .errors import ContextOverflowError, ModelLoadError, PromptError, SessionEr
 from .model import LlamaModel
 from .parameters import MAX_ROWS, SNAPSHOTS, context_parameters
 from .rollback import Rollback, Tail, ways_back
-from .sampling import Array
 from .rollback_trial import choose
+from .sampling import Array
 
 log = logging.getLogger(__name__)
 

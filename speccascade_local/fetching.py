@@ -2,7 +2,8 @@
 
 The library speaks to the hub (addresses, tokens, retries, $HF_ENDPOINT) and keeps the cache; here it is added that a download which broke
 off is gone on with in a later run, that there is room before it begins, and that the file has the hash that the hub tells before anyone
-sees it. Plain HTTP, because only that resumes. The only module that uses the network; knows nothing of pairs and terminals.
+sees it. Plain HTTP, because only that resumes. This and remote_header.py are all that uses the network; knows nothing of pairs and
+terminals.
 """
 
 from __future__ import annotations

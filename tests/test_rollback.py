@@ -21,9 +21,9 @@ from speccascade_local.context import LlamaContext
 from speccascade_local.errors import ModelLoadError, SessionError
 from speccascade_local.model import LlamaModel
 from speccascade_local.parameters import SNAPSHOTS
+from speccascade_local.rollback_trial import choose
 from speccascade_local.sampling import softmax
 from speccascade_local.session import LlamaSession
-from speccascade_local.rollback_trial import choose
 
 SNAPSHOTTED = {"lfm2-dense", "qwen35-dense", "nemotron_h-dense"}
 COPIED = {"mamba-dense", "mamba2-dense", "falcon-h1-dense", "granitehybrid-dense", "jamba-dense", "qwen3next-moe"}

@@ -1,0 +1,105 @@
+"""How the verdict on a pair looks in a terminal, and the ranking of drafters for an expert.
+
+Knows nothing of how either was found.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from ..bench.planning import KEPT
+from ..checking import Checked
+from ..findings import Grade
+from ..local_models import Found
+from ..suggesting import Suggestions
+from .terminal import for_tables, stderr, stdout
+
+#: Each grade's word and colour, in the order of telling.
+LOOKS: dict[Grade, tuple[str, str]] = {
+    "no": ("no", "bold red"),
+    "warning": ("but", "bold yellow"),
+    "note": ("–", "dim"),
+    "well": ("ok", "green"),
+}
+_VERDICTS = {"yes": "bold green", "yes, but": "bold yellow", "no": "bold red"}
+_MOST_OTHERS = 20
+
+
+def show_verdict(checked: Checked) -> None:
+    """The verdict first, then what it rests on: what forbids it, what is to be known, what is well."""
+    console, wraps = for_tables(), stdout.is_terminal
+    n = len(checked.of("warning"))
+    told = {"yes": "they pair", "yes, but": f"they pair, with {n} thing{'' if n == 1 else 's'} to know", "no": "they do not pair"}
+    verdict = Text.assemble((checked.answer, _VERDICTS[checked.answer]), f"  {checked.name}: {told[checked.answer]}")
+    console.print(verdict, soft_wrap=not wraps)
+    for role, model in (checked.models or {}).items():
+        size = f"{model.n_parameters / 1e6:.3g} M parameters"
+        described = model.description.replace(" ?B", "").replace(" (guessed)", "")
+        line = f"  {role}: {model.path.name} ({described}, {size}, trained for {model.n_ctx_train} tokens)"
+        console.print(Text(line), soft_wrap=not wraps)
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for grade, look in LOOKS.items():
+        for finding in checked.of(grade):
+            table.add_row(Text(*look), Text(finding.about), Text(finding.text))
+    console.print(table)
+    if checked.needs:
+        console.print()
+        console.print(_memory_table(checked))
+
+
+def _memory_table(checked: Checked) -> Table:
+    """By part and model, in this machine's own memory and on a GPU."""
+    needs = checked.needs or {}
+    table = Table(f"memory at {checked.n_ctx} tokens", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for role in needs:
+        table.add_column(role, justify="right")
+    table.add_column("together", justify="right")
+
+    def add(row: str, sizes: list[int]) -> None:
+        if any(sizes):
+            table.add_row(row, *(decimal(size) if size else "" for size in sizes), decimal(sum(sizes)))
+
+    for part in dict.fromkeys(part for need in needs.values() for part in need.own):
+        add(part, [need.own.get(part, 0) for need in needs.values()])
+    for part in dict.fromkeys(part for need in needs.values() for part in need.gpu):
+        add(f"{part} on the GPU", [need.gpu.get(part, 0) for need in needs.values()])
+    add("all", [need.own_bytes + need.gpu_bytes for need in needs.values()])
+    for where, free in (checked.free or {}).items():
+        table.add_row("free" if where == "memory" else f"free on {where}", *("" for _ in needs), decimal(free))
+    return table
+
+
+def show_suggestions(suggestions: Suggestions, found: Found, places: dict[str, Path], measured: bool) -> None:
+    """The ranking, and why the others are none. measured: whether speeds rest on what was measured on this machine."""
+    console = for_tables()
+    if not suggestions.ranked:
+        looked = (
+            ", ".join(f"{name} ({folder})" if name != str(folder) else name for name, folder in places.items()) or "no folder of models"
+        )
+        stdout.print(f"no model pairs with it; looked in {looked}", soft_wrap=True, markup=False)
+    else:
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        table.add_column("drafter", overflow="fold")
+        for name in ("size", "expert reads", "speed-up", "rollback"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for each in suggestions.ranked:
+            low, high = each.speedup
+            cells = (decimal(each.model.size), f"{each.ratio:.3g} ×", f"{low:.1f}–{high:.1f} ×", each.rollback)
+            table.add_row(Text(each.model.name), *cells)
+        console.print(table)
+        basis = "as fast as models were that were measured here" if measured else "by size alone, as nothing was measured here"
+        kept = f"{KEPT[0]:.0%} to {KEPT[1]:.0%} of drafts are kept"
+        stdout.print(f"(speed-up: {basis}, where {kept}; how many are, only asking tells: speccascade compare)", soft_wrap=True)
+    for model, reason in suggestions.others[:_MOST_OTHERS]:
+        stdout.print(Text(f"not {model.name}: {reason}", "dim"), soft_wrap=True)
+    if len(suggestions.others) > _MOST_OTHERS:
+        stdout.print(Text(f"and {len(suggestions.others) - _MOST_OTHERS} others do not pair (--json lists all)", "dim"))
+    for trouble in found.troubles:
+        stderr.print(f"(left out: {trouble})", soft_wrap=True, markup=False)
