@@ -29,7 +29,7 @@ from .reply import Chunk, Reply
 from .routing import Route
 from .session import LlamaSession
 from .settings import Settings, takes_settings
-from .text import ChatTemplate, Message
+from .templates import ChatTemplate, Message
 from .vocabulary import Vocabulary
 
 
