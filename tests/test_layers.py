@@ -14,8 +14,8 @@ PACKAGE = Path(speccascade_local.__file__).parent
 
 #: From the bottom up. A module may import from lower rows and, without a circle, from its own.
 LAYERS = [
-    {"errors"},
-    {"checks", "lark", "sequences", "header"},
+    {"errors", "sandbox"},
+    {"checks", "lark", "sequences", "header", "rendering"},
     {"sampling", "stats", "profile", "figures", "ngram", "backend", "batch", "tokenizer", "gbnf", "checked_yaml"},
     {"rows", "vocabulary", "model"},
     {"evidence", "shaping", "clipping", "pacing", "experience", "prospect"},
@@ -23,14 +23,15 @@ LAYERS = [
     {"account", "rules", "token_rules", "acceptance", "custom", "grammar"},
     {"guards", "verify", "drafting", "context", "session"},
     {"ahead"},
-    {"cascade", "text", "pairing", "prompts"},
-    {"routing"},
+    {"cascade", "text", "templates", "pairing", "prompts", "saved"},
+    {"routing", "transcript"},
     {"calibration", "loop_cost", "stopwatch"},
     {"profiling"},
     {"pictures", "profile_cache", "methods"},
     {"settings", "catalog"},
     {"reply", "answering", "runtime", "loading"},
-    {"compare"},
+    {"compare", "chat_file"},
+    {"conversation"},
     {"catalog_edit", "bench.graders", "bench.intervals", "bench.rows"},
     {"bench.questions", "bench.grid"},
     {"bench.running", "bench.setup", "bench.summary"},
@@ -38,8 +39,8 @@ LAYERS = [
     {"bench.charts"},
     {"bench.report", "bench"},
     {"cli.terminal", "cli.options"},
-    {"cli.invocation", "cli.scores"},
-    {"cli.answers", "cli.benchmarks", "cli.listings", "cli.measurements", "cli.planning", "cli.tuning"},
+    {"cli.invocation", "cli.scores", "cli.commands"},
+    {"cli.answers", "cli.benchmarks", "cli.chatting", "cli.listings", "cli.measurements", "cli.planning", "cli.tuning"},
     {"cli.app", "cli"},
     {"__init__", "__main__"},
 ]
@@ -135,7 +136,14 @@ def test_an_algorithm_needs_nothing_but_numpy(module):
 
 
 def test_only_the_rooms_below_a_session_touch_llama_cpp():
-    assert {module for module in MODULES if "llama_cpp" in outside_imports(module)} == {"backend", "batch", "tokenizer", "model", "context"}
+    assert {module for module in MODULES if "llama_cpp" in outside_imports(module)} == {
+        "backend",
+        "batch",
+        "tokenizer",
+        "model",
+        "context",
+        "saved",
+    }
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -19,6 +19,7 @@ from .. import __version__
 from ..errors import SpeccascadeError
 from .answers import compare_verb, run
 from .benchmarks import bench
+from .chatting import chat
 from .listings import models_verb, rules_verb
 from .measurements import calibrate_verb, profile_verb
 from .options import in_groups
@@ -28,6 +29,7 @@ from .tuning import tune
 
 VERBS: dict[str, Callable[..., None]] = {
     "run": run,
+    "chat": chat,
     "compare": compare_verb,
     "models": models_verb,
     "rules": rules_verb,
