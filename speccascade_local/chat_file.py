@@ -7,13 +7,14 @@ checksum of everything. Knows nothing of loaded models, only how their files are
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from .checks import fingerprint, replace_file
 from .errors import CatalogError
@@ -59,7 +60,7 @@ class _Cache(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     tokens: list[int]
-    n_bytes: int
+    n_bytes: NonNegativeInt
 
 
 class _Header(BaseModel):
@@ -70,11 +71,21 @@ class _Header(BaseModel):
     version: int
     messages: list[dict[str, str]]
     system: str | None
-    forgotten: int
+    forgotten: NonNegativeInt
     settings: dict[str, Any]
     said: list[tuple[list[int], list[tuple[str, bool]] | None]]
     models: dict[str, ModelMark]
     caches: dict[str, _Cache]
+
+
+def require_place(path: Path) -> None:
+    """Find out now whether a file can be written there. Raises CatalogError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise CatalogError(f"{path}: cannot be written ({error.strerror}); choose another place for the session") from error
 
 
 def write(path: Path, chat: SavedChat) -> None:
@@ -96,8 +107,9 @@ def read(path: Path) -> SavedChat:
     if not data.startswith(_MAGIC):
         raise CatalogError(f"{path}: no session file: it begins with {data[: len(_MAGIC)]!r}; give a file that /save or --session wrote")
     body, total = memoryview(data)[:-_SUM_BYTES], data[-_SUM_BYTES:]
+    damaged = CatalogError(f"{path}: cut off or damaged: the checksum does not fit its {len(data)} bytes; take a copy of it that is whole")
     if hashlib.sha256(body).digest() != total:
-        raise CatalogError(f"{path}: cut off or damaged: the checksum does not fit its {len(data)} bytes; take a copy of it that is whole")
+        raise damaged
     begun = len(_MAGIC) + _LENGTH_BYTES
     ended = begun + int.from_bytes(body[len(_MAGIC) : begun], "big")
     try:
@@ -111,6 +123,8 @@ def read(path: Path) -> SavedChat:
     if header.version != VERSION:
         raise CatalogError(f"{path}: a session of version {header.version}; this program reads version {VERSION}")
     ends = list(accumulate((cache.n_bytes for cache in header.caches.values()), initial=ended))
+    if ends[-1] != len(body):
+        raise damaged
     caches = {
         role: Saved(tuple(cache.tokens), bytes(body[start:end])) for (role, cache), start, end in zip(header.caches.items(), ends, ends[1:])
     }

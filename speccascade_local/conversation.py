@@ -103,9 +103,11 @@ class Conversation:
             raise CatalogError("the session's messages are not questions and answers in turns; it cannot be continued here")
         settings, notes = _settings(chat.settings)
         marks = {role: ModelMark.of(model.path) for role, model in self.runtime.models.items()}
+        same_words = marks["expert"] == chat.models.get("expert")
+        if same_words and not all(0 <= token < self.runtime.n_vocab for token in chat.said.ids):
+            raise CatalogError("the session holds token ids that its own models do not have; it cannot be continued")
         self._end_answer()
         self.messages, self.system, self.forgotten = list(chat.messages), chat.system, chat.forgotten
-        same_words = marks["expert"] == chat.models.get("expert")
         self._said = chat.said if same_words else Transcript()
         self.runtime.reset()
         cold = {role: self._filled(role, mark, chat) for role, mark in marks.items()}

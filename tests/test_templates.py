@@ -341,8 +341,9 @@ def tight(monkeypatch: pytest.MonkeyPatch):
     rendering.renderer.close()
 
 
+@pytest.mark.usefixtures("tight")
 @pytest.mark.parametrize("source", [*TOO_LONG.values(), *TOO_MUCH.values()], ids=[*TOO_LONG, *TOO_MUCH])
-def test_a_hostile_template_is_an_error_and_the_next_honest_one_renders(source: str, tight: None) -> None:
+def test_a_hostile_template_is_an_error_and_the_next_honest_one_renders(source: str) -> None:
     with pytest.raises(PromptError, match=r"(comes? to an end|memory|Memory|allowed|characters|overflow|Exceeds the limit).*--raw"):
         rendered(source)
     assert rendered("{{ messages[0].content }}") == "Hi"

@@ -24,9 +24,6 @@ from .commands import Chat, LeaveError, obey, system_text, tell
 from .invocation import loaded, set_log_level
 from .terminal import legend, number, print_tokens, stderr, styled
 
-with contextlib.suppress(ImportError):  # on Windows the console itself edits lines and remembers them
-    import readline  # noqa: F401  # gives input() line editing and a history
-
 QUOTES = '"""'
 
 
@@ -51,6 +48,8 @@ def chat(
     settings = asking.settings()  # refused before anything is loaded, as is what a file says
     prompt = system_text(system) if system else None
     saved = chat_file.read(session) if session and session.exists() else None
+    if session:
+        chat_file.require_place(session)
     with loaded(pair, chosen, verbose, profile=settings.block_size == "auto") as runtime:
         if not runtime.has_chat_template:
             raise PromptError("the expert has no chat template, so there are no turns to take; use speccascade run --raw")
@@ -62,6 +61,8 @@ def chat(
         talk.conversation.system = prompt or talk.conversation.system
         lines = Lines(sys.stdin is not None and sys.stdin.isatty())
         if lines.typed:
+            with contextlib.suppress(ImportError):  # on Windows the console itself edits lines and remembers them
+                import readline  # noqa: F401  # gives input() line editing and a history; may write to a stdout that is a pipe
             tell(f"{runtime.pair.name}, rule {talk.settings.method(runtime.rule)}; /help lists the commands")
             if show_origin and styled():
                 stderr.print(legend())

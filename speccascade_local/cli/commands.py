@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from .. import methods
 from ..checks import text_of
 from ..conversation import Conversation, Restored
+from ..deferral import Method
 from ..errors import SettingError
 from ..reply import Chunk, Reply
 from ..settings import Settings
@@ -84,7 +85,7 @@ def obey(chat: Chat, line: str) -> Generator[Chunk] | None:
     return COMMANDS[name].act(chat, argument.strip())
 
 
-def _rule(chat: Chat, spec: str) -> None:
+def _rule(chat: Chat, spec: str | Method) -> None:
     if spec:
         chat.settings = replace(chat.settings, rule=methods.parse(spec))
     rule = chat.settings.method(chat.conversation.runtime.rule)
@@ -93,7 +94,7 @@ def _rule(chat: Chat, spec: str) -> None:
 
 def _alpha(chat: Chat, text: str) -> None:
     now = methods.parse(chat.settings.rule or chat.conversation.runtime.rule)
-    _rule(chat, str(methods.turned(now, _number("/alpha", text, "0.5"))))
+    _rule(chat, methods.turned(now, _number("/alpha", text, "0.5")))
 
 
 def _temperature(chat: Chat, text: str) -> None:
