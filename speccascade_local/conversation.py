@@ -200,5 +200,5 @@ def _settings(given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
     try:
         biases = {int(key): value for key, value in kept.pop("logit_bias", {}).items()}
         return Settings(**kept, logit_bias=biases), notes
-    except (SettingError, ValueError, AttributeError) as error:
+    except (SettingError, TypeError, ValueError, AttributeError) as error:
         raise CatalogError(f"the session's settings cannot be used here: {error}") from error

@@ -5,7 +5,6 @@ The oracle is plain: the same text tokenized anew, compared as text.
 
 from __future__ import annotations
 
-
 import gguf
 import pytest
 from gguf_files import CHATML, IM_END, byte_id, text_model

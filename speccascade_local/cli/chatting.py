@@ -151,6 +151,6 @@ def _shown(talk: Chat, answer: Generator[Chunk], lines: Lines) -> None:
         stats, n_ctx = reply.stats, talk.conversation.runtime.n_ctx
         kept = f", {stats.acceptance_rate:.0%} of drafts kept" if stats.acceptance_rate is not None else ""
         tell(
-            f"{stats.tokens} tokens, {number(stats.tokens_per_s)}/s{kept}; prompt {stats.prompt_tokens}, of which "
-            f"{stats.cached_tokens} were held; context {stats.prompt_tokens + stats.tokens} of {n_ctx}"
+            f"{stats.tokens} tokens, {number(stats.tokens_per_s)}/s{kept}; prompt {stats.cached_tokens} + "
+            f"{stats.prompt_tokens - stats.cached_tokens} new; context {stats.prompt_tokens + stats.tokens} of {n_ctx}"
         )

@@ -52,7 +52,7 @@ class Chat:
         self.settings = replace(restored.settings, **chosen)
         for note in restored.notes:
             tell(note)
-        tell(f"{len(self.conversation.messages) // 2} turns from the session file")
+        tell(f"turns from the session file: {len(self.conversation.messages) // 2}")
 
 
 class Command(NamedTuple):
@@ -119,7 +119,7 @@ def _stats(chat: Chat, _: str) -> None:
         tell_plain(f"{name:18}{number(value)}")
     tokens, seconds = (sum(getattr(reply.stats, name) for reply in chat.replies) for name in ("tokens", "wall_s"))
     turns, forgotten = len(chat.conversation.messages) // 2, chat.conversation.forgotten
-    tell(f"{len(chat.replies)} answers, {tokens} tokens in {number(seconds)} s; {turns} turns, of which {forgotten} left the prompt")
+    tell(f"answers: {len(chat.replies)}, {tokens} tokens in {number(seconds)} s; turns: {turns}, of which {forgotten} left the prompt")
 
 
 def _origin(chat: Chat, _: str) -> None:
@@ -136,9 +136,10 @@ def _system(chat: Chat, given: str) -> None:
 
 
 def _retry(chat: Chat, _: str) -> Generator[Chunk]:
+    answer = chat.retry()
     if chat.settings.temperature == 0:
-        tell("at temperature 0 nothing is left to chance; /temperature 0.8 makes other answers possible")
-    return chat.retry()
+        tell("at temperature 0 the same settings give the same answer; /temperature 0.8 makes others possible")
+    return answer
 
 
 def _save(chat: Chat, name: str) -> None:
@@ -168,9 +169,9 @@ def _reset(chat: Chat, _: str) -> None:
 
 def _help(_chat: Chat, _: str) -> None:
     for name, (usage, meaning, _act) in COMMANDS.items():
-        tell_plain(f"/{name} {usage}".ljust(18) + meaning)
-    tell_plain('"""'.ljust(18) + "Begins and ends a question of several lines.")
-    tell_plain("Ctrl-C".ljust(18) + "Stops an answer; what it has said stays. Leaves where none is being written, as Ctrl-D does.")
+        tell_plain(f"/{name} {usage}".ljust(24) + meaning)
+    for key, meaning in KEYS.items():
+        tell_plain(key.ljust(24) + meaning)
 
 
 def _quit(_chat: Chat, _: str) -> None:
@@ -183,16 +184,22 @@ def tell_plain(text: str) -> None:
 
 
 COMMANDS: dict[str, Command] = {
-    "rule": Command("[RULE]", "Show the deferral rule, or choose one, such as token_v3:0.3, opt:0.2, strict.", _rule),
+    "rule": Command("[RULE]", "Show the rule, or choose one, such as opt:0.2 or strict.", _rule),
     "alpha": Command("X", "Turn the rule's dial.", _alpha),
     "temperature": Command("X", "0 is greedy.", _temperature),
     "stats": Command("", "What the last answer took, and the whole chat.", _stats),
     "origin": Command("", "Colour each token by who wrote it, or stop that.", _origin),
     "system": Command("[TEXT|@FILE|-]", "Show the system prompt, set it, or remove it.", _system),
     "retry": Command("", "Ask the last question again, in place of its answer.", _retry),
-    "save": Command("FILE", "Write messages, settings and caches to a session file.", _save),
-    "load": Command("FILE", "Go on with a session file.", _load),
+    "save": Command("FILE", "Write messages, settings and caches to a file.", _save),
+    "load": Command("FILE", "Go on with such a file.", _load),
     "reset": Command("", "Forget all turns; system prompt and settings stay.", _reset),
     "help": Command("", "Show this.", _help),
     "quit": Command("", "Leave.", _quit),
+}
+#: What else can be typed.
+KEYS: dict[str, str] = {
+    '"""': "Begins and ends a question of several lines.",
+    "Ctrl-C": "Stops an answer (what it has said stays); else leaves.",
+    "Ctrl-D": "Leaves.",
 }
