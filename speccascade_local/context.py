@@ -239,6 +239,12 @@ class LlamaContext:
         self.rollback.drop(timeline, length)
 
     @property
+    def handle(self) -> Any:
+        """The ``llama_context`` pointer. Raises SessionError once it is closed."""
+        self.require_open()
+        return self._ctx
+
+    @property
     def is_open(self) -> bool:
         """Whether neither this context nor its model has been closed."""
         return self._free_ctx.alive and not self.model.closed

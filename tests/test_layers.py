@@ -14,8 +14,8 @@ PACKAGE = Path(speccascade_local.__file__).parent
 
 #: From the bottom up. A module may import from lower rows and, without a circle, from its own.
 LAYERS = [
-    {"errors"},
-    {"checks", "lark", "sequences", "layout", "header", "hub_cache", "ggml", "rebuilding", "redaction"},
+    {"errors", "sandbox"},
+    {"checks", "lark", "sequences", "layout", "header", "rendering", "hub_cache", "ggml", "rebuilding", "redaction"},
     {"machine", "bandwidth", "endpoints"},
     {"placement"},
     {"sampling", "stats", "profile", "figures", "ngram", "backend", "batch", "tokenizer", "gbnf", "checked_yaml", "model_source"},
@@ -28,16 +28,16 @@ LAYERS = [
     {"account", "rules", "token_rules", "acceptance", "custom", "grammar"},
     {"guards", "verify", "drafting", "rollback", "rollback_trial", "context", "session"},
     {"ahead"},
-    {"cascade", "text", "pairing", "prompts"},
+    {"cascade", "text", "templates", "pairing", "prompts", "saved"},
     {"rehearsing"},
-    {"routing"},
+    {"routing", "transcript"},
     {"calibration", "loop_cost", "stopwatch"},
     {"profiling"},
     {"pictures", "profile_cache", "methods"},
     {"settings", "catalog_file", "catalog", "hub_errors", "fetching", "remote_header"},
     {"reply", "answering", "runtime", "loading"},
-    {"compare", "trial", "installation"},
-    {"inspection"},
+    {"compare", "chat_file", "trial", "installation"},
+    {"conversation", "inspection"},
     {"diagnosis"},
     {"catalog_edit", "bench.graders", "bench.intervals", "bench.rows"},
     {"bench.questions", "bench.grid"},
@@ -46,10 +46,11 @@ LAYERS = [
     {"bench.charts", "checking", "suggesting"},
     {"bench.report", "bench"},
     {"cli.terminal", "cli.options"},
-    {"cli.invocation", "cli.scores", "cli.verdicts"},
+    {"cli.invocation", "cli.scores", "cli.commands", "cli.verdicts"},
     {
         "cli.answers",
         "cli.benchmarks",
+        "cli.chatting",
         "cli.checking",
         "cli.doctoring",
         "cli.fetching",
@@ -64,7 +65,21 @@ LAYERS = [
 ]
 #: Who may touch llama.cpp.
 LLAMA_CPP = {
-    *("adapters", "backend", "batch", "build", "context", "ggml", "model", "parameters", "rehearsing", "rollback", "rpc", "tokenizer"),
+    *(
+        "adapters",
+        "backend",
+        "batch",
+        "build",
+        "context",
+        "ggml",
+        "model",
+        "parameters",
+        "rehearsing",
+        "rollback",
+        "rpc",
+        "saved",
+        "tokenizer",
+    ),
 }
 #: These must run on toy sessions without any model, so nothing heavier than numpy.
 ALGORITHMS = {

@@ -23,6 +23,7 @@ from speccascade_local.model import LlamaModel
 from speccascade_local.parameters import SNAPSHOTS
 from speccascade_local.rollback_trial import choose
 from speccascade_local.sampling import softmax
+from speccascade_local.saved import restore, saved
 from speccascade_local.session import LlamaSession
 
 SNAPSHOTTED = {"lfm2-dense", "qwen35-dense", "nemotron_h-dense"}
@@ -141,6 +142,25 @@ def test_snapshots_reach_no_further_back_than_the_last_batch(opened: Callable[..
     session.rewind(24)
     fresh.rewind(0)
     assert_same(session.extend([70], 1)[0], fresh.extend([*range(22), 60, 61, 70], 1)[0])
+
+
+@pytest.mark.parametrize("name", ["llama-dense", "mamba2-dense", "lfm2-dense", "qwen35-dense", "falcon-h1-dense"])
+def test_what_was_saved_after_going_back_can_be_restored(opened: Callable[..., LlamaSession], name: str) -> None:
+    session, other, fresh = opened(name), opened(name), opened(name, 0)
+    session.extend([*range(30)], 1)
+    session.extend([30, 31, 32, 33], 4)
+    session.rewind(32)
+    kept = saved(session)
+    assert kept.tokens == tuple(range(len(kept.tokens)))
+    assert 30 <= len(kept.tokens) <= 32
+    other.extend([9, 9, 9], 1)
+    restore(other, kept)
+    expected = fresh.extend([*range(32), 60, 61], 2).copy()
+    for each, missing in ((session, []), (other, [*range(len(kept.tokens), 32)])):
+        for row, straight in zip(each.extend([*missing, 60, 61], 2), expected):
+            assert_same(row, straight)
+    restore(other, kept._replace(tokens=(), state=b""))
+    assert other.tokens == []
 
 
 @pytest.mark.parametrize("name", ["llama-dense", "mamba2-dense", "qwen35-dense", "falcon-h1-dense"])

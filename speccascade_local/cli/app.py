@@ -19,6 +19,7 @@ from .. import __version__
 from ..errors import SpeccascadeError
 from .answers import compare_verb, run
 from .benchmarks import bench
+from .chatting import chat
 from .checking import check_verb
 from .doctoring import doctor
 from .fetching import pull
@@ -32,6 +33,7 @@ from .tuning import tune
 
 VERBS: dict[str, Callable[..., None]] = {
     "run": run,
+    "chat": chat,
     "compare": compare_verb,
     "models": models_verb,
     "pull": pull,

@@ -228,6 +228,13 @@ class AnswerOptions(AskingOptions):
 
 
 @dataclass(frozen=True)
+class ChatOptions(AskingOptions):
+    """Asked again and again."""
+
+    max_tokens: MaxTokens = 2048
+
+
+@dataclass(frozen=True)
 class CompareOptions(AskingOptions):
     """Asked in every way, each with the same seed and blocks of the same length."""
 
