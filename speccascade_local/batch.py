@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import llama_cpp
 import numpy as np
 
+from .sampling import Array
+
 #: As many tokens as one llama_decode takes.
 BATCH_TOKENS = 512
 
@@ -60,6 +62,7 @@ class Batch:
         self.ids, self.positions, self.owners, self.counts = (np.zeros(BATCH_TOKENS, np.int32) for _ in range(4))
         self.wanted = np.zeros(BATCH_TOKENS, np.int8)
         self.counts[:] = 1
+        self._views: dict[tuple[int, int], Array] = {}  # by address and number of rows
         of_ids = ctypes.POINTER(llama_cpp.llama_seq_id)
         first = self.owners.ctypes.data
         self._owners = (of_ids * BATCH_TOKENS)(*(ctypes.cast(first + 4 * i, of_ids) for i in range(BATCH_TOKENS)))
@@ -90,3 +93,14 @@ class Batch:
         self._batch.n_tokens = size
         code: int = llama_cpp.llama_decode(context, self._batch)
         return code
+
+    def rows(self, context: Any, count: int, n_vocab: int) -> Array:
+        """What was wanted of the last evaluation, [count, n_vocab] float32: a view into llama.cpp's buffer.
+
+        The array over it is kept: making one takes longer than a small row is worth.
+        """
+        buffer = llama_cpp.llama_get_logits(context)
+        place = ctypes.addressof(buffer.contents), count
+        if place not in self._views:
+            self._views[place] = np.ctypeslib.as_array(buffer, (count, n_vocab))
+        return self._views[place]

@@ -6,14 +6,12 @@ every return code, and frees the context once, before its model. Knows nothing o
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import llama_cpp
-import numpy as np
 
 from .adapters import apply_adapters
 from .backend import complaint, forget_complaints, made
@@ -78,7 +76,6 @@ class LlamaContext:
                 f"{self.model.path}: this model keeps no memory of a text (an embedding model?); choose one that generates"
             )
         self._batch = Batch()
-        self._views: dict[tuple[int, int], Array] = {}  # by address and number of rows
         self.rollback: Rollback = Tail(self.model.path.name, self._memory)
         choose(self, ways_back(self.model, self._ctx, self._memory))
 
@@ -223,12 +220,7 @@ class LlamaContext:
             self.rollback.trim(last.timeline)
 
     def _rows(self, parts: Sequence[Part]) -> list[Array]:
-        """Of llama.cpp's buffer. The array over it is kept: making one takes longer than a small row is worth."""
-        buffer, total = llama_cpp.llama_get_logits(self._ctx), sum(part.keep for part in parts)
-        place = ctypes.addressof(buffer.contents), total
-        if place not in self._views:
-            self._views[place] = np.ctypeslib.as_array(buffer, (total, self.model.n_vocab))
-        rows, end, found = self._views[place], 0, []
+        rows, end, found = self._batch.rows(self._ctx, sum(part.keep for part in parts), self.model.n_vocab), 0, []
         for timeline, _, keep in parts:
             found.append(rows[end : end + keep, : timeline.n_vocab])
             end += keep
