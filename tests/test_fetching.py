@@ -56,6 +56,7 @@ def here(tmp_path: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> Simp
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_ENDPOINT", hub.address)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     constants = huggingface_hub.constants
     for name, value in (
         ("ENDPOINT", hub.address),
@@ -476,6 +477,7 @@ def test_whatever_is_dropped_the_file_is_whole_or_absent(tmp_path_factory, drops
     data = DATA["big-00001-of-00002.gguf"]
     with pytest.MonkeyPatch.context() as patch, LocalHub({"me/models": DATA}) as hub:
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
         patch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
         patch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}")
         patch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1 << 14)
