@@ -1,9 +1,8 @@
 """Fetches files from the Hugging Face hub into the cache that ``huggingface_hub`` keeps, where all its users find them.
 
-The library speaks to the hub (addresses, tokens, retries, $HF_ENDPOINT) and keeps the cache; here it is added that a download which broke
-off is gone on with in a later run, that there is room before it begins, and that the file has the hash that the hub tells before anyone
-sees it. Plain HTTP, because only that resumes. This and remote_header.py are all that uses the network; knows nothing of pairs and
-terminals.
+The library speaks to the hub (addresses, tokens, retries, $HF_ENDPOINT); here it is added that a download which broke off is gone on
+with in a later run, that there is room before it begins, and that the file has the hash that the hub tells before anyone sees it. Plain
+HTTP, because only that resumes. This and remote_header.py are all that uses the network; knows nothing of pairs and terminals.
 """
 
 from __future__ import annotations
@@ -98,15 +97,15 @@ def check_space(files: Sequence[RemoteFile]) -> None:
         )
 
 
-def fetch(file: RemoteFile, on_progress: Callable[[str, int], None]) -> Path:
-    """Fetch one file, or the rest of it, and check it. Returns where it lies; a branch or tag then means its commit.
+def fetch(file: RemoteFile, on_progress: Callable[[str, int], None]) -> None:
+    """Fetch one file, or the rest of it, check it, and put it in its place; a branch or tag then means its commit.
 
     on_progress: called with "fetching" or "checking" and the bytes done. Raises FetchError; what has come stays, for the next run, unless
     it is wrong.
     """
     library = hub()
     with _told(file):
-        if not is_file(file.blob) and not is_file(file.path):
+        if not is_file(file.path):
             file.blob.parent.mkdir(parents=True, exist_ok=True)
             lock = cache_folder() / ".locks" / repository_folder(file.repository).name / f"{file.digest}.lock"
             lock.parent.mkdir(parents=True, exist_ok=True)
@@ -115,10 +114,9 @@ def fetch(file: RemoteFile, on_progress: Callable[[str, int], None]) -> Path:
                     _download(library, file, on_progress)
                     _check(file, on_progress)
                     os.replace(file.partial, file.blob)
-        path = Path(library.hf_hub_download(file.repository, file.name, revision=file.commit, cache_dir=cache_folder()))
+                _put_in_place(file)
         if not is_commit(file.revision):
             replace_file(repository_folder(file.repository) / "refs" / file.revision, file.commit)
-    return path
 
 
 def _info(repository: str, revision: str) -> Any:
@@ -181,6 +179,16 @@ def _check(file: RemoteFile, on_progress: Callable[[str, int], None]) -> None:
             f"{file.name} of {file.repository}: what came has the {'SHA-256' if large else 'git hash'} {digest.hexdigest()}, and the hub "
             f"says {file.digest}; it was removed and is not used. Fetch it again; if that does not help, the hub or a proxy is at fault"
         )
+
+
+def _put_in_place(file: RemoteFile) -> None:
+    """A link to the bytes, as the library makes it; where there are no links the bytes themselves."""
+    file.path.parent.mkdir(parents=True, exist_ok=True)
+    file.path.unlink(missing_ok=True)  # a link whose bytes are gone
+    try:
+        file.path.symlink_to(os.path.relpath(file.blob, file.path.parent))
+    except OSError:
+        os.replace(file.blob, file.path)
 
 
 @contextlib.contextmanager

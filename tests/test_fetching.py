@@ -56,6 +56,7 @@ def here(tmp_path: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> Simp
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_ENDPOINT", hub.address)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     constants = huggingface_hub.constants
     for name, value in (
         ("ENDPOINT", hub.address),
@@ -109,6 +110,21 @@ def test_the_library_finds_what_was_pulled_without_a_network(here, hub, monkeypa
     for name, data in DATA.items():
         found = huggingface_hub.hf_hub_download("me/models", name, cache_dir=here.cache, local_files_only=True)
         assert Path(found).read_bytes() == data
+
+
+def test_where_there_are_no_links_the_files_themselves_are_put_in_place(here, hub, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    pull(here)
+    assert contents(here) == list(DATA.values())
+    assert not here.pair().drafter.is_symlink()
+    asked = len(hub.requests)
+    pull(here)
+    assert len(hub.requests) == asked
+    found = huggingface_hub.hf_hub_download("me/models", "adapter.bin", cache_dir=here.cache, local_files_only=True)
+    assert Path(found).read_bytes() == b"adapter"
 
 
 def test_what_the_library_pulled_is_there_for_the_catalog(here):
@@ -332,8 +348,8 @@ def test_two_at_once_do_not_write_into_one_file(here, hub):
     hub.pace = 0.01
     file = fetching.described(here.pair().models["drafter"].sources)[0]
     with ThreadPoolExecutor(2) as both:
-        paths = list(both.map(lambda _: fetching.fetch(file, lambda doing, done: None), range(2)))
-    assert [path.read_bytes() for path in paths] == 2 * [DATA["sub/small-Q8_0.gguf"]]
+        list(both.map(lambda _: fetching.fetch(file, lambda doing, done: None), range(2)))
+    assert file.path.read_bytes() == DATA["sub/small-Q8_0.gguf"]
     assert hub.sent == len(DATA["sub/small-Q8_0.gguf"])
 
 
@@ -461,6 +477,7 @@ def test_whatever_is_dropped_the_file_is_whole_or_absent(tmp_path_factory, drops
     data = DATA["big-00001-of-00002.gguf"]
     with pytest.MonkeyPatch.context() as patch, LocalHub({"me/models": DATA}) as hub:
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
         patch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
         patch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}")
         patch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1 << 14)
@@ -470,11 +487,11 @@ def test_whatever_is_dropped_the_file_is_whole_or_absent(tmp_path_factory, drops
         file = fetching.described([source])[0]
         for _ in range(len(drops) + 1):
             try:
-                path = fetching.fetch(file, lambda doing, done: None)
+                fetching.fetch(file, lambda doing, done: None)
             except FetchError:
                 assert not file.path.exists()
             else:
-                assert path.read_bytes() == data
+                assert file.path.read_bytes() == data
                 return
         pytest.fail("with a server that drops no more, it never arrived")
 
