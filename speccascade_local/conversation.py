@@ -6,7 +6,6 @@ terminals and of how replies are made.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -167,8 +166,7 @@ class Conversation:
                 reply = Reply.of(read)
                 self.messages = [*asked, {"role": "assistant", "content": reply.text}]
                 self.forgotten = forgotten
-                with contextlib.suppress(SessionError):  # the runtime was closed meanwhile
-                    self._said = self.runtime.chat_answered(prompt, reply.token_ids)
+                self._said = prompt.answered(reply.token_ids)
 
     def _end_answer(self) -> None:
         """An answer that is still being read ends here."""

@@ -145,6 +145,24 @@ def test_a_model_without_a_template_cannot_chat(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: the expert has no chat template")
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ '{0.__class__.__mro__}'.format(messages) }}",
+        "{{ ('a' * 10 ** 10)|length }}",
+        "{% for %}",
+    ],
+)
+def test_a_hostile_template_is_one_line_each_time_it_is_asked(source: str, tmp_path: Path) -> None:
+    path = text_model(tmp_path / "m.gguf", chat_template=source)
+    done = chat("Hi", "/stats", "Hi", arguments=("--drafter", path, "--expert", path))
+    assert (done.returncode, done.stdout.strip()) == (1, "")
+    told = done.stderr.splitlines()
+    assert [line for line in told if line != "(no answer yet)"] == [line for line in told if line.startswith("error: ") and "--raw" in line]
+    assert len(told) == 3
+
+
 def test_a_context_that_overflows_is_told_where_the_errors_go(tmp_path: Path) -> None:
     path = text_model(tmp_path / "m.gguf", chat_template=CHATML)
     done = chat(*["a question"] * 4, arguments=("--drafter", path, "--expert", path, "--ctx", "128", "--max-tokens", "20"))
@@ -156,12 +174,12 @@ def test_a_context_that_overflows_is_told_where_the_errors_go(tmp_path: Path) ->
 def test_retry_asks_again_with_another_seed(tmp_path: Path) -> None:
     path = text_model(tmp_path / "m.gguf", chat_template=CHATML)
     models = ("--drafter", path, "--expert", path, "--max-tokens", "20", "--temperature", "1", "--seed", "5")
-    done = chat("Hi", "/retry", "/retry", "/save a.chat", arguments=models, cwd=tmp_path)
+    done = chat("Hi", "/retry", "/retry", "/save a.chat", "/reset", "Hi", arguments=models, cwd=tmp_path)
     assert done.returncode == 0
     with sc.load(drafter=path, expert=path, n_threads=1, profile=False) as runtime:
         message = [{"role": "user", "content": "Hi"}]
         texts = [runtime.chat(message, max_tokens=20, temperature=1.0, seed=seed, block_size=5).text for seed in (5, 6, 7)]
-    assert done.stdout == "".join(f"{text}\n" for text in texts)
+    assert done.stdout == "".join(f"{text}\n" for text in [*texts, texts[0]])
     assert chat_file.read(tmp_path / "a.chat").messages == [*message, {"role": "assistant", "content": texts[-1]}]
 
 
