@@ -177,6 +177,23 @@ def test_an_answer_that_is_not_read_to_its_end_has_said_what_it_said(demo: sc.Ru
     assert reply.text == alone(demo, conversation).text
 
 
+def test_an_answer_that_breaks_off_within_a_character_keeps_its_ids_too(pair: sc.Runtime) -> None:
+    conversation, broken_off = sc.Conversation(pair), 0
+    for number in range(10):
+        stream = conversation.stream("Hi", temperature=1.0, seed=number, block_size=0, max_tokens=40)
+        prompt = conversation._rendered([*conversation.messages, {"role": "user", "content": "Hi"}]).ids
+        tokens = [token for _ in range(5) for token in next(stream).tokens]
+        stream.close()
+        broken_off += not tokens[-1].text
+        shown = [token.id for token in tokens]
+        while shown and not tokens[len(shown) - 1].text:
+            shown.pop()
+        following = conversation._rendered([*conversation.messages, {"role": "user", "content": "Ho"}]).ids
+        assert following[: len(prompt) + len(shown)] == prompt + shown
+        conversation.reset()
+    assert broken_off
+
+
 def test_the_next_question_ends_an_answer_that_nobody_reads_any_more(demo: sc.Runtime) -> None:
     conversation = sc.Conversation(demo)
     stream = conversation.stream(PEOPLE[0], block_size=2)
