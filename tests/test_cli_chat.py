@@ -168,7 +168,9 @@ def test_a_context_that_overflows_is_told_where_the_errors_go(tmp_path: Path) ->
     done = chat(*["a question"] * 4, arguments=("--drafter", path, "--expert", path, "--ctx", "128", "--max-tokens", "20"))
     assert done.returncode == 0
     assert "the context of 128 tokens is full: the oldest" in done.stderr
-    assert "(cut off by --max-tokens, or because the context is full)" in done.stderr
+    assert done.stderr.count("(cut off at --max-tokens 20)\n") == 4
+    done = chat("a question", arguments=("--drafter", path, "--expert", path, "--ctx", "64"))
+    assert done.stderr == "(cut off because the context of 64 tokens is full)\n"
 
 
 def test_retry_asks_again_with_another_seed(tmp_path: Path) -> None:

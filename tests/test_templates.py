@@ -103,6 +103,10 @@ def test_a_template_without_control_tokens_to_guard_renders_too() -> None:
         ("{{ messages[0].content }}", "a < b & 'c' {{ 1 + 1 }}", "a < b & 'c' {{ 1 + 1 }}"),
         ("{{ messages[0].content | tojson }}", "a < 'é'", "\"a < 'é'\""),
         ("{{ [messages[0].content] | tojson(indent=1) }}", "Hi", '[\n "Hi"\n]'),
+        ("{{ {'b': 1, 'a': 'é'} | tojson(separators=(',', ':'), sort_keys=true) }}", "", '{"a":"é","b":1}'),
+        ("{{ 'é' | tojson(ensure_ascii=true) }}", "", '"\\u00e9"'),
+        ("a {%- generation %} b{% endgeneration -%} c", "", "a bc"),
+        ("{% generation %}{{ messages[0].content }}{% endgeneration %}", "Hi", "Hi"),
     ],
 )
 def test_templates_may_use_what_published_ones_use(source: str, content: str, text: str) -> None:

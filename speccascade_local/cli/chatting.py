@@ -149,7 +149,9 @@ def _told(talk: Chat, reply: Reply, lines: Lines) -> None:
     """Keep it for /stats, and say what it took."""
     talk.replies.append(reply)
     if reply.finish_reason == "length":
-        tell("cut off by --max-tokens, or because the context is full")
+        limit = talk.settings.max_tokens
+        full = f"because the context of {talk.conversation.runtime.n_ctx} tokens is full"
+        tell(f"cut off {f'at --max-tokens {limit}' if len(reply.tokens) == limit else full}")
     if lines.typed and stderr.is_terminal:
         stats, n_ctx = reply.stats, talk.conversation.runtime.n_ctx
         kept = f", {stats.acceptance_rate:.0%} of drafts kept" if stats.acceptance_rate is not None else ""
