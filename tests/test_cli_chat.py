@@ -50,14 +50,11 @@ def test_the_pair_may_be_named_and_the_last_line_needs_no_end(answers: list[str]
     assert (done.returncode, done.stdout) == (0, answers[0] + "\n")
 
 
-def test_a_question_of_several_lines_stands_between_quotes() -> None:
-    done = chat('"""', "Who is", 'Ada Lovelace?"""', '"""One line"""', "/save a.chat", '"""not closed')
+def test_a_question_of_several_lines_stands_between_quotes(tmp_path: Path) -> None:
+    lines = ('"""', "Who is", "", 'Ada Lovelace?"""', '"""One line"""', " /not a command", "/save a.chat", '"""not closed')
+    done = chat(*lines, cwd=tmp_path)
     assert done.returncode == 1
     assert 'does not end; close it with """' in done.stderr
-
-
-def test_a_session_has_what_was_asked_over_several_lines(tmp_path: Path) -> None:
-    chat('"""', "Who is", "", 'Ada Lovelace?"""', '"""One line"""', " /not a command", "/save a.chat", cwd=tmp_path)
     asked = [message["content"] for message in chat_file.read(tmp_path / "a.chat").messages[::2]]
     assert asked == ["Who is\n\nAda Lovelace?", "One line", " /not a command"]
 
