@@ -395,6 +395,13 @@ def test_a_process_that_cannot_be_started_is_an_error(monkeypatch: pytest.Monkey
         rendering.Renderer().render("Hi", {})
 
 
+def test_a_process_that_was_ended_by_somebody_is_started_again() -> None:
+    rendered("Hi")
+    rendering.renderer._child.kill()
+    rendering.renderer._child.wait()
+    assert rendered("{{ messages[0].content }}") == "Hi"
+
+
 def test_many_threads_get_their_own_texts() -> None:
     got: dict[int, str] = {}
 
