@@ -6,7 +6,6 @@ terminals and of how replies are made.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -167,14 +166,21 @@ class Conversation:
                 reply = Reply.of(read)
                 self.messages = [*asked, {"role": "assistant", "content": reply.text}]
                 self.forgotten = forgotten
-                with contextlib.suppress(SessionError):  # the runtime was closed meanwhile
-                    self._said = self.runtime.chat_answered(prompt, reply.token_ids)
+                self._said = prompt.answered(_shown(reply))
 
     def _end_answer(self) -> None:
         """An answer that is still being read ends here."""
         answer, self._answer = self._answer, None
         if answer is not None:
             answer.close()
+
+
+def _shown(reply: Reply) -> list[int]:
+    """The ids of an answer, but for those at the end of a broken-off one that have shown nothing yet, such as half a character."""
+    tokens = list(reply.tokens)
+    while reply.finish_reason is None and tokens and not tokens[-1].text:
+        tokens.pop()
+    return [token.id for token in tokens]
 
 
 def _path(given: str | os.PathLike[str]) -> Path:

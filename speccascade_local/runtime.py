@@ -102,11 +102,6 @@ class Runtime:
         with self._exclusively():
             return said.prompt(self._template.render(messages), self._tokenizer)
 
-    def chat_answered(self, prompt: Transcript, token_ids: Sequence[int]) -> Transcript:
-        """That prompt with the answer that was given to it."""
-        with self._exclusively():
-            return prompt.answered(token_ids, self._tokenizer)
-
     def saved_caches(self) -> dict[str, Saved]:
         """What the models' caches hold, by role. Raises SessionError."""
         with self._exclusively():

@@ -36,32 +36,39 @@ class Transcript:
         """All of it."""
         return [token for piece in self.pieces for token in piece.ids]
 
-    def answered(self, token_ids: Sequence[int], tokenizer: Tokenizer) -> Transcript:
-        """With what a model wrote. The id that ended its turn is a piece of its own, which a template may or may not write."""
-        ended = bool(token_ids) and tokenizer.is_end(token_ids[-1])
-        text, end = (token_ids[:-1], token_ids[-1:]) if ended else (token_ids, ())
-        closing = ((tokenizer.piece(token_ids[-1], special=True).decode(errors="replace"), True),) if ended else None
-        return Transcript((*self.pieces, Piece(tuple(text), None), *([Piece(tuple(end), closing)] if ended else [])))
+    def answered(self, token_ids: Sequence[int]) -> Transcript:
+        """With what a model wrote."""
+        return Transcript((*self.pieces, Piece(tuple(token_ids), None)))
 
     def prompt(self, rendered: Sequence[Part], tokenizer: Tokenizer) -> Transcript:
         """What a chat template wrote, as ids: those that are here as far as they stand for the same text."""
-        for count, rest in reversed(list(enumerate(self._rests(rendered, tokenizer), 1))):
+        pieces = [part for piece in self.pieces for part in _divided(piece, tokenizer)]
+        for count, rest in reversed(list(enumerate(_rests(pieces, rendered, tokenizer), 1))):
             ids = _ids_between(rest, tokenizer)
             if ids is not None:
-                return Transcript((*self.pieces[:count], Piece(tuple(ids), tuple(rest))))
+                return Transcript((*pieces[:count], Piece(tuple(ids), tuple(rest))))
         return Transcript((Piece(tuple(rendered_ids(rendered, tokenizer)), tuple(rendered)),))
 
-    def _rests(self, rendered: Sequence[Part], tokenizer: Tokenizer) -> list[list[Part]]:
-        """What is left of a text after the first piece, the first two, and so on as far as it begins with them."""
-        rests, rest = [], list(rendered)
-        for ids, parts in self.pieces:
-            written = b"".join(map(tokenizer.piece, ids)).decode(errors="replace")
-            found = _after([(written, None)] if parts is None else parts, rest)
-            if found is None:
-                break
-            rest = found
-            rests.append(rest)
-        return rests
+
+def _divided(piece: Piece, tokenizer: Tokenizer) -> list[Piece]:
+    """The id that ended an answer is a piece of its own, because a template may or may not write it there."""
+    if piece.parts is not None or not piece.ids or not tokenizer.is_end(piece.ids[-1]):
+        return [piece]
+    *text, end = piece.ids
+    return [Piece(tuple(text), None), Piece((end,), ((tokenizer.piece(end, special=True).decode(errors="replace"), True),))]
+
+
+def _rests(pieces: Sequence[Piece], rendered: Sequence[Part], tokenizer: Tokenizer) -> list[list[Part]]:
+    """What is left of a text after the first piece, the first two, and so on as far as it begins with them."""
+    rests, rest = [], list(rendered)
+    for ids, parts in pieces:
+        written = b"".join(map(tokenizer.piece, ids)).decode(errors="replace")
+        found = _after([(written, None)] if parts is None else parts, rest)
+        if found is None:
+            break
+        rest = found
+        rests.append(rest)
+    return rests
 
 
 def _after(beginning: Sequence[tuple[str, bool | None]], parts: Sequence[Part]) -> list[Part] | None:

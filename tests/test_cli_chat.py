@@ -50,14 +50,11 @@ def test_the_pair_may_be_named_and_the_last_line_needs_no_end(answers: list[str]
     assert (done.returncode, done.stdout) == (0, answers[0] + "\n")
 
 
-def test_a_question_of_several_lines_stands_between_quotes() -> None:
-    done = chat('"""', "Who is", 'Ada Lovelace?"""', '"""One line"""', "/save a.chat", '"""not closed')
+def test_a_question_of_several_lines_stands_between_quotes(tmp_path: Path) -> None:
+    lines = ('"""', "Who is", "", 'Ada Lovelace?"""', '"""One line"""', " /not a command", "/save a.chat", '"""not closed')
+    done = chat(*lines, cwd=tmp_path)
     assert done.returncode == 1
     assert 'does not end; close it with """' in done.stderr
-
-
-def test_a_session_has_what_was_asked_over_several_lines(tmp_path: Path) -> None:
-    chat('"""', "Who is", "", 'Ada Lovelace?"""', '"""One line"""', " /not a command", "/save a.chat", cwd=tmp_path)
     asked = [message["content"] for message in chat_file.read(tmp_path / "a.chat").messages[::2]]
     assert asked == ["Who is\n\nAda Lovelace?", "One line", " /not a command"]
 
@@ -145,23 +142,43 @@ def test_a_model_without_a_template_cannot_chat(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: the expert has no chat template")
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ '{0.__class__.__mro__}'.format(messages) }}",
+        "{{ ('a' * 10 ** 10)|length }}",
+        "{% for %}",
+    ],
+)
+def test_a_hostile_template_is_one_line_each_time_it_is_asked(source: str, tmp_path: Path) -> None:
+    path = text_model(tmp_path / "m.gguf", chat_template=source)
+    done = chat("Hi", "/stats", "Hi", arguments=("--drafter", path, "--expert", path))
+    assert (done.returncode, done.stdout.strip()) == (1, "")
+    told = done.stderr.splitlines()
+    assert [line for line in told if line != "(no answer yet)"] == [line for line in told if line.startswith("error: ") and "--raw" in line]
+    assert len(told) == 3
+
+
 def test_a_context_that_overflows_is_told_where_the_errors_go(tmp_path: Path) -> None:
     path = text_model(tmp_path / "m.gguf", chat_template=CHATML)
     done = chat(*["a question"] * 4, arguments=("--drafter", path, "--expert", path, "--ctx", "128", "--max-tokens", "20"))
     assert done.returncode == 0
     assert "the context of 128 tokens is full: the oldest" in done.stderr
-    assert "(cut off by --max-tokens, or because the context is full)" in done.stderr
+    assert done.stderr.count("(cut off at --max-tokens 20)\n") == 4
+    done = chat("a question", arguments=("--drafter", path, "--expert", path, "--ctx", "64"))
+    assert done.stderr == "(cut off because the context of 64 tokens is full)\n"
 
 
 def test_retry_asks_again_with_another_seed(tmp_path: Path) -> None:
     path = text_model(tmp_path / "m.gguf", chat_template=CHATML)
     models = ("--drafter", path, "--expert", path, "--max-tokens", "20", "--temperature", "1", "--seed", "5")
-    done = chat("Hi", "/retry", "/retry", "/save a.chat", arguments=models, cwd=tmp_path)
+    done = chat("Hi", "/retry", "/retry", "/save a.chat", "/reset", "Hi", "/retry", arguments=models, cwd=tmp_path)
     assert done.returncode == 0
     with sc.load(drafter=path, expert=path, n_threads=1, profile=False) as runtime:
         message = [{"role": "user", "content": "Hi"}]
         texts = [runtime.chat(message, max_tokens=20, temperature=1.0, seed=seed, block_size=5).text for seed in (5, 6, 7)]
-    assert done.stdout == "".join(f"{text}\n" for text in texts)
+    assert done.stdout == "".join(f"{text}\n" for text in [*texts, *texts[:2]])
     assert chat_file.read(tmp_path / "a.chat").messages == [*message, {"role": "assistant", "content": texts[-1]}]
 
 
@@ -243,8 +260,8 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(keyboard, tmp_path: Path) -> N
     keyboard.sendline("Hi")
     keyboard.expect("Hi\r\n.{20}")
     keyboard.sendintr()
-    keyboard.expect("stopped; what was said stays")
     keyboard.expect("tokens, .*context")
+    keyboard.expect("stopped; what was said stays")
     keyboard.expect("> ")
     keyboard.sendline("/stats")
     keyboard.expect("answers: 1,")

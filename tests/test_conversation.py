@@ -132,13 +132,14 @@ def test_a_template_that_writes_answers_otherwise_gets_the_prompt_that_it_asks_f
 
 
 def test_a_full_context_drops_the_oldest_turns_keeps_the_system_prompt_and_says_so(pair: sc.Runtime, caplog) -> None:
-    conversation = sc.Conversation(pair, system="Be the one.")
+    conversation, dropped = sc.Conversation(pair, system="Be the one."), 0
     for number in range(12):
         caplog.clear()
         forgotten = conversation.forgotten
         with caplog.at_level(logging.WARNING):
             reply = conversation.ask(f"question {number}", max_tokens=24, temperature=1.0, seed=number, block_size=2)
         assert (conversation.forgotten > forgotten) == bool(caplog.records)
+        dropped += bool(caplog.records)
         if caplog.records:
             assert f"the oldest {conversation.forgotten} turn" in caplog.text
             assert reply.stats.prompt_tokens <= pair.n_ctx // 2
@@ -148,6 +149,7 @@ def test_a_full_context_drops_the_oldest_turns_keeps_the_system_prompt_and_says_
         for asked in range(number + 1):
             assert (f"question {asked}<|im_end|>" in text) == (asked >= conversation.forgotten)
     assert 0 < conversation.forgotten < 12
+    assert dropped <= 4  # then there is room for a while
     assert len(conversation.messages) == 24
 
 
@@ -175,11 +177,30 @@ def test_an_answer_that_is_not_read_to_its_end_has_said_what_it_said(demo: sc.Ru
     assert reply.text == alone(demo, conversation).text
 
 
+def test_an_answer_that_breaks_off_within_a_character_keeps_its_ids_too(pair: sc.Runtime) -> None:
+    conversation, broken_off = sc.Conversation(pair), 0
+    for number in range(10):
+        stream = conversation.stream("Hi", temperature=1.0, seed=number, block_size=0, max_tokens=40)
+        prompt = conversation._rendered([*conversation.messages, {"role": "user", "content": "Hi"}]).ids
+        tokens = [token for _ in range(5) for token in next(stream).tokens]
+        stream.close()
+        broken_off += not tokens[-1].text
+        shown = [token.id for token in tokens]
+        while shown and not tokens[len(shown) - 1].text:
+            shown.pop()
+        following = conversation._rendered([*conversation.messages, {"role": "user", "content": "Ho"}]).ids
+        assert following[: len(prompt) + len(shown)] == prompt + shown
+        conversation.reset()
+    assert broken_off
+
+
 def test_the_next_question_ends_an_answer_that_nobody_reads_any_more(demo: sc.Runtime) -> None:
     conversation = sc.Conversation(demo)
-    seen = next(conversation.stream(PEOPLE[0], block_size=2)).text
+    stream = conversation.stream(PEOPLE[0], block_size=2)
+    seen = next(stream).text
     conversation.ask(PEOPLE[1], block_size=2)
     assert [message["content"] for message in conversation.messages[:3]] == [PEOPLE[0], seen, PEOPLE[1]]
+    assert list(stream) == []
 
 
 def test_a_question_whose_answer_never_began_was_not_asked(demo: sc.Runtime, monkeypatch: pytest.MonkeyPatch) -> None:

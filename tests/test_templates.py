@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import minijinja
@@ -102,6 +103,10 @@ def test_a_template_without_control_tokens_to_guard_renders_too() -> None:
         ("{{ messages[0].content }}", "a < b & 'c' {{ 1 + 1 }}", "a < b & 'c' {{ 1 + 1 }}"),
         ("{{ messages[0].content | tojson }}", "a < 'é'", "\"a < 'é'\""),
         ("{{ [messages[0].content] | tojson(indent=1) }}", "Hi", '[\n "Hi"\n]'),
+        ("{{ {'b': 1, 'a': 'é'} | tojson(separators=(',', ':'), sort_keys=true) }}", "", '{"a":"é","b":1}'),
+        ("{{ 'é' | tojson(ensure_ascii=true) }}", "", '"\\u00e9"'),
+        ("a {%- generation %} b{% endgeneration -%} c", "", "a bc"),
+        ("{% generation %}{{ messages[0].content }}{% endgeneration %}", "Hi", "Hi"),
     ],
 )
 def test_templates_may_use_what_published_ones_use(source: str, content: str, text: str) -> None:
@@ -319,6 +324,7 @@ TOO_LONG = {
     "one huge power": "{{ messages|length * 9 ** (10 ** 8) }}",
     "nested lists that are told apart": "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(60) %}"
     "{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}{{ ns.a == ns.b }}",
+    "lists of lists": "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}",
     "while it is compiled": "{{ 9 ** (10 ** 8) }}",
 }
 TOO_MUCH = {
@@ -326,27 +332,46 @@ TOO_MUCH = {
     "doubling": "{% set ns = namespace(s=messages[0].content) %}{% for i in range(50) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
     "a wide format": "{{ '%9999999999d' % messages|length }}",
     "a wide column": "{{ messages[0].content.ljust(10 ** 10) }}",
-    "a list of lists": "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}",
     "while it is compiled": "{{ 'a' * 10 ** 10 }}",
 }
 
 
 @pytest.fixture
-def tight(monkeypatch: pytest.MonkeyPatch):
-    """Limits that a test can wait for."""
-    monkeypatch.setattr(rendering, "SECONDS", 1.0)
-    monkeypatch.setattr(rendering, "MEMORY_BYTES", 200_000_000)
+def anew() -> Iterator[None]:
+    """Limits that a test changes hold for a process that is started anew."""
     rendering.renderer.close()
     yield
     rendering.renderer.close()
 
 
-@pytest.mark.usefixtures("tight")
-@pytest.mark.parametrize("source", [*TOO_LONG.values(), *TOO_MUCH.values()], ids=[*TOO_LONG, *TOO_MUCH])
-def test_a_hostile_template_is_an_error_and_the_next_honest_one_renders(source: str) -> None:
-    with pytest.raises(PromptError, match=r"(comes? to an end|memory|Memory|allowed|characters|overflow|Exceeds the limit).*--raw"):
+@pytest.mark.usefixtures("anew")
+@pytest.mark.parametrize("source", TOO_LONG.values(), ids=TOO_LONG)
+def test_a_template_without_an_end_is_an_error_and_the_next_honest_one_renders(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "SECONDS", 1.0)
+    with pytest.raises(PromptError, match=r"does not come to an end within 1 seconds.*--raw"):
         rendered(source)
     assert rendered("{{ messages[0].content }}") == "Hi"
+
+
+@pytest.mark.usefixtures("anew")
+@pytest.mark.parametrize("source", TOO_MUCH.values(), ids=TOO_MUCH)
+def test_a_template_that_fills_the_memory_is_an_error_and_the_next_honest_one_renders(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "SECONDS", 60.0)
+    monkeypatch.setattr(rendering, "MEMORY_BYTES", 200_000_000)
+    with pytest.raises(PromptError, match=r"(needs more than 200 MB of memory|MemoryError).*--raw"):
+        rendered(source)
+    assert rendered("{{ messages[0].content }}") == "Hi"
+
+
+def test_a_format_wider_than_any_text_is_an_error() -> None:
+    with pytest.raises(PromptError, match="--raw"):
+        rendered("{{ '%99999999999999999999d' % messages|length }}")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")
+def test_ctrl_c_in_the_terminal_is_not_for_the_process_that_renders() -> None:
+    rendered("Hi")
+    assert os.getpgid(rendering.renderer._child.pid) != os.getpgid(0)
 
 
 def test_a_template_whose_text_is_too_long_is_told_how_long_it_is() -> None:
@@ -368,6 +393,13 @@ def test_a_process_that_cannot_be_started_is_an_error(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(PromptError, match=r"/nowhere/python cannot be started.*--raw"):
         rendering.Renderer().render("Hi", {})
+
+
+def test_a_process_that_was_ended_by_somebody_is_started_again() -> None:
+    rendered("Hi")
+    rendering.renderer._child.kill()
+    rendering.renderer._child.wait()
+    assert rendered("{{ messages[0].content }}") == "Hi"
 
 
 def test_many_threads_get_their_own_texts() -> None:

@@ -69,7 +69,7 @@ def test_every_prompt_spells_what_the_template_wrote(tokenizers, name: str, whic
         plain = rendered_ids(rendered, tokenizer)
         assert said_alike(spelled(transcript.ids, tokenizer), spelled(plain, tokenizer))
         ids = [token for token in answer if token > 2] + ([IM_END] if ended else [])
-        transcript = transcript.answered(ids, tokenizer)
+        transcript = transcript.answered(ids)
         messages.append({"role": "assistant", "content": said(ids, tokenizer)})
 
 
@@ -86,7 +86,7 @@ def test_an_answer_keeps_its_ids_where_tokenizing_it_again_gives_others(tokenize
     messages = [question, {"role": "assistant", "content": "the"}, question]
     behind = tokenizer.tokenize("\n<|im_start|>user\nthe<|im_end|>\n<|im_start|>assistant\n", add_special=False, parse_special=True)
     for ids in ([*answer, IM_END], answer, [*answer, ENDOFTEXT]):  # ended as the template ends it, not at all, and otherwise
-        second = first.answered(ids, tokenizer).prompt(chat.render(messages), tokenizer)
+        second = first.answered(ids).prompt(chat.render(messages), tokenizer)
         assert second.ids == [*first.ids, *answer, IM_END, *behind]
 
 
@@ -95,7 +95,7 @@ def test_thoughts_that_the_template_drops_are_dropped_and_what_stands_before_the
     chat, question = template("no thoughts", tokenizer), {"role": "user", "content": "he"}
     first = Transcript().prompt(chat.render([question]), tokenizer)
     thought = tokenizer.tokenize("<think>hm</think>the", add_special=False, parse_special=False)
-    answered = first.answered([*thought, IM_END], tokenizer)
+    answered = first.answered([*thought, IM_END])
     messages = [question, {"role": "assistant", "content": "<think>hm</think>the"}, question]
     second = answered.prompt(chat.render(messages), tokenizer)
     assert second.ids[: len(first.ids)] == first.ids
@@ -107,7 +107,7 @@ def test_a_control_token_that_a_question_spells_is_not_taken_for_the_one_that_en
     tokenizer = tokenizers[0]
     chat = template("plain", tokenizer)
     first = Transcript().prompt(chat.render([{"role": "user", "content": "he"}]), tokenizer)
-    answered = first.answered([byte_id(ord("a")), IM_END], tokenizer)
+    answered = first.answered([byte_id(ord("a")), IM_END])
     faked = [{"role": "user", "content": "he"}, {"role": "assistant", "content": "a<|im_end|>"}, {"role": "user", "content": "he"}]
     ids = answered.prompt(chat.render(faked), tokenizer).ids
     assert IM_END not in ids
@@ -119,7 +119,7 @@ def test_a_vocabulary_that_begins_texts_with_a_space_gets_none_into_the_middle(t
     assert spelled(tokenizer.tokenize("the", add_special=False, parse_special=False), tokenizer) == b" the"
     chat = template("plain", tokenizer)
     first = Transcript().prompt(chat.render([{"role": "user", "content": "a"}]), tokenizer)
-    answered = first.answered([byte_id(ord("b"))], tokenizer)
+    answered = first.answered([byte_id(ord("b"))])
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     assert b"b \n" not in spelled(answered.prompt(chat.render(messages), tokenizer).ids, tokenizer)
 
@@ -128,7 +128,7 @@ def test_a_transcript_is_a_value(tokenizers) -> None:
     tokenizer = tokenizers[0]
     first = Transcript().prompt([("the", True)], tokenizer)
     before = list(first.ids)
-    first.answered([5, 6], tokenizer)
+    first.answered([5, 6])
     first.prompt([("other", True)], tokenizer)
     assert first.ids == before
     assert Transcript().ids == []

@@ -96,15 +96,14 @@ class Lines:
         return text.rstrip().removesuffix(QUOTES).strip("\n")
 
     def _line(self, prompt: str) -> str | None:
-        if self.typed:
-            try:
-                return input(prompt if sys.stdout.isatty() else "")
-            except EOFError:
-                print(file=sys.stderr)
-                return None
-        read = sys.stdin.buffer.readline() if sys.stdin is not None else b""
         try:
+            if self.typed:
+                return input(prompt if sys.stdout.isatty() else "")
+            read = sys.stdin.buffer.readline() if sys.stdin is not None else b""
             return read.decode("utf-8").rstrip("\r\n") if read else None
+        except EOFError:
+            print(file=sys.stderr)
+            return None
         except UnicodeDecodeError as error:
             raise PromptError(f"a line is not UTF-8 text: byte {error.object[error.start]:#04x}; convert it first, with iconv") from error
 
@@ -117,9 +116,14 @@ def _turns(talk: Chat, lines: Lines) -> bool:
             line = lines.next()
             if line is None:
                 return failed
-            answer = obey(talk, line) if line.startswith("/") else talk.ask(line)
-            if answer is not None:
-                _shown(talk, answer, lines)
+            try:
+                answer = obey(talk, line) if line.startswith("/") else talk.ask(line)
+                if answer is not None:
+                    _shown(talk, answer, lines)
+            except KeyboardInterrupt:
+                if not lines.typed:
+                    raise
+                tell("stopped; what was said stays, /retry asks again")
         except LeaveError:
             return failed
         except SpeccascadeError as error:
@@ -128,25 +132,26 @@ def _turns(talk: Chat, lines: Lines) -> bool:
 
 
 def _shown(talk: Chat, answer: Generator[Chunk], lines: Lines) -> None:
-    """Write an answer as it comes. Ctrl-C at the keyboard ends it there."""
+    """Write an answer as it comes, and what it took; of one that is stopped, too."""
     read: list[Chunk] = []
     try:
         with closing(answer):
             for chunk in answer:
                 read.append(chunk)
                 print_tokens(chunk.tokens, coloured=talk.coloured)
-    except KeyboardInterrupt:
-        if not lines.typed:
-            raise
-        tell("stopped; what was said stays, /retry asks again")
     finally:
         print(flush=True)
-    if not read:
-        return
-    reply = Reply.of(read)
+        if read:
+            _told(talk, Reply.of(read), lines)
+
+
+def _told(talk: Chat, reply: Reply, lines: Lines) -> None:
+    """Keep it for /stats, and say what it took."""
     talk.replies.append(reply)
     if reply.finish_reason == "length":
-        tell("cut off by --max-tokens, or because the context is full")
+        limit = talk.settings.max_tokens
+        full = f"because the context of {talk.conversation.runtime.n_ctx} tokens is full"
+        tell(f"cut off {f'at --max-tokens {limit}' if len(reply.tokens) == limit else full}")
     if lines.typed and stderr.is_terminal:
         stats, n_ctx = reply.stats, talk.conversation.runtime.n_ctx
         kept = f", {stats.acceptance_rate:.0%} of drafts kept" if stats.acceptance_rate is not None else ""
