@@ -79,7 +79,8 @@ def test_without_a_limit_there_is_none(tmp_path, files):
 
 def test_the_tightest_of_nested_groups_counts(tmp_path):
     inside = "sys/fs/cgroup/pod/box"
-    files = {"proc/self/cgroup": "0::/pod/box\n", f"{inside}/cpu.max": "max 100000\n", "sys/fs/cgroup/pod/cpu.max": "150000 100000\n"}
+    files = {"proc/self/cgroup": "0::/pod/box\n", f"{inside}/cpu.max": "400000 100000\n", "sys/fs/cgroup/pod/cpu.max": "150000 100000\n"}
+    files |= {"sys/fs/cpu.max": "1 100000\n"}  # above all groups, so none
     files |= {f"{inside}/memory.max": "1000000\n", f"{inside}/memory.current": "300000\n"}
     files |= {"sys/fs/cgroup/pod/memory.max": "2000000\n", "sys/fs/cgroup/pod/memory.current": "1900000\n"}
     files |= {"sys/fs/cgroup/memory.max": "1\n"}
