@@ -54,6 +54,7 @@ LAYERS = [
     {"bench.export", "bench.judging", "bench.tuning", "bench.planning"},
     {"bench.charts"},
     {"bench.report", "bench"},
+    {"cli.placing"},
     {"cli.terminal", "cli.options"},
     {"cli.invocation", "cli.scores"},
     {"cli.answers", "cli.benchmarks", "cli.listings", "cli.measurements", "cli.planning", "cli.tuning"},
