@@ -14,8 +14,11 @@ import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
+
+from pydantic import TypeAdapter
 
 from .errors import ModelLoadError, SettingError
 from .header import check_gguf
@@ -26,6 +29,7 @@ SECONDS_PER_FILE = 60.0
 #: What the child reports of a file is some kB; a chat template can make it more.
 _MOST_REPORTED = 64 << 20
 _LAST_WORDS = 2000
+_PIPE = subprocess.PIPE
 _PLACE = re.compile(r"\S+/(?=[\w.-]+:\d+: )")  # the folder where llama.cpp was built
 #: What is started for a rehearsal.
 CHILD = (sys.executable, "-m", "speccascade_local.rehearsing")
@@ -133,14 +137,12 @@ class _Child:
 
     def ask(self, question: str, seconds: float) -> Rehearsed:
         environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}  # else llama.cpp starts a debugger where it aborts
-        child = subprocess.Popen(
-            CHILD,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            cwd=Path(__file__).parent.parent,  # where -m finds the package, installed or not
-        )
+        folder = Path(__file__).parent.parent  # where -m finds the package, installed or not
+        try:
+            child = subprocess.Popen(CHILD, env=environment, cwd=folder, stdin=_PIPE, stdout=_PIPE, stderr=_PIPE)
+        except OSError as error:
+            path = next(iter(self.files.values()))
+            raise ModelLoadError(f"{path}: no process can be started to try it ({error.strerror}): {CHILD[0]}") from error
         words = _Words(child.stderr)
         late = threading.Event()
 
@@ -195,12 +197,14 @@ class _Child:
             return  # not one of its reports: what is missing in the end is told then
 
 
-def from_facts(facts: dict[str, Any]) -> RehearsedModel:
-    """A model as JSON has it. Raises KeyError and TypeError for what is none."""
-    tokenizer = facts.pop("tokenizer")
-    texts = {int(token): text for token, text in tokenizer.pop("texts").items()}
-    ends = tuple(tokenizer.pop("end_ids"))
-    return RehearsedModel(**{**facts, "path": Path(facts["path"])}, tokenizer=TokenizerFacts(**tokenizer, end_ids=ends, texts=texts))
+def from_facts(facts: object) -> RehearsedModel:
+    """A model as JSON has it. Raises ValueError for what is none."""
+    return _facts().validate_python(facts)
+
+
+@cache
+def _facts() -> TypeAdapter[RehearsedModel]:
+    return TypeAdapter(RehearsedModel)
 
 
 def _paired(models: Mapping[str, RehearsedModel]) -> Rehearsed:

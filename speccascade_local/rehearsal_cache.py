@@ -13,7 +13,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 
@@ -60,11 +59,10 @@ def _read(key: str | None) -> RehearsedModel | None:
     if key is None:
         return None
     try:
-        facts: dict[str, Any] = json.loads(_file(key).read_text(encoding="utf-8"))
-        return from_facts(facts)
+        return from_facts(json.loads(_file(key).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         log.info("%s: not what a rehearsal found (%s); trying the model again", _file(key), error)
         return None
 

@@ -23,6 +23,7 @@ import psutil
 
 from . import backend
 from .adapters import apply_adapters, read_adapter
+from .devices import has_gpu
 from .errors import ModelLoadError, PairError, SpeccascadeError
 from .model import metadata, refusal
 from .pairing import shared_vocab_size
@@ -39,7 +40,7 @@ _RECURRENT = re.compile(r"^llama_memory_recurrent: size = +([\d.]+) MiB|rs_seq =
 _COMPUTE = re.compile(r"(\S+) compute buffer size = +([\d.]+) MiB")
 
 
-class _Heard(logging.Handler):
+class Heard(logging.Handler):
     """What llama.cpp logs."""
 
     def __init__(self) -> None:
@@ -59,25 +60,25 @@ def main() -> None:
     with _reports_only() as out:
         _limit_memory()
         backend.system_info()
-        heard = _Heard()
+        heard = Heard()
         logger = logging.getLogger(backend.__name__)
         logger.addHandler(heard)
         logger.setLevel(logging.DEBUG)
         _rehearse(question, heard, out)
 
 
-def _rehearse(question: dict[str, Any], heard: _Heard, out: TextIO) -> None:
+def _rehearse(question: dict[str, Any], heard: Heard, out: TextIO) -> None:
     def report(**what: Any) -> None:
         out.write(json.dumps(what) + "\n")
         out.flush()
 
-    models: dict[str, _Model] = {}
+    models: dict[str, Trial] = {}
     facts: dict[str, dict[str, Any]] = {}
     for role, path in question["files"].items():
         report(role=role)
         given = question["placements"].get(role)
         try:
-            models[role] = _Model(Path(path), Placement.from_dict(given) if given else Placement(), heard)
+            models[role] = Trial(Path(path), Placement.from_dict(given) if given else Placement(), heard)
             facts[role] = models[role].facts(question["n_ctx"], question["snapshots"])
         except SpeccascadeError as error:
             report(role=role, error=str(error), kind=type(error).__name__)
@@ -99,10 +100,10 @@ def _shared(role: str, tokenizers: dict[str, Tokenizer]) -> dict[str, Any]:
         return {"difference": str(error)}
 
 
-class _Model:
+class Trial:
     """One file, loaded without weights. Nothing is freed: the process ends."""
 
-    def __init__(self, path: Path, placement: Placement, heard: _Heard) -> None:
+    def __init__(self, path: Path, placement: Placement, heard: Heard) -> None:
         self.path, self.placement, self.heard = path, placement, heard
         self.before = _resident()
         backend.forget_complaints()
@@ -210,7 +211,7 @@ def _limit_memory() -> None:
     """A file that asks for more than the machine has must not take others down: where Linux runs out, this process goes first."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-    if not sys.platform.startswith("linux") or llama_cpp.llama_supports_gpu_offload():
+    if not sys.platform.startswith("linux") or has_gpu():
         return  # drivers of GPUs reserve far more addresses than they use
     import resource
 

@@ -4,6 +4,7 @@
     textless_model(path)   Llama with ids only (tokenizer.ggml.model = no_vocab)
     recurrent_model(path)  Mamba, whose memory cannot drop its tail
     embedding_model(path)  BERT, which has no rows of logits at all
+    shaped_model(path)     Llama with ids only, as large as asked
     adapter(path)          a LoRA for the Llamas above; merged_model(path) writes a Llama with it already in its weights
 
 Every function returns ``path``. The same ``seed`` and shape give the same weights.
@@ -152,6 +153,27 @@ def embedding_model(path: Path, *, n_vocab: int = 96, seed: int = 0) -> Path:
     return _finish(writer, path)
 
 
+def shaped_model(path: Path, *, width: int, layers: int, ffn: int, vocab: int, n_ctx_train: int = 2048) -> Path:
+    """Write a Llama with ids only that is as large as asked, in 16 bits, which no processor keeps a second copy of in another order."""
+    writer = _llama_header(path, vocab, n_ctx_train, heads=width // 64, width=width, layers=layers, ffn=ffn)
+    writer.add_tokenizer_model("no_vocab")
+    rng = np.random.default_rng(0)
+
+    def add(name: str, *shape: int) -> None:
+        writer.add_tensor(name, (rng.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(shape[-1]))).astype(np.float16))
+
+    for name in ("output_norm", *(f"blk.{i}.{part}_norm" for i in range(layers) for part in ("attn", "ffn"))):
+        writer.add_tensor(f"{name}.weight", np.ones(width, np.float32))
+    for i in range(layers):
+        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            add(f"blk.{i}.{part}.weight", width, width)
+        for part, shape in (("ffn_gate", (ffn, width)), ("ffn_up", (ffn, width)), ("ffn_down", (width, ffn))):
+            add(f"blk.{i}.{part}.weight", *shape)
+    add("token_embd.weight", vocab, width)
+    add("output.weight", vocab, width)
+    return _finish(writer, path)
+
+
 ADAPTED = ("blk.0.attn_q.weight", "blk.0.ffn_down.weight")
 
 
@@ -185,17 +207,24 @@ def _lora(width: int, rank: int, seed: int) -> dict[str, tuple[np.ndarray, np.nd
     return {name: tuple(rng.normal(size=shape).astype(np.float32) / 4 for shape in ((rank, width), (width, rank))) for name in ADAPTED}
 
 
-def _llama(path: Path, n_vocab: int, n_ctx_train: int, heads: int, seed: int, loud_from: int | None) -> gguf.GGUFWriter:
+def _llama_header(
+    path: Path, n_vocab: int, n_ctx_train: int, heads: int, width: int = WIDTH, layers: int = 1, ffn: int = WIDTH
+) -> gguf.GGUFWriter:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(n_ctx_train)
-    writer.add_embedding_length(WIDTH)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(WIDTH)
+    writer.add_embedding_length(width)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(ffn)
     writer.add_head_count(heads)
     writer.add_head_count_kv(heads)
-    writer.add_rope_dimension_count(WIDTH // heads)
+    writer.add_rope_dimension_count(width // heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(n_vocab)
+    return writer
+
+
+def _llama(path: Path, n_vocab: int, n_ctx_train: int, heads: int, seed: int, loud_from: int | None) -> gguf.GGUFWriter:
+    writer = _llama_header(path, n_vocab, n_ctx_train, heads)
     shapes: dict[str, tuple[int, ...]] = {"output_norm.weight": (WIDTH,)}
     for name in ("attn_norm", "ffn_norm"):
         shapes[f"blk.0.{name}.weight"] = (WIDTH,)

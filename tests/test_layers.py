@@ -45,6 +45,7 @@ LAYERS = [
     {"bench.export", "bench.judging", "bench.tuning", "bench.planning"},
     {"bench.charts"},
     {"bench.report", "bench"},
+    {"cli.placing"},
     {"cli.terminal", "cli.options"},
     {"cli.invocation", "cli.scores"},
     {
