@@ -92,5 +92,10 @@ def test_what_was_not_fetched_is_told_and_not_looked_for(folder, verb):
     )
 
 
+def test_pull_needs_no_network_for_what_is_there(folder):
+    done = offline(folder, "pull", "fetched")
+    assert (done.returncode, done.stderr) == (0, "fetched: all its files are here already\n")
+
+
 def test_the_guard_sees_a_verb_that_does(folder):
     assert "network: socket." in offline(folder, "pull", "absent").stderr
