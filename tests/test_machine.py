@@ -32,6 +32,8 @@ def test_processors_and_memory_are_those_that_linux_tells_elsewhere():
     assert found.allowed == int(told)
     assert found.logical == len(re.findall(r"^processor\s*:", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
     assert 1 <= found.physical <= found.logical
+    assert found.load is not None
+    assert abs(found.load - float(Path("/proc/loadavg").read_text().split()[0])) < 0.5  # may change in between
     kilobytes = dict(re.findall(r"^(\w+):\s+(\d+)", Path("/proc/meminfo").read_text(), re.MULTILINE))
     assert memory.total == 1024 * int(kilobytes["MemTotal"])
     assert 0 < memory.available <= memory.total
