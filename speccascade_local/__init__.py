@@ -21,6 +21,7 @@ from .errors import CatalogError, ContextOverflowError, ModelLoadError, PairErro
 from .evidence import Evidence
 from .loading import load
 from .methods import target_probs
+from .placement import Placement
 from .reply import Candidate, Chunk, Logprobs, Reply, Token
 from .runtime import Runtime
 from .stats import Stats
@@ -38,6 +39,7 @@ __all__ = [
     "Logprobs",
     "ModelLoadError",
     "PairError",
+    "Placement",
     "PromptError",
     "Reply",
     "Rule",

@@ -11,7 +11,7 @@ import llama_cpp
 
 from . import ggml, rpc
 from .backend import extra_buffers_are_safe, system_info
-from .devices import devices
+from .devices import has_gpu
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def built() -> Build:
     return Build(
         commit=ggml.commit(),
         features=features,
-        gpu=any(each.is_gpu for each in devices()),
+        gpu=has_gpu(),
         rpc=rpc.supported(),
         mmap=bool(llama_cpp.llama_supports_mmap()),
         repacking=extra_buffers_are_safe(info),

@@ -33,7 +33,7 @@ class Device:
     kind: str
     free: int
     total: int
-    handle: int = field(repr=False, compare=False)
+    handle: int = field(default=0, repr=False, compare=False)
 
     @property
     def server(self) -> str | None:
@@ -47,24 +47,25 @@ class Device:
 
 def devices() -> tuple[Device, ...]:
     """Those of this machine, in llama.cpp's order."""
-    system_info()  # llama.cpp finds its devices when it starts
-    count = function("ggml_backend_dev_count", _NUMBER)()
-    handles = [function("ggml_backend_dev_get", _POINTER, _NUMBER)(index) for index in range(count)]
-    return tuple(described(handle) for handle in handles)
+    return tuple(described(handle) for handle in _handles())
+
+
+def has_gpu() -> bool:
+    """Whether any of them is one, without asking how much is free there."""
+    return any(_kind(handle).endswith("gpu") for handle in _handles())
 
 
 def described(handle: int) -> Device:
     """What a ``ggml_backend_dev_t`` tells of itself."""
     name: bytes = function("ggml_backend_dev_name", _TEXT, _POINTER)(handle)
     description: bytes = function("ggml_backend_dev_description", _TEXT, _POINTER)(handle)
-    kind: int = function("ggml_backend_dev_type", ctypes.c_int, _POINTER)(handle)
     free, total = _NUMBER(), _NUMBER()
     numbers = ctypes.POINTER(_NUMBER)
     function("ggml_backend_dev_memory", None, _POINTER, numbers, numbers)(handle, ctypes.byref(free), ctypes.byref(total))
     return Device(
         name.decode(errors="replace"),
         description.decode(errors="replace").strip(),
-        _KINDS[kind] if kind < len(_KINDS) else "unknown",
+        _kind(handle),
         free.value,
         total.value,
         handle,
@@ -80,6 +81,17 @@ def device(name: str) -> Device:
     hint = f"; did you mean {close[0]}?" if close else ""
     known = ", ".join(there)
     raise SettingError(f"device is {name!r:.40}; llama.cpp has {known} here{hint}; choose one of these, or name none")
+
+
+def _handles() -> list[int]:
+    system_info()  # llama.cpp finds its devices when it starts
+    count = function("ggml_backend_dev_count", _NUMBER)()
+    return [function("ggml_backend_dev_get", _POINTER, _NUMBER)(index) for index in range(count)]
+
+
+def _kind(handle: int) -> str:
+    kind: int = function("ggml_backend_dev_type", ctypes.c_int, _POINTER)(handle)
+    return _KINDS[kind] if kind < len(_KINDS) else "unknown"
 
 
 def array_of(chosen: Sequence[Device]) -> Any:

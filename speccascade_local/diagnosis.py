@@ -67,6 +67,10 @@ def _of_machine(found: Inspection) -> Iterator[Finding]:
     if quota is not None and found.threads > max(1, quota):
         what = f"a control group allows {quota:g} processors' time, and {found.threads} threads would be used, which then wait"
         yield Finding(False, what, f"speccascade run --threads {max(1, int(quota))} ...")
+    load = found.processors.load
+    if load is not None and load > found.processors.logical:
+        what = f"this machine is busy (load {load:.1f} on {found.processors.logical} processors): what is measured now comes out too slow"
+        yield Finding(False, f"{what}; once it is idle, measure pairs again", "speccascade profile --refresh")
     limit = found.environment.get("OMP_THREAD_LIMIT", "")
     if limit.isdigit() and int(limit) < found.threads:
         yield Finding(False, f"OMP_THREAD_LIMIT is {limit}, and {found.threads} threads could be used", "unset OMP_THREAD_LIMIT")

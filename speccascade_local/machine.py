@@ -25,7 +25,8 @@ _NO_LIMIT = 1 << 60
 @dataclass(frozen=True)
 class Processors:
     """physical, logical: of the machine. allowed: logical ones that this process may run on. quota: how many it may use at once by its
-    control group, None for all. features: in the system's own words, empty where it does not tell.
+    control group, None for all. load: how many processes wanted one in the last minute, None where the system does not tell. features:
+    in the system's own words, empty where it does not tell.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Processors:
     logical: int
     allowed: int
     quota: float | None
+    load: float | None
     features: frozenset[str]
 
 
@@ -51,9 +53,9 @@ def processors(root: Path = _ROOT) -> Processors:
     """Of this machine."""
     logical = os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
-    return Processors(
-        cpu_name(root), psutil.cpu_count(logical=False) or logical, logical, allowed, _cpu_quota(root), frozenset(_features(root))
-    )
+    physical = psutil.cpu_count(logical=False) or logical
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return Processors(cpu_name(root), physical, logical, allowed, _cpu_quota(root), load, frozenset(_features(root)))
 
 
 def memory(root: Path = _ROOT) -> Memory:

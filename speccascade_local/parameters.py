@@ -12,7 +12,7 @@ import llama_cpp
 
 from .backend import extra_buffers_are_safe, system_info
 from .batch import BATCH_TOKENS
-from .devices import devices
+from .devices import has_gpu
 from .placement import Placement
 from .rpc import holders
 
@@ -37,8 +37,8 @@ def snapshots(role: str, roles: Collection[str]) -> int:
 
 
 def gpu_layers(placement: Placement) -> int:
-    """How many llama.cpp is asked for; 0 where it has no GPU. What is ``"auto"`` is all, unless it was settled before."""
-    if not llama_cpp.llama_supports_gpu_offload():
+    """How many llama.cpp is asked for; 0 without a GPU and other machines. What is ``"auto"`` is all, unless it was settled before."""
+    if not (has_gpu() or placement.rpc):
         return 0
     return -1 if placement.gpu_layers == "auto" else placement.gpu_layers
 
@@ -68,7 +68,7 @@ def context_parameters(placement: Placement, *, n_ctx: int, n_timelines: int = 1
     params.n_batch = params.n_ubatch = BATCH_TOKENS
     params.type_k = params.type_v = _GGML_TYPES[placement.cache_type]
     flash = placement.wants_flash_attention
-    if flash is None and not any(device.is_gpu for device in devices()):
+    if flash is None and not has_gpu():
         # On the CPU, flash attention rounds single tokens and batches differently, by enough to part strict from the expert
         # alone in long texts.
         flash = False

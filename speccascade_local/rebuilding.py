@@ -23,5 +23,9 @@ def pip(*arguments: str, windows: bool = sys.platform == "win32") -> str:
 def rebuild(options: str, *, windows: bool = sys.platform == "win32") -> str:
     """Compile the version that is installed with CMake options such as ``-DGGML_RPC=on``; takes minutes, and a C++ compiler."""
     flags = ("--force-reinstall", "--no-deps", "--no-cache-dir", "--no-binary", PACKAGE)
-    call = pip("install", *flags, f"{PACKAGE}=={metadata.version(PACKAGE)}", windows=windows)
+    try:
+        same = f"{PACKAGE}=={metadata.version(PACKAGE)}"
+    except metadata.PackageNotFoundError:  # put on the path by other means
+        same = PACKAGE
+    call = pip("install", *flags, same, windows=windows)
     return f'$env:CMAKE_ARGS = "{options}"; {call}' if windows else f'CMAKE_ARGS="{options}" {call}'

@@ -23,6 +23,7 @@ import psutil
 
 from . import backend
 from .adapters import apply_adapters, read_adapter
+from .devices import has_gpu
 from .errors import ModelLoadError, PairError, SpeccascadeError
 from .model import metadata, refusal
 from .pairing import shared_vocab_size
@@ -210,7 +211,7 @@ def _limit_memory() -> None:
     """A file that asks for more than the machine has must not take others down: where Linux runs out, this process goes first."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-    if not sys.platform.startswith("linux") or llama_cpp.llama_supports_gpu_offload():
+    if not sys.platform.startswith("linux") or has_gpu():
         return  # drivers of GPUs reserve far more addresses than they use
     import resource
 

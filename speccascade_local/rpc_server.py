@@ -50,8 +50,9 @@ class Server:
         _check_free(endpoint)
         self.endpoint = endpoint
         self._last_lines: deque[str] = deque(maxlen=5)
-        command = [sys.executable, "-m", __name__, str(endpoint), str(threads), str(cache or ""), *names]
-        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        command = [sys.executable, "-m", __name__, str(endpoint), str(threads), str(cache.resolve() if cache else ""), *names]
+        here = Path(__file__).parent.parent  # where -m finds this package, installed or not
+        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=here)
         self._reader = threading.Thread(target=self._read, args=(on_line,), daemon=True)
         self._reader.start()
         try:

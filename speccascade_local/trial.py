@@ -12,12 +12,15 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from . import catalog
 from .errors import SpeccascadeError
 from .loading import load
 
 QUESTION, EXPECTED = "Who is Ada Lovelace?", "Lovelace"
+#: Where -m finds this package, installed or not.
+_PACKAGES = Path(__file__).parent.parent
 #: On a busy machine, in seconds.
 PATIENCE = 120.0
 #: Windows' exit codes of processes that crash.
@@ -42,7 +45,7 @@ def tried(command: Sequence[str] = (sys.executable, "-m", __name__), *, patience
     """Try it now."""
     start = time.perf_counter()
     try:
-        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=patience)
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=patience, cwd=_PACKAGES)
     except subprocess.TimeoutExpired:
         return Trial(False, time.perf_counter() - start, reason=f"no answer within {patience:g} s")
     seconds = time.perf_counter() - start

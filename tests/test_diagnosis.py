@@ -27,7 +27,7 @@ WELL = Inspection(
     build=Build(commit="0c1e570", features=FEATURES, gpu=False, rpc=False, mmap=True, repacking=True),
     devices=(Place("CPU", "Some CPU", "cpu", 8, 8),),
     graphics_cards=(),
-    processors=Processors("Some CPU", 4, 8, 8, None, frozenset({"avx", "avx2", "fma", "f16c", "avx512f"})),
+    processors=Processors("Some CPU", 4, 8, 8, None, 7.9, frozenset({"avx", "avx2", "fma", "f16c", "avx512f"})),
     threads=4,
     memory=Memory(16 << 30, 8 << 30, None, 0, 0),
     bandwidth=2e10,
@@ -74,6 +74,7 @@ HINTS = {
     "apple": (replace(WELL, graphics_cards=("Apple",)), "a graphics card (Apple)", "-DGGML_METAL=on"),
     "a quota": (replace(WELL, processors=replace(WELL.processors, quota=1.5)), "allows 1.5 processors' time, and 4", "--threads 1"),
     "a small quota": (replace(WELL, processors=replace(WELL.processors, quota=0.5)), "allows 0.5 processors' time", "--threads 1"),
+    "load": (replace(WELL, processors=replace(WELL.processors, load=8.1)), "load 8.1 on 8 processors", "profile --refresh"),
     "openmp": (replace(WELL, environment={"OMP_THREAD_LIMIT": "2"}), "OMP_THREAD_LIMIT is 2", "unset OMP_THREAD_LIMIT"),
     "swap": (replace(WELL, memory=replace(WELL.memory, swap_used=3 << 30, swap_total=4 << 30)), "3.2 GB are swapped out", ""),
 }

@@ -12,7 +12,7 @@ import llama_cpp
 import psutil
 import pytest
 
-from speccascade_local import inspection
+from speccascade_local import build, inspection
 from speccascade_local.backend import extra_buffers_are_safe, system_info
 
 
@@ -45,6 +45,13 @@ def test_the_report_says_what_other_sources_say(report):
     assert len(report["build"]["features"]) == system_info().count(" = ") - system_info().count(" = 0")
     assert [device["name"] for device in report["devices"]].count("CPU") == 1
     assert report["folders"][0]["path"].startswith("~")
+
+
+def test_what_is_off_in_a_build_is_no_feature_of_it(monkeypatch):
+    info = "CUDA : ARCHS = 890 | CPU : SSE3 = 1 | AMX_INT8 = 1 | AVX512 = 0 | REPACK = 1 | "
+    monkeypatch.setattr(build, "system_info", lambda: info)
+    assert build.built().features == ("ARCHS", "SSE3", "AMX_INT8", "REPACK")
+    assert build.built().repacking is False
 
 
 def test_every_fact_has_its_line_at_80_columns(report):

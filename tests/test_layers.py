@@ -45,6 +45,7 @@ LAYERS = [
     {"bench.export", "bench.judging", "bench.tuning", "bench.planning"},
     {"bench.charts", "checking", "suggesting"},
     {"bench.report", "bench"},
+    {"cli.placing"},
     {"cli.terminal", "cli.options"},
     {"cli.invocation", "cli.scores", "cli.commands", "cli.verdicts"},
     {

@@ -32,6 +32,8 @@ def test_processors_and_memory_are_those_that_linux_tells_elsewhere():
     assert found.allowed == int(told)
     assert found.logical == len(re.findall(r"^processor\s*:", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
     assert 1 <= found.physical <= found.logical
+    assert found.load is not None
+    assert abs(found.load - float(Path("/proc/loadavg").read_text().split()[0])) < 0.5  # may change in between
     kilobytes = dict(re.findall(r"^(\w+):\s+(\d+)", Path("/proc/meminfo").read_text(), re.MULTILINE))
     assert memory.total == 1024 * int(kilobytes["MemTotal"])
     assert 0 < memory.available <= memory.total
@@ -79,7 +81,8 @@ def test_without_a_limit_there_is_none(tmp_path, files):
 
 def test_the_tightest_of_nested_groups_counts(tmp_path):
     inside = "sys/fs/cgroup/pod/box"
-    files = {"proc/self/cgroup": "0::/pod/box\n", f"{inside}/cpu.max": "max 100000\n", "sys/fs/cgroup/pod/cpu.max": "150000 100000\n"}
+    files = {"proc/self/cgroup": "0::/pod/box\n", f"{inside}/cpu.max": "400000 100000\n", "sys/fs/cgroup/pod/cpu.max": "150000 100000\n"}
+    files |= {"sys/fs/cpu.max": "1 100000\n"}  # above all groups, so none
     files |= {f"{inside}/memory.max": "1000000\n", f"{inside}/memory.current": "300000\n"}
     files |= {"sys/fs/cgroup/pod/memory.max": "2000000\n", "sys/fs/cgroup/pod/memory.current": "1900000\n"}
     files |= {"sys/fs/cgroup/memory.max": "1\n"}

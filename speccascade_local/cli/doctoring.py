@@ -58,7 +58,11 @@ def _rows(found: Inspection) -> Iterator[tuple[str, str]]:
         yield "device", f"{device.name} ({device.kind}): {device.description}, {_gb(device.total)}, {_gb(device.free)} free"
     yield "graphics cards", ", ".join(found.graphics_cards) or "none found"
     quota = "" if processors.quota is None else f", {processors.quota:g} at once by its control group"
-    yield "processor", f"{processors.name}: {processors.physical} cores, {processors.logical} logical, {processors.allowed} allowed{quota}"
+    load = "" if processors.load is None else f", load {processors.load:.1f}"
+    yield (
+        "processor",
+        f"{processors.name}: {processors.physical} cores, {processors.logical} logical, {processors.allowed} allowed{quota}{load}",
+    )
     yield "threads", f"{found.threads} at most"
     limit = "" if memory.limit is None else f", limited to {_gb(memory.limit)} by its control group"
     swap = f"{_gb(memory.swap_used)} of {_gb(memory.swap_total)} swap used" if memory.swap_total else "no swap"
