@@ -80,10 +80,9 @@ def show_suggestions(suggestions: Suggestions, found: Found, places: dict[str, P
     """The ranking, and why the others are none. measured: whether speeds rest on what was measured on this machine."""
     console = for_tables()
     if not suggestions.ranked:
-        looked = (
-            ", ".join(f"{name} ({folder})" if name != str(folder) else name for name, folder in places.items()) or "no folder of models"
-        )
-        stdout.print(f"no model pairs with it; looked in {looked}", soft_wrap=True, markup=False)
+        looked = [name if name == str(folder) else f"{name} ({folder})" for name, folder in places.items()]
+        said = f"looked in {', '.join(looked)}" if looked else "looked in no folder: name one with --folder"
+        stdout.print(f"no model pairs with it; {said}", soft_wrap=True, markup=False)
     else:
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
         table.add_column("drafter", overflow="fold")
@@ -94,7 +93,7 @@ def show_suggestions(suggestions: Suggestions, found: Found, places: dict[str, P
             cells = (decimal(each.model.size), f"{each.ratio:.3g} ×", f"{low:.1f}–{high:.1f} ×", each.rollback)
             table.add_row(Text(each.model.name), *cells)
         console.print(table)
-        basis = "as fast as models were that were measured here" if measured else "by size alone, as nothing was measured here"
+        basis = "as fast as models were that were measured here" if measured else "at most, by size alone, as nothing was measured here"
         kept = f"{KEPT[0]:.0%} to {KEPT[1]:.0%} of drafts are kept"
         stdout.print(f"(speed-up: {basis}, where {kept}; how many are, only asking tells: speccascade compare)", soft_wrap=True)
     for model, reason in suggestions.others[:_MOST_OTHERS]:
