@@ -91,15 +91,14 @@ def check(
     try:
         models = rehearse(files, n_ctx=n_ctx, placements=wanted).models
         headers = {role: read_header(path) for role, path in files.items()}
+        layers = {role: layers_of(path) for role, path in files.items()}
     except ModelLoadError as error:
         return Checked(name, (Finding("no", "files", str(error)),))
     trained = min(model.n_ctx_train for model in models.values())
     size = min(n_ctx or DEFAULT_CONTEXT, trained)
     there = devices()
-    placed = settled(wanted, models, {role: layers_of(path) for role, path in files.items()}, size, there)
-    needs = {
-        role: need_of(model, size, layers_of(files[role]), gpu_layers(placed[role])) for role, model in models.items() if not model.refused
-    }
+    placed = settled(wanted, models, layers, size, there)
+    needs = {role: need_of(model, size, layers[role], gpu_layers(placed[role])) for role, model in models.items() if not model.refused}
     plan = planned(headers.get("drafter"), headers["expert"], known, size) if known else None
     found = [
         *_comparisons(models, headers, placed),

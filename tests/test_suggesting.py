@@ -53,7 +53,7 @@ def test_a_look_at_the_files_never_rules_out_what_pairs(tmp_path_factory, one, o
     folder = tmp_path_factory.mktemp("look")
     expert, drafter = (text_model(folder / f"{name}.gguf", **options) for name, options in (("expert", one), ("drafter", other)))
     (model,) = (each for each in models_in({"here": folder}).models if each.path == drafter)
-    reason = suggesting._ruled_out(model, suggesting._Texts(expert), header(10**9))
+    reason = suggesting.ruled_out(model, suggesting._Texts(expert), header(10**9))
     opened = [LlamaModel(path) for path in (expert, drafter)]
     pairs = our_verdict(*opened)
     frames = [(each.tokenizer.bos_id, each.tokenizer.eos_id) for each in opened]
@@ -125,7 +125,19 @@ def test_a_model_that_went_away_meanwhile_stops_nothing(tmp_path):
     found = suggest(DEMO / "expert.gguf", models, on_step=steps.append)
     assert [each.model.name for each in found.ranked] == ["small.gguf"]
     assert "gone.gguf" in found.others[0][1]
-    assert steps == [0.5, 1.0]
+    assert steps == sorted(steps)
+    assert steps[-1] == 1
+
+
+def test_as_many_are_rehearsed_as_were_asked_for_and_failures_do_not_count(tmp_path, monkeypatch):
+    for name in "abcde":
+        text_model(tmp_path / f"{name}.gguf", add_bos=name in "ab")
+    expert = text_model(tmp_path / "expert.gguf")
+    monkeypatch.setattr(suggesting, "read_header", lambda path: replace(read_header(path), weights=10**9, token_bytes=10**9))
+    found = suggest(expert, models_in({"here": tmp_path}).models, most=2)
+    assert [each.model.name for each in found.ranked] == ["c.gguf", "d.gguf"]
+    assert [model.name for model in found.untried] == ["e.gguf"]
+    assert [model.name for model, _ in found.others] == ["a.gguf", "b.gguf"]
 
 
 # --------------------------------------------------------------------------- the order

@@ -96,6 +96,10 @@ def show_suggestions(suggestions: Suggestions, found: Found, places: dict[str, P
         basis = "as fast as models were that were measured here" if measured else "at most, by size alone, as nothing was measured here"
         kept = f"{KEPT[0]:.0%} to {KEPT[1]:.0%} of drafts are kept"
         stdout.print(f"(speed-up: {basis}, where {kept}; how many are, only asking tells: speccascade compare)", soft_wrap=True)
+    if suggestions.untried:
+        stdout.print(
+            Text(f"{len(suggestions.untried)} others may pair too, but promise no more (--best N tries more)", "dim"), soft_wrap=True
+        )
     for model, reason in suggestions.others[:_MOST_OTHERS]:
         stdout.print(Text(f"not {model.name}: {reason}", "dim"), soft_wrap=True)
     if len(suggestions.others) > _MOST_OTHERS:
