@@ -70,7 +70,7 @@ def check_verb(
         if folder:
             raise SettingError("--folder says where --suggest looks; name the expert too: --suggest EXPERT")
         checked = _checked(options.pair_of(pair, chosen, complete=False), chosen, remote, verbose)
-    except SpeccascadeError as error:
+    except (SpeccascadeError, OSError) as error:  # OSError: no room for headers, for one
         print_error(error)
         raise typer.Exit(_NO) from error
     if as_json:
