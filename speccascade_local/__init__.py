@@ -19,6 +19,7 @@ from .errors import CatalogError, ContextOverflowError, ModelLoadError, PairErro
 from .evidence import Evidence
 from .loading import load
 from .methods import target_probs
+from .placement import Placement
 from .reply import Candidate, Chunk, Logprobs, Reply, Token
 from .runtime import Runtime
 from .stats import Stats
@@ -35,6 +36,7 @@ __all__ = [
     "Logprobs",
     "ModelLoadError",
     "PairError",
+    "Placement",
     "PromptError",
     "Reply",
     "Rule",

@@ -41,6 +41,11 @@ def devices() -> list[Device]:
     return [_described(handle) for handle in _handles()]
 
 
+def has_gpu() -> bool:
+    """Whether any of them is one."""
+    return any(_kind(handle).endswith("gpu") for handle in _handles())
+
+
 def device_array(name: str) -> Any:
     """The device of this name as model parameters take it. Raises SettingError with those that there are."""
     handles = {_text("ggml_backend_dev_name", handle): handle for handle in _handles()}
@@ -52,14 +57,17 @@ def device_array(name: str) -> Any:
 def _described(handle: int) -> Device:
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     _function("ggml_backend_dev_memory", None)(ctypes.c_void_p(handle), ctypes.byref(free), ctypes.byref(total))
-    kind = _function("ggml_backend_dev_type", ctypes.c_int)(ctypes.c_void_p(handle))
     return Device(
         _text("ggml_backend_dev_name", handle),
         _text("ggml_backend_dev_description", handle),
-        _KINDS.get(kind, "other"),
+        _kind(handle),
         free.value,
         total.value,
     )
+
+
+def _kind(handle: int) -> str:
+    return _KINDS.get(_function("ggml_backend_dev_type", ctypes.c_int)(ctypes.c_void_p(handle)), "other")
 
 
 def _handles() -> list[int]:

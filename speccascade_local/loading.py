@@ -58,12 +58,12 @@ def load(
     """Load a pair: by name from ``models.yaml`` (None: the bundled one), or by the paths of two GGUF files.
 
     drafter: may be ``"ngram"``: no second model, drafts are copied from the text. small: a third model that drafts for the drafter.
-    models: a ``models.yaml`` to look in first. n_ctx: tokens that all contexts hold (default: 4096, or what all models were trained
-    for). n_threads: default what is fastest (1 for tiny models). placement: layers on the GPU, devices, type of the
-    caches, adapters, for all models or by role. check_memory: refuse before loading what does not fit what is free. rule: in place of
-    the pair's own. profile: measure now how fast the models are on this machine, or read it where that was done
-    before; False puts it off until automatic lengths need it. learnt: what :meth:`Runtime.learnt` of an earlier runtime gave.
-    on_progress: called with ("small", "drafter", "expert" or "profile", 0..1).
+    models: a ``models.yaml`` to look in first. n_ctx: tokens that all contexts hold (default: 4096, or what all models were trained for).
+    n_threads: default what is fastest (1 for tiny models). placement: layers on the GPU, devices, type of the caches, adapters, for all
+    models or by role. check_memory: refuse before loading what does not fit what is free. rule: in place of the pair's own. profile:
+    measure now how fast the models are on this machine, or read it where that was done before; False puts it off until automatic lengths
+    need it. learnt: what :meth:`Runtime.learnt` of an earlier runtime gave. on_progress: called with ("small", "drafter", "expert" or
+    "profile", 0..1).
 
     Raises CatalogError, ModelLoadError, PairError, SettingError or SessionError; whatever was loaded by then is freed.
     """
@@ -111,6 +111,8 @@ def _planned(
     Raises ModelLoadError and SettingError.
     """
     given = placement if isinstance(placement, Mapping) else dict.fromkeys(files, placement or Placement())
+    if unknown := given.keys() - {"small", "drafter", "expert"}:
+        raise SettingError(f"placement names the role {min(unknown)!r:.40}; roles are small, drafter and expert")
     wanted = {role: given.get(role, Placement()) for role in files}
     askable = n_ctx if isinstance(n_ctx, int) and n_ctx >= 1 else None
     models = plans_of(files, n_ctx=askable, placements=wanted)
@@ -122,12 +124,12 @@ def _planned(
     size = min(DEFAULT_CONTEXT, trained) if n_ctx is None else whole_number("n_ctx (--ctx)", n_ctx, 1, trained, most)
     if wanted.get("drafter", Placement()).cache_type in QUANTIZED:
         log.warning("a quantized cache of the drafter can halve how many of its tokens are kept; f16 costs little memory there")
-    layers = {role: layers_of(path) for role, path in files.items()}
     there = devices()
+    layers = {role: layers_of(path) for role, path in files.items()} if any(device.is_gpu for device in there) else {}
     placements = settled(wanted, models, layers, size, there)
     if check_memory:
         counts = {role: gpu_layers(placement) for role, placement in placements.items()}
-        needs = {role: need_of(model, size, layers[role], counts[role]) for role, model in models.items()}
+        needs = {role: need_of(model, size, layers.get(role), counts[role]) for role, model in models.items()}
         require_fit(needs, placements, size, free_memory(), there)
     return placements, size
 

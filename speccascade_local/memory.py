@@ -100,8 +100,9 @@ def settled(
     n_ctx: int,
     devices: Sequence[Device],
 ) -> dict[str, Placement]:
-    """The placements with a number in place of every ``"auto"``.
+    """The placements with a number in place of every ``"auto"``, 0 where there is no GPU, and weights in another order not mapped.
 
+    layers: needed only where there is a GPU.
     The models that draft go first: in a block each of their layers is read once per drafted token, the expert's once, so a byte of
     theirs on the GPU saves the most.
     """
@@ -111,11 +112,11 @@ def settled(
     for role in asked:
         where = _devices_of(given[role], free)
         room = sum(free[name] for name in where)
-        count = given[role].gpu_layers
+        count = given[role].gpu_layers if where else 0
         if count == "auto":
-            count = layers_that_fit(models[role], n_ctx, layers[role], room) if room else 0
-            given[role] = replace(given[role], gpu_layers=count)
-        taken = need_of(models[role], n_ctx, layers[role], count).gpu_bytes
+            count = layers_that_fit(models[role], n_ctx, layers[role], room)
+        given[role] = replace(given[role], gpu_layers=count, mapped=not models[role].reordered)
+        taken = need_of(models[role], n_ctx, layers.get(role), count).gpu_bytes
         for name in where:  # llama.cpp spreads over several by what is free on each
             free[name] -= round(taken * free[name] / room) if room else 0
     return given

@@ -11,7 +11,7 @@ import llama_cpp
 
 from .backend import extra_buffers_are_safe, system_info
 from .batch import BATCH_TOKENS
-from .devices import device_array
+from .devices import device_array, has_gpu
 from .placement import Placement
 
 #: The most rows that a timeline can ask for at once, and so one more than the longest draft.
@@ -29,7 +29,7 @@ _GGML_TYPES = {
 
 def gpu_layers(placement: Placement) -> int:
     """How many llama.cpp is asked for; 0 where it has no GPU. What is ``"auto"`` is all, unless it was settled before."""
-    if not llama_cpp.llama_supports_gpu_offload():
+    if not has_gpu():
         return 0
     return -1 if placement.gpu_layers == "auto" else placement.gpu_layers
 
@@ -44,9 +44,9 @@ def model_parameters(placement: Placement, *, weights: bool = True) -> Any:
     params.use_extra_bufts = extra_buffers_are_safe(system_info())
     if placement.device is not None:
         params.devices = device_array(placement.device)
-    if not weights:
-        params.no_alloc = True
-        params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE  # else the whole file is mapped
+    params.no_alloc = not weights
+    if not weights or not placement.mapped:
+        params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
     return params
 
 
@@ -59,7 +59,7 @@ def context_parameters(placement: Placement, *, n_ctx: int, n_timelines: int = 1
     params.n_batch = params.n_ubatch = BATCH_TOKENS
     params.type_k = params.type_v = _GGML_TYPES[placement.cache_type]
     flash = placement.wants_flash_attention
-    if flash is None and not llama_cpp.llama_supports_gpu_offload():
+    if flash is None and not has_gpu():
         # On the CPU, flash attention rounds single tokens and batches differently, by enough to part strict from the expert
         # alone in long texts.
         flash = False

@@ -146,7 +146,8 @@ def test_every_line_of_a_verdict_is_explained_in_the_documents():
     root = Path(__file__).parent.parent
     page = (root / "docs" / "pairs.md").read_text(encoding="utf-8")
     sources = [(root / "speccascade_local" / name).read_text(encoding="utf-8") for name in ("findings.py", "checking.py")]
-    told = {about for source in sources for about in re.findall(r'Finding\(\s*(?:"\w+"|grade|[^,]+),\s*"([a-z -]+)"', source)} | {"rollback"}
+    found = (re.findall(r'Finding\(\s*(?:"\w+"|grade|[^,]+),\s*"([a-z -]+)"', source) for source in sources)
+    told = {"rollback"}.union(*found)
     assert told >= {"vocabulary", "chat template", "memory", "speed", "files", "context", "size", "experts", "cache"}
     for about in told:
         assert f"**{about}.**" in page, about

@@ -55,6 +55,7 @@ LAYERS = [
     {"bench.export", "bench.judging", "bench.tuning", "bench.planning"},
     {"bench.charts", "checking", "suggesting"},
     {"bench.report", "bench"},
+    {"cli.placing"},
     {"cli.terminal", "cli.options"},
     {"cli.invocation", "cli.scores", "cli.verdicts"},
     {"cli.answers", "cli.benchmarks", "cli.checking", "cli.fetching", "cli.listings", "cli.measurements", "cli.planning", "cli.tuning"},

@@ -96,7 +96,7 @@ def test_every_type_of_cache_can_be_computed_with(tmp_path, kind, caplog):
     ],
 )
 def test_flash_attention_is_on_where_it_is_asked_for_or_needed(monkeypatch, placement, has_gpu, flash, ubatch):
-    monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: has_gpu)
+    monkeypatch.setattr(parameters, "has_gpu", lambda: has_gpu)
     params = context_parameters(placement, n_ctx=64)
     assert params.flash_attn_type == getattr(llama_cpp, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
     assert params.n_ubatch == ubatch
@@ -104,7 +104,7 @@ def test_flash_attention_is_on_where_it_is_asked_for_or_needed(monkeypatch, plac
 
 @pytest.mark.parametrize(("asked", "there", "told"), [("auto", True, -1), (7, True, 7), (7, False, 0), ("auto", False, 0)])
 def test_layers_go_to_a_gpu_only_where_there_is_one(monkeypatch, asked, there, told):
-    monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: there)
+    monkeypatch.setattr(parameters, "has_gpu", lambda: there)
     assert gpu_layers(Placement(gpu_layers=asked)) == told
     assert model_parameters(Placement(gpu_layers=asked)).n_gpu_layers == told
 
@@ -115,7 +115,7 @@ def session(placement: Placement) -> SimpleNamespace:
 
 
 def test_a_profile_holds_for_one_placement(monkeypatch, tmp_path):
-    monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: True)
+    monkeypatch.setattr(parameters, "has_gpu", lambda: True)
     (tmp_path / "a").write_bytes(b"one")
     (tmp_path / "b").write_bytes(b"two")
     ways = [
@@ -156,6 +156,11 @@ def test_a_quantized_cache_of_the_drafter_is_warned_of(tmp_path, caplog):
         caplog.clear()
         sc.load(drafter=path, expert=path, n_ctx=64, profile=False, placement={role: short}).close()
         assert ("quantized cache of the drafter" in caplog.text) == warned
+
+
+def test_a_role_that_there_is_not_is_refused():
+    with pytest.raises(SettingError, match="placement names the role 'experts'; roles are small, drafter and expert"):
+        sc.load(placement={"experts": Placement()})
 
 
 def test_devices_tell_gpus_from_others():
