@@ -34,7 +34,9 @@ _LONGEST_CONTEXT = 2**31 - 1
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found. needs: memory by role, at ``n_ctx`` tokens. free: bytes of memory by where. plan: None where nothing was measured."""
+    """What was found. needs: memory by role at ``n_ctx`` tokens, where all models can be used. free: bytes of memory by where. plan: None
+    where nothing was measured.
+    """
 
     name: str
     findings: tuple[Finding, ...]
@@ -91,20 +93,20 @@ def check(
     try:
         models = rehearse(files, n_ctx=n_ctx, placements=wanted).models
         headers = {role: read_header(path) for role, path in files.items()}
+        layers = {role: layers_of(path) for role, path in files.items()}
     except ModelLoadError as error:
         return Checked(name, (Finding("no", "files", str(error)),))
     trained = min(model.n_ctx_train for model in models.values())
     size = min(n_ctx or DEFAULT_CONTEXT, trained)
     there = devices()
-    placed = settled(wanted, models, {role: layers_of(path) for role, path in files.items()}, size, there)
-    needs = {
-        role: need_of(model, size, layers_of(files[role]), gpu_layers(placed[role])) for role, model in models.items() if not model.refused
-    }
+    placed = settled(wanted, models, layers, size, there)
+    usable = not any(model.refused for model in models.values())
+    needs = {role: need_of(model, size, layers[role], gpu_layers(placed[role])) for role, model in models.items() if usable}
     plan = planned(headers.get("drafter"), headers["expert"], known, size) if known else None
     found = [
         *_comparisons(models, headers, placed),
         *([_context(n_ctx, trained)] if n_ctx and n_ctx > trained else []),
-        *([_memory(needs, placed, size, there, must_fit)] if len(needs) == len(models) else []),
+        *([_memory(needs, placed, size, there, must_fit)] if usable else []),
         _speed(plan),
     ]
     free = {"memory": free_memory()} | {device.name: device.free for device in there if device.is_gpu}

@@ -113,13 +113,10 @@ def experts(expert: RehearsedModel) -> Iterator[Finding]:
 def size(role: str, token_bytes: int, expert_token_bytes: int) -> Finding:
     """token_bytes: what one token reads of the weights, which is what it costs."""
     ratio = expert_token_bytes / max(1, token_bytes)
-    if ratio < 1:
-        return Finding(
-            "warning", "size", f"a token of the {role} reads {1 / ratio:.2g} × as much as one of the expert: it is the larger one"
-        )
     text = f"a token of the expert reads {ratio:.3g} × as much as one of the {role}"
     if ratio < LEAST_RATIO:
-        return Finding("warning", "size", f"{text}; below {LEAST_RATIO:g} × drafts seldom pay for themselves")
+        larger = f"; the {role} is the larger one" if ratio < 1 else ""
+        return Finding("warning", "size", f"{text}; below {LEAST_RATIO:g} × drafts seldom pay for themselves{larger}")
     return Finding("well", "size", text)
 
 

@@ -77,9 +77,8 @@ def of_size(path: Path) -> Header | None:
 
 def read_header(path: Path) -> Header:
     """Of all files that a model is divided into. Raises ModelLoadError for what is no GGUF file, or lacks what every model has."""
-    check_gguf(path)
+    layouts = check_gguf(path)
     try:
-        layouts = [layout_of(each) for each in shards_of(path)]
         return _described(path, layouts[0], [tensor for layout in layouts for tensor in layout.tensors])
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ModelLoadError(f"{path}: its header cannot be read ({error}); it may be damaged: fetch it again") from error
@@ -130,8 +129,10 @@ def _per_layer(counts: int | list[int], layers: int) -> list[int]:
     return counts if isinstance(counts, list) else [counts] * layers
 
 
-def check_gguf(path: Path) -> None:
-    """Refuse early, with a better reason than llama.cpp gives, what cannot be a GGUF file. Raises ModelLoadError."""
+def check_gguf(path: Path) -> list[Layout]:
+    """Refuse early, with a better reason than llama.cpp gives, what cannot be a GGUF file; else the layouts of all files that the model is
+    divided into. Raises ModelLoadError.
+    """
     try:
         if os.path.exists(path) and not (path.is_file() or path.is_dir()):
             raise ModelLoadError(f"{path}: neither a file nor a folder; name a .gguf file")  # a pipe would be waited for
@@ -153,13 +154,12 @@ def check_gguf(path: Path) -> None:
             f"{path}: not a GGUF file: it begins with {magic!r}, not b'GGUF'; "
             "models in other formats must be converted first (llama.cpp's convert_hf_to_gguf.py)"
         )
-    for each in shards_of(path):
-        _check_layout(each)
+    return [_checked_layout(each) for each in shards_of(path)]
 
 
-def _check_layout(path: Path) -> None:
+def _checked_layout(path: Path) -> Layout:
     try:
-        layout_of(path)
+        return layout_of(path)
     except FileNotFoundError:
         raise ModelLoadError(f"{path}: no such file, and the model is divided into several; fetch this one too") from None
     except OSError as error:

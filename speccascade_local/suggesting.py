@@ -12,8 +12,12 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
+
+from rich.filesize import decimal
 
 from .bench.planning import KEPT, Known, best_length, planned
 from .errors import ModelLoadError
@@ -27,7 +31,10 @@ from .rehearsal import rehearse
 
 #: Files' words for kinds of vocabularies that llama.cpp reads as one kind; what is not listed is left to llama.cpp.
 _KINDS = {"llama": "SPM", "gpt2": "BPE", "gemma4": "BPE", "bert": "WordPiece", "t5": "Unigram", "rwkv": "RWKV", "no_vocab": "none"}
-_AT_ONCE = 4
+#: So many are rehearsed, which takes a second or two each; the rest is only ranked.
+MOST = 5
+_AT_ONCE, _CONTEXT = 4, 256
+_LOOKING = 0.5  # of the progress
 _LENGTH = struct.Struct("<Q")
 
 
@@ -45,41 +52,43 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Suggestions:
-    """ranked: the best first. others: models that do not pair, each with the reason."""
+    """ranked: the best first. untried: models that may pair too, but promise no more. others: those that do not pair, with the reason."""
 
     ranked: tuple[Suggestion, ...]
+    untried: tuple[LocalModel, ...]
     others: tuple[tuple[LocalModel, str], ...]
 
 
 def suggest(
-    expert: Path, models: Sequence[LocalModel], known: Sequence[Known] = (), on_step: Callable[[float], None] = lambda _: None
+    expert: Path,
+    models: Sequence[LocalModel],
+    known: Sequence[Known] = (),
+    most: int = MOST,
+    on_step: Callable[[float], None] = lambda _: None,
 ) -> Suggestions:
-    """known: what was measured on this machine. on_step: called with 0..1. Raises ModelLoadError for an expert that cannot be read."""
+    """known: what was measured on this machine. most: so many are rehearsed successfully, then no more. on_step: called with 0..1.
+
+    Raises ModelLoadError for an expert that cannot be read.
+    """
     header = read_header(expert)
-    store = _Texts(expert)
-    own = os.path.realpath(expert)
+    store, own = _Texts(expert), os.path.realpath(expert)
+    promising: list[Suggestion] = []
     ranked: list[Suggestion] = []
     others: list[tuple[LocalModel, str]] = []
-
-    def judge(model: LocalModel) -> Suggestion | str:
-        try:
-            reason = _ruled_out(model, store, header)
-            return reason or _rehearsed(model, expert, header, known)
-        except ModelLoadError as error:
-            return str(error)
-        except OSError as error:
-            return f"{model.path}: cannot be read ({error.strerror})"
-
     candidates = [model for model in models if os.path.realpath(model.path) != own]
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for i, (model, found) in enumerate(zip(candidates, pool.map(judge, candidates))):
-            if isinstance(found, str):
-                others.append((model, found))
-            else:
-                ranked.append(found)
-            on_step((i + 1) / len(candidates))
-    ranked.sort(key=lambda each: (-each.speedup[0] * each.speedup[1], each.model.size))
-    return Suggestions(tuple(ranked), tuple(others))
+    for i, model in enumerate(candidates):
+        found = _looked_at(model, store, header, known)
+        promising.append(found) if isinstance(found, Suggestion) else others.append((model, found))
+        on_step(_LOOKING * (i + 1) / len(candidates))
+    promising.sort(key=lambda each: (-each.speedup[0] * each.speedup[1], each.model.size, each.model.name))
+    while promising and len(ranked) < most:
+        trying, promising = promising[: most - len(ranked)], promising[most - len(ranked) :]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            verdicts = list(pool.map(lambda each: _rehearsed(each, expert), trying))
+        for each, verdict in zip(trying, verdicts):
+            ranked.append(verdict) if isinstance(verdict, Suggestion) else others.append((each.model, verdict))
+    on_step(1.0)
+    return Suggestions(tuple(ranked), tuple(each.model for each in promising), tuple(others))
 
 
 def expected(drafter: Header, expert: Header, known: Sequence[Known], n_ctx: int = DEFAULT_CONTEXT) -> tuple[float, float]:
@@ -94,7 +103,20 @@ def expected(drafter: Header, expert: Header, known: Sequence[Known], n_ctx: int
     return low, high
 
 
-def _ruled_out(model: LocalModel, expert: _Texts, header: Header) -> str | None:
+def _looked_at(model: LocalModel, expert: _Texts, header: Header, known: Sequence[Known]) -> Suggestion | str:
+    """What the files alone tell: a suggestion still to be rehearsed, or why there is none."""
+    try:
+        if reason := ruled_out(model, expert, header):
+            return reason
+        drafter = read_header(model.path)
+    except ModelLoadError as error:
+        return str(error)
+    except OSError as error:
+        return f"{model.path}: cannot be read ({error.strerror})"
+    return Suggestion(model, expected(drafter, header, known), header.token_bytes / max(1, drafter.token_bytes), "")
+
+
+def ruled_out(model: LocalModel, expert: _Texts, header: Header) -> str | None:
     """The reason why a model cannot pair, where the files alone tell it. Raises ModelLoadError and OSError."""
     kind, wanted = _KINDS.get(model.tokenizer), _KINDS.get(expert.kind)
     if kind and wanted and kind != wanted:
@@ -102,19 +124,20 @@ def _ruled_out(model: LocalModel, expert: _Texts, header: Header) -> str | None:
     if model.n_tokens and expert.count and abs(model.n_tokens - expert.count) > MAX_SIZE_DIFFERENCE:
         return f"it has {model.n_tokens} token ids, the expert {expert.count}; {MAX_SIZE_DIFFERENCE} apart are allowed"
     if model.size >= header.weights:
-        return f"it is as large as the expert ({model.size / 1e9:.2f} GB)"
+        return f"it is as large as the expert ({decimal(model.size)})"
     return expert.first_difference(_Texts(model.path)) if model.n_tokens and expert.count else None
 
 
-def _rehearsed(model: LocalModel, path: Path, expert: Header, known: Sequence[Known]) -> Suggestion | str:
-    """llama.cpp's verdict. Raises ModelLoadError."""
-    found = rehearse({"drafter": model.path, "expert": path}, n_ctx=256)
+def _rehearsed(suggestion: Suggestion, expert: Path) -> Suggestion | str:
+    """llama.cpp's verdict: the suggestion with how its memory rolls back, or why it is none."""
+    try:
+        found = rehearse({"drafter": suggestion.model.path, "expert": expert}, n_ctx=_CONTEXT)
+    except ModelLoadError as error:
+        return str(error)
     drafter = found.models["drafter"]
-    if drafter.refused or found.difference:
-        return drafter.refused or found.difference or ""
-    header = read_header(model.path)
-    speedup = expected(header, expert, known)
-    return Suggestion(model, speedup, expert.token_bytes / max(1, header.token_bytes), drafter.rollback or "")
+    if reason := drafter.refused or found.difference:
+        return reason
+    return replace(suggestion, rollback=drafter.rollback or "")
 
 
 class _Texts:
@@ -124,28 +147,47 @@ class _Texts:
         layout = layout_of(path, until=TOKENS)
         self.path = path
         self.kind = str(layout.values.get("tokenizer.ggml.model", ""))
-        self.place = layout.lists.get(TOKENS) or StoredList(8, 0, 0)
-        self.count = self.place.count
+        self._place = layout.lists.get(TOKENS) or StoredList(8, 0, 0)
+        self.count = self._place.count
 
     def first_difference(self, other: _Texts) -> str | None:
-        """From the first id that counts to the last that both have."""
+        """From the first id that counts to the last that both have. Raises ModelLoadError."""
         shared = min(self.count, other.count)
         with _mapped(self.path) as ours, _mapped(other.path) as theirs:
-            for token, (own, its) in enumerate(zip(_texts(ours, self.place, shared), _texts(theirs, other.place, shared))):
-                if own != its and token >= FIRST_COMPARED_ID and _still_differ(own, its, token):
-                    return f"token id {token} is {its.decode(errors='replace')!r} there, {own.decode(errors='replace')!r} for the expert"
+            own, its = self._begin(ours), other._begin(theirs)
+            end = self._ends[shared - 1] if shared > FIRST_COMPARED_ID else own
+            if ours[own:end] == theirs[its : its + end - own]:  # which is so of most models that pair, and takes no time
+                return None
+            texts = zip(_texts(ours, own, shared - FIRST_COMPARED_ID), _texts(theirs, its, shared - FIRST_COMPARED_ID))
+            for token, (wanted, found) in enumerate(texts, FIRST_COMPARED_ID):
+                if wanted != found and _still_differ(wanted, found, token):
+                    return (
+                        f"token id {token} is {found.decode(errors='replace')!r} there, {wanted.decode(errors='replace')!r} for the expert"
+                    )
         return None
 
+    def _begin(self, data: mmap.mmap) -> int:
+        """Where the first text that counts lies."""
+        at = self._place.start
+        for text in _texts(data, at, min(FIRST_COMPARED_ID, self.count)):
+            at += 8 + len(text)
+        return at
 
-def _still_differ(own: bytes, its: bytes, token: int) -> bool:
-    """Whether they still differ once llama.cpp has read them: to a zero byte, and something in place of nothing."""
-    empty = f"[EMPTY_{token}]".encode()
-    return (own.split(b"\0")[0] or empty) != (its.split(b"\0")[0] or empty)
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Where each text ends."""
+        with _mapped(self.path) as data:
+            return list(accumulate((8 + len(text) for text in _texts(data, self._place.start, self.count)), initial=self._place.start))[1:]
 
 
-def _texts(data: mmap.mmap, place: StoredList, count: int) -> Iterator[bytes]:
-    """Raises ModelLoadError where the file ends before."""
-    at = place.start
+def _still_differ(wanted: bytes, found: bytes, token: int) -> bool:
+    """Once llama.cpp has read them: to a zero byte, and with something in place of nothing."""
+    nothing = f"[EMPTY_{token}]".encode()
+    return (wanted.split(b"\0")[0] or nothing) != (found.split(b"\0")[0] or nothing)
+
+
+def _texts(data: mmap.mmap, at: int, count: int) -> Iterator[bytes]:
+    """So many, from a place on. Raises ModelLoadError where the file ends before."""
     for _ in range(count):
         end = at + 8 + _LENGTH.unpack_from(data, at)[0] if at + 8 <= len(data) else len(data) + 1
         if end > len(data):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,3 +140,14 @@ def test_a_mixture_of_experts_is_warned_of():
     (found,) = findings.experts(replace(MODEL, n_experts=64))
     assert found.grade == "warning"
     assert "a mixture of 64" in found.text
+
+
+def test_every_line_of_a_verdict_is_explained_in_the_documents():
+    root = Path(__file__).parent.parent
+    page = (root / "docs" / "pairs.md").read_text(encoding="utf-8")
+    sources = [(root / "speccascade_local" / name).read_text(encoding="utf-8") for name in ("findings.py", "checking.py")]
+    found = (re.findall(r'Finding\(\s*(?:"\w+"|grade|[^,]+),\s*"([a-z -]+)"', source) for source in sources)
+    told = {"rollback"}.union(*found)
+    assert told >= {"vocabulary", "chat template", "memory", "speed", "files", "context", "size", "experts", "cache"}
+    for about in told:
+        assert f"**{about}.**" in page, about

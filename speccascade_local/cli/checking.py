@@ -20,7 +20,7 @@ from ..model_source import ModelSource
 from ..placement import Placement
 from ..profile_cache import known_speeds
 from ..remote_header import fetch_headers
-from ..suggesting import Suggestions, suggest
+from ..suggesting import MOST, Suggestions, suggest
 from . import options
 from .invocation import set_log_level, stepping
 from .terminal import print_error
@@ -40,6 +40,7 @@ Folders = Annotated[
         help="With --suggest: look in this folder; may be repeated.",
     ),
 ]
+Best = Annotated[int, typer.Option("--best", min=1, help="With --suggest: so many drafters; each takes a second or two to be sure of.")]
 Remote = Annotated[
     bool, typer.Option("--remote", help="Fetch the headers, and nothing else, of files that are not here yet. Uses the network.")
 ]
@@ -50,6 +51,7 @@ def check_verb(
     pair: options.PairName = None,
     suggest: Suggest = None,
     folder: Folders = None,
+    best: Best = MOST,
     remote: Remote = False,
     as_json: options.Json = False,
     verbose: options.Verbose = 0,
@@ -64,11 +66,11 @@ def check_verb(
         if suggest is not None:
             if pair or chosen.drafter or chosen.expert or remote:
                 raise SettingError("--suggest takes an expert's file and looks for drafters; name no pair, no other files and no --remote")
-            raise typer.Exit(_suggest(suggest, folder or [], as_json, verbose))
+            raise typer.Exit(_suggest(suggest, folder or [], best, as_json, verbose))
         if folder:
             raise SettingError("--folder says where --suggest looks; name the expert too: --suggest EXPERT")
         checked = _checked(options.pair_of(pair, chosen, complete=False), chosen, remote, verbose)
-    except SpeccascadeError as error:
+    except (SpeccascadeError, OSError) as error:  # OSError: no room for headers, for one
         print_error(error)
         raise typer.Exit(_NO) from error
     if as_json:
@@ -134,7 +136,7 @@ def _renamed(checked: Checked, pair: Pair, temporary: str) -> Checked:
 # --------------------------------------------------------------------------- drafters for an expert
 
 
-def _suggest(expert: Path, folders: list[Path], as_json: bool, verbose: int) -> int:
+def _suggest(expert: Path, folders: list[Path], best: int, as_json: bool, verbose: int) -> int:
     """The exit code. Raises SettingError and ModelLoadError."""
     missing = next((folder for folder in folders if not folder.expanduser().is_dir()), None)
     if missing is not None:
@@ -143,7 +145,7 @@ def _suggest(expert: Path, folders: list[Path], as_json: bool, verbose: int) -> 
     found = models_in(places)
     known = [Known(size, speed) for size, speed in known_speeds()]
     with stepping("comparing", verbose) as step:
-        suggestions = suggest(expert.expanduser(), found.models, known, step)
+        suggestions = suggest(expert.expanduser(), found.models, known, best, step)
     if as_json:
         print(json.dumps(_as_dict(suggestions, found, places, bool(known))))
     else:
@@ -156,6 +158,7 @@ def _as_dict(suggestions: Suggestions, found: Found, places: dict[str, Path], me
         "places": {name: str(folder) for name, folder in places.items()},
         "measured": measured,
         "ranked": [asdict(each) | {"model": asdict(each.model) | {"path": str(each.model.path)}} for each in suggestions.ranked],
+        "untried": [{"name": model.name, "path": str(model.path)} for model in suggestions.untried],
         "others": [{"name": model.name, "path": str(model.path), "reason": reason} for model, reason in suggestions.others],
         "troubles": list(found.troubles),
     }

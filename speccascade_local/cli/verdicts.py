@@ -15,6 +15,7 @@ from ..bench.planning import KEPT
 from ..checking import Checked
 from ..findings import Grade
 from ..local_models import Found
+from ..rehearsal import RehearsedModel
 from ..suggesting import Suggestions
 from .terminal import for_tables, stderr, stdout
 
@@ -31,20 +32,17 @@ _MOST_OTHERS = 20
 
 def show_verdict(checked: Checked) -> None:
     """The verdict first, then what it rests on: what forbids it, what is to be known, what is well."""
-    console, wraps = for_tables(), stdout.is_terminal
+    console = for_tables()
     n = len(checked.of("warning"))
     told = {"yes": "they pair", "yes, but": f"they pair, with {n} thing{'' if n == 1 else 's'} to know", "no": "they do not pair"}
     verdict = Text.assemble((checked.answer, _VERDICTS[checked.answer]), f"  {checked.name}: {told[checked.answer]}")
-    console.print(verdict, soft_wrap=not wraps)
-    for role, model in (checked.models or {}).items():
-        size = f"{model.n_parameters / 1e6:.3g} M parameters"
-        described = model.description.replace(" ?B", "").replace(" (guessed)", "")
-        line = f"  {role}: {model.path.name} ({described}, {size}, trained for {model.n_ctx_train} tokens)"
-        console.print(Text(line), soft_wrap=not wraps)
+    _say(verdict)
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
+    for role, model in (checked.models or {}).items():
+        table.add_row("", Text(role), Text(f"{model.path.name}: {_described(model)}"))
     for grade, look in LOOKS.items():
         for finding in checked.of(grade):
             table.add_row(Text(*look), Text(finding.about), Text(finding.text))
@@ -52,6 +50,12 @@ def show_verdict(checked: Checked) -> None:
     if checked.needs:
         console.print()
         console.print(_memory_table(checked))
+
+
+def _described(model: RehearsedModel) -> str:
+    """In llama.cpp's words, but for the size, of which it knows the usual ones only."""
+    words = model.description.replace(" ?B", "").replace(" (guessed)", "")
+    return f"{words}, {model.n_parameters / 1e6:,.3g} M parameters, trained for {model.n_ctx_train} tokens"
 
 
 def _memory_table(checked: Checked) -> Table:
@@ -80,10 +84,9 @@ def show_suggestions(suggestions: Suggestions, found: Found, places: dict[str, P
     """The ranking, and why the others are none. measured: whether speeds rest on what was measured on this machine."""
     console = for_tables()
     if not suggestions.ranked:
-        looked = (
-            ", ".join(f"{name} ({folder})" if name != str(folder) else name for name, folder in places.items()) or "no folder of models"
-        )
-        stdout.print(f"no model pairs with it; looked in {looked}", soft_wrap=True, markup=False)
+        looked = [name if name == str(folder) else f"{name} ({folder})" for name, folder in places.items()]
+        said = f"looked in {', '.join(looked)}" if looked else "looked in no folder: name one with --folder"
+        _say(Text(f"no model pairs with it; {said}"))
     else:
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
         table.add_column("drafter", overflow="fold")
@@ -94,12 +97,19 @@ def show_suggestions(suggestions: Suggestions, found: Found, places: dict[str, P
             cells = (decimal(each.model.size), f"{each.ratio:.3g} ×", f"{low:.1f}–{high:.1f} ×", each.rollback)
             table.add_row(Text(each.model.name), *cells)
         console.print(table)
-        basis = "as fast as models were that were measured here" if measured else "by size alone, as nothing was measured here"
+        basis = "as fast as models were that were measured here" if measured else "at most, by size alone, as nothing was measured here"
         kept = f"{KEPT[0]:.0%} to {KEPT[1]:.0%} of drafts are kept"
-        stdout.print(f"(speed-up: {basis}, where {kept}; how many are, only asking tells: speccascade compare)", soft_wrap=True)
+        _say(Text(f"(speed-up: {basis}, where {kept}; how many are, only asking tells: speccascade compare)"))
+    if suggestions.untried:
+        _say(Text(f"{len(suggestions.untried)} others may pair too, but promise no more (--best N tries more)", "dim"))
     for model, reason in suggestions.others[:_MOST_OTHERS]:
-        stdout.print(Text(f"not {model.name}: {reason}", "dim"), soft_wrap=True)
+        _say(Text(f"not {model.name}: {reason}", "dim"))
     if len(suggestions.others) > _MOST_OTHERS:
-        stdout.print(Text(f"and {len(suggestions.others) - _MOST_OTHERS} others do not pair (--json lists all)", "dim"))
+        _say(Text(f"and {len(suggestions.others) - _MOST_OTHERS} others do not pair (--json lists all)", "dim"))
     for trouble in found.troubles:
         stderr.print(f"(left out: {trouble})", soft_wrap=True, markup=False)
+
+
+def _say(text: Text) -> None:
+    """A line, broken between words in a terminal and not at all in a pipe."""
+    stdout.print(text, soft_wrap=not stdout.is_terminal)
