@@ -32,6 +32,8 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
     "calibrate": [("demo", "--questions", "asked.jsonl", "--out", "calibration.json", "--threads", "1")],
     "profile": [("demo", "--ctx", "64")],
     "plan": [("fetched",)],
+    "chat": [("demo", *SHORT)],
+    "check": [("demo",), ("fetched",), ("--suggest", str(DEMO / "expert.gguf"), "--folder", "hf")],
     "doctor": [(), ("--json",)],
     "bench": [("demo", "--per-family", "1", "--rules", "token_v3", "--alphas", "0.8", *SHORT)],
     "tune": [("demo", "--budget", "0.9", "--rules", "token_v3", "--alphas", "0.8", "--per-family", "8", "--max-tokens", "12", "--dry-run")],
@@ -68,7 +70,7 @@ def offline(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     paths = [str(folder / "guard"), str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"HF_HOME": str(folder / "hf"), "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", "speccascade_local", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, input="Hi\n", timeout=300)
 
 
 def test_every_verb_is_looked_at():
@@ -90,6 +92,14 @@ def test_what_was_not_fetched_is_told_and_not_looked_for(folder, verb):
     assert (
         done.stderr == "error: pair 'absent', drafter: nowhere.gguf of me/demo is not on this machine; fetch it: speccascade pull absent\n"
     )
+
+
+def test_check_does_not_look_at_the_hub_unless_it_is_told_to(folder):
+    done = offline(folder, "check", "absent")
+    assert done.returncode == 2
+    assert "network:" not in done.stdout + done.stderr
+    assert "speccascade pull absent" in done.stdout + done.stderr
+    assert "network: socket." in offline(folder, "check", "absent", "--remote").stderr
 
 
 def test_pull_needs_no_network_for_what_is_there(folder):
