@@ -18,6 +18,10 @@ from .sampling import Array
 BATCH_TOKENS = 512
 
 
+#: So many copies of a recurrent state are kept at most.
+MOST_COPIES = 4
+
+
 @dataclass
 class Rollbacks:
     """What going back has cost so far: recurrent states copied and put back, tokens read again, seconds for the copies alone."""

@@ -88,14 +88,15 @@ def rollback(role: str, model: RehearsedModel) -> Finding:
         return Finding("no", about, model.refused or "its memory cannot forget a rejected draft")
     if model.rollback == "tail":
         return Finding("well", about, f"drops the tail of its memory, which costs nothing ({model.architecture})")
-    state = decimal(model.recurrent)
     if model.rollback == "snapshots":
-        return Finding("well", about, f"goes back to one of the snapshots that it keeps, {state} in all ({model.architecture})")
+        return Finding(
+            "well", about, f"goes back to one of the snapshots that it keeps, {decimal(model.recurrent)} in all ({model.architecture})"
+        )
     return Finding(
         "warning",
         about,
-        f"a checkpoint of {state} is taken before each block; after a rejected draft it is put back and the kept tokens are read again "
-        f"({model.architecture})",
+        f"a checkpoint of {decimal(model.state)} is taken before each block; after a rejected draft it is put back and the kept tokens "
+        f"are read again ({model.architecture})",
     )
 
 

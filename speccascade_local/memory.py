@@ -51,7 +51,7 @@ def need_of(model: RehearsedModel, n_ctx: int, layers: Layers | None = None, gpu
     cache = round(model.cache * grows)
     host = sum(size for device, size in model.compute.items() if device.startswith("CPU") or device.endswith("_Host"))
     computing = sum(model.compute.values())
-    rest = {"logits": model.output, "vocabulary and plan": model.other}
+    rest = {"copies of the state": model.copies, "logits": model.output, "vocabulary and plan": model.other}
     if layers is None or not gpu_layers:
         own = {"weights": model.weights, "cache": cache, "recurrent state": model.recurrent, "computing": computing}
         return Need(own | rest, {})

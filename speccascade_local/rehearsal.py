@@ -20,6 +20,7 @@ from typing import IO
 
 from pydantic import TypeAdapter
 
+from .batch import MOST_COPIES
 from .errors import ModelLoadError, SettingError
 from .header import check_gguf
 from .placement import Placement
@@ -57,8 +58,8 @@ class TokenizerFacts:
 class RehearsedModel:
     """One model as llama.cpp plans it at ``n_ctx`` tokens. Sizes in bytes.
 
-    weights: all tensors. cache: what attention keeps. recurrent: what a recurrent memory keeps, snapshots included. compute: by device,
-    what an evaluation works in. output: rows of logits. other: the vocabulary and the plan of an evaluation. rollback: how its memory
+    weights: all tensors. cache: what attention keeps. recurrent: what a recurrent memory keeps, snapshots included; state: one of them.
+    compute: by device, what an evaluation works in. output: rows of logits. other: the vocabulary and the plan of an evaluation. rollback: how its memory
     will forget a rejected draft, "tail", "snapshots" or "checkpoints"; None where it cannot be drafted for, ``refused`` says why.
     n_shared: ids shared with the expert; ``difference`` says why there are none. reordered: whether llama.cpp keeps weights in another
     order than the file's, for this processor.
@@ -83,14 +84,20 @@ class RehearsedModel:
     refused: str | None
     chat_template: str | None
     tokenizer: TokenizerFacts
+    state: int = 0
     n_shared: int | None = None
     difference: str | None = None
     reordered: bool = False
 
     @property
+    def copies(self) -> int:
+        """What copies of a recurrent state take, at most."""
+        return MOST_COPIES * self.state
+
+    @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.cache + self.recurrent + sum(self.compute.values()) + self.output + self.other
+        return self.weights + self.cache + self.recurrent + self.copies + sum(self.compute.values()) + self.output + self.other
 
 
 @dataclass(frozen=True)

@@ -166,10 +166,12 @@ class Trial:
         for found in filter(None, map(_COMPUTE.search, lines)):
             compute[found[1]] += _bytes(found[2])
         kept = llama_cpp.llama_n_rs_seq(context) if hasattr(llama_cpp, "llama_n_rs_seq") else 0
+        recurrent = sum(_bytes(found[1] or found[2]) for found in filter(None, map(_RECURRENT.search, lines)))
         changing = llama_cpp.llama_model_is_recurrent(self.handle) or llama_cpp.llama_model_is_hybrid(self.handle)
         return {
             "cache": sum(_bytes(found[1]) for found in filter(None, map(_CACHE.search, lines))),
-            "recurrent": sum(_bytes(found[1] or found[2]) for found in filter(None, map(_RECURRENT.search, lines))),
+            "recurrent": recurrent,
+            "state": recurrent // (1 + kept),
             "compute": dict(compute),
             "refused": None,
             "rollback": "snapshots" if kept else "checkpoints" if changing else "tail",

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import llama_cpp
 
-from .batch import Timeline
+from .batch import MOST_COPIES, Timeline
 from .errors import SessionError
 from .model import LlamaModel
 
@@ -26,7 +26,7 @@ _TOGETHER = 8
 #: No new copy where the last one lies fewer tokens back.
 _APART = 4
 #: Behind more tokens than that, a prompt or a long draft, a copy is kept for later replies too; so many of them.
-_LONG, _LASTING = 32, 3
+_LONG, _LASTING = 32, MOST_COPIES - 1
 _PARTIAL, _ON_DEVICE = 1, 2  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY and _ON_DEVICE, which keeps one copy per sequence
 
 

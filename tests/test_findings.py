@@ -118,7 +118,7 @@ def test_the_chat_templates(ours, theirs, grade):
     ],
 )
 def test_each_way_to_roll_back(rollback, refused, grade, said):
-    found = findings.rollback("expert", replace(MODEL, rollback=rollback, refused=refused, recurrent=2_000_000))
+    found = findings.rollback("expert", replace(MODEL, rollback=rollback, refused=refused, recurrent=2_000_000, state=2_000_000))
     assert (found.about, found.grade) == ("expert: rollback", grade)
     assert said in found.text
 

@@ -21,6 +21,7 @@ from speccascade_local.context import LlamaContext
 from speccascade_local.errors import ModelLoadError, SessionError
 from speccascade_local.model import LlamaModel
 from speccascade_local.parameters import SNAPSHOTS
+from speccascade_local.rehearsal import rehearse
 from speccascade_local.rollback_trial import choose
 from speccascade_local.sampling import softmax
 from speccascade_local.saved import restore, saved
@@ -72,6 +73,17 @@ def test_each_architecture_goes_back_in_the_way_that_it_has(opened: Callable[...
     way = "snapshots" if name in SNAPSHOTTED else "checkpoints" if name in COPIED else "tail"
     assert opened(name).context.rollback.name == way
     assert opened(name, n_snapshots=0).context.rollback.name == ("checkpoints" if way == "snapshots" else way)
+
+
+@pytest.mark.parametrize("name", ["gemma3-dense", "lfm2-dense", "falcon-h1-dense", "mamba2-dense"])
+def test_what_is_told_beforehand_is_what_is_found_when_loading(written: Callable[..., Path], name: str) -> None:
+    told = rehearse({"drafter": written(name, OFF), "expert": written(name)}, n_ctx=512).models
+    with pair_of(written, name) as runtime:
+        for role, session in runtime._sessions.items():
+            assert told[role].rollback == session.context.rollback.name
+            runtime.generate(PROMPT, rule="strict", temperature=1, block_size=4, max_tokens=200, seed=1)
+            state = max((len(each.data) for each in session.timeline.checkpoints if each.flags == 1), default=0)
+            assert state <= 1.1 * told[role].state + 20_000
 
 
 @pytest.mark.parametrize(("name", "reason"), [("dream-dense", "diffusion"), ("cogvlm-dense", "read by itself")])
