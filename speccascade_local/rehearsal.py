@@ -59,10 +59,10 @@ class RehearsedModel:
     """One model as llama.cpp plans it at ``n_ctx`` tokens. Sizes in bytes.
 
     weights: all tensors. cache: what attention keeps. recurrent: what a recurrent memory keeps, snapshots included; state: one of them.
-    compute: by device, what an evaluation works in. output: rows of logits. other: the vocabulary and the plan of an evaluation. rollback: how its memory
-    will forget a rejected draft, "tail", "snapshots" or "checkpoints"; None where it cannot be drafted for, ``refused`` says why.
-    n_shared: ids shared with the expert; ``difference`` says why there are none. reordered: whether llama.cpp keeps weights in another
-    order than the file's, for this processor.
+    compute: by device, what an evaluation works in. output: rows of logits. other: the vocabulary and the plan of an evaluation.
+    rollback: how its memory will forget a rejected draft, "tail", "snapshots" or "checkpoints"; None where it cannot be drafted for,
+    ``refused`` says why. n_shared: ids shared with the expert; ``difference`` says why there are none. reordered: whether llama.cpp keeps
+    weights in another order than the file's, for this processor.
     """
 
     path: Path

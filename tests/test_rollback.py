@@ -83,7 +83,7 @@ def test_what_is_told_beforehand_is_what_is_found_when_loading(written: Callable
             assert told[role].rollback == session.context.rollback.name
             runtime.generate(PROMPT, rule="strict", temperature=1, block_size=4, max_tokens=200, seed=1)
             state = max((len(each.data) for each in session.timeline.checkpoints if each.flags == 1), default=0)
-            assert state <= 1.1 * told[role].state + 20_000
+            assert state <= 1.1 * told[role].state + 40_000  # the log rounds to 10 kB, and a copy holds a sliding window too
 
 
 @pytest.mark.parametrize(("name", "reason"), [("dream-dense", "diffusion"), ("cogvlm-dense", "read by itself")])
