@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-import time
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from time import sleep
 from urllib.parse import unquote, urlsplit
 
 PIECE = 1 << 16
@@ -146,13 +146,13 @@ class _Answer(BaseHTTPRequestHandler):
                 self.hub.stand_still_after = None
                 self.wfile.flush()
                 self.hub.standing_still.set()
-                time.sleep(30)
+                sleep(30)
             try:
                 self.wfile.write(data[start : min(start + PIECE, end)])
             except OSError:  # the reader has gone
                 break
             self.hub.sent += min(PIECE, end - start, len(data) - start)
-            time.sleep(self.hub.pace)
+            sleep(self.hub.pace)
         if end < len(data):
             self.close_connection = True
             self.connection.shutdown(2)

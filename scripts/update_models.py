@@ -65,7 +65,13 @@ def transcript(commands: Sequence[str] = COMMANDS) -> str:
     with LocalHub({"me/demo": data}) as hub, tempfile.TemporaryDirectory() as folder:
         hub.drop_after = [len(data["drafter.gguf"]), 2_000_000]
         (Path(folder) / "models.yaml").write_text(MODELS, encoding="utf-8")
-        environment = os.environ | {"HF_ENDPOINT": hub.address, "HF_HOME": f"{folder}/hf", "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+        environment = os.environ | {
+            "HF_ENDPOINT": hub.address,
+            "HF_HOME": f"{folder}/hf",
+            "NO_PROXY": "127.0.0.1,localhost",
+            "PYTHONPATH": str(ROOT),
+            "COLUMNS": "200",
+        }
         told = ["$ cat models.yaml", *MODELS.splitlines()]
         for command in commands:
             told.append(f"$ speccascade {command}")

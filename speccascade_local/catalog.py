@@ -12,7 +12,6 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 import platformdirs
 
@@ -51,7 +50,7 @@ class Pair:
 
     def __post_init__(self) -> None:
         models = {role: self.models.get(role) or ModelSource(path, str(path)) for role, path in self.files.items()}
-        object.__setattr__(self, "models", MappingProxyType(models))
+        object.__setattr__(self, "models", models)
 
     @property
     def files(self) -> dict[str, Path]:

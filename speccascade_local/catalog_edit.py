@@ -80,10 +80,19 @@ def _added(text: str, entry: yaml.MappingNode, value: str) -> str:
     key, last = entry.value[-1]
     if entry.flow_style:
         return text[: last.end_mark.index] + f", rule: {value.split('  #')[0]}" + text[last.end_mark.index :]
+    last = _innermost_last(last)
     line_end = text.find("\n", last.end_mark.index if last.end_mark.column else last.end_mark.index - 1)
     at: int = line_end if line_end >= 0 else len(text)
     indented = " " * key.start_mark.column
     return f"{text[:at]}\n{indented}rule: {value}{text[at:]}"
+
+
+def _innermost_last(node: yaml.Node) -> yaml.Node:
+    """Where a value in block style ends: its own mark stands before whatever comes next."""
+    while isinstance(node, yaml.MappingNode | yaml.SequenceNode) and not node.flow_style:
+        last = node.value[-1]
+        node = last[1] if isinstance(node, yaml.MappingNode) else last
+    return node
 
 
 def _check(path: Path, before: str, after: str, pair: str, rule: str) -> None:

@@ -1,9 +1,9 @@
 """Fetches files from the Hugging Face hub into the cache that ``huggingface_hub`` keeps, where all its users find them.
 
-The library speaks to the hub (addresses, tokens, retries, $HF_ENDPOINT) and keeps the cache; here it is added that a download which broke
-off is gone on with in a later run, that there is room before it begins, and that the file has the hash that the hub tells before anyone
-sees it. Plain HTTP, because only that resumes. This and remote_header.py are all that uses the network; knows nothing of pairs and
-terminals.
+The library speaks to the hub (addresses, tokens, retries, $HF_ENDPOINT); here it is added that a download which broke off is gone on
+with in a later run, that there is room before it begins, and that the file has the hash that the hub tells before anyone sees it. Plain
+HTTP, because only that resumes. This and remote_header.py are all that uses the network; knows nothing of pairs
+and terminals.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import difflib
 import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from .hub_errors import explained, hub
 from .model_source import FileSource
 
 _PIECE = 1 << 20
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -71,19 +73,15 @@ class RemoteFile:
 
 def described(sources: Sequence[FileSource]) -> list[RemoteFile]:
     """What the hub tells of these files, each shard for itself. Raises FetchError."""
-    listings: dict[tuple[str, str], tuple[str, dict[str, tuple[int, str]]]] = {}
+    infos: dict[tuple[str, str], Any] = {}
     found = []
     for source in sources:
         if source.hub is None:
             raise FetchError(f"{source.file}: no hub repository is named, so it cannot be fetched; add hub: owner/name")
         place = (source.hub, source.revision or MAIN)
-        if place not in listings:
-            listings[place] = _listing(*place)
-        commit, files = listings[place]
-        for name in source.names_on_hub:
-            if name not in files:
-                raise FetchError(_no_such_file(name, *place, list(files)))
-            found.append(RemoteFile(*place, commit, name, *files[name]))
+        if place not in infos:
+            infos[place] = _info(*place)
+        found += [_remote_file(*place, infos[place], name) for name in source.names_on_hub]
     return list(dict.fromkeys(found))
 
 
@@ -100,15 +98,15 @@ def check_space(files: Sequence[RemoteFile]) -> None:
         )
 
 
-def fetch(file: RemoteFile, on_progress: Callable[[str, int], None]) -> Path:
-    """Fetch one file, or the rest of it, and check it. Returns where it lies; a branch or tag then means its commit.
+def fetch(file: RemoteFile, on_progress: Callable[[str, int], None]) -> None:
+    """Fetch one file, or the rest of it, check it, and put it in its place; a branch or tag then means its commit.
 
     on_progress: called with "fetching" or "checking" and the bytes done. Raises FetchError; what has come stays, for the next run, unless
     it is wrong.
     """
     library = hub()
     with _told(file):
-        if not is_file(file.blob) and not is_file(file.path):
+        if not is_file(file.path):
             file.blob.parent.mkdir(parents=True, exist_ok=True)
             lock = cache_folder() / ".locks" / repository_folder(file.repository).name / f"{file.digest}.lock"
             lock.parent.mkdir(parents=True, exist_ok=True)
@@ -117,32 +115,39 @@ def fetch(file: RemoteFile, on_progress: Callable[[str, int], None]) -> Path:
                     _download(library, file, on_progress)
                     _check(file, on_progress)
                     os.replace(file.partial, file.blob)
-        path = Path(library.hf_hub_download(file.repository, file.name, revision=file.commit, cache_dir=cache_folder()))
+                _put_in_place(file)
         if not is_commit(file.revision):
             replace_file(repository_folder(file.repository) / "refs" / file.revision, file.commit)
-    return path
 
 
-def _listing(repository: str, revision: str) -> tuple[str, dict[str, tuple[int, str]]]:
-    """The commit, and each file's size and digest. Raises FetchError."""
+def _info(repository: str, revision: str) -> Any:
+    """What the hub tells of a repository and its files. Raises FetchError."""
     library = hub()
+    seconds = library.constants.HF_HUB_DOWNLOAD_TIMEOUT
     try:
-        info = library.HfApi().model_info(
-            repository, revision=revision, files_metadata=True, timeout=library.constants.HF_HUB_DOWNLOAD_TIMEOUT
-        )
+        return library.HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=seconds)
     except (library.errors.HTTPError, OSError, ValueError) as error:
         raise FetchError(explained(error, repository, revision)) from None
-    files = {each.rfilename: (each.size, each.lfs.sha256 if each.lfs else each.blob_id) for each in info.siblings or ()}
-    if info.sha is None or not all(size is not None and digest for size, digest in files.values()):
-        raise FetchError(f"{library.constants.ENDPOINT} tells no sizes and hashes of {repository}, as a hub does; look at HF_ENDPOINT")
-    return info.sha, files
 
 
-def _no_such_file(name: str, repository: str, revision: str, known: list[str]) -> str:
-    models = [each for each in known if each.endswith(".gguf")] or known
-    near = difflib.get_close_matches(name, models, n=3, cutoff=0.3) or models[:3]
-    nearest = f"; nearest there: {', '.join(near)}" if near else "; it is empty"
-    return f"{repository} has no file {name!r} at revision {revision}{nearest}"
+def _remote_file(repository: str, revision: str, info: Any, name: str) -> RemoteFile:
+    """One file out of that. Raises FetchError for what is not there, or cannot be fetched and checked."""
+    files = {each.rfilename: each for each in info.siblings or ()}
+    if name not in files:
+        models = [each for each in files if each.endswith(".gguf")] or list(files)
+        near = difflib.get_close_matches(name, models, n=3, cutoff=0.3) or models[:3]
+        nearest = f"; nearest there: {', '.join(near)}" if near else "; it is empty"
+        raise FetchError(f"{repository} has no file {name!r} at revision {revision}{nearest}")
+    size, digest = files[name].size, files[name].lfs.sha256 if files[name].lfs else files[name].blob_id
+    constants = hub().constants
+    if not (is_commit(info.sha) and isinstance(size, int) and _DIGEST.fullmatch(str(digest))):  # they become names of files here
+        raise FetchError(f"{constants.ENDPOINT} does not tell size and hash of {name} of {repository} as a hub does; look at HF_ENDPOINT")
+    if size > constants.MAX_HTTP_DOWNLOAD_SIZE:
+        raise FetchError(
+            f"{name} of {repository} has {decimal(size)}, which the hub does not send over plain HTTP; "
+            f"fetch it with its own tool, and it is found here: hf download {repository} {name}"
+        )
+    return RemoteFile(repository, revision, info.sha, name, size, digest)
 
 
 def _download(library: Any, file: RemoteFile, on_progress: Callable[[str, int], None]) -> None:
@@ -177,6 +182,16 @@ def _check(file: RemoteFile, on_progress: Callable[[str, int], None]) -> None:
         )
 
 
+def _put_in_place(file: RemoteFile) -> None:
+    """A link to the bytes, as the library makes it; where there are no links the bytes themselves."""
+    file.path.parent.mkdir(parents=True, exist_ok=True)
+    file.path.unlink(missing_ok=True)  # a link whose bytes are gone
+    try:
+        file.path.symlink_to(os.path.relpath(file.blob, file.path.parent))
+    except OSError:
+        os.replace(file.blob, file.path)
+
+
 @contextlib.contextmanager
 def _told(file: RemoteFile) -> Iterator[None]:
     """Whatever goes wrong with a file, in words. Raises FetchError."""
@@ -186,8 +201,13 @@ def _told(file: RemoteFile) -> Iterator[None]:
     except library.errors.HTTPError as error:
         raise FetchError(f"{explained(error, file.repository, file.revision, file.name)}{_kept(file)}") from None
     except OSError as error:
-        full = f"{cache_folder()}: no room for {file.name} ({error.strerror}); make room, or name another folder with HF_HOME"
-        what = full if error.errno in _FULL else explained(error, file.repository, file.revision, file.name)
+        if error.errno is None:  # the network's, whose errors the library makes
+            what = explained(error, file.repository, file.revision, file.name)
+        elif error.errno in _FULL:
+            what = f"{cache_folder()}: no room for {file.name} ({error.strerror}); make room, or name another folder with HF_HOME"
+        else:
+            where = error.filename or cache_folder()
+            what = f"{where}: cannot be written ({error.strerror}); change that, or name another folder with HF_HOME"
         raise FetchError(f"{what}{_kept(file)}") from None
 
 

@@ -13,7 +13,7 @@ from .errors import FetchError
 
 #: What mends a missing library.
 INSTALL = 'pip install "speccascade-local[hub]"'
-_OLDEST, _TOO_NEW = 1, 3  # as in pyproject.toml
+_OLDEST, _TOO_NEW = (1, 20), (3, 0)  # as in pyproject.toml
 
 
 def hub() -> Any:
@@ -28,8 +28,8 @@ def hub() -> Any:
             f"fetching needs the library huggingface_hub, which is not installed here ({error}); install it: {INSTALL}"
         ) from None
     version = str(library.__version__)
-    if not _OLDEST <= int(version.split(".")[0]) < _TOO_NEW:
-        raise FetchError(f"huggingface_hub {version} is installed, and {_OLDEST}.0 up to {_TOO_NEW} is needed; install it: {INSTALL}")
+    if not _OLDEST <= tuple(map(int, version.split(".")[:2])) < _TOO_NEW:
+        raise FetchError(f"huggingface_hub {version} is installed, and at least 1.20 and less than 3 is needed; install it: {INSTALL}")
     return library
 
 

@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub.constants
 import huggingface_hub.file_download
+import local_hub
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,6 +56,7 @@ def here(tmp_path: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> Simp
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_ENDPOINT", hub.address)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     constants = huggingface_hub.constants
     for name, value in (
         ("ENDPOINT", hub.address),
@@ -107,6 +110,21 @@ def test_the_library_finds_what_was_pulled_without_a_network(here, hub, monkeypa
     for name, data in DATA.items():
         found = huggingface_hub.hf_hub_download("me/models", name, cache_dir=here.cache, local_files_only=True)
         assert Path(found).read_bytes() == data
+
+
+def test_where_there_are_no_links_the_files_themselves_are_put_in_place(here, hub, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    pull(here)
+    assert contents(here) == list(DATA.values())
+    assert not here.pair().drafter.is_symlink()
+    asked = len(hub.requests)
+    pull(here)
+    assert len(hub.requests) == asked
+    found = huggingface_hub.hf_hub_download("me/models", "adapter.bin", cache_dir=here.cache, local_files_only=True)
+    assert Path(found).read_bytes() == b"adapter"
 
 
 def test_what_the_library_pulled_is_there_for_the_catalog(here):
@@ -312,6 +330,29 @@ def test_a_disk_that_fills_up_on_the_way_is_told_and_what_has_come_stays(here, h
     assert contents(here) == list(DATA.values())
 
 
+def test_a_cache_that_cannot_be_written_is_told(here, hub, monkeypatch):
+    (here.folder / "file").write_text("in the way")
+    monkeypatch.setenv("HF_HOME", str(here.folder / "file" / "hf"))
+    assert "cannot be written (Not a directory); change that, or name another folder with HF_HOME" in refused(here)
+    assert hub.sent == 0
+
+
+def test_a_file_too_large_for_plain_http_is_told_with_what_fetches_it(here, hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "MAX_HTTP_DOWNLOAD_SIZE", 600_000)
+    assert "sub/small-Q8_0.gguf of me/models has 700.0 kB" in refused(here)
+    assert refused(here).endswith("fetch it with its own tool, and it is found here: hf download me/models sub/small-Q8_0.gguf")
+    assert hub.sent == 0
+
+
+def test_two_at_once_do_not_write_into_one_file(here, hub):
+    hub.pace = 0.01
+    file = fetching.described(here.pair().models["drafter"].sources)[0]
+    with ThreadPoolExecutor(2) as both:
+        list(both.map(lambda _: fetching.fetch(file, lambda doing, done: None), range(2)))
+    assert file.path.read_bytes() == DATA["sub/small-Q8_0.gguf"]
+    assert hub.sent == len(DATA["sub/small-Q8_0.gguf"])
+
+
 def test_ctrl_c_keeps_what_has_come_for_the_next_run(here, hub):
     hub.repositories["me/models"]["sub/small-Q8_0.gguf"] = data = random.Random(5).randbytes(25_000_000)
     hub.stand_still_after = 22_000_000
@@ -322,7 +363,7 @@ def test_ctrl_c_keeps_what_has_come_for_the_next_run(here, hub):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
-    assert "sub/small-Q8_0.gguf: what has come is kept; the same command goes on from there" in err
+    assert "what has come is kept; the same command goes on from there" in err
     assert "Traceback" not in err
     come, hub.sent = partials(here)[0].stat().st_size, 0
     pull(here)
@@ -393,15 +434,22 @@ def test_an_address_that_is_no_hub_is_told(here, hub):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("told", ["../../../../evil", "", "x" * 40, "A" * 40])
+def test_a_hub_that_tells_no_hash_gets_nothing_written(here, monkeypatch, told):
+    monkeypatch.setattr(local_hub, "_git_hash", lambda data: told)
+    assert "does not tell size and hash of adapter.bin of me/models as a hub does; look at HF_ENDPOINT" in refused(here)
+    assert not here.cache.exists()
+
+
 def test_without_the_library_the_command_that_installs_it_is_told(here, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert refused(here).endswith('install it: pip install "speccascade-local[hub]"')
 
 
-@pytest.mark.parametrize("version", ["0.36.2", "3.0.0"])
+@pytest.mark.parametrize("version", ["0.36.2", "1.19.5", "3.0.0"])
 def test_another_version_of_the_library_is_refused(here, monkeypatch, version):
     monkeypatch.setattr(huggingface_hub, "__version__", version)
-    assert f"huggingface_hub {version} is installed, and 1.0 up to 3 is needed" in refused(here)
+    assert f"huggingface_hub {version} is installed, and at least 1.20 and less than 3 is needed" in refused(here)
 
 
 def test_a_pair_of_local_files_has_nothing_to_fetch(here, hub, capsys):
@@ -429,6 +477,7 @@ def test_whatever_is_dropped_the_file_is_whole_or_absent(tmp_path_factory, drops
     data = DATA["big-00001-of-00002.gguf"]
     with pytest.MonkeyPatch.context() as patch, LocalHub({"me/models": DATA}) as hub:
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
         patch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
         patch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}")
         patch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1 << 14)
@@ -438,11 +487,11 @@ def test_whatever_is_dropped_the_file_is_whole_or_absent(tmp_path_factory, drops
         file = fetching.described([source])[0]
         for _ in range(len(drops) + 1):
             try:
-                path = fetching.fetch(file, lambda doing, done: None)
+                fetching.fetch(file, lambda doing, done: None)
             except FetchError:
                 assert not file.path.exists()
             else:
-                assert path.read_bytes() == data
+                assert file.path.read_bytes() == data
                 return
         pytest.fail("with a server that drops no more, it never arrived")
 

@@ -100,7 +100,7 @@ def test_a_pair_made_of_paths_has_models_too(tmp_path):
     ("lines", "line", "said"),
     [
         ("expert: {fil: e}", 3, "pairs.p.expert.file: this key is missing"),
-        ("expert:\n      file: e\n      sise: 3", 5, "pairs.p.expert.sise: this key is not known; seen: 3"),
+        ("expert:\n      file: e\n      sizes: 3", 5, "pairs.p.expert.sizes: this key is not known; seen: 3"),
         ("expert:\n      file: e\n      size: 0", 5, "pairs.p.expert.size: input should be greater than 0; seen: 0"),
         ("expert:\n      file: e\n      hub: nothing", 5, "pairs.p.expert.hub: string should match pattern"),
         ("expert:\n      file: e\n      hub: ../x", 5, "pairs.p.expert.hub: string should match pattern"),

@@ -74,9 +74,9 @@ def test_the_packaged_file_and_the_examples_fit_the_schema():
 
 
 VALUES = st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.sampled_from(["", "x", "auto", "q8_0", "a/b", "../x", "ngram"])
-FILES = st.dictionaries(st.sampled_from(["file", "hub", "revision", "scale", "sise"]), VALUES, max_size=4) | VALUES
+FILES = st.dictionaries(st.sampled_from(["file", "hub", "revision", "scale", "sizes"]), VALUES, max_size=4) | VALUES
 MODELS = VALUES | st.dictionaries(
-    st.sampled_from(["file", "hub", "revision", "size", "licence", "gpu_layers", "device", "cache_type", "lora", "sise"]),
+    st.sampled_from(["file", "hub", "revision", "size", "licence", "gpu_layers", "device", "cache_type", "lora", "sizes"]),
     VALUES | FILES | st.lists(FILES, max_size=2),
     max_size=5,
 )
@@ -111,7 +111,7 @@ def test_what_the_code_takes_the_schema_takes(entry):
         {"pairs": {"p": {"drafter": "d", "expert": 3}}},
         {"pairs": {"p": {"drafter": "d", "expert": "e", "rul": "strict"}}},
         {"pairs": {"p": {"drafter": "d", "expert": {"hub": "a/b"}}}},
-        {"pairs": {"p": {"drafter": "d", "expert": {"file": "e", "sise": 3}}}},
+        {"pairs": {"p": {"drafter": "d", "expert": {"file": "e", "sizes": 3}}}},
         {"pairs": {"p": {"drafter": "d", "expert": {"file": "e", "size": 0}}}},
         {"pairs": {"p": {"drafter": "d", "expert": {"file": "e", "hub": "nothing"}}}},
         {"pairs": {"p": {"drafter": "d", "expert": {"file": "e", "cache_type": "q9"}}}},

@@ -21,7 +21,7 @@ def refuse(event, arguments):
 
 sys.addaudithook(refuse)
 """
-QUESTIONS = '{"prompt": "Who is Ada Lovelace?", "reference": "x", "metric": "token_f1"}\n'
+DEMO = Path(__file__).parent.parent / "speccascade_local" / "demo"
 SHORT = ("--max-tokens", "4", "--ctx", "128")
 #: How each verb is run. One that is not here fails the test below: add it, or say there why it needs the network.
 RUNS: dict[str, list[tuple[str, ...]]] = {
@@ -29,11 +29,11 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
     "compare": [("demo", "Hi", *SHORT)],
     "models": [(), ("fetched",)],
     "rules": [()],
-    "calibrate": [("demo", "--limit", "8")],
+    "calibrate": [("demo", "--questions", "asked.jsonl", "--out", "calibration.json", "--threads", "1")],
     "profile": [("demo", "--ctx", "64")],
     "plan": [("fetched",)],
-    "bench": [("demo", "--questions", "asked.jsonl", *SHORT)],
-    "tune": [("demo", "--per-family", "1", "--dry-run", "--max-tokens", "4")],
+    "bench": [("demo", "--per-family", "1", "--rules", "token_v3", "--alphas", "0.8", *SHORT)],
+    "tune": [("demo", "--budget", "0.9", "--rules", "token_v3", "--alphas", "0.8", "--per-family", "8", "--max-tokens", "12", "--dry-run")],
 }
 NEEDS_THE_NETWORK = {"pull"}
 MODELS = """\
@@ -54,12 +54,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "guard").mkdir()
     (folder / "guard" / "sitecustomize.py").write_text(GUARD)
     (folder / "models.yaml").write_text(MODELS)
-    (folder / "asked.jsonl").write_text(QUESTIONS)
+    every_tenth = (DEMO / "heldout.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[::10]
+    (folder / "asked.jsonl").write_text("".join(every_tenth), encoding="utf-8")
     snapshot = folder / "hf" / "hub" / "models--me--demo" / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
-    demo = Path(__file__).parent.parent / "speccascade_local" / "demo"
     for name in ("drafter.gguf", "expert.gguf"):
-        (snapshot / name).symlink_to(demo / name)
+        (snapshot / name).symlink_to(DEMO / name)
     return folder
 
 
@@ -89,6 +89,11 @@ def test_what_was_not_fetched_is_told_and_not_looked_for(folder, verb):
     assert (
         done.stderr == "error: pair 'absent', drafter: nowhere.gguf of me/demo is not on this machine; fetch it: speccascade pull absent\n"
     )
+
+
+def test_pull_needs_no_network_for_what_is_there(folder):
+    done = offline(folder, "pull", "fetched")
+    assert (done.returncode, done.stderr) == (0, "fetched: all its files are here already\n")
 
 
 def test_the_guard_sees_a_verb_that_does(folder):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Column
 
 from .. import catalog
@@ -42,37 +43,47 @@ def pull(
     HF_ENDPOINT names another hub.
     """
     chosen = catalog.find(pair, models)
-    here, away = _asked_for(chosen, revision or [])
-    if not away:
+    sources, away = _asked_for(chosen, revision or [])
+    if away:
+        _fetch_all(away)
+    else:
         _say(f"{pair}: all its files are here already")
-    paths = [*_fetch_all(away), *(path for source in here for path in source.parts)]
+    paths = [cached_file(source.hub or "", source.revision, name) for source in sources for name in source.names_on_hub]
     for path in paths:
         print(path)
     _tell_what_else(catalog.find(pair, models), paths)
 
 
-def _fetch_all(sources: list[FileSource]) -> list[Path]:
+def _fetch_all(sources: list[FileSource]) -> None:
     """All of them, or the rest of what came before; each under a bar in a terminal, and told in a line elsewhere."""
     files = described(sources)
     _tell_other_sizes(sources, files)
     check_space(files)
-    paths: list[Path] = []
-    with _bars() as bars:
-        for file in files:
-            if not stderr.is_terminal and file.to_come:
-                _say(f"fetching {file.name} of {file.repository}, {decimal(file.to_come)}")
-            task = bars.add_task(file.name.rpartition("/")[2], total=file.size, doing="")
+    logging.getLogger("huggingface_hub").handlers[:] = [_AboveTheBars()]
+    bars = _bars()
+    try:
+        with bars:
+            for file in files:
+                _fetch_one(file, bars)
+    except KeyboardInterrupt:
+        _say("what has come is kept; the same command goes on from there")
+        raise
 
-            def report(doing: str, done: int, task: TaskID = task) -> None:
-                bars.update(task, doing=doing, completed=done)
 
-            try:
-                paths.append(fetch(file, report))
-            except KeyboardInterrupt:
-                _say(f"{file.name}: what has come is kept; the same command goes on from there")
-                raise
-            bars.update(task, doing="done", completed=file.size)
-    return paths
+def _fetch_one(file: RemoteFile, bars: Progress) -> None:
+    if not stderr.is_terminal and file.to_come:
+        _say(f"fetching {file.name} of {file.repository}, {decimal(file.to_come)}")
+    task = bars.add_task(file.name.rpartition("/")[2], total=file.size, doing="")
+    fetch(file, lambda doing, done: bars.update(task, doing=doing, completed=done))
+    bars.update(task, doing="done", completed=file.size)
+
+
+class _AboveTheBars(logging.Handler):
+    """What the library has to say, in lines of their own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One message."""
+        _say(record.getMessage())
 
 
 def _tell_other_sizes(sources: list[FileSource], files: list[RemoteFile]) -> None:
@@ -101,7 +112,7 @@ def _tell_what_else(pair: Pair, paths: list[Path]) -> None:
 
 
 def _asked_for(pair: Pair, revisions: list[str]) -> tuple[list[FileSource], list[FileSource]]:
-    """What the pair has on the hub, at the revisions that were asked for: what is here, and what the hub must be asked for.
+    """What the pair has on the hub, at the revisions that were asked for; and which of it the hub must be asked for.
 
     Raises CatalogError and SettingError.
     """
@@ -124,13 +135,15 @@ def _asked_for(pair: Pair, revisions: list[str]) -> tuple[list[FileSource], list
         if not is_revision(one if is_one else text):
             raise SettingError(f"--revision {text!r:.60} is no name of a branch, a tag or a commit")
         named |= {role: one} if is_one else {each: text for each in by_role if each not in named}
-    here: list[FileSource] = []
+    all_of_it: list[FileSource] = []
     away: list[FileSource] = []
     for role, sources in by_role.items():
         may_have_moved = role in named and not is_commit(named[role])
         for source in (_at(source, named.get(role)) for source in sources):
-            (away if may_have_moved or source.missing else here).append(source)
-    return here, away
+            all_of_it.append(source)
+            if may_have_moved or source.missing:
+                away.append(source)
+    return all_of_it, away
 
 
 def _say(text: str) -> None:
