@@ -121,6 +121,24 @@ def test_what_models_yaml_says_of_a_model_counts_unless_an_option_says_other(che
     assert "held as q4_0" in next(each["text"] for each in found["findings"] if each["about"] == "cache")
 
 
+def test_machines_that_share_the_expert_are_not_asked_and_its_size_is_then_no_refusal(check, tmp_path, monkeypatch):
+    monkeypatch.setattr("speccascade_local.checking.free_memory", lambda: 1000)
+    shared = f"{{drafter: {DEMO / 'drafter.gguf'}, expert: {DEMO / 'expert.gguf'}, rpc: ['10.0.0.9:50052']}}"
+    (tmp_path / "models.yaml").write_text(f"pairs: {{p: {shared}}}")
+    done = check("p", "--models", tmp_path / "models.yaml")
+    assert done.exit_code == 1
+    assert "10.0.0.9:50052 are to share the expert" in " ".join(done.stdout.split())
+    assert check().exit_code == 2
+
+
+def test_an_adapter_that_is_not_there_is_a_no(check, tmp_path):
+    model = f"{{file: {DEMO / 'expert.gguf'}, lora: gone.gguf}}"
+    (tmp_path / "models.yaml").write_text(f"pairs: {{p: {{drafter: {DEMO / 'drafter.gguf'}, expert: {model}}}}}")
+    done = check("p", "--models", tmp_path / "models.yaml")
+    assert done.exit_code == 2
+    assert "the expert's LoRA adapter gone.gguf is not on this machine" in " ".join(done.stdout.split())
+
+
 def test_as_a_process_the_exit_code_is_the_answer(tmp_path):
     command = [sys.executable, "-m", "speccascade_local", "check", "--drafter", DEMO / "drafter.gguf", "--expert", DEMO / "expert.gguf"]
     done = subprocess.run(command, capture_output=True, timeout=120, check=False)

@@ -93,12 +93,21 @@ def _checked(pair: Pair, chosen: options.ModelOptions, remote: bool, verbose: in
         except ModelLoadError as error:
             return _renamed(Checked(name, (Finding("no", "files", str(error)),)), pair, temporary)
         known = [Known(size, speed) for size, speed in known_speeds()]
-        found = check(name, files, n_ctx=chosen.ctx, placements=placements, known=known, must_fit=chosen.check_memory)
+        must_fit = chosen.check_memory and not pair.rpc
+        found = check(name, files, n_ctx=chosen.ctx, placements=placements, known=known, must_fit=must_fit)
+        if pair.rpc:
+            others = (
+                f"{', '.join(pair.rpc)} are to share the expert; they were not asked, and all memory is counted as if it were needed here"
+            )
+            found = replace(found, findings=(*found.findings, Finding("note", "machines", others)))
         return _renamed(found, pair, temporary)
 
 
 def _file(pair: Pair, role: str, source: ModelSource, temporary: Path, remote: bool, verbose: int) -> Path:
     """The model's file, or its header in a file of the same size. Raises ModelLoadError and FetchError."""
+    for adapter in source.sources[1:]:
+        if adapter.missing:
+            raise ModelLoadError(f"the {role}'s LoRA adapter {adapter.file or adapter.path} is not on this machine; fetch it first")
     if remote and source.hub and source.missing and not source.trouble:
         with stepping(f"fetching the {role}'s header", verbose) as step:
             return fetch_headers(source, temporary / role, lambda come: step(come / (come + 2**22)))
