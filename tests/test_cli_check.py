@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 import speccascade_local
 from speccascade_local.cli import app as cli_app
+from speccascade_local.cli import checking
 
 DEMO = Path(speccascade_local.__file__).parent / "demo"
 OLD_PLACES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "OLLAMA_MODELS", "LLAMA_CACHE", "SPECCASCADE_MODELS")
@@ -35,6 +36,7 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
     for name in ("HOME", "USERPROFILE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(home))
     monkeypatch.chdir(home)
+    monkeypatch.setattr(checking, "set_log_level", lambda _: None)  # it would hold for the tests that come after
     monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("a socket was opened"))
     return lambda *arguments: CliRunner().invoke(cli_app.app, ["check", *map(str, arguments)])
 
