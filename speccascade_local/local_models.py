@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ModelLoadError
+from .hub_cache import cache_folder
 from .layout import layout_of, shards_of
 
 _PART = re.compile(r"-(?P<number>\d{5})-of-\d{5}\.gguf$", re.IGNORECASE)
@@ -78,7 +79,7 @@ def models_in(places: dict[str, Path]) -> Found:
 
 def known_places() -> dict[str, Path]:
     """Where the Hugging Face hub, LM Studio, Ollama and llama.cpp keep models on this machine, as far as there are such folders."""
-    places = {HUB: _hub_cache(), LM_STUDIO: _lm_studio(), OLLAMA: _ollama(), LLAMA_CPP: _llama_cpp_cache()}
+    places = {HUB: cache_folder(), LM_STUDIO: _lm_studio(), OLLAMA: _ollama(), LLAMA_CPP: _llama_cpp_cache()}
     return {name: folder for name, folder in places.items() if _is_there(folder)}
 
 
@@ -193,13 +194,6 @@ HUB, LM_STUDIO, OLLAMA, LLAMA_CPP = "Hugging Face cache", "LM Studio", "Ollama",
 _LAYOUTS = {HUB: _hub, OLLAMA: _manifests}
 
 # --------------------------------------------------------------------------- where programs keep them
-
-
-def _hub_cache() -> Path:
-    for variable, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub"), ("XDG_CACHE_HOME", "huggingface/hub")):
-        if value := os.environ.get(variable):
-            return _home_of(value) / below
-    return _home_of("~/.cache/huggingface/hub")
 
 
 def _lm_studio() -> Path:

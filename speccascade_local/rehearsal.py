@@ -11,12 +11,13 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from pydantic import TypeAdapter
 
@@ -30,7 +31,6 @@ SECONDS_PER_FILE = 60.0
 #: What the child reports of a file is some kB; a chat template can make it more.
 _MOST_REPORTED = 64 << 20
 _LAST_WORDS = 2000
-_PIPE = subprocess.PIPE
 _PLACE = re.compile(r"\S+/(?=[\w.-]+:\d+: )")  # the folder where llama.cpp was built
 #: What is started for a rehearsal.
 CHILD = (sys.executable, "-m", "speccascade_local.rehearsing")
@@ -126,12 +126,21 @@ def rehearse(
     for path in files.values():
         check_gguf(path)
     asked = {
-        "files": {role: os.path.abspath(path) for role, path in files.items()},
+        "files": {role: _absolute(path) for role, path in files.items()},
         "n_ctx": n_ctx,
-        "placements": {role: placement.as_dict() for role, placement in (placements or {}).items()},
+        "placements": {role: _elsewhere(placement).as_dict() for role, placement in (placements or {}).items()},
     }
     limit = SECONDS_PER_FILE * len(files) if seconds is None else seconds
     return _Child(files).ask(json.dumps(asked), limit)
+
+
+def _elsewhere(placement: Placement) -> Placement:
+    """The same for a process in another folder."""
+    return replace(placement, lora=tuple((Path(_absolute(path)), scale) for path, scale in placement.lora))
+
+
+def _absolute(path: Path) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 @dataclass
@@ -143,13 +152,10 @@ class _Child:
     models: dict[str, RehearsedModel] = field(default_factory=dict)
 
     def ask(self, question: str, seconds: float) -> Rehearsed:
-        environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}  # else llama.cpp starts a debugger where it aborts
-        folder = Path(__file__).parent.parent  # where -m finds the package, installed or not
-        try:
-            child = subprocess.Popen(CHILD, env=environment, cwd=folder, stdin=_PIPE, stdout=_PIPE, stderr=_PIPE)
-        except OSError as error:
-            path = next(iter(self.files.values()))
-            raise ModelLoadError(f"{path}: no process can be started to try it ({error.strerror}): {CHILD[0]}") from error
+        with tempfile.TemporaryFile() as asked:  # not a pipe, which would have to be written to while the child may be dying
+            asked.write(question.encode())
+            asked.seek(0)
+            child = self._start(asked)
         words = _Words(child.stderr)
         late = threading.Event()
 
@@ -161,15 +167,16 @@ class _Child:
         watch.daemon = True
         watch.start()
         try:
-            self._read(child, question)
+            for line in iter(partial(child.stdout.readline, _MOST_REPORTED), b""):
+                self._take(line)
             child.wait()
         finally:
             watch.cancel()
             child.kill()
             code = child.wait()
             words.join(5)
-            for stream in (child.stdin, child.stdout, child.stderr):
-                _close(stream)
+            child.stdout.close()
+            child.stderr.close()
         missing = [role for role in self.files if role not in self.models]
         if missing:
             path = self.files[self.begun if self.begun in missing else missing[0]]
@@ -180,17 +187,14 @@ class _Child:
             )
         return _paired(self.models)
 
-    def _read(self, child: subprocess.Popen[bytes], question: str) -> None:
-        """Lines of JSON, one for each role begun or done."""
-        assert child.stdin
-        assert child.stdout
+    def _start(self, asked: IO[bytes]) -> Any:
+        environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}  # else llama.cpp starts a debugger where it aborts
+        folder = Path(__file__).parent.parent  # where -m finds the package, installed or not
         try:
-            child.stdin.write(question.encode())
-            child.stdin.close()
-        except OSError:  # it died at once: its exit code and last words say more
-            return
-        while line := child.stdout.readline(_MOST_REPORTED):
-            self._take(line)
+            return subprocess.Popen(CHILD, env=environment, cwd=folder, stdin=asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        except OSError as error:
+            path = next(iter(self.files.values()))
+            raise ModelLoadError(f"{path}: no process can be started to try it ({error.strerror}): {CHILD[0]}") from error
 
     def _take(self, line: bytes) -> None:
         try:
@@ -226,13 +230,13 @@ def _paired(models: Mapping[str, RehearsedModel]) -> Rehearsed:
 class _Words(threading.Thread):
     """Reads a stream to its end, however much it is, and keeps the last of it."""
 
-    def __init__(self, stream: IO[bytes] | None) -> None:
+    def __init__(self, stream: Any) -> None:
         super().__init__(daemon=True)
         self._stream, self._kept = stream, b""
         self.start()
 
     def run(self) -> None:
-        while self._stream and (read := self._stream.read1(1 << 16)):  # type: ignore[attr-defined]
+        while read := self._stream.read1(1 << 16):
             self._kept = (self._kept + read)[-_LAST_WORDS:]
 
     def last(self) -> str:
@@ -243,11 +247,3 @@ class _Words(threading.Thread):
 
 def _ending(code: int) -> str:
     return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-
-
-def _close(stream: IO[bytes] | None) -> None:
-    try:
-        if stream:
-            stream.close()
-    except OSError:  # what was still to be written has nobody to read it
-        pass

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 import speccascade_local
 from speccascade_local.cli import app as cli_app
+from speccascade_local.cli import checking
 
 DEMO = Path(speccascade_local.__file__).parent / "demo"
 OLD_PLACES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "OLLAMA_MODELS", "LLAMA_CACHE", "SPECCASCADE_MODELS")
@@ -35,6 +36,7 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
     for name in ("HOME", "USERPROFILE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(home))
     monkeypatch.chdir(home)
+    monkeypatch.setattr(checking, "set_log_level", lambda _: None)  # it would hold for the tests that come after
     monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("a socket was opened"))
     return lambda *arguments: CliRunner().invoke(cli_app.app, ["check", *map(str, arguments)])
 
@@ -119,6 +121,24 @@ def test_what_models_yaml_says_of_a_model_counts_unless_an_option_says_other(che
     assert "held as q8_0" in next(each["text"] for each in found["findings"] if each["about"] == "cache")
     found = json.loads(check("p", "--json", "--models", tmp_path / "models.yaml", "--drafter-cache-type", "q4_0").stdout)
     assert "held as q4_0" in next(each["text"] for each in found["findings"] if each["about"] == "cache")
+
+
+def test_machines_that_share_the_expert_are_not_asked_and_its_size_is_then_no_refusal(check, tmp_path, monkeypatch):
+    monkeypatch.setattr("speccascade_local.checking.free_memory", lambda: 1000)
+    shared = f"{{drafter: {DEMO / 'drafter.gguf'}, expert: {DEMO / 'expert.gguf'}, rpc: ['10.0.0.9:50052']}}"
+    (tmp_path / "models.yaml").write_text(f"pairs: {{p: {shared}}}")
+    done = check("p", "--models", tmp_path / "models.yaml")
+    assert done.exit_code == 1
+    assert "10.0.0.9:50052 are to share the expert" in " ".join(done.stdout.split())
+    assert check().exit_code == 2
+
+
+def test_an_adapter_that_is_not_there_is_a_no(check, tmp_path):
+    model = f"{{file: {DEMO / 'expert.gguf'}, lora: gone.gguf}}"
+    (tmp_path / "models.yaml").write_text(f"pairs: {{p: {{drafter: {DEMO / 'drafter.gguf'}, expert: {model}}}}}")
+    done = check("p", "--models", tmp_path / "models.yaml")
+    assert done.exit_code == 2
+    assert "the expert's LoRA adapter gone.gguf is not on this machine" in " ".join(done.stdout.split())
 
 
 def test_as_a_process_the_exit_code_is_the_answer(tmp_path):

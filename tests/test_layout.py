@@ -64,6 +64,7 @@ def test_layers_are_counted_once_and_an_embedding_that_is_the_output_too_counts_
     ("data", "said"),
     [
         (START + struct.pack("<QQ", 0, 2**40), "claims 1099511627776 keys"),
+        (START + struct.pack("<QQ", 0, 60_000) + bytes(99), "claims 60000 keys, with 99 bytes to go"),
         (START + struct.pack("<QQ", 2**63, 0), "claims 9223372036854775808 tensors"),
         (START + struct.pack("<QQ", 0, 1) + bytes(64), "a key is empty"),
         (START + struct.pack("<QQ", 0, 1) + struct.pack("<Q", 100_000_000) + bytes(64), "a key is said to be 100000000 bytes long"),

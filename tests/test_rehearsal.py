@@ -176,7 +176,9 @@ def test_the_folder_that_it_is_asked_in_matters_to_paths_only(tmp_path, monkeypa
     textless_model(tmp_path / "m.gguf")
     (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')")
     monkeypatch.chdir(tmp_path)
-    assert rehearse({"expert": Path("m.gguf")}, n_ctx=64).models["expert"].rollback == "tail"
+    adapter(Path("lora.gguf"))
+    adapted = Placement(lora=((Path("lora.gguf"), 1.0),))
+    assert rehearse({"expert": Path("m.gguf")}, n_ctx=64, placements={"expert": adapted}).models["expert"].rollback == "tail"
 
 
 @pytest.mark.skipif(not hasattr(llama_cpp, "llama_n_rs_seq"), reason="this llama.cpp keeps no snapshots")

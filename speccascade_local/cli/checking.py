@@ -64,7 +64,7 @@ def check_verb(
     set_log_level(verbose)
     try:
         if suggest is not None:
-            if pair or chosen.drafter or chosen.expert or remote:
+            if pair or chosen.drafter or chosen.expert or chosen.small or chosen.models or remote:
                 raise SettingError("--suggest takes an expert's file and looks for drafters; name no pair, no other files and no --remote")
             raise typer.Exit(_suggest(suggest, folder or [], best, as_json, verbose))
         if folder:
@@ -93,12 +93,21 @@ def _checked(pair: Pair, chosen: options.ModelOptions, remote: bool, verbose: in
         except ModelLoadError as error:
             return _renamed(Checked(name, (Finding("no", "files", str(error)),)), pair, temporary)
         known = [Known(size, speed) for size, speed in known_speeds()]
-        found = check(name, files, n_ctx=chosen.ctx, placements=placements, known=known, must_fit=chosen.check_memory)
+        must_fit = chosen.check_memory and not pair.rpc
+        found = check(name, files, n_ctx=chosen.ctx, placements=placements, known=known, must_fit=must_fit)
+        if pair.rpc:
+            others = (
+                f"{', '.join(pair.rpc)} are to share the expert; they were not asked, and all memory is counted as if it were needed here"
+            )
+            found = replace(found, findings=(*found.findings, Finding("note", "machines", others)))
         return _renamed(found, pair, temporary)
 
 
 def _file(pair: Pair, role: str, source: ModelSource, temporary: Path, remote: bool, verbose: int) -> Path:
     """The model's file, or its header in a file of the same size. Raises ModelLoadError and FetchError."""
+    for adapter in source.sources[1:]:
+        if adapter.missing:
+            raise ModelLoadError(f"the {role}'s LoRA adapter {adapter.file or adapter.path} is not on this machine; fetch it first")
     if remote and source.hub and source.missing and not source.trouble:
         with stepping(f"fetching the {role}'s header", verbose) as step:
             return fetch_headers(source, temporary / role, lambda come: step(come / (come + 2**22)))

@@ -55,7 +55,9 @@ def show_verdict(checked: Checked) -> None:
 def _described(model: RehearsedModel) -> str:
     """In llama.cpp's words, but for the size, of which it knows the usual ones only."""
     words = model.description.replace(" ?B", "").replace(" (guessed)", "")
-    return f"{words}, {model.n_parameters / 1e6:,.3g} M parameters, trained for {model.n_ctx_train} tokens"
+    n = model.n_parameters
+    size = f"{n / 1e9:.3g} G" if n >= 1e9 else f"{n / 1e6:.3g} M"
+    return f"{words}, {size} parameters, trained for {model.n_ctx_train} tokens"
 
 
 def _memory_table(checked: Checked) -> Table:
