@@ -24,11 +24,7 @@ _SHORTER = "q8_0"
 
 @dataclass(frozen=True)
 class Need:
-    """What one model takes at a context of so many tokens, in bytes by part, in this machine's own memory and on a GPU.
-
-    Where llama.cpp keeps weights in another order than the file's, the file's own pages stay mapped too; they are not counted, because
-    the system takes them back when it needs them.
-    """
+    """What one model takes at a context of so many tokens, in bytes by part, in this machine's own memory and on a GPU."""
 
     own: Mapping[str, int]
     gpu: Mapping[str, int]
@@ -93,8 +89,9 @@ def settled(
     n_ctx: int,
     devices: Sequence[Device],
 ) -> dict[str, Placement]:
-    """The placements with a number in place of every ``"auto"``: 0 where there is no GPU. layers: needed only where there is one.
+    """The placements with a number in place of every ``"auto"``, 0 where there is no GPU, and weights in another order not mapped.
 
+    layers: needed only where there is a GPU.
     The models that draft go first: in a block each of their layers is read once per drafted token, the expert's once, so a byte of
     theirs on the GPU saves the most.
     """
@@ -107,7 +104,7 @@ def settled(
         count = given[role].gpu_layers if where else 0
         if count == "auto":
             count = layers_that_fit(models[role], n_ctx, layers[role], room)
-        given[role] = replace(given[role], gpu_layers=count)
+        given[role] = replace(given[role], gpu_layers=count, mapped=not models[role].reordered)
         taken = need_of(models[role], n_ctx, layers.get(role), count).gpu_bytes
         for name in where:  # llama.cpp spreads over several by what is free on each
             free[name] -= round(taken * free[name] / room) if room else 0

@@ -45,9 +45,9 @@ def model_parameters(placement: Placement, *, weights: bool = True) -> Any:
     params.use_extra_bufts = extra_buffers_are_safe(system_info())
     if placement.device is not None or placement.rpc:
         params.devices = holders(placement.rpc, placement.device)
-    if not weights:
-        params.no_alloc = True
-        params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE  # else the whole file is mapped
+    params.no_alloc = not weights
+    if not weights or not placement.mapped:
+        params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
     return params
 
 

@@ -37,6 +37,7 @@ class Placement:
     gpu_layers: so many layers on the GPU, -1 for all, ``"auto"`` for as many as fit; without a GPU it has no effect. device: llama.cpp's
     name of the one that takes them, None for its own choice. cache_type: one of ``CACHE_TYPES``. flash_attention: ``"auto"`` turns it on
     where a GPU does the work, or a quantized cache needs it. lora: adapters, each with its scale. rpc: other machines, ``"host:port"``.
+    mapped: the file stays mapped and its pages are the weights; not so where these are kept in another order, or there would be two copies.
 
     Raises SettingError.
     """
@@ -47,6 +48,7 @@ class Placement:
     flash_attention: Literal["auto", "on", "off"] = "auto"
     lora: tuple[tuple[Path, float], ...] = ()
     rpc: tuple[str, ...] = ()
+    mapped: bool = True
 
     def __post_init__(self) -> None:
         if self.gpu_layers != "auto":

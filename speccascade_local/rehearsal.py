@@ -60,7 +60,8 @@ class RehearsedModel:
     weights: all tensors. cache: what attention keeps. recurrent: what a recurrent memory keeps, snapshots included. compute: by device,
     what an evaluation works in. output: rows of logits. other: the vocabulary and the plan of an evaluation. rollback: how its memory
     will forget a rejected draft, "tail", "snapshots" or "checkpoints"; None where it cannot be drafted for, ``refused`` says why.
-    n_shared: ids shared with the expert; ``difference`` says why there are none.
+    n_shared: ids shared with the expert; ``difference`` says why there are none. reordered: whether llama.cpp keeps weights in another
+    order than the file's, for this processor.
     """
 
     path: Path
@@ -84,6 +85,7 @@ class RehearsedModel:
     tokenizer: TokenizerFacts
     n_shared: int | None = None
     difference: str | None = None
+    reordered: bool = False
 
     @property
     def total(self) -> int:

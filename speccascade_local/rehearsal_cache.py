@@ -25,7 +25,7 @@ from .rehearsal import RehearsedModel, from_facts, rehearse
 log = logging.getLogger(__name__)
 
 #: Goes up when what is found, or how it is written, changes.
-FORMAT = 1
+FORMAT = 2
 
 
 def plans_of(files: Mapping[str, Path], *, n_ctx: int | None, placements: Mapping[str, Placement]) -> dict[str, RehearsedModel]:

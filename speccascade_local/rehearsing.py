@@ -37,6 +37,7 @@ _MIB = 1 << 20
 _NO_MEMORY: dict[str, Any] = {"cache": 0, "recurrent": 0, "compute": {}, "rollback": None}
 _CACHE = re.compile(r"^llama_kv_cache\w*: size = +([\d.]+) MiB")
 _RECURRENT = re.compile(r"^llama_memory_recurrent: size = +([\d.]+) MiB|rs_seq = \d+, layers = \d+, size = +([\d.]+) MiB")
+_REORDERED = re.compile(r"_(REPACK|AMX|KLEIDIAI)\S* model buffer size")
 _COMPUTE = re.compile(r"(\S+) compute buffer size = +([\d.]+) MiB")
 
 
@@ -105,7 +106,7 @@ class Trial:
 
     def __init__(self, path: Path, placement: Placement, heard: Heard) -> None:
         self.path, self.placement, self.heard = path, placement, heard
-        self.before = _resident()
+        self.before, start = _resident(), len(heard.lines)
         backend.forget_complaints()
         self.handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_parameters(placement, weights=False))
         if not self.handle:
@@ -113,6 +114,7 @@ class Trial:
                 f"{path}: llama.cpp cannot load this file: {backend.complaint()}. "
                 "The file may be damaged or not fully downloaded; compare its size with the original's, or fetch it again"
             )
+        self.reordered = any(map(_REORDERED.search, heard.since(start)))
         self.adapters = [read_adapter(self.handle, adapter) for adapter, _ in placement.lora]
         self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
         self.tokenizer = Tokenizer(path.name, self.vocab, weakref.finalize(self, int))
@@ -139,6 +141,7 @@ class Trial:
             "n_parameters": llama_cpp.llama_model_n_params(self.handle),
             "n_experts": int(metadata(self.handle, f"{architecture}.expert_count") or 0),
             "weights": llama_cpp.llama_model_size(self.handle),
+            "reordered": self.reordered,
             "output": MAX_ROWS * self.tokenizer.n_vocab * 4,
             "chat_template": template.decode(errors="replace") if template else None,
             "tokenizer": self._tokenizer_facts(),

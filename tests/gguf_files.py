@@ -4,6 +4,7 @@
     textless_model(path)   Llama with ids only (tokenizer.ggml.model = no_vocab)
     recurrent_model(path)  Mamba, whose memory cannot drop its tail
     embedding_model(path)  BERT, which has no rows of logits at all
+    hollow_model(path)     Llama of any size, without its weights
     shaped_model(path)     Llama with ids only, as large as asked
     adapter(path)          a LoRA for the Llamas above; merged_model(path) writes a Llama with it already in its weights
 
@@ -12,6 +13,8 @@ Every function returns ``path``. The same ``seed`` and shape give the same weigh
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -153,9 +156,32 @@ def embedding_model(path: Path, *, n_vocab: int = 96, seed: int = 0) -> Path:
     return _finish(writer, path)
 
 
-def shaped_model(path: Path, *, width: int, layers: int, ffn: int, vocab: int, n_ctx_train: int = 2048) -> Path:
-    """Write a Llama with ids only that is as large as asked, in 16 bits, which no processor keeps a second copy of in another order."""
+def hollow_model(path: Path, *, width: int, layers: int, ffn: int, vocab: int = 96, n_ctx_train: int = 8192) -> Path:
+    """Write the header of a Llama, and a hole of the size of its weights, which takes no space on the disk."""
     writer = _llama_header(path, vocab, n_ctx_train, heads=width // 64, width=width, layers=layers, ffn=ffn)
+    writer.add_tokenizer_model("no_vocab")
+    shapes = {"token_embd": (vocab, width), "output": (vocab, width)}
+    for i in range(layers):
+        shapes |= {f"blk.{i}.attn_{part}": (width, width) for part in ("q", "k", "v", "output")}
+        shapes |= {f"blk.{i}.ffn_gate": (ffn, width), f"blk.{i}.ffn_up": (ffn, width), f"blk.{i}.ffn_down": (width, ffn)}
+    for name, shape in shapes.items():
+        writer.add_tensor_info(f"{name}.weight", shape, np.dtype(np.float16), 2 * math.prod(shape))
+    for name in ("output_norm", *(f"blk.{i}.{part}_norm" for i in range(layers) for part in ("attn", "ffn"))):
+        writer.add_tensor_info(f"{name}.weight", (width,), np.dtype(np.float32), 4 * width)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    os.truncate(path, path.stat().st_size + sum(2 * math.prod(shape) for shape in shapes.values()) + 4 * width * (2 * layers + 1) + 64)
+    return path
+
+
+def shaped_model(path: Path, *, width: int, layers: int, ffn: int, vocab: int, n_ctx_train: int = 2048, split: int = 0) -> Path:
+    """Write a Llama with ids only that is as large as asked, in 16 bits, which no processor keeps in another order.
+
+    split: how many tensors a file holds, 0 for all in one.
+    """
+    writer = _llama_header(path, vocab, n_ctx_train, heads=width // 64, width=width, layers=layers, ffn=ffn, split=split)
     writer.add_tokenizer_model("no_vocab")
     rng = np.random.default_rng(0)
 
@@ -208,9 +234,9 @@ def _lora(width: int, rank: int, seed: int) -> dict[str, tuple[np.ndarray, np.nd
 
 
 def _llama_header(
-    path: Path, n_vocab: int, n_ctx_train: int, heads: int, width: int = WIDTH, layers: int = 1, ffn: int = WIDTH
+    path: Path, n_vocab: int, n_ctx_train: int, heads: int, width: int = WIDTH, layers: int = 1, ffn: int = WIDTH, split: int = 0
 ) -> gguf.GGUFWriter:
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=split)
     writer.add_context_length(n_ctx_train)
     writer.add_embedding_length(width)
     writer.add_block_count(layers)

@@ -14,14 +14,15 @@ import psutil
 from gguf_files import textless_model
 
 from speccascade_local.context import LlamaContext
-from speccascade_local.memory import need_of
+from speccascade_local.memory import need_of, settled
 from speccascade_local.model import LlamaModel
+from speccascade_local.placement import Placement
 from speccascade_local.rehearsal import rehearse
 from speccascade_local.session import LlamaSession
 
 
-def filled(path: Path, n_ctx: int) -> tuple[LlamaModel, LlamaContext]:
-    model = LlamaModel(path)
+def filled(path: Path, n_ctx: int, placement: Placement | None = None) -> tuple[LlamaModel, LlamaContext]:
+    model = LlamaModel(path, placement=placement)
     context = LlamaContext(model, n_ctx=n_ctx, n_threads=2)
     session = LlamaSession(context)
     while len(session.tokens) < n_ctx:
@@ -40,9 +41,11 @@ def main() -> None:
         model, context = filled(textless_model(Path(folder) / "warm.gguf"), 64)
         context.close()
         model.close()
-    need = need_of(rehearse({"expert": path}, n_ctx=n_ctx).models["expert"], n_ctx)
+    models = rehearse({"expert": path}, n_ctx=n_ctx).models
+    need = need_of(models["expert"], n_ctx)
+    placement = settled({"expert": Placement()}, models, {}, n_ctx, [])["expert"]
     before = resident()
-    kept = filled(path, n_ctx)
+    kept = filled(path, n_ctx, placement)
     print(json.dumps({"grown": resident() - before, "need": need.own_bytes, "parts": need.own, "of": kept[0].description}))
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import struct
+from contextlib import closing
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
-from gguf_files import CHATML, recurrent_model, text_model, textless_model
+from gguf_files import CHATML, recurrent_model, shaped_model, text_model, textless_model
 
 import speccascade_local
 from speccascade_local.errors import ModelLoadError
 from speccascade_local.header import check_gguf, layers_of
 from speccascade_local.layout import layout_of, shards_of
+from speccascade_local.model import LlamaModel
+from speccascade_local.rehearsal import rehearse
 
 DEMO = Path(speccascade_local.__file__).parent / "demo"
 START = b"GGUF" + struct.pack("<I", 3)
@@ -108,6 +111,20 @@ def test_no_prefix_of_a_header_is_taken_for_a_file(tmp_path):
         (tmp_path / "cut.gguf").write_bytes(whole[:length])
         with pytest.raises(ModelLoadError, match=r"cut\.gguf: "):
             check_gguf(tmp_path / "cut.gguf")
+
+
+def test_a_divided_model_is_the_whole_one(tmp_path):
+    whole = textless_model(tmp_path / "m.gguf")
+    shaped = {"width": 64, "layers": 2, "ffn": 64, "vocab": 96}
+    shaped_model(tmp_path / "one.gguf", **shaped)
+    shaped_model(tmp_path / "many.gguf", **shaped, split=7)
+    first = tmp_path / "many-00001-of-00003.gguf"
+    check_gguf(first)
+    assert layers_of(first) == layers_of(tmp_path / "one.gguf") != layers_of(whole)
+    found, one = (rehearse({"expert": path}, n_ctx=64).models["expert"] for path in (first, tmp_path / "one.gguf"))
+    assert (found.weights, found.cache) == (one.weights, one.cache)
+    with closing(LlamaModel(first)) as model:
+        assert model.n_bytes == one.weights
 
 
 def test_all_files_of_a_divided_model_are_looked_at(tmp_path):

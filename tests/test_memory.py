@@ -9,9 +9,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import llama_cpp
 import psutil
 import pytest
-from gguf_files import shaped_model, text_model, textless_model
+from gguf_files import hollow_model, shaped_model, text_model, textless_model
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from speccascade_local.devices import Device
 from speccascade_local.errors import ModelLoadError
 from speccascade_local.header import Layers
 from speccascade_local.memory import free_memory, layers_that_fit, need_of, require_fit, settled
+from speccascade_local.parameters import model_parameters
 from speccascade_local.placement import Placement
 from speccascade_local.rehearsal import RehearsedModel, TokenizerFacts
 
@@ -103,6 +105,14 @@ def test_who_drafts_goes_first_and_the_expert_takes_what_is_left(free, drafter, 
     assert (found["drafter"].gpu_layers, found["expert"].gpu_layers) == (drafter, expert)
 
 
+def test_weights_that_are_kept_in_another_order_are_not_mapped_too():
+    models = {**PAIR, "drafter": replace(PAIR["drafter"], reordered=True)}
+    found = settled(dict.fromkeys(PAIR, Placement()), models, {}, 1000, gpus())
+    assert (found["drafter"].mapped, found["expert"].mapped) == (False, True)
+    modes = [model_parameters(each).load_mode for each in (found["drafter"], found["expert"])]
+    assert modes == [llama_cpp.LLAMA_LOAD_MODE_NONE, llama_cpp.llama_model_default_params().load_mode]
+
+
 def test_layers_that_were_asked_for_are_kept_and_counted_first():
     asked = {"drafter": Placement(), "expert": Placement(gpu_layers=11)}
     found = settled(asked, PAIR, LAYERS, 1000, gpus(11_500))
@@ -155,6 +165,27 @@ def test_a_pair_that_does_not_fit_is_refused_before_it_is_loaded(tmp_path, monke
     sc.load(**asked, check_memory=False).close()
     monkeypatch.setattr(loading, "free_memory", lambda: 10**9)
     sc.load(**asked).close()
+
+
+def test_a_model_of_nearly_a_terabyte_is_refused_at_once(tmp_path, made):
+    path = hollow_model(tmp_path / "huge.gguf", width=16384, layers=100, ffn=65536)
+    with pytest.raises(
+        ModelLoadError, match=r"these models need 18\d\d\.\d\d GB of memory at a context of 8192 tokens.* What would fit: smaller models"
+    ):
+        sc.load(drafter=path, expert=path, n_ctx=8192)
+    assert not made
+
+
+def test_a_context_that_does_not_fit_names_one_that_does(tmp_path, monkeypatch):
+    path = hollow_model(tmp_path / "large.gguf", width=4096, layers=8, ffn=4096)
+    monkeypatch.setattr(loading, "free_memory", lambda: 2_600_000_000)
+    with pytest.raises(ModelLoadError) as error:
+        sc.load(drafter="ngram", expert=path, n_ctx=8192)
+    largest = int(re.search(r"a context of (\d+) tokens \(--ctx \1\)", str(error.value))[1])
+    assert 1024 <= largest < 8192
+    monkeypatch.setattr(loading, "LlamaModel", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))  # it would be loaded now
+    with pytest.raises(KeyboardInterrupt):
+        sc.load(drafter="ngram", expert=path, n_ctx=largest)
 
 
 def test_more_context_than_a_model_was_trained_for_is_refused_with_the_size(tmp_path, made):
