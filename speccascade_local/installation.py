@@ -69,7 +69,7 @@ def extras() -> tuple[Extra, ...]:
 def folders() -> tuple[Folder, ...]:
     """Where things are kept."""
     return (
-        _folder("measured speeds", platformdirs.user_cache_path("speccascade") / "profiles"),
+        _folder("measurements", platformdirs.user_cache_path("speccascade")),
         _folder("your models.yaml", catalog.users_own().parent),
         _folder("Hugging Face's cache", cache_folder()),
     )

@@ -57,7 +57,7 @@ def test_what_is_off_in_a_build_is_no_feature_of_it(monkeypatch):
 def test_every_fact_has_its_line_at_80_columns(report):
     done = doctor(COLUMNS="80")
     assert done.returncode == 0
-    for name in ("llama.cpp", "repacking", "device", "processor", "threads", "memory", "bandwidth", "measured speeds", "bundled pair"):
+    for name in ("llama.cpp", "repacking", "device", "processor", "threads", "memory", "bandwidth", "measurements", "bundled pair"):
         assert any(line.startswith(name + " ") for line in done.stdout.splitlines()), name
     assert done.stdout.splitlines()[-1] in ("all is well", "nothing is broken")
     assert "answers" in done.stdout
@@ -67,7 +67,7 @@ def test_a_cache_that_cannot_be_written_is_a_hint(tmp_path):
     (tmp_path / "cache").write_text("")
     done = doctor(XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert done.returncode == 0
-    assert "hint: measured speeds: " in done.stdout
+    assert "hint: measurements: " in done.stdout
     assert "Not a directory" in done.stdout
     assert done.stdout.endswith("nothing is broken\n")
 

@@ -84,7 +84,7 @@ def places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **environment: str) 
 def test_folders_are_where_they_are_used_and_nothing_is_made(monkeypatch, tmp_path):
     found = places(monkeypatch, tmp_path)
     assert [folder.path.relative_to(tmp_path).as_posix() for folder in found.values()] == [
-        "cache/speccascade/profiles",
+        "cache/speccascade",
         "config/speccascade",
         "cache/huggingface/hub",
     ]
@@ -110,11 +110,11 @@ def test_a_cache_counts_each_file_once_and_no_link(monkeypatch, tmp_path):
 def test_a_folder_that_cannot_be_written_is_told_for_whoever_asks(monkeypatch, tmp_path):
     (tmp_path / "cache").write_text("a file in the way")  # stops root too
     found = places(monkeypatch, tmp_path)
-    assert found["measured speeds"].problem == f"{tmp_path / 'cache'}: Not a directory"
+    assert found["measurements"].problem == f"{tmp_path / 'cache'}: Not a directory"
     assert found["your models.yaml"].problem == ""
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder_is_told(monkeypatch, tmp_path):
     (tmp_path / "cache").mkdir(mode=0o500)
-    assert places(monkeypatch, tmp_path)["measured speeds"].problem == f"{tmp_path / 'cache'}: Permission denied"
+    assert places(monkeypatch, tmp_path)["measurements"].problem == f"{tmp_path / 'cache'}: Permission denied"
