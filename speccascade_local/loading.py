@@ -112,15 +112,8 @@ def _planned(
 
     Raises ModelLoadError and SettingError.
     """
-    files = pair.files
-    given = placement if isinstance(placement, Mapping) else dict.fromkeys(files, placement or Placement())
-    if unknown := given.keys() - {"small", "drafter", "expert"}:
-        raise SettingError(f"placement names the role {min(unknown)!r:.40}; roles are small, drafter and expert")
-    wanted = {role: given.get(role, Placement()) for role in files}
+    files, wanted = pair.files, placements_of(pair, placement)
     askable = n_ctx if isinstance(n_ctx, int) and n_ctx >= 1 else None
-    if any(placement.rpc for role, placement in wanted.items() if role != "expert"):
-        raise SettingError("rpc is given to a model that drafts; only the expert's layers are worth the way to another machine")
-    wanted["expert"] = replace(wanted["expert"], rpc=wanted["expert"].rpc or pair.rpc)
     there = (*devices(), *reached(wanted["expert"].rpc))
     models = plans_of(files, n_ctx=askable, placements={role: replace(each, rpc=()) for role, each in wanted.items()})
     for model in models.values():
@@ -138,6 +131,24 @@ def _planned(
         needs = {role: need_of(model, size, layers.get(role), counts[role]) for role, model in models.items()}
         require_fit(needs, placements, size, free_memory(), there)
     return placements, size
+
+
+def placements_of(pair: Pair, given: Placement | Mapping[str, Placement] | None) -> dict[str, Placement]:
+    """How each model is wanted: as given, for all or by role, and where that says nothing as ``models.yaml`` says. Raises SettingError."""
+    usual = Placement()
+    wanted = given if isinstance(given, Mapping) else dict.fromkeys(pair.files, given or usual)
+    if unknown := wanted.keys() - {"small", "drafter", "expert"}:
+        raise SettingError(f"placement names the role {min(unknown)!r:.40}; roles are small, drafter and expert")
+    found = {}
+    for role, source in pair.models.items():
+        names = ("gpu_layers", "device", "cache_type", "lora")
+        said: dict[str, Any] = {name: getattr(source, name) for name in names} | {"rpc": pair.rpc if role == "expert" else ()}
+        own = wanted.get(role, usual)
+        open_to = {name for name, value in said.items() if value not in (None, ()) and getattr(own, name) == getattr(usual, name)}
+        found[role] = replace(own, **{name: said[name] for name in open_to})
+    if any(placement.rpc for role, placement in found.items() if role != "expert"):
+        raise SettingError("rpc is given to a model that drafts; only the expert's layers are worth the way to another machine")
+    return found
 
 
 def _own_rule(pair: Pair) -> Method:

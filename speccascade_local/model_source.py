@@ -28,7 +28,7 @@ _PACKAGE = Path(__file__).parent
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<end>\.gguf)")
 _MAGIC = re.compile(r"[*?\[]")
 
-CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+CacheType = Literal["f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]  # those of Placement
 Repository = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")]
 Revision = Annotated[str, Field(pattern=REVISION)]
 Name = Annotated[str, Field(min_length=1)]

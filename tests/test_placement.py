@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import llama_cpp
 import pytest
-from gguf_files import text_model, textless_model
+from gguf_files import adapter, text_model, textless_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -169,3 +169,22 @@ def test_devices_tell_gpus_from_others():
 
 def test_parameters_know_every_type_of_cache():
     assert parameters._GGML_TYPES.keys() == CACHE_TYPES.keys()
+
+
+def test_what_models_yaml_says_of_a_model_holds_where_the_caller_says_nothing(tmp_path):
+    for name in ("small", "large"):
+        text_model(tmp_path / f"{name}.gguf")
+    adapter(tmp_path / "style.gguf")
+    (tmp_path / "models.yaml").write_text(
+        "pairs:\n  mine:\n    drafter: {file: small.gguf, cache_type: f32}\n"
+        "    expert: {file: large.gguf, cache_type: q8_0, gpu_layers: 0, lora: {file: style.gguf, scale: 0.5}}\n"
+    )
+    options = {"models": tmp_path / "models.yaml", "n_ctx": 64, "n_threads": 1, "profile": False}
+    with sc.load("mine", **options) as runtime:
+        said = {role: model.placement for role, model in runtime.models.items()}
+    assert said["drafter"].cache_type == "f32"
+    assert (said["expert"].cache_type, said["expert"].gpu_layers) == ("q8_0", 0)
+    assert said["expert"].lora == ((tmp_path / "style.gguf", 0.5),)
+    with sc.load("mine", placement=Placement(cache_type="q4_0"), **options) as runtime:
+        assert {model.placement.cache_type for model in runtime.models.values()} == {"q4_0"}
+        assert runtime.models["expert"].placement.lora == said["expert"].lora

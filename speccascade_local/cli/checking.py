@@ -15,9 +15,9 @@ from ..catalog import Pair
 from ..checking import EXIT_CODES, Checked, check
 from ..errors import ModelLoadError, SettingError, SpeccascadeError
 from ..findings import Finding
+from ..loading import placements_of
 from ..local_models import Found, known_places, models_in
 from ..model_source import ModelSource
-from ..placement import Placement
 from ..profile_cache import known_speeds
 from ..remote_header import fetch_headers
 from ..suggesting import MOST, Suggestions, suggest
@@ -85,7 +85,7 @@ def check_verb(
 
 def _checked(pair: Pair, chosen: options.ModelOptions, remote: bool, verbose: int) -> Checked:
     """Raises SettingError, CatalogError and FetchError."""
-    placements = _placements(pair, chosen)
+    placements = {role: replace(each, rpc=()) for role, each in placements_of(pair, chosen.placements()).items()}
     name = pair.name if pair.source else " + ".join(path.name for path in pair.files.values())
     with tempfile.TemporaryDirectory(prefix="speccascade-") as temporary:
         try:
@@ -116,16 +116,6 @@ def _file(pair: Pair, role: str, source: ModelSource, temporary: Path, remote: b
         todo = f"; fetch it with 'speccascade pull {pair.name}', or look at its header only: --remote" if source.hub else ""
         raise ModelLoadError(f"{problem}{todo}")
     return source.path
-
-
-def _placements(pair: Pair, chosen: options.ModelOptions) -> dict[str, Placement]:
-    """The options', and what models.yaml says where they are silent. Raises SettingError."""
-    usual, found = Placement(), chosen.placements()
-    for role, source in pair.models.items():
-        said = {"gpu_layers": source.gpu_layers, "device": source.device, "cache_type": source.cache_type, "lora": source.lora or None}
-        open_to = {name: value for name, value in said.items() if value is not None and getattr(found[role], name) == getattr(usual, name)}
-        found[role] = replace(found[role], **open_to)  # type: ignore[arg-type]
-    return found
 
 
 def _renamed(checked: Checked, pair: Pair, temporary: str) -> Checked:
