@@ -55,7 +55,7 @@ from speccascade_local.bench.intervals import Estimate, differences, estimated
 from speccascade_local.bench.questions import HELD_OUT, Question, Turn, built_in
 from speccascade_local.bench.setup import commit
 from speccascade_local.errors import SpeccascadeError
-from speccascade_local.text import Message
+from speccascade_local.templates import Message
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -2,6 +2,7 @@
 
     loading.py   files to a loaded pair                    where it begins
     runtime.py   generate, stream, chat                    what users hold
+    conversation.py   several turns                        both caches kept
     methods.py   every way to let two models answer        by name
     cascade.py   propose, verify, commit, rewind           the loop
     rules.py     where the expert is asked                 the dial
@@ -14,6 +15,7 @@ Start with :func:`load`, or on the command line with ``speccascade compare``.
 """
 
 from .account import Fidelity
+from .conversation import Conversation
 from .deferral import Rule, TargetRule
 from .errors import CatalogError, ContextOverflowError, ModelLoadError, PairError, PromptError, SessionError, SettingError, SpeccascadeError
 from .evidence import Evidence
@@ -31,6 +33,7 @@ __all__ = [
     "CatalogError",
     "Chunk",
     "ContextOverflowError",
+    "Conversation",
     "Evidence",
     "Fidelity",
     "Logprobs",

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 
 import numpy as np
 
 from .account import Distribution, Entry
+from .batch import Rollbacks
 from .cascade import Block, decode
 from .controller import Auto
 from .deferral import Method, Rule
@@ -27,6 +28,7 @@ from .reply import Candidate, Chunk, Logprobs, Token
 from .routing import Route, Signals, TokenCascade, token_cascade
 from .rules import Never, Strict
 from .sequences import shared_length
+from .session import LlamaSession
 from .settings import Settings
 from .shaping import Shaper
 from .stats import Stats
@@ -65,6 +67,12 @@ class LoadedPair:
         """All timelines."""
         return [session for session in (self.small, self.drafter, self.expert) if session is not None]
 
+    @property
+    def rollbacks(self) -> Rollbacks:
+        """What going back has cost all models so far."""
+        spent = [session.rollbacks for session in self.sessions if isinstance(session, LlamaSession)]
+        return Rollbacks(*(sum(figures) for figures in zip(*map(astuple, spent))))
+
 
 def answer(pair: LoadedPair, ids: list[int], settings: Settings, method: Method, seed: int) -> Iterator[Chunk | None]:
     """Continue ``ids``, chunk by chunk; None for a block that shows nothing yet, because it is not decided who answers.
@@ -90,9 +98,13 @@ def _decoded(pair: LoadedPair, ids: list[int], settings: Settings, rule: Rule, s
     text = TextStream(pair.tokenizer.piece, pair.tokenizer.is_end, settings.stop)
     shared = {session: rewind_to_shared(session, ids) for session in pair.sessions}
     stats.cached_tokens = shared[pair.expert if rule.asks_expert else pair.drafter]
+    before = pair.rollbacks
     for block in _blocks(pair, list(ids), settings, rule, seed, shaper, text, stats):
         if block.finish_reason is not None:
             text.finish()
+        now = pair.rollbacks
+        stats.replayed, stats.checkpoints = now.replayed - before.replayed, now.saved - before.saved
+        stats.rollback_s = now.seconds - before.seconds
         yield _chunk(pair, block, text, stats, rule, seed), block
 
 
@@ -183,10 +195,10 @@ def _routed(pair: LoadedPair, ids: list[int], settings: Settings, route: Route, 
 
 
 def rewind_to_shared(session: Session, ids: list[int]) -> int:
-    """Keep what the session holds of ``ids``, all but the last, which must be evaluated anew. Returns how much that is."""
+    """Keep what the session holds of ``ids``, all but the last, which must be evaluated anew. Returns how much needs no reading again."""
     shared = shared_length(session.tokens, ids[:-1])
     session.rewind(shared)
-    return shared
+    return shared - (session.missing if isinstance(session, LlamaSession) else 0)
 
 
 def _chunk(pair: LoadedPair, block: Block, text: TextStream, stats: Stats, rule: Rule, seed: int) -> Chunk:

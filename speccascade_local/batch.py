@@ -12,18 +12,43 @@ from typing import Any, NamedTuple
 import llama_cpp
 import numpy as np
 
+from .sampling import Array
+
 #: As many tokens as one llama_decode takes.
 BATCH_TOKENS = 512
 
 
+#: So many copies of a recurrent state are kept at most.
+MOST_COPIES = 4
+
+
+@dataclass
+class Rollbacks:
+    """What going back has cost so far: recurrent states copied and put back, tokens read again, seconds for the copies alone."""
+
+    saved: int = 0
+    restored: int = 0
+    replayed: int = 0
+    seconds: float = 0.0
+
+
 @dataclass(eq=False)
 class Timeline:
-    """One sequence of tokens in a context. sequence: its number there. n_vocab: how wide its rows are wanted. tokens: what it holds."""
+    """One sequence of tokens in a context. sequence: its number there. n_vocab: how wide its rows are wanted. tokens: what it stands for.
+
+    The rest is for going back (rollback.py). held: how many tokens llama.cpp's memory has of it, -1 for unknown. batch: how many of them
+    it read last, in one batch. settled: whether it was rewound since. checkpoints: copies of its state.
+    """
 
     sequence: int
     n_vocab: int
     tokens: list[int] = field(default_factory=list)
     closed: bool = False
+    held: int = 0
+    batch: int = 0
+    settled: bool = True
+    checkpoints: list[Any] = field(default_factory=list)
+    rollbacks: Rollbacks = field(default_factory=Rollbacks)
 
 
 class Part(NamedTuple):
@@ -41,6 +66,7 @@ class Batch:
         self.ids, self.positions, self.owners, self.counts = (np.zeros(BATCH_TOKENS, np.int32) for _ in range(4))
         self.wanted = np.zeros(BATCH_TOKENS, np.int8)
         self.counts[:] = 1
+        self._views: dict[tuple[int, int], Array] = {}  # by address and number of rows
         of_ids = ctypes.POINTER(llama_cpp.llama_seq_id)
         first = self.owners.ctypes.data
         self._owners = (of_ids * BATCH_TOKENS)(*(ctypes.cast(first + 4 * i, of_ids) for i in range(BATCH_TOKENS)))
@@ -71,3 +97,14 @@ class Batch:
         self._batch.n_tokens = size
         code: int = llama_cpp.llama_decode(context, self._batch)
         return code
+
+    def rows(self, context: Any, count: int, n_vocab: int) -> Array:
+        """What was wanted of the last evaluation, [count, n_vocab] float32: a view into llama.cpp's buffer.
+
+        The array over it is kept: making one takes longer than a small row is worth.
+        """
+        buffer = llama_cpp.llama_get_logits(context)
+        place = ctypes.addressof(buffer.contents), count
+        if place not in self._views:
+            self._views[place] = np.ctypeslib.as_array(buffer, (count, n_vocab))
+        return self._views[place]

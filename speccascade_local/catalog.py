@@ -1,74 +1,38 @@
 """``models.yaml`` -> checked pairs.
 
-A pair names two GGUF files and the rule that suits them. Several files may exist; they are read in a fixed order and the first one
-that has a pair of that name wins. Knows nothing of what is inside a GGUF file.
+A pair names two models and the rule that suits them. Several files may exist; they are read in a fixed order and the first one that
+has a pair of that name wins. Knows nothing of what is inside a GGUF file, and fetches nothing.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
 import platformdirs
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from . import methods
+from .catalog_file import CALIBRATED, CatalogFile, PairEntry
 from .checked_yaml import read_yaml
-from .errors import CatalogError, SettingError
+from .errors import CatalogError
+from .hub_cache import is_file
+from .model_source import NGRAM, ModelSource, model_source, resolved
 
 #: The pair that ships with the package, used where none is named.
 BUNDLED_PAIR = "demo"
-#: In place of a drafter's file: no second model, drafts are copied from the text.
-NGRAM = "ngram"
 _PACKAGE = Path(__file__).parent
-BUNDLED = "bundled:"
-_CALIBRATED = "calibrated:"
-
-
-def _is_rule(text: str) -> str:
-    """Checked as far as that runs no code and opens no file of the user's; the rest when the pair is loaded."""
-    if methods.is_custom(text) or text.startswith(_CALIBRATED):
-        return text
-    try:
-        return str(methods.parse(text))
-    except SettingError as error:
-        raise ValueError(str(error)) from None
-
-
-class PairEntry(BaseModel):
-    """One pair as it stands in the file. Paths are relative to the file's folder; ``bundled:NAME`` is inside this package."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    description: str = ""
-    drafter: Annotated[str, Field(min_length=1)]
-    expert: Annotated[str, Field(min_length=1)]
-    small: Annotated[str, Field(min_length=1)] | None = None
-    rule: Annotated[str, AfterValidator(_is_rule)] | None = None
-
-    @model_validator(mode="after")
-    def _is_a_chain(self) -> PairEntry:
-        if self.small and self.drafter == NGRAM:
-            raise ValueError("a small model drafts for a drafter, and drafter 'ngram' is none; name the small model as the drafter")
-        return self
-
-
-class CatalogFile(BaseModel):
-    """The whole of a ``models.yaml``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    pairs: dict[str, PairEntry]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two model files, ready to load, and where they were named (None: by the caller).
+    """Two models, and where they were named (None: by the caller).
 
-    drafter: may be ``ngram`` in place of a file. small: a third model, which drafts for the drafter.
+    drafter: may be ``ngram`` in place of a file. small: a third model, which drafts for the drafter. models: by role, what else was
+    said of each. context: tokens that the catalog says both were trained for. seen_in: where the catalog's facts come from. rpc: machines
+    that share the expert.
     """
 
     name: str
@@ -78,6 +42,15 @@ class Pair:
     description: str = ""
     source: Path | None = None
     small: Path | None = None
+    models: Mapping[str, ModelSource] = field(default_factory=dict)
+    family: str | None = None
+    context: int | None = None
+    seen_in: str | None = None
+    rpc: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        models = {role: self.models.get(role) or ModelSource(path, str(path)) for role, path in self.files.items()}
+        object.__setattr__(self, "models", models)
 
     @property
     def files(self) -> dict[str, Path]:
@@ -87,8 +60,23 @@ class Pair:
 
     @property
     def missing(self) -> list[Path]:
-        """The files that are not there."""
-        return [path for path in self.files.values() if not _is_file(path)]
+        """The files that are not there, adapters and shards among them."""
+        return [path for model in self.models.values() for source in model.sources for path in source.missing]
+
+    def check_files(self) -> None:
+        """Refuse what was named and cannot be used. Raises CatalogError, which says what to do.
+
+        A plain path with nothing there passes: whoever opens it knows more.
+        """
+        for role, model in self.models.items():
+            for source in model.sources:
+                problem = source.problem()
+                if problem:
+                    what = role if source is model else f"{role}'s LoRA adapter"
+                    todo = f"; fetch it: speccascade pull {shlex.quote(self.name)}" if source.hub and not source.trouble else ""
+                    raise CatalogError(f"pair {self.name!r}, {what}: {problem}{todo}")
+                if source is not model and source.missing:
+                    raise CatalogError(f"pair {self.name!r}, {role}'s LoRA adapter: {source.path}: no such file; check its path")
 
 
 def search_path(models: str | os.PathLike[str] | None = None) -> list[Path]:
@@ -102,11 +90,11 @@ def search_path(models: str | os.PathLike[str] | None = None) -> list[Path]:
     for value, origin in named:
         if value:
             path = _expanded(value)
-            if not _is_file(path):
+            if not is_file(path):
                 kind = "no such file" if not os.path.exists(path) else "a folder" if os.path.isdir(path) else "no plain file"
                 raise CatalogError(f"{path}: {kind} (named by {origin}); give the path of a models.yaml")
             found.append(path)
-    found += [path for path in (Path("models.yaml"), users_own()) if _is_file(path)]
+    found += [path for path in (Path("models.yaml"), users_own()) if is_file(path)]
     distinct: dict[Path, Path] = {}
     for path in [*found, packaged()]:
         distinct.setdefault(path.resolve(), path)  # a file named twice counts where it is named first
@@ -115,18 +103,26 @@ def search_path(models: str | os.PathLike[str] | None = None) -> list[Path]:
 
 def read_file(path: Path) -> dict[str, Pair]:
     """The pairs of one file. Raises CatalogError with file, key path and line."""
-    return {
-        name: Pair(
-            name,
-            _resolve(entry.drafter, path),
-            _resolve(entry.expert, path),
-            _rule(entry.rule, path),
-            entry.description,
-            path,
-            _resolve(entry.small, path) if entry.small else None,
-        )
-        for name, entry in read_yaml(path, CatalogFile).pairs.items()
-    }
+    return {name: _pair(name, entry, path) for name, entry in read_yaml(path, CatalogFile).pairs.items()}
+
+
+def _pair(name: str, entry: PairEntry, path: Path) -> Pair:
+    named = {"small": entry.small, "drafter": entry.drafter, "expert": entry.expert}
+    models = {role: model_source(each, path.parent) for role, each in named.items() if each}
+    return Pair(
+        name,
+        models["drafter"].path,
+        models["expert"].path,
+        _rule(entry.rule, path),
+        entry.description,
+        path,
+        models["small"].path if "small" in models else None,
+        models,
+        entry.family,
+        entry.context,
+        entry.source,
+        tuple(entry.rpc),
+    )
 
 
 def known_pairs(models: str | os.PathLike[str] | None = None) -> dict[str, Pair]:
@@ -139,19 +135,27 @@ def known_pairs(models: str | os.PathLike[str] | None = None) -> dict[str, Pair]
 
 
 def find(name: str, models: str | os.PathLike[str] | None = None) -> Pair:
-    """The pair of this name, from the first file that has it. Raises CatalogError with the known names."""
-    for path in search_path(models):
+    """The pair of this name, from the first file that has it. Raises CatalogError with the nearest names."""
+    files = search_path(models)
+    for path in files:
         pairs = read_file(path)
         if name in pairs:
             return pairs[name]
     known = known_pairs(models)
-    close = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    files = ", ".join(map(str, search_path(models)))
+    near = _near(str(name), list(known))
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise CatalogError(
-        f"unknown pair {name!r}; known are {', '.join(sorted(known))}{hint} "
-        f"(read: {files}; add your own to a models.yaml, or name two files with --drafter and --expert)"
+        f"unknown pair {name!r}{hint} ('speccascade models' lists all {len(known)}, from {', '.join(map(str, files))}; "
+        "add your own to a models.yaml, or name two files with --drafter and --expert)"
     )
+
+
+def _near(name: str, known: list[str]) -> list[str]:
+    """Up to three names like this one: spelt alike, or with it as a part."""
+    folded = {each.casefold(): each for each in known}
+    close = difflib.get_close_matches(name.casefold(), folded, n=3)
+    within = sorted(each for each in folded if name and name.casefold() in each and each not in close)
+    return [folded[each] for each in [*close, *within][:3]]
 
 
 def default() -> Pair:
@@ -179,27 +183,11 @@ def packaged() -> Path:
     return inside if inside.exists() else _PACKAGE.parent / "models.yaml"  # in a checkout the one copy stands at the top
 
 
-def _resolve(text: str, source: Path) -> Path:
-    if text == NGRAM:
-        return Path(text)
-    if text.startswith(BUNDLED):
-        return _PACKAGE / "demo" / text.removeprefix(BUNDLED)
-    return source.parent / _expanded(text)
-
-
 def _rule(text: str | None, source: Path) -> str | None:
     """A calibration's path starts at the file's folder too."""
-    if text is None or not text.startswith(_CALIBRATED):
+    if text is None or not text.startswith(CALIBRATED):
         return text
-    return f"{_CALIBRATED}{_resolve(text.removeprefix(_CALIBRATED), source)}"
-
-
-def _is_file(path: Path) -> bool:
-    """Like ``Path.is_file``, and False also for a name that no file can have."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
+    return f"{CALIBRATED}{resolved(text.removeprefix(CALIBRATED), source.parent)}"
 
 
 def _expanded(text: str | os.PathLike[str]) -> Path:

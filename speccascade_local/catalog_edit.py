@@ -8,12 +8,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from .catalog import CatalogFile
+from .catalog_file import CatalogFile
 from .checked_yaml import read_yaml
 from .checks import replace_file, text_of
 from .errors import CatalogError
@@ -30,7 +31,7 @@ def set_rule(path: Path, pair: str, rule: str, *, comment: str = "") -> None:
     _write(path, changed)
 
 
-def add_pair(path: Path, pair: str, entry: dict[str, str], *, comment: str = "") -> None:
+def add_pair(path: Path, pair: str, entry: Mapping[str, Any], *, comment: str = "") -> None:
     """Append a pair to a file that need not exist yet. Raises CatalogError."""
     lines = [f"  {pair}:", *(f"    {name}: {json.dumps(value)}" for name, value in entry.items())]
     if comment:
@@ -42,6 +43,12 @@ def add_pair(path: Path, pair: str, entry: dict[str, str], *, comment: str = "")
             raise CatalogError(f"{path}: has a pair {pair!r} already; change its rule there")
     _write(path, text.rstrip("\n") + "\n" + "\n".join(lines) + "\n")
     read_yaml(path, CatalogFile)
+
+
+def entry_of(path: Path, pair: str) -> dict[str, Any]:
+    """What stands under a pair, as it is written. Raises CatalogError."""
+    read_yaml(path, CatalogFile)
+    return dict(yaml.safe_load(text_of(path))["pairs"][pair])
 
 
 def _entry(path: Path, text: str, pair: str) -> yaml.MappingNode:
@@ -73,10 +80,19 @@ def _added(text: str, entry: yaml.MappingNode, value: str) -> str:
     key, last = entry.value[-1]
     if entry.flow_style:
         return text[: last.end_mark.index] + f", rule: {value.split('  #')[0]}" + text[last.end_mark.index :]
+    last = _innermost_last(last)
     line_end = text.find("\n", last.end_mark.index if last.end_mark.column else last.end_mark.index - 1)
     at: int = line_end if line_end >= 0 else len(text)
     indented = " " * key.start_mark.column
     return f"{text[:at]}\n{indented}rule: {value}{text[at:]}"
+
+
+def _innermost_last(node: yaml.Node) -> yaml.Node:
+    """Where a value in block style ends: its own mark stands before whatever comes next."""
+    while isinstance(node, yaml.MappingNode | yaml.SequenceNode) and not node.flow_style:
+        last = node.value[-1]
+        node = last[1] if isinstance(node, yaml.MappingNode) else last
+    return node
 
 
 def _check(path: Path, before: str, after: str, pair: str, rule: str) -> None:

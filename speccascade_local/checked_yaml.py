@@ -68,6 +68,11 @@ def _line(node: yaml.Node | None, keys: tuple[int | str, ...]) -> int:
     """The line (from 1) of the innermost key on the way that exists."""
     line = node.start_mark.line if node else 0
     for key in keys:
+        if isinstance(key, int) and not isinstance(node, yaml.MappingNode):  # a list may be written as its only element
+            if isinstance(node, yaml.SequenceNode):
+                node = node.value[key]
+                line = node.start_mark.line
+            continue
         if not isinstance(node, yaml.MappingNode):
             break
         for name, value in node.value:

@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import tempfile
+from collections.abc import Iterable
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -32,18 +33,18 @@ def finite_number(name: str, value: object, low: float, high: float, allowed: st
     return number
 
 
-def replace_file(path: Path, text: str) -> None:
+def replace_file(path: Path, content: str | Iterable[bytes]) -> None:
     """Write a file whole or not at all, whoever reads or writes it meanwhile; its permissions stay, and so does a link to it.
 
-    Raises OSError.
+    content: text, or bytes in pieces. Raises OSError.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     mode = target.stat().st_mode if target.exists() else None
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", dir=target.parent, suffix=".tmp", delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".tmp", delete=False) as file:
         temporary = Path(file.name)
         try:
-            file.write(text)
+            file.writelines([content.encode()] if isinstance(content, str) else content)
             file.close()
             if mode is not None:
                 temporary.chmod(mode)

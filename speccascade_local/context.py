@@ -6,21 +6,21 @@ every return code, and frees the context once, before its model. Knows nothing o
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import llama_cpp
-import numpy as np
 
 from .adapters import apply_adapters
 from .backend import complaint, forget_complaints, made
 from .batch import BATCH_TOKENS, Batch, Part, Timeline
 from .errors import ContextOverflowError, ModelLoadError, PromptError, SessionError, SettingError
 from .model import LlamaModel
-from .parameters import MAX_ROWS, context_parameters
+from .parameters import MAX_ROWS, SNAPSHOTS, context_parameters
+from .rollback import Rollback, Tail, ways_back
+from .rollback_trial import choose
 from .sampling import Array
 
 log = logging.getLogger(__name__)
@@ -33,13 +33,16 @@ class LlamaContext:
     """Memory and batch of up to ``n_timelines`` timelines over one model. Must not be used by two threads at once.
 
     n_ctx: how many tokens each of them can hold. n_threads: for single tokens and for batches alike (a draft is verified as a batch),
-    until ``set_threads`` says otherwise; None for the model's default.
+    until ``set_threads`` says otherwise; None for the model's default. n_snapshots: how many tokens back the snapshots of a recurrent state
+    reach, where llama.cpp makes them: worth their memory where drafts are judged, not where they are written token by token.
 
     Raises SessionError when the context cannot be made, which mostly means that memory is short, ModelLoadError for a model that keeps no
     memory of a text, SettingError for more timelines than a batch has room for.
     """
 
-    def __init__(self, model: LlamaModel, *, n_ctx: int, n_threads: int | None = None, n_timelines: int = 1) -> None:
+    def __init__(
+        self, model: LlamaModel, *, n_ctx: int, n_threads: int | None = None, n_timelines: int = 1, n_snapshots: int = SNAPSHOTS
+    ) -> None:
         if not 1 <= n_timelines <= MAX_TIMELINES:
             raise SettingError(f"n_timelines is {n_timelines}; it must be between 1 and {MAX_TIMELINES}")
         self.model = model
@@ -48,7 +51,7 @@ class LlamaContext:
         self._padding: Mapping[int, int] = {}
         self._free = list(range(n_timelines))
         threads = n_threads or model.default_threads
-        params = context_parameters(model.placement, n_ctx=n_ctx, n_timelines=n_timelines, n_threads=threads)
+        params = context_parameters(model.placement, n_ctx=n_ctx, n_timelines=n_timelines, n_threads=threads, n_snapshots=n_snapshots)
         log.info("%s: a context of %d tokens, threads: %d", model.path.name, n_ctx, params.n_threads)
         forget_complaints()
         self._ctx = made(lambda: llama_cpp.llama_init_from_model(model.handle, params), llama_cpp.llama_free)
@@ -73,7 +76,8 @@ class LlamaContext:
                 f"{self.model.path}: this model keeps no memory of a text (an embedding model?); choose one that generates"
             )
         self._batch = Batch()
-        self._views: dict[tuple[int, int], Array] = {}  # by address and number of rows
+        self.rollback: Rollback = Tail(self.model.path.name, self._memory)
+        choose(self, ways_back(self.model, self._ctx, self._memory))
 
     def close(self) -> None:
         """Free the context. Harmless when repeated; the model stays."""
@@ -94,7 +98,7 @@ class LlamaContext:
         if not timeline.closed:
             timeline.closed = True
             if self.is_open:
-                self.drop(timeline, 0)
+                self.rollback.clear(timeline)
             self._free.append(timeline.sequence)
 
     @property
@@ -118,19 +122,19 @@ class LlamaContext:
 
     @property
     def padding(self) -> Mapping[int, int]:
-        """As ``pad_batches`` was told."""
+        """What batches are padded to; empty where the model's memory cannot drop a padding."""
         return self._padding
 
     def pad_batches(self, sizes: Mapping[int, int]) -> None:
         """From now on evaluate n tokens as a batch of ``sizes[n]``, where a larger batch is the faster one; an empty mapping ends it.
 
-        What is appended is dropped again at once: nobody sees it, and the real tokens, which stand before it, do not either. Where the
-        context has no room for it, it is left out. Raises SettingError for a size below n or above 512.
+        What is appended is dropped again at once: nobody sees it, and the real tokens, which stand before it, do not either. Where there is
+        no room for it, or the model's memory cannot drop it, it is left out. Raises SettingError for a size below n or above 512.
         """
         for n, size in sizes.items():
             if not 1 <= n <= size <= BATCH_TOKENS:
                 raise SettingError(f"a batch of {n} cannot be padded to {size}; the size must be from {n} (at least 1) to {BATCH_TOKENS}")
-        self._padding = dict(sizes)
+        self._padding = dict(sizes) if self.rollback.pads else {}
 
     def evaluate(self, parts: Sequence[Part]) -> list[Array]:
         """Append to several timelines at once; the logits that each part wants, [keep, n_vocab] float32.
@@ -148,8 +152,8 @@ class LlamaContext:
         for part in parts:
             self._check(part)
         held = [len(part.timeline.tokens) for part in parts]
-        todo = list(parts)
         try:
+            todo = [self._due(part) for part in parts]
             while sum(len(part.tokens) for part in todo) > BATCH_TOKENS:
                 # The kept rows must come out of one llama_decode, so what goes before leaves enough of them.
                 at, (timeline, tokens, keep) = max(enumerate(todo), key=lambda each: len(each[1].tokens) - each[1].keep)
@@ -157,11 +161,25 @@ class LlamaContext:
                 self._decode([Part(timeline, tokens[:size], 0)])
                 todo[at] = Part(timeline, tokens[size:], keep)
             self._decode(todo)
+            for part in todo:
+                self.rollback.end(part.timeline, len(part.tokens), part.keep)
             return self._rows(parts)
         except BaseException:
             for part, length in zip(parts, held):
                 self.drop(part.timeline, length)
             raise
+
+    def _due(self, part: Part) -> Part:
+        """All that must be read for the part: what its timeline stands for and llama.cpp has no longer goes before."""
+        timeline, tokens, keep = part
+        self.rollback.settle(timeline, len(timeline.tokens))
+        timeline.tokens += tokens
+        unread = timeline.tokens[timeline.held :]
+        apart = self.rollback.apart(timeline, len(unread), keep)
+        for at in range(0, apart, BATCH_TOKENS):
+            self._decode([Part(timeline, unread[at : min(at + BATCH_TOKENS, apart)], 0)])
+        self.rollback.begin(timeline, keep)
+        return Part(timeline, unread[apart:], keep)
 
     def _check(self, part: Part) -> None:
         timeline, tokens, keep = part
@@ -178,12 +196,11 @@ class LlamaContext:
 
     def _decode(self, parts: Sequence[Part]) -> None:
         batch, n = self._batch, 0
+        ends = [timeline.held + len(tokens) for timeline, tokens, _ in parts]
         for timeline, tokens, keep in parts:
-            held = len(timeline.tokens)
-            timeline.tokens += tokens  # first, so that an interruption right after llama_decode still knows what to drop
-            n = batch.put(n, tokens, held, timeline.sequence, keep)
-        last = parts[-1]  # behind which the padding stands
-        length = len(last.timeline.tokens)
+            n = batch.put(n, tokens, timeline.held, timeline.sequence, keep)
+            timeline.held = -1  # until the batch is read
+        last, length = parts[-1], ends[-1]  # behind which the padding stands
         size = self._padding.get(n, n) if last.keep else n
         if length + size - n > self.n_ctx:
             size = n
@@ -197,16 +214,13 @@ class LlamaContext:
                 f"{self.model.path.name}: llama_decode returned {code} ({meaning}) for {size} tokens: {complaint()}. "
                 "If memory is short, load with a smaller context (--ctx)"
             )
+        for part, end in zip(parts, ends):
+            part.timeline.held = end
         if size > n:
-            self._forget(last.timeline, length)
+            self.rollback.trim(last.timeline)
 
     def _rows(self, parts: Sequence[Part]) -> list[Array]:
-        """Of llama.cpp's buffer. The array over it is kept: making one takes longer than a small row is worth."""
-        buffer, total = llama_cpp.llama_get_logits(self._ctx), sum(part.keep for part in parts)
-        place = ctypes.addressof(buffer.contents), total
-        if place not in self._views:
-            self._views[place] = np.ctypeslib.as_array(buffer, (total, self.model.n_vocab))
-        rows, end, found = self._views[place], 0, []
+        rows, end, found = self._batch.rows(self._ctx, sum(part.keep for part in parts), self.model.n_vocab), 0, []
         for timeline, _, keep in parts:
             found.append(rows[end : end + keep, : timeline.n_vocab])
             end += keep
@@ -214,15 +228,13 @@ class LlamaContext:
 
     def drop(self, timeline: Timeline, length: int) -> None:
         """Forget what it holds after its first ``length`` tokens. Raises SessionError when the model cannot."""
-        self._forget(timeline, length)
-        del timeline.tokens[length:]
+        self.rollback.drop(timeline, length)
 
-    def _forget(self, timeline: Timeline, length: int) -> None:
-        if not llama_cpp.llama_memory_seq_rm(self._memory, timeline.sequence, length, -1):
-            raise SessionError(
-                f"{self.model.path.name}: llama.cpp cannot drop the tail of this model's memory "
-                f"(from {len(timeline.tokens)} to {length} tokens); its architecture does not allow rejecting drafts; choose another model"
-            )
+    @property
+    def handle(self) -> Any:
+        """The ``llama_context`` pointer. Raises SessionError once it is closed."""
+        self.require_open()
+        return self._ctx
 
     @property
     def is_open(self) -> bool:

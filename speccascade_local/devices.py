@@ -1,34 +1,43 @@
-"""What llama.cpp can compute on: the CPU, and the GPUs that its build knows; how much memory each has.
+"""What can hold and evaluate a model's layers, as this build of llama.cpp sees it: processors, graphics cards, servers.
 
-Asks ggml directly, whose functions the bindings leave out. Knows nothing of models.
+Knows nothing of models.
 """
 
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
-from functools import cache, lru_cache
-from pathlib import Path
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
-
-import llama_cpp
-from llama_cpp._ctypes_extensions import load_shared_library
 
 from .backend import system_info
 from .errors import SettingError
+from .ggml import function
 
-_KINDS = {0: "cpu", 1: "gpu", 2: "integrated gpu", 3: "accelerator"}
+_POINTER, _NUMBER, _TEXT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p
+_KINDS = ("cpu", "gpu", "integrated gpu", "accelerator", "several")  # enum ggml_backend_dev_type
 
 
 @dataclass(frozen=True)
 class Device:
-    """name: llama.cpp's, such as CUDA0. kind: cpu, gpu, integrated gpu or accelerator. free, total: bytes of its memory, as it says."""
+    """One of them.
+
+    kind: ``cpu``, ``gpu``, ``integrated gpu``, ``accelerator`` (helps the cpu, holds nothing itself) or ``several``. free, total: bytes
+    of its memory; a server is asked for it. server: the RPC server that it belongs to, None for one of this machine. handle: the
+    ``ggml_backend_dev_t``.
+    """
 
     name: str
     description: str
     kind: str
     free: int
     total: int
+    handle: int = field(default=0, repr=False, compare=False)
+
+    @property
+    def server(self) -> str | None:
+        return self.description if self.name.startswith("RPC") else None
 
     @property
     def is_gpu(self) -> bool:
@@ -36,62 +45,55 @@ class Device:
         return self.kind.endswith("gpu")
 
 
-def devices() -> list[Device]:
-    """All of this build, as they are now."""
-    return [_described(handle) for handle in _handles()]
+def devices() -> tuple[Device, ...]:
+    """Those of this machine, in llama.cpp's order."""
+    return tuple(described(handle) for handle in _handles())
 
 
 def has_gpu() -> bool:
-    """Whether any of them is one."""
+    """Whether any of them is one, without asking how much is free there."""
     return any(_kind(handle).endswith("gpu") for handle in _handles())
 
 
-def device_array(name: str) -> Any:
-    """The device of this name as model parameters take it. Raises SettingError with those that there are."""
-    handles = {_text("ggml_backend_dev_name", handle): handle for handle in _handles()}
-    if name not in handles:
-        raise SettingError(f"device is {name!r:.40}; llama.cpp has {', '.join(handles)} here; choose one of these, or name none")
-    return ctypes.cast((ctypes.c_void_p * 2)(handles[name], None), ctypes.c_void_p)
-
-
-def _described(handle: int) -> Device:
-    free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    _function("ggml_backend_dev_memory", None)(ctypes.c_void_p(handle), ctypes.byref(free), ctypes.byref(total))
+def described(handle: int) -> Device:
+    """What a ``ggml_backend_dev_t`` tells of itself."""
+    name: bytes = function("ggml_backend_dev_name", _TEXT, _POINTER)(handle)
+    description: bytes = function("ggml_backend_dev_description", _TEXT, _POINTER)(handle)
+    free, total = _NUMBER(), _NUMBER()
+    numbers = ctypes.POINTER(_NUMBER)
+    function("ggml_backend_dev_memory", None, _POINTER, numbers, numbers)(handle, ctypes.byref(free), ctypes.byref(total))
     return Device(
-        _text("ggml_backend_dev_name", handle),
-        _text("ggml_backend_dev_description", handle),
+        name.decode(errors="replace"),
+        description.decode(errors="replace").strip(),
         _kind(handle),
         free.value,
         total.value,
+        handle,
     )
 
 
-def _kind(handle: int) -> str:
-    return _KINDS.get(_function("ggml_backend_dev_type", ctypes.c_int)(ctypes.c_void_p(handle)), "other")
+def device(name: str) -> Device:
+    """The one of that name. Raises SettingError with those that there are."""
+    there = {each.name: each for each in devices()}
+    if name in there:
+        return there[name]
+    close = difflib.get_close_matches(name.upper(), there, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    known = ", ".join(there)
+    raise SettingError(f"device is {name!r:.40}; llama.cpp has {known} here{hint}; choose one of these, or name none")
 
 
 def _handles() -> list[int]:
-    system_info()  # starts the backend
-    count = _function("ggml_backend_dev_count", ctypes.c_size_t)()
-    return [_function("ggml_backend_dev_get", ctypes.c_void_p)(ctypes.c_size_t(i)) for i in range(count)]
+    system_info()  # llama.cpp finds its devices when it starts
+    count = function("ggml_backend_dev_count", _NUMBER)()
+    return [function("ggml_backend_dev_get", _POINTER, _NUMBER)(index) for index in range(count)]
 
 
-def _text(name: str, handle: int) -> str:
-    text: bytes = _function(name, ctypes.c_char_p)(ctypes.c_void_p(handle)) or b""
-    return text.decode(errors="replace")
+def _kind(handle: int) -> str:
+    kind: int = function("ggml_backend_dev_type", ctypes.c_int, _POINTER)(handle)
+    return _KINDS[kind] if kind < len(_KINDS) else "unknown"
 
 
-@cache
-def _function(name: str, result: Any) -> Any:
-    for library in _libraries():
-        if hasattr(library, name):
-            function = library[name]
-            function.restype = result
-            return function
-    raise AttributeError(name)
-
-
-@lru_cache(maxsize=1)
-def _libraries() -> list[ctypes.CDLL]:
-    folder = Path(llama_cpp.__file__).parent / "lib"
-    return [load_shared_library(name, folder) for name in ("ggml", "ggml-base")]
+def array_of(chosen: Sequence[Device]) -> Any:
+    """As ``llama_model_params.devices`` takes them."""
+    return ctypes.cast((_POINTER * (len(chosen) + 1))(*(each.handle for each in chosen), None), _POINTER)

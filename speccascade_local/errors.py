@@ -5,6 +5,7 @@
     ├── PromptError                  an empty prompt, ids outside the vocabulary, text for a model that has none, a bad chat message
     │   └── ContextOverflowError     more tokens than the context holds
     ├── CatalogError                 a file of ours (models.yaml, a calibration, tasks): missing, malformed, unknown pair or key
+    ├── FetchError                   the hub, the network or the disk stood in the way of a file
     ├── ModelLoadError               a file that is missing, no GGUF, damaged, or of a kind that cannot work here
     ├── PairError                    two models that cannot answer as one
     └── SessionError                 llama.cpp refused an evaluation or a rewind; a closed or superseded object was used
@@ -33,6 +34,10 @@ class ContextOverflowError(PromptError):
 
 class CatalogError(SpeccascadeError):
     """``models.yaml``, or another file of this package's own kinds, cannot be found, read or understood, or has no such pair."""
+
+
+class FetchError(SpeccascadeError):
+    """A file cannot be fetched from the hub, or came otherwise than the hub describes it."""
 
 
 class ModelLoadError(SpeccascadeError):

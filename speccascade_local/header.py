@@ -9,12 +9,13 @@ import os
 import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import ModelLoadError
-from .layout import layout_of, shards_of
+from .layout import Layout, Tensor, layout_of, shards_of
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?) ?(?P<unit>[MG]i?B)", re.IGNORECASE)
 _UNITS = {"mb": 1e6, "mib": 2**20, "gb": 1e9, "gib": 2**30}
@@ -75,23 +76,20 @@ def of_size(path: Path) -> Header | None:
 
 
 def read_header(path: Path) -> Header:
-    """Raises ModelLoadError for what is no GGUF file, or lacks what every model has."""
-    check_gguf(path)
-    from gguf import GGUFReader  # slow to import, and needed by few verbs
-
+    """Of all files that a model is divided into. Raises ModelLoadError for what is no GGUF file, or lacks what every model has."""
+    layouts = check_gguf(path)
     try:
-        reader = GGUFReader(path)
-        return _described(path, reader)
-    except (ValueError, KeyError, IndexError, OSError) as error:
-        raise ModelLoadError(f"{path}: its header cannot be read ({error}); it may be cut off: fetch it again") from error
+        return _described(path, layouts[0], [tensor for layout in layouts for tensor in layout.tensors])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ModelLoadError(f"{path}: its header cannot be read ({error}); it may be damaged: fetch it again") from error
 
 
-def _described(path: Path, reader: Any) -> Header:
+def _described(path: Path, layout: Layout, tensors: Sequence[Tensor]) -> Header:
     def value(name: str, default: Any = None) -> Any:
-        field = reader.fields.get(name)
-        if field is None and default is None:
+        found = layout.numbers(name) if name in layout.lists else layout.values.get(name, default)
+        if found is None:
             raise KeyError(f"{name} is missing")
-        return default if field is None else field.contents()
+        return found
 
     kind = value("general.architecture")
     layers, width = value(f"{kind}.block_count"), value(f"{kind}.embedding_length")
@@ -99,10 +97,10 @@ def _described(path: Path, reader: Any) -> Header:
     shared = _per_layer(value(f"{kind}.attention.head_count_kv", heads), layers)
     usual = width // max(*heads, 1)
     values = value(f"{kind}.attention.key_length", usual) + value(f"{kind}.attention.value_length", usual)
-    sizes = {tensor.name: int(tensor.n_bytes) for tensor in reader.tensors}
-    kinds: Counter[str] = Counter()
-    for tensor in reader.tensors:
-        kinds[tensor.tensor_type.name] += int(tensor.n_bytes)
+    sizes = {tensor.name: tensor.size for tensor in tensors}
+    kinds: Counter[int] = Counter()
+    for tensor in tensors:
+        kinds[tensor.kind] += tensor.size
     experts, used = value(f"{kind}.expert_count", 0), value(f"{kind}.expert_used_count", 0)
     in_use = used / experts if experts and used else 1.0
     embedding = sizes.get("token_embd.weight", 0) if "output.weight" in sizes else 0  # else it is the output too
@@ -111,13 +109,19 @@ def _described(path: Path, reader: Any) -> Header:
     return Header(
         path=path,
         architecture=kind,
-        quantization=kinds.most_common(1)[0][0] if kinds else "none",
+        quantization=_type_name(kinds.most_common(1)[0][0]) if kinds else "none",
         weights=weights,
         token_bytes=round(weights - embedding - routed * (1 - in_use)),
         cache_bytes=sum(shared) * values * _CACHE_BYTES,
-        n_vocab=value(f"{kind}.vocab_size", 0) or len(reader.fields["tokenizer.ggml.tokens"].data),
+        n_vocab=value(f"{kind}.vocab_size", 0) or layout.lists["tokenizer.ggml.tokens"].count,
         n_ctx_train=value(f"{kind}.context_length"),
     )
+
+
+def _type_name(kind: int) -> str:
+    from gguf import GGMLQuantizationType  # slow to import, and needed by few verbs
+
+    return str(GGMLQuantizationType(kind).name)
 
 
 def _per_layer(counts: int | list[int], layers: int) -> list[int]:
@@ -125,8 +129,10 @@ def _per_layer(counts: int | list[int], layers: int) -> list[int]:
     return counts if isinstance(counts, list) else [counts] * layers
 
 
-def check_gguf(path: Path) -> None:
-    """Refuse early, with a better reason than llama.cpp gives, what cannot be a GGUF file. Raises ModelLoadError."""
+def check_gguf(path: Path) -> list[Layout]:
+    """Refuse early, with a better reason than llama.cpp gives, what cannot be a GGUF file; else the layouts of all files that the model is
+    divided into. Raises ModelLoadError.
+    """
     try:
         if os.path.exists(path) and not (path.is_file() or path.is_dir()):
             raise ModelLoadError(f"{path}: neither a file nor a folder; name a .gguf file")  # a pipe would be waited for
@@ -148,13 +154,12 @@ def check_gguf(path: Path) -> None:
             f"{path}: not a GGUF file: it begins with {magic!r}, not b'GGUF'; "
             "models in other formats must be converted first (llama.cpp's convert_hf_to_gguf.py)"
         )
-    for each in shards_of(path):
-        _check_layout(each)
+    return [_checked_layout(each) for each in shards_of(path)]
 
 
-def _check_layout(path: Path) -> None:
+def _checked_layout(path: Path) -> Layout:
     try:
-        layout_of(path)
+        return layout_of(path)
     except FileNotFoundError:
         raise ModelLoadError(f"{path}: no such file, and the model is divided into several; fetch this one too") from None
     except OSError as error:

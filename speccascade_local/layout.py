@@ -22,7 +22,7 @@ _MOST_KEYS, _MOST_TENSORS, _MOST_TEXTS, _MOST_NUMBERS = 1 << 16, 1 << 20, 1 << 2
 _LONGEST_KEY, _LONGEST_TEXT, _LONGEST_TENSOR_NAME, _MOST_DIMENSIONS = 1 << 16, 32 << 20, 63, 4
 _TEXT, _LIST = 8, 9
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_VERSIONS = (2, 3)
+_MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
@@ -38,19 +38,48 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class StoredList:
+    """Where the entries of a list stand: ``count`` of GGUF's ``kind``, from byte ``start`` on."""
+
+    kind: int
+    count: int
+    start: int
+
+
+@dataclass(frozen=True)
 class Layout:
-    """What one file holds. values: its single numbers and texts, by key; of a list only how long it is. data_start: where tensors begin."""
+    """What one file holds. values: its single numbers and texts, by key; of a list only how long it is, and in ``lists`` where it stands.
+    n_tensors: how many it says it has. data_start: where they begin.
+    """
 
     path: Path
     values: dict[str, Any]
+    lists: dict[str, StoredList]
+    n_tensors: int
     tensors: tuple[Tensor, ...]
     data_start: int
 
+    def numbers(self, key: str) -> list[Any]:
+        """What a list of numbers holds. Raises KeyError, OSError."""
+        place = self.lists[key]
+        code = f"<{place.count}{_FORMATS[place.kind]}"
+        with self.path.open("rb") as file:
+            file.seek(place.start)
+            return list(struct.unpack(code, file.read(struct.calcsize(code))))
 
-def layout_of(path: Path) -> Layout:
-    """Raises ModelLoadError for what is no whole GGUF file, OSError for what cannot be read."""
-    with path.open("rb", buffering=1 << 20) as file:
-        return _Walk(path, file).layout()
+
+def layout_of(path: Path, until: str | None = None) -> Layout:
+    """until: read no further than the beginning of the list of this name; there are no tensors then, and their ends are not checked.
+
+    Raises ModelLoadError for what is no whole GGUF file, OSError for what cannot be read.
+    """
+    with path.open("rb", buffering=1 << 20 if until is None else 1 << 14) as file:
+        return layout_in(file, os.fstat(file.fileno()).st_size, path, until)
+
+
+def layout_in(file: BinaryIO, size: int, path: Path, until: str | None = None) -> Layout:
+    """The same for an open file of so many bytes, read from where it stands; only its header is read. path: what it is called."""
+    return _Walk(path, file, size).layout(until)
 
 
 def shards_of(path: Path) -> list[Path]:
@@ -64,13 +93,13 @@ def shards_of(path: Path) -> list[Path]:
 class _Walk:
     """One reading of one header, from front to back."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path, self.file = path, file
-        self.size = os.fstat(file.fileno()).st_size
-        self.left = self.size
+    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
+        self.path, self.file, self.size, self.left = path, file, size, size
+        self.lists: dict[str, StoredList] = {}
 
-    def layout(self) -> Layout:
-        self._take(4)
+    def layout(self, until: str | None) -> Layout:
+        if self._take(len(_MAGIC)) != _MAGIC:
+            raise self._refused("it does not begin with GGUF")
         version = self._number("I")
         if version not in _VERSIONS:
             kind = "big-endian, which this machine cannot read" if version & 0xFFFF == 0 else "not known"
@@ -82,36 +111,40 @@ class _Walk:
             key = self._text("a key", _LONGEST_KEY)
             if not key:
                 raise self._refused("a key is empty")
-            values[key] = self._value(key)
+            values[key] = self._value(key, until)
+            if key == until:
+                return Layout(self.path, values, self.lists, n_tensors, (), 0)
         tensors = [self._tensor() for _ in range(n_tensors)]
         alignment = values.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise self._refused(f"general.alignment is {alignment!r:.40}; it must be a power of two")
         data_start = math.ceil((self.size - self.left) / alignment) * alignment
         self._check_ends(tensors, data_start)
-        return Layout(self.path, values, tuple(tensors), data_start)
+        return Layout(self.path, values, self.lists, n_tensors, tuple(tensors), data_start)
 
-    def _value(self, key: str) -> Any:
+    def _value(self, key: str, until: str | None) -> Any:
         kind = self._number("I")
         if kind == _TEXT:
             return self._text(key, _LONGEST_TEXT)
         if kind == _LIST:
-            return self._list(key)
+            return self._list(key, skipped=key != until)
         value = self._number(self._format(key, kind))
         if key.endswith("epsilon") and not 0 <= value < math.inf:  # which llama.cpp finds out in the first evaluation
             raise self._refused(f"{key:.80} is {value}")
         return value
 
-    def _list(self, key: str) -> int:
-        """Its length; what it holds is passed over."""
+    def _list(self, key: str, skipped: bool) -> int:
+        """Its length; what it holds is passed over, where anything behind it is wanted."""
         kind = self._number("I")
         if kind == _TEXT:
             count = self._count(f"texts of {key}", _MOST_TEXTS, least_bytes=8)
-            for _ in range(count):
+            self.lists[key] = StoredList(kind, count, self.size - self.left)
+            for _ in range(count if skipped else 0):
                 self._skip(self._length(key, _LONGEST_TEXT))
             return count
         size = struct.calcsize(self._format(key, kind))
         count = self._count(f"numbers of {key}", _MOST_NUMBERS, least_bytes=size)
+        self.lists[key] = StoredList(kind, count, self.size - self.left)
         self._skip(count * size)
         return count
 

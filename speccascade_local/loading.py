@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from .experience import experiences
 from .header import layers_of
 from .memory import free_memory, need_of, require_fit, settled
 from .model import LlamaModel
+from .model_source import NGRAM
 from .ngram import NgramSession
 from .pairing import shared_vocab_size
-from .parameters import gpu_layers
+from .parameters import gpu_layers, snapshots
 from .placement import QUANTIZED, Placement
 from .rehearsal_cache import plans_of
+from .rpc import reached
 from .runtime import Runtime
 from .session import LlamaSession
 
@@ -71,7 +74,7 @@ def load(
     known = experiences(learnt or {})
     if n_threads is not None:
         whole_number("n_threads (--threads)", n_threads, 1, 1024)
-    placements, size = _planned(chosen.files, n_ctx, placement, check_memory)
+    placements, size = _planned(chosen, n_ctx, placement, check_memory)
 
     def open_model(role: str, path: Path) -> LlamaModel:
         report = (lambda fraction: on_progress(role, fraction)) if on_progress else None
@@ -79,8 +82,8 @@ def load(
         resources.callback(model.close)
         return model
 
-    def open_session(model: LlamaModel) -> LlamaSession:
-        context = LlamaContext(model, n_ctx=size, n_threads=n_threads)
+    def open_session(role: str, model: LlamaModel) -> LlamaSession:
+        context = LlamaContext(model, n_ctx=size, n_threads=n_threads, n_snapshots=snapshots(role, opened))
         resources.callback(context.close)
         return LlamaSession(context, n_vocab=n_vocab)
 
@@ -90,7 +93,7 @@ def load(
         others = {role: model.tokenizer for role, model in opened.items() if role != "expert"}
         names = {"drafter": "drafter", "small": "small model"}
         n_vocab = min((shared_vocab_size(each, judge, names[role]) for role, each in others.items()), default=judge.n_vocab)
-        sessions = {role: open_session(model) for role, model in opened.items()}
+        sessions = {role: open_session(role, model) for role, model in opened.items()}
         drafting = sessions["drafter"] if "drafter" in sessions else NgramSession(n_vocab, size)
         runtime = Runtime(chosen, own, drafting, sessions["expert"], resources.pop_all(), sessions.get("small"), known)
     try:
@@ -103,18 +106,23 @@ def load(
 
 
 def _planned(
-    files: Mapping[str, Path], n_ctx: int | None, placement: Placement | Mapping[str, Placement] | None, check_memory: bool
+    pair: Pair, n_ctx: int | None, placement: Placement | Mapping[str, Placement] | None, check_memory: bool
 ) -> tuple[dict[str, Placement], int]:
     """How each model is loaded, and with how much context: tried without weights first, so that what cannot work ends here.
 
     Raises ModelLoadError and SettingError.
     """
+    files = pair.files
     given = placement if isinstance(placement, Mapping) else dict.fromkeys(files, placement or Placement())
     if unknown := given.keys() - {"small", "drafter", "expert"}:
         raise SettingError(f"placement names the role {min(unknown)!r:.40}; roles are small, drafter and expert")
     wanted = {role: given.get(role, Placement()) for role in files}
     askable = n_ctx if isinstance(n_ctx, int) and n_ctx >= 1 else None
-    models = plans_of(files, n_ctx=askable, placements=wanted)
+    if any(placement.rpc for role, placement in wanted.items() if role != "expert"):
+        raise SettingError("rpc is given to a model that drafts; only the expert's layers are worth the way to another machine")
+    wanted["expert"] = replace(wanted["expert"], rpc=wanted["expert"].rpc or pair.rpc)
+    there = (*devices(), *reached(wanted["expert"].rpc))
+    models = plans_of(files, n_ctx=askable, placements={role: replace(each, rpc=()) for role, each in wanted.items()})
     for model in models.values():
         if model.refused:
             raise ModelLoadError(f"{model.path}: {model.refused}; choose a model that writes from left to right")
@@ -123,7 +131,6 @@ def _planned(
     size = min(DEFAULT_CONTEXT, trained) if n_ctx is None else whole_number("n_ctx (--ctx)", n_ctx, 1, trained, most)
     if wanted.get("drafter", Placement()).cache_type in QUANTIZED:
         log.warning("a quantized cache of the drafter can halve how many of its tokens are kept; f16 costs little memory there")
-    there = devices()
     layers = {role: layers_of(path) for role, path in files.items()} if any(device.is_gpu for device in there) else {}
     placements = settled(wanted, models, layers, size, there)
     if check_memory:
@@ -156,8 +163,26 @@ def choose(
     expert: str | os.PathLike[str] | None,
     small: str | os.PathLike[str] | None,
     models: str | os.PathLike[str] | None,
+    *,
+    complete: bool = True,
 ) -> Pair:
-    """The pair that :func:`load` would load for these arguments. Raises SettingError and CatalogError."""
+    """The pair that :func:`load` would load for these arguments. Raises SettingError and CatalogError.
+
+    complete: False for whoever can do with a pair whose files are not all there.
+    """
+    chosen = _chosen(pair, drafter, expert, small, models)
+    if complete:
+        chosen.check_files()
+    return chosen
+
+
+def _chosen(
+    pair: str | None,
+    drafter: str | os.PathLike[str] | None,
+    expert: str | os.PathLike[str] | None,
+    small: str | os.PathLike[str] | None,
+    models: str | os.PathLike[str] | None,
+) -> Pair:
     if drafter is None and expert is None:
         if small is not None:
             raise SettingError("a small model's file needs a drafter and an expert file; name all three, or a pair that has a small model")
@@ -168,9 +193,9 @@ def choose(
         raise SettingError("a drafter file needs an expert file and the other way round; name both, or a pair")
     if pair is not None or models is not None:
         raise SettingError("two files were named, and a pair or a models.yaml too; name one or the other")
-    if str(drafter) == catalog.NGRAM and small is not None:
+    if str(drafter) == NGRAM and small is not None:
         raise SettingError("a small model drafts for a drafter, and drafter 'ngram' is none; name the small model as the drafter")
-    if str(expert) == catalog.NGRAM:
+    if str(expert) == NGRAM:
         raise SettingError("the expert is 'ngram', which copies and knows nothing; only the drafter may be")
     third = None if small is None else Path(os.path.expanduser(small))
     return Pair("custom", Path(os.path.expanduser(drafter)), Path(os.path.expanduser(expert)), small=third)

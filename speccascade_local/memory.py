@@ -6,16 +6,13 @@ models are loaded.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-
-import psutil
 
 from .devices import Device
 from .errors import ModelLoadError
 from .header import Layers
+from .machine import memory
 from .placement import CACHE_TYPES, Placement
 from .rehearsal import RehearsedModel
 
@@ -23,14 +20,6 @@ from .rehearsal import RehearsedModel
 _SPARE = 0.05
 _SMALLEST_CONTEXT, _STEP = 256, 256
 _SHORTER = "q8_0"
-_CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        "/sys/fs/cgroup/memory/memory.stat",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -62,7 +51,7 @@ def need_of(model: RehearsedModel, n_ctx: int, layers: Layers | None = None, gpu
     cache = round(model.cache * grows)
     host = sum(size for device, size in model.compute.items() if device.startswith("CPU") or device.endswith("_Host"))
     computing = sum(model.compute.values())
-    rest = {"logits": model.output, "vocabulary and plan": model.other}
+    rest = {"copies of the state": model.copies, "logits": model.output, "vocabulary and plan": model.other}
     if layers is None or not gpu_layers:
         own = {"weights": model.weights, "cache": cache, "recurrent state": model.recurrent, "computing": computing}
         return Need(own | rest, {})
@@ -110,7 +99,7 @@ def settled(
     given = dict(placements)
     asked = sorted(models, key=lambda role: (given[role].gpu_layers == "auto", ("small", "drafter", "expert").index(role)))
     for role in asked:
-        where = _devices_of(given[role], free)
+        where = _devices_of(given[role], devices)
         room = sum(free[name] for name in where)
         count = given[role].gpu_layers if where else 0
         if count == "auto":
@@ -129,8 +118,8 @@ def require_fit(needs: Mapping[str, Need], placements: Mapping[str, Placement], 
         advice = _what_fits(list(needs.values()), placements, n_ctx, own)
         raise ModelLoadError(_short("memory", wanted, own, needs, n_ctx, advice))
     free = {device.name: device.free for device in devices if device.is_gpu}
-    for names in {_devices_of(placements[role], free) for role, need in needs.items() if need.gpu_bytes}:
-        there = {role: need for role, need in needs.items() if need.gpu_bytes and _devices_of(placements[role], free) == names}
+    for names in {_devices_of(placements[role], devices) for role, need in needs.items() if need.gpu_bytes}:
+        there = {role: need for role, need in needs.items() if need.gpu_bytes and _devices_of(placements[role], devices) == names}
         wanted, room = sum(need.gpu_bytes for need in there.values()), sum(free[name] for name in names)
         if wanted > room:
             advice = "as many layers as fit (--gpu-layers auto), or a smaller context (--ctx)"
@@ -139,12 +128,7 @@ def require_fit(needs: Mapping[str, Need], placements: Mapping[str, Placement], 
 
 def free_memory() -> int:
     """Bytes that this process may still take, a container's limit included."""
-    found = [int(psutil.virtual_memory().available)]
-    for most, used, statistics in _CGROUPS:
-        with contextlib.suppress(OSError, ValueError):
-            idle = dict(line.split() for line in Path(statistics).read_text().splitlines()).get("inactive_file", "0")
-            found.append(int(Path(most).read_text()) - int(Path(used).read_text()) + int(idle))
-    return max(0, min(found))
+    return memory().available
 
 
 def _what_fits(needs: Sequence[Need], placements: Mapping[str, Placement], n_ctx: int, own: int) -> str:
@@ -170,9 +154,10 @@ def _short(what: str, wanted: int, free: int, needs: Mapping[str, Need], n_ctx: 
     )
 
 
-def _devices_of(placement: Placement, free: Mapping[str, int]) -> tuple[str, ...]:
-    """The GPUs that its layers go to."""
-    return tuple(name for name in free if placement.device in (None, name))
+def _devices_of(placement: Placement, devices: Sequence[Device]) -> tuple[str, ...]:
+    """The GPUs, and other machines, that its layers go to."""
+    own = {device.name for device in devices if device.is_gpu and device.server is None and placement.device in (None, device.name)}
+    return tuple(device.name for device in devices if device.name in own or device.server in placement.rpc)
 
 
 def _gigabytes(size: int) -> str:

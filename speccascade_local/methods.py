@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,16 @@ def guard(rule: str | Method, strict_first: object, thinking: str | Method | Non
         if method is not None and not method.in_blocks:
             raise SettingError(f"strict_first and a thinking rule go with rules that are settled block by block, and {method} is not one")
     return guards.Guarded(outer, strict_first, inner)  # type: ignore[arg-type]
+
+
+def turned(method: Method, value: float) -> Method:
+    """The method with its first dial, mostly called alpha, at another value. Raises SettingError for one without, or outside its range."""
+    if isinstance(method, guards.Guarded):
+        return replace(method, rule=turned(method.rule, value))  # type: ignore[arg-type]  # a rule stays a rule
+    dials = list(method.dials)
+    if not dials:
+        raise SettingError(f"rule {method} has no alpha or other dial to turn; choose one that has, such as '{DEFAULT}'")
+    return replace(method, **{dials[0]: value})  # type: ignore[type-var]  # all methods are dataclasses
 
 
 def is_custom(spec: str) -> bool:

@@ -75,10 +75,9 @@ class LlamaModel:
                 "The file may be damaged or not fully downloaded; compare its size with the original's, or fetch it again"
             )
         self._free = weakref.finalize(self, llama_cpp.llama_model_free, self._model)
-        unusable = self._unusable()
-        if unusable:
+        if reason := refusal(self._model):
             self.close()
-            raise ModelLoadError(f"{self.path}: {unusable}; choose a decoder-only model with plain attention")
+            raise ModelLoadError(f"{self.path}: {reason}; choose a decoder-only model that writes from left to right")
         try:
             self.adapters = [read_adapter(self._model, Path(os.path.expanduser(path))) for path, _ in self.placement.lora]
         except BaseException:
@@ -94,13 +93,6 @@ class LlamaModel:
             self.n_vocab,
             self.n_ctx_train,
         )
-
-    def _unusable(self) -> str | None:
-        if reason := refusal(self._model):
-            return reason
-        if llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model):
-            return "a recurrent or hybrid model cannot drop the tail of its memory, which rejecting a draft needs"
-        return None
 
     def close(self) -> None:
         """Free the weights. Sessions over this model must be closed before. Harmless when repeated."""
@@ -132,6 +124,11 @@ class LlamaModel:
     def n_bytes(self) -> int:
         """The size of all weights."""
         return int(llama_cpp.llama_model_size(self.handle))
+
+    @cached_property
+    def is_recurrent(self) -> bool:
+        """Whether all or some of its layers keep a state of the whole text instead of something of each token."""
+        return bool(llama_cpp.llama_model_is_recurrent(self.handle) or llama_cpp.llama_model_is_hybrid(self.handle))
 
     @cached_property
     def default_threads(self) -> int:

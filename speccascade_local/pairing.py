@@ -1,7 +1,8 @@
 """Whether two models can answer as one: their vocabularies must be the same thing.
 
 The conditions are llama.cpp's (``common/speculative.cpp``), which refuses a pair and keeps the reason to itself; here the reason is
-the result. Knows nothing of files or of how the pair will be used.
+the result. One thing is ours: two vocabularies of ids without text pair by their sizes alone, where llama.cpp would end the process.
+Knows nothing of files or of how the pair will be used.
 """
 
 from __future__ import annotations
@@ -46,10 +47,18 @@ def shared_vocab_size(drafter: Tokenizer, expert: Tokenizer, role: str = "drafte
         )
     shared = min(drafter.n_vocab, expert.n_vocab)
     for token in range(FIRST_COMPARED_ID, shared) if drafter.has_text else ():
-        ours, theirs = drafter.token_text(token), expert.token_text(token)
+        ours, theirs = drafter.stored_text(token), expert.stored_text(token)
         if ours != theirs:
-            raise PairError(f"token id {token} is {ours!r} for the {role} and {theirs!r} for the expert; {advice}")
+            raise PairError(f"token id {token} is {_shown(ours)} for the {role} and {_shown(theirs)} for the expert; {advice}")
     return shared
+
+
+def _shown(text: bytes) -> str:
+    """As text, or as bytes where it is none: two that differ never look the same."""
+    try:
+        return repr(text.decode())
+    except UnicodeDecodeError:
+        return repr(text)
 
 
 def _kind(tokenizer: Tokenizer) -> str:

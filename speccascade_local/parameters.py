@@ -5,17 +5,21 @@ Knows nothing of what becomes of either.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import llama_cpp
 
 from .backend import extra_buffers_are_safe, system_info
 from .batch import BATCH_TOKENS
-from .devices import device_array, has_gpu
+from .devices import has_gpu
 from .placement import Placement
+from .rpc import holders
 
 #: The most rows that a timeline can ask for at once, and so one more than the longest draft.
 MAX_ROWS = 65
+#: So many tokens back llama.cpp's own snapshots of a recurrent state reach: a usual draft. Each takes as much memory as the state itself.
+SNAPSHOTS = 8
 _GGML_TYPES = {
     "f32": llama_cpp.GGML_TYPE_F32,
     "f16": llama_cpp.GGML_TYPE_F16,
@@ -27,9 +31,14 @@ _GGML_TYPES = {
 }
 
 
+def snapshots(role: str, roles: Collection[str]) -> int:
+    """How many are worth their memory: those who judge drafts read them in one batch, those who only write do so token by token."""
+    return SNAPSHOTS if role == "expert" or (role == "drafter" and "small" in roles) else 0
+
+
 def gpu_layers(placement: Placement) -> int:
-    """How many llama.cpp is asked for; 0 where it has no GPU. What is ``"auto"`` is all, unless it was settled before."""
-    if not has_gpu():
+    """How many llama.cpp is asked for; 0 without a GPU and other machines. What is ``"auto"`` is all, unless it was settled before."""
+    if not (has_gpu() or placement.rpc):
         return 0
     return -1 if placement.gpu_layers == "auto" else placement.gpu_layers
 
@@ -37,21 +46,21 @@ def gpu_layers(placement: Placement) -> int:
 def model_parameters(placement: Placement, *, weights: bool = True) -> Any:
     """``weights`` False: the file's header is read and everything planned, but no tensor is read or given memory.
 
-    Raises SettingError for a device that there is not.
+    Raises SettingError for a device that there is not, and a server that does not answer.
     """
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = gpu_layers(placement)
     params.use_extra_bufts = extra_buffers_are_safe(system_info())
-    if placement.device is not None:
-        params.devices = device_array(placement.device)
+    if placement.device is not None or placement.rpc:
+        params.devices = holders(placement.rpc, placement.device)
     params.no_alloc = not weights
     if not weights or not placement.mapped:
         params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
     return params
 
 
-def context_parameters(placement: Placement, *, n_ctx: int, n_timelines: int = 1, n_threads: int = 1, snapshots: int = 0) -> Any:
-    """n_ctx: tokens of each timeline. snapshots: how many tokens a recurrent memory should be able to go back, where it keeps such."""
+def context_parameters(placement: Placement, *, n_ctx: int, n_timelines: int = 1, n_threads: int = 1, n_snapshots: int = 0) -> Any:
+    """n_ctx: tokens of each timeline. n_snapshots: how many tokens a recurrent memory should be able to go back, where it keeps such."""
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = n_ctx * n_timelines
     params.n_seq_max = n_timelines
@@ -70,6 +79,6 @@ def context_parameters(placement: Placement, *, n_ctx: int, n_timelines: int = 1
     params.n_threads = params.n_threads_batch = n_threads
     if hasattr(params, "n_outputs_max"):  # otherwise llama.cpp plans for a full row at every position of a batch
         params.n_outputs_max = MAX_ROWS * n_timelines
-    if snapshots and hasattr(params, "n_rs_seq"):
-        params.n_rs_seq = snapshots
+    if n_snapshots and hasattr(params, "n_rs_seq"):
+        params.n_rs_seq = n_snapshots  # llama.cpp makes 0 of it for models that have none
     return params

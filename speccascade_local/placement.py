@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from .checks import whole_number
+from .endpoints import all_parsed
 from .errors import SettingError
 
 #: What a cache can be held in, with the bytes that one value takes there (a block's bytes over its values).
@@ -58,6 +59,7 @@ class Placement:
             raise SettingError(f"flash_attention (--flash-attention) is {self.flash_attention!r:.40}; it must be auto, on or off")
         if self.flash_attention == "off" and self.cache_type in QUANTIZED:
             raise SettingError(f"a cache of type {self.cache_type} needs flash attention, which is off; choose f16, or leave it at auto")
+        all_parsed(self.rpc)
         for path, scale in self.lora:
             if not math.isfinite(scale):
                 raise SettingError(f"the scale of the adapter {path} is {scale}; it must be a finite number, 1 as a rule")

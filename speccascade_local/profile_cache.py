@@ -5,7 +5,6 @@ A file that is damaged, or of another pair, machine or build, is measured anew. 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -18,6 +17,7 @@ import platformdirs
 
 from .backend import llama_cpp_version, physical_cores, system_info
 from .checks import fingerprint, replace_file
+from .machine import cpu_name
 from .parameters import gpu_layers
 from .placement import Placement
 from .profile import Profile, Speed
@@ -117,16 +117,6 @@ def _identity(path: Path) -> str:
         return fingerprint(path)
     except OSError:
         return ""
-
-
-def cpu_name() -> str:
-    """Linux tells it in a file only."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return platform.processor()
 
 
 def _cache_file(key: Mapping[str, str | int]) -> Path | None:

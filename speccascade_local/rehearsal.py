@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from pydantic import TypeAdapter
 
+from .batch import MOST_COPIES
 from .errors import ModelLoadError, SettingError
 from .header import check_gguf
 from .placement import Placement
@@ -57,11 +58,11 @@ class TokenizerFacts:
 class RehearsedModel:
     """One model as llama.cpp plans it at ``n_ctx`` tokens. Sizes in bytes.
 
-    weights: all tensors. cache: what attention keeps. recurrent: what a recurrent memory keeps, snapshots included. compute: by device,
-    what an evaluation works in. output: rows of logits. other: the vocabulary and the plan of an evaluation. rollback: how its memory
-    will forget a rejected draft, "tail", "snapshots" or "checkpoints"; None where it cannot be drafted for, ``refused`` says why.
-    n_shared: ids shared with the expert; ``difference`` says why there are none. reordered: whether llama.cpp keeps weights in another
-    order than the file's, for this processor.
+    weights: all tensors. cache: what attention keeps. recurrent: what a recurrent memory keeps, snapshots included; state: one of them.
+    compute: by device, what an evaluation works in. output: rows of logits. other: the vocabulary and the plan of an evaluation.
+    rollback: how its memory will forget a rejected draft, "tail", "snapshots" or "checkpoints"; None where it cannot be drafted for,
+    ``refused`` says why. n_shared: ids shared with the expert; ``difference`` says why there are none. reordered: whether llama.cpp keeps
+    weights in another order than the file's, for this processor.
     """
 
     path: Path
@@ -83,14 +84,20 @@ class RehearsedModel:
     refused: str | None
     chat_template: str | None
     tokenizer: TokenizerFacts
+    state: int = 0
     n_shared: int | None = None
     difference: str | None = None
     reordered: bool = False
 
     @property
+    def copies(self) -> int:
+        """What copies of a recurrent state take, at most."""
+        return MOST_COPIES * self.state
+
+    @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.cache + self.recurrent + sum(self.compute.values()) + self.output + self.other
+        return self.weights + self.cache + self.recurrent + self.copies + sum(self.compute.values()) + self.output + self.other
 
 
 @dataclass(frozen=True)
@@ -107,13 +114,12 @@ def rehearse(
     *,
     n_ctx: int | None = None,
     placements: Mapping[str, Placement] | None = None,
-    snapshots: int = 8,
     seconds: float | None = None,
 ) -> Rehearsed:
     """Load models by role without weights, each with a context over it, and compare the vocabularies with that of the role "expert".
 
-    n_ctx: tokens of each context; None for 4096, or what a model was trained for where that is less. placements: by role. snapshots: how
-    many tokens recurrent memories should be able to go back. seconds: when to give up, by default ``SECONDS_PER_FILE`` for each file.
+    n_ctx: tokens of each context; None for 4096, or what a model was trained for where that is less. placements: by role.
+    seconds: when to give up, by default ``SECONDS_PER_FILE`` for each file.
 
     Raises ModelLoadError, also where the child dies, hangs or talks nonsense; SettingError for a device that there is not.
     """
@@ -122,7 +128,6 @@ def rehearse(
     asked = {
         "files": {role: _absolute(path) for role, path in files.items()},
         "n_ctx": n_ctx,
-        "snapshots": snapshots,
         "placements": {role: _elsewhere(placement).as_dict() for role, placement in (placements or {}).items()},
     }
     limit = SECONDS_PER_FILE * len(files) if seconds is None else seconds

@@ -27,7 +27,7 @@ from .devices import has_gpu
 from .errors import ModelLoadError, PairError, SpeccascadeError
 from .model import metadata, refusal
 from .pairing import shared_vocab_size
-from .parameters import MAX_ROWS, context_parameters, model_parameters
+from .parameters import MAX_ROWS, context_parameters, model_parameters, snapshots
 from .placement import Placement
 from .tokenizer import Tokenizer
 
@@ -80,7 +80,7 @@ def _rehearse(question: dict[str, Any], heard: Heard, out: TextIO) -> None:
         given = question["placements"].get(role)
         try:
             models[role] = Trial(Path(path), Placement.from_dict(given) if given else Placement(), heard)
-            facts[role] = models[role].facts(question["n_ctx"], question["snapshots"])
+            facts[role] = models[role].facts(question["n_ctx"], snapshots(role, question["files"]))
         except SpeccascadeError as error:
             report(role=role, error=str(error), kind=type(error).__name__)
             return
@@ -119,12 +119,12 @@ class Trial:
         self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
         self.tokenizer = Tokenizer(path.name, self.vocab, weakref.finalize(self, int))
 
-    def facts(self, n_ctx: int | None, snapshots: int) -> dict[str, Any]:
+    def facts(self, n_ctx: int | None, n_snapshots: int) -> dict[str, Any]:
         """A RehearsedModel's fields as JSON has them."""
         trained = llama_cpp.llama_model_n_ctx_train(self.handle)
         size = max(1, min(_DEFAULT_CONTEXT if n_ctx is None else n_ctx, trained))
         refused = refusal(self.handle)
-        plan = _NO_MEMORY | {"refused": refused} if refused else self._context(size, snapshots)
+        plan = _NO_MEMORY | {"refused": refused} if refused else self._context(size, n_snapshots)
         plan["other"] = max(0, _resident() - self.before - plan["recurrent"])
         description = ctypes.create_string_buffer(256)
         llama_cpp.llama_model_desc(self.handle, description, len(description))
@@ -148,10 +148,10 @@ class Trial:
             **plan,
         }
 
-    def _context(self, n_ctx: int, snapshots: int) -> dict[str, Any]:
+    def _context(self, n_ctx: int, n_snapshots: int) -> dict[str, Any]:
         start = len(self.heard.lines)
         backend.forget_complaints()
-        params = context_parameters(self.placement, n_ctx=n_ctx, n_threads=backend.physical_cores(), snapshots=snapshots)
+        params = context_parameters(self.placement, n_ctx=n_ctx, n_threads=backend.physical_cores(), n_snapshots=n_snapshots)
         context = llama_cpp.llama_init_from_model(self.handle, params)
         if not context:
             raise ModelLoadError(
@@ -166,13 +166,15 @@ class Trial:
         for found in filter(None, map(_COMPUTE.search, lines)):
             compute[found[1]] += _bytes(found[2])
         kept = llama_cpp.llama_n_rs_seq(context) if hasattr(llama_cpp, "llama_n_rs_seq") else 0
+        recurrent = sum(_bytes(found[1] or found[2]) for found in filter(None, map(_RECURRENT.search, lines)))
         changing = llama_cpp.llama_model_is_recurrent(self.handle) or llama_cpp.llama_model_is_hybrid(self.handle)
         return {
             "cache": sum(_bytes(found[1]) for found in filter(None, map(_CACHE.search, lines))),
-            "recurrent": sum(_bytes(found[1] or found[2]) for found in filter(None, map(_RECURRENT.search, lines))),
+            "recurrent": recurrent,
+            "state": recurrent // (1 + kept),
             "compute": dict(compute),
             "refused": None,
-            "rollback": "snapshots" if kept >= max(1, snapshots) else "checkpoints" if changing else "tail",
+            "rollback": "snapshots" if kept else "checkpoints" if changing else "tail",
         }
 
     def _tokenizer_facts(self) -> dict[str, Any]:

@@ -24,12 +24,14 @@ from .model import LlamaModel
 from .ngram import NgramSession
 from .profile import Profile
 from .profile_cache import apply, profile_of
-from .prompts import Prompt, prompt_ids, rendered_ids
+from .prompts import Prompt, prompt_ids
 from .reply import Chunk, Reply
 from .routing import Route
+from .saved import Saved, restore, saved
 from .session import LlamaSession
 from .settings import Settings, takes_settings
-from .text import ChatTemplate, Message
+from .templates import ChatTemplate, Message
+from .transcript import Transcript
 from .vocabulary import Vocabulary
 
 
@@ -93,8 +95,23 @@ class Runtime:
 
         A control token that a message merely spells out stays plain text. Raises PromptError when the expert has no template.
         """
+        return self.chat_prompt(messages).ids
+
+    def chat_prompt(self, messages: Sequence[Message], said: Transcript = Transcript()) -> Transcript:  # noqa: B008  # a frozen value
+        """Like :meth:`chat_ids`, for a conversation that goes on: what was ``said`` keeps its ids where the prompt begins with it."""
         with self._exclusively():
-            return rendered_ids(self._template.render(messages), self._tokenizer)
+            return said.prompt(self._template.render(messages), self._tokenizer)
+
+    def saved_caches(self) -> dict[str, Saved]:
+        """What the models' caches hold, by role. Raises SessionError."""
+        with self._exclusively():
+            return {role: saved(session) for role, session in self._sessions.items()}
+
+    def restore_cache(self, role: str, kept: Saved) -> None:
+        """Fill one model's cache. Raises SessionError where llama.cpp does not take it, and then that cache is empty."""
+        with self._exclusively():
+            self._turn += 1
+            restore(self._sessions[role], kept)
 
     def reset(self) -> None:
         """Forget what both caches hold, so that the next call starts cold."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .batch import Part
+from .batch import Part, Rollbacks
 from .context import LlamaContext
 from .errors import SettingError
 from .model import LlamaModel
@@ -49,8 +49,17 @@ class LlamaSession:
         self.context.require_open(self.timeline)
         if not 0 <= length <= len(self.tokens):
             raise SettingError(f"cannot rewind to {length}; the session holds {len(self.tokens)} tokens")
-        if length < len(self.tokens):
-            self.context.drop(self.timeline, length)
+        self.context.drop(self.timeline, length)
+
+    @property
+    def missing(self) -> int:
+        """How many of ``tokens`` the next ``extend`` reads again, because the model's memory could not go back as far and no further."""
+        return self.context.rollback.missing(self.timeline)
+
+    @property
+    def rollbacks(self) -> Rollbacks:
+        """What going back has cost so far."""
+        return self.timeline.rollbacks
 
     def close(self) -> None:
         """Make room for another session in the context. Harmless when repeated."""

@@ -26,9 +26,12 @@ class Stats:
     bonus: int = 0
     expert_calls: int = 0  # batches
     drafter_calls: int = 0
+    replayed: int = 0  # tokens read again by recurrent models, after a draft was rejected in part
+    checkpoints: int = 0  # copies that were made of recurrent states
     draft_s: float = 0.0  # in the drafter, its reading of the prompt included
     expert_s: float = 0.0  # in the expert, its reading of the prompt included
     verify_s: float = 0.0  # rules and sampling
+    rollback_s: float = 0.0  # copying recurrent states and putting them back, without the reading again; part of draft_s and expert_s
     wall_s: float = 0.0
     ttft_s: float = 0.0  # time to the first block of text
 

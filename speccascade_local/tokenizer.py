@@ -76,8 +76,12 @@ class Tokenizer:
 
     def token_text(self, token: int) -> str:
         """The vocabulary's entry for an id, as stored in the file (byte-level alphabets are not decoded)."""
+        return self.stored_text(token).decode(errors="replace")
+
+    def stored_text(self, token: int) -> bytes:
+        """The same as bytes, which need not be UTF-8: two texts that look alike may differ."""
         text: bytes = llama_cpp.llama_vocab_get_text(self._vocab, token)
-        return text.decode(errors="replace")
+        return text
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Text -> ids. add_special: let the vocabulary add its BOS/EOS. parse_special: read ``<|...|>`` and the like as control tokens.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -67,6 +68,7 @@ def ids_model(files: SimpleNamespace) -> Iterator[LlamaModel]:
 @pytest.fixture
 def freed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """What is freed from here on, in order, as (kind, address)."""
+    gc.collect()  # what earlier tests have left behind does not count
     record: list[tuple[str, int]] = []
     for kind in ("llama_free", "llama_model_free"):
         real = getattr(llama_cpp, kind)

@@ -42,9 +42,10 @@ def text_model(
     path: Path,
     *,
     n_vocab: int = BASE_VOCABULARY,
-    texts: Mapping[int, str] | None = None,
+    texts: Mapping[int, str | bytes] | None = None,
     types: Mapping[int, gguf.TokenType] | None = None,
     kind: str = "gpt2",
+    pre: str = "smollm",
     bos_id: int = IM_START,
     eos_id: int = IM_END,
     add_bos: bool = False,
@@ -57,17 +58,17 @@ def text_model(
 ) -> Path:
     """Write a Llama with text. texts, types: other texts and types for some ids.
 
-    kind: ``tokenizer.ggml.model``, of which ``llama`` is SentencePiece.
+    kind: ``tokenizer.ggml.model``, of which ``llama`` is SentencePiece. pre: ``tokenizer.ggml.pre``.
 
     loud_from: ids from here on get far larger output rows, so that one of them has the largest logit nearly always.
     """
-    tokens = [*CONTROLS, *_byte_alphabet(), *WORDS]
+    tokens: list[str | bytes] = [*CONTROLS, *_byte_alphabet(), *WORDS]
     tokens += [f"extra_{i}" for i in range(n_vocab - len(tokens))]
     for token, text in (texts or {}).items():
         tokens[token] = text
     writer = _llama(path, n_vocab, n_ctx_train, heads, seed, loud_from)
     writer.add_tokenizer_model(kind)
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens[:n_vocab])
     kinds = [gguf.TokenType.CONTROL] * len(CONTROLS) + [gguf.TokenType.NORMAL] * (n_vocab - len(CONTROLS))
     for token, token_type in (types or {}).items():

@@ -15,7 +15,7 @@ from pages import write_section
 
 from speccascade_local.bench.export import points
 from speccascade_local.bench.questions import Question, built_in
-from speccascade_local.text import Message
+from speccascade_local.templates import Message
 
 FAMILIES = ("reason", "qa", "copy")
 PLAIN, DRAFTING = "llama-server", "llama-server draft-simple 7"

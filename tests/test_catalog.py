@@ -77,7 +77,7 @@ def test_the_first_file_that_defines_a_pair_wins_and_the_others_still_add_theirs
     origins["here"].unlink()
     assert {name: catalog.find(name).description for name in names[3:]} == {"d": "from user", "demo": "from user"}
     origins["user"].unlink()
-    assert catalog.known_pairs().keys() == {"demo"}
+    assert catalog.known_pairs().keys() == catalog.read_file(catalog.packaged()).keys()
 
 
 def test_a_file_named_twice_is_read_once_where_it_is_named_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,8 @@ def test_home_is_understood_in_the_name_of_a_file(tmp_path: Path, monkeypatch: p
 def test_a_pair_is_read_with_all_that_it_says(tmp_path: Path) -> None:
     path = write(tmp_path / "m.yaml", "pairs:\n  p: {description: two, drafter: d.gguf, expert: e.gguf, rule: 'token_v3:0.3'}\n")
     (pair,) = catalog.read_file(path).values()
-    assert pair == catalog.Pair("p", tmp_path / "d.gguf", tmp_path / "e.gguf", "token_v3:0.3", "two", path)
+    models = {role: catalog.ModelSource(tmp_path / name, name) for role, name in (("drafter", "d.gguf"), ("expert", "e.gguf"))}
+    assert pair == catalog.Pair("p", tmp_path / "d.gguf", tmp_path / "e.gguf", "token_v3:0.3", "two", path, models=models)
 
 
 def test_description_and_rule_may_be_left_out(tmp_path: Path) -> None:
@@ -168,9 +169,9 @@ def test_exactly_the_files_that_are_not_there_are_missing(tmp_path: Path) -> Non
     assert catalog.read_file(path)["p"].missing == []
 
 
-def test_an_unknown_pair_is_told_with_the_known_ones_and_the_nearest(tmp_path: Path) -> None:
+def test_an_unknown_pair_is_told_with_the_nearest_names(tmp_path: Path) -> None:
     path = write(tmp_path / "m.yaml", pairs("qwen-small", "llama"))
-    with pytest.raises(CatalogError, match=r"unknown pair 'qwen-smal'; known are demo, llama, qwen-small; did you mean 'qwen-small'\?"):
+    with pytest.raises(CatalogError, match=r"unknown pair 'qwen-smal'; did you mean 'qwen-small'\? \('speccascade models' lists all "):
         catalog.find("qwen-smal", path)
     with pytest.raises(CatalogError) as error:
         catalog.find("zzz", path)
@@ -198,10 +199,22 @@ def test_a_rule_is_kept_in_its_full_spelling(tmp_path: Path) -> None:
         ("pairs:\n  - p\n", 1, "pairs: this must be a mapping"),
         ("pairs:\n  p: d.gguf\n", 2, "pairs.p: this must be a mapping"),
         ("pairs:\n  p:\n    drafter: d\n", 2, "pairs.p.expert: this key is missing"),
-        ("pairs:\n  p:\n    drafter: d\n    expert: 3\n", 4, "pairs.p.expert: input should be a valid string; seen: 3"),
-        ("pairs:\n  p:\n    drafter: ''\n    expert: e\n", 3, "pairs.p.drafter: string should have at least 1 character; seen: ''"),
-        ("pairs:\n  p:\n    expert: e\n    drafter: !!binary aGk=\n", 4, "pairs.p.drafter: input should be a valid string; seen: b'hi'"),
-        ("pairs:\n  p:\n    expert: e\n    drafter: [d]\n", 4, "pairs.p.drafter: input should be a valid string; seen: ['d']"),
+        (
+            "pairs:\n  p:\n    drafter: d\n    expert: 3\n",
+            4,
+            "pairs.p.expert: this must be a file's name, or a mapping with the key file; seen: 3",
+        ),
+        ("pairs:\n  p:\n    drafter: ''\n    expert: e\n", 3, "pairs.p.drafter: this is empty; name a file; seen: ''"),
+        (
+            "pairs:\n  p:\n    expert: e\n    drafter: !!binary aGk=\n",
+            4,
+            "pairs.p.drafter: this must be a file's name, or a mapping with the key file; seen: b'hi'",
+        ),
+        (
+            "pairs:\n  p:\n    expert: e\n    drafter: [d]\n",
+            4,
+            "pairs.p.drafter: this must be a file's name, or a mapping with the key file; seen: ['d']",
+        ),
         ("pairs:\n  p:\n    expert: e\n    drafter: d\n    description: 3.5\n", 5, "pairs.p.description: input should be a valid string"),
         ("pairs:\n  p:\n    expert: e\n    drafter: d\n    rul: strict\n", 5, "pairs.p.rul: this key is not known; seen: 'strict'"),
         ("pairs: {}\nversion: 2\n", 2, "version: this key is not known; seen: 2"),

@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import replace
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speccascade_local.catalog import read_file
-from speccascade_local.catalog_edit import add_pair, set_rule
+from speccascade_local.catalog import packaged, read_file
+from speccascade_local.catalog_edit import add_pair, entry_of, set_rule
 from speccascade_local.errors import CatalogError
 
 FILE = """\
@@ -86,6 +87,49 @@ def test_a_new_pair_goes_to_the_end_of_a_file_or_begins_one(path, tmp_path):
     assert list(read_file(fresh)) == ["one"]
     with pytest.raises(CatalogError, match="has a pair 'one' already"):
         add_pair(fresh, "one", {"drafter": "a.gguf", "expert": "b.gguf"})
+
+
+def test_every_packaged_pair_can_be_copied_whole_with_another_rule(tmp_path):
+    mine = tmp_path / "models.yaml"
+    for name, pair in read_file(packaged()).items():
+        entry = {key: value for key, value in entry_of(packaged(), name).items() if key != "rule"}
+        add_pair(mine, name, {**entry, "rule": "opt:0.2"}, comment="tuned")
+        copy = read_file(mine)[name]
+        assert copy.rule == "opt:0.2"
+        assert replace(copy, rule=pair.rule, source=pair.source, models={}) == replace(pair, models={})
+        assert dict(copy.models) == dict(pair.models)
+
+
+@pytest.mark.parametrize("name", read_file(packaged()))
+def test_the_rule_of_a_packaged_pair_can_be_changed_in_its_place(tmp_path, name):
+    mine = tmp_path / "models.yaml"
+    mine.write_text(packaged().read_text(encoding="utf-8"), encoding="utf-8")
+    set_rule(mine, name, "opt:0.2")
+    before, after = packaged().read_text(encoding="utf-8").splitlines(), mine.read_text(encoding="utf-8").splitlines()
+    assert len(before) == len(after)
+    assert [new for old, new in zip(before, after) if old != new] == ['    rule: "opt:0.2"']
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        "drafter: d\n    expert:\n      file: e\n      size: 3  # bytes",
+        "drafter: d\n    expert:\n      file: e\n      lora:\n        - l\n        - file: k\n          scale: 2",
+        "drafter: d\n    expert: {file: e, size: 3}",
+        "drafter: d\n    expert: e\n    rpc:\n      - a:1\n      - b:2",
+        "drafter: d\n    expert: e\n    rpc: [a:1,\n      b:2]",
+    ],
+)
+@pytest.mark.parametrize(
+    "behind", ["", "\n", "\n\n# a comment\n", "\n  q: {drafter: d, expert: e}\n", "\n\n  # next\n  q:\n    drafter: d\n    expert: e\n"]
+)
+def test_a_rule_can_be_added_behind_a_value_of_any_kind(tmp_path, models, behind):
+    mine = tmp_path / "models.yaml"
+    mine.write_text(f"pairs:\n  p:\n    {models}{behind}")
+    before = yaml.safe_load(mine.read_text())
+    set_rule(mine, "p", "opt:0.2")
+    before["pairs"]["p"]["rule"] = "opt:0.2"
+    assert yaml.safe_load(mine.read_text()) == before
 
 
 def test_what_cannot_be_changed_is_refused_and_left_alone(path, tmp_path, monkeypatch):

@@ -170,6 +170,36 @@ def test_models_shows_the_small_model_of_a_chain_and_whether_it_is_missing(tmp_p
     assert re.search(r"mine +token_v3:\S+ \(default\) +missing \S*tiny\.gguf +drafter\.gguf +expert\.gguf", told)
 
 
+def test_models_tells_family_size_licence_and_what_is_to_be_pulled(tmp_path):
+    told = speccascade("models", cwd=tmp_path, HF_HOME=str(tmp_path)).stdout.decode()
+    line = next(line for line in told.splitlines() if line.startswith("qwen3-8b "))
+    assert re.search(r"strict +to pull Qwen/Qwen3-0\.6B-GGUF Qwen3-0\.6B-Q8_0\.gguf +to pull \S+ \S+ +Qwen3 +5\.7 GB +apache-2\.0", line)
+    assert re.search(r"^demo .* 4\.8 MB ", told, re.MULTILINE)  # of files that are here
+
+
+@pytest.mark.parametrize("columns", ["80", "140"])
+def test_in_a_terminal_models_fits_its_width(tmp_path, columns):
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", in_terminal("models", COLUMNS=columns, HF_HOME=str(tmp_path)))
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= int(columns)
+    assert "Qwen2.5-Coder" in [line.strip() for line in lines]  # a family, over its pairs
+    (line,) = (line for line in lines if line.startswith("llama3-8b "))
+    assert re.search(r"to pull +6\.2 GB +strict +llama3\.2, llama3\.1", line)
+    assert ("drafts for" in line) == (columns == "140")
+
+
+def test_models_tells_all_of_one_pair(tmp_path):
+    (tmp_path / "models.yaml").write_text("pairs: {mine: {drafter: bundled:drafter.gguf, expert: '*.gguf', rpc: ['h:1']}}\n")
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).touch()
+    told = speccascade("models", "mine", cwd=tmp_path).stdout.decode()
+    assert re.search(r"drafter +bundled:drafter\.gguf *\n +here: \S+/drafter\.gguf", told)
+    assert re.search(r"expert +\*\.gguf *\n +\*\.gguf: 2 models match, and one is needed: a\.gguf, b\.gguf", told)
+    assert re.search(r"rpc +h:1", told)
+    told = speccascade("models", "gemma3-12b", cwd=tmp_path, HF_HOME=str(tmp_path)).stdout.decode()
+    assert re.search(r"to pull: gemma-3-12b-it-Q4_K_M\.gguf", told)
+
+
 def test_a_verb_works_in_a_folder_that_is_gone(tmp_path):
     gone = tmp_path / "gone"
     gone.mkdir()
@@ -223,7 +253,7 @@ def test_version_and_help():
 @pytest.mark.parametrize(
     ("arguments", "stdin", "code", "said"),
     [
-        (["run", "nosuch", "Hi"], b"", 1, "unknown pair 'nosuch'; known are demo"),
+        (["run", "nosuch", "Hi"], b"", 1, "unknown pair 'nosuch' ('speccascade models' lists all "),
         (["run", "dmeo", "Hi"], b"", 1, "did you mean 'demo'"),
         (["run", "--rule", "tokn_v3:0.3", "Hi"], b"", 1, "did you mean 'token_v3'"),
         (["run", "--rule", "chow:1.5", "Hi"], b"", 1, "0 to 1"),

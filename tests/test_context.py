@@ -431,9 +431,9 @@ def test_padded_batches_give_the_rows_of_unpadded_ones(both: SimpleNamespace, to
 
 
 def test_padding_stays_within_the_context(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = LlamaSession(LlamaContext(model, n_ctx=20, n_threads=1))
     sizes, real = [], llama_cpp.llama_decode
     monkeypatch.setattr(llama_cpp, "llama_decode", lambda ctx, batch: sizes.append(batch.n_tokens) or real(ctx, batch))
-    session = LlamaSession(LlamaContext(model, n_ctx=20, n_threads=1))
     session.context.pad_batches({5: 8, 2: 4})
     for piece in ([1] * 5, [2] * 5, [3] * 5, [4, 5], [6, 7], [8]):
         session.extend(piece, 1)

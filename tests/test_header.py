@@ -7,12 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
+from gguf import GGUFReader, GGUFWriter
 from gguf_files import CHATML, recurrent_model, text_model
 
 import speccascade_local
 from speccascade_local.context import LlamaContext
 from speccascade_local.errors import ModelLoadError
 from speccascade_local.header import of_size, read_header
+from speccascade_local.layout import layout_of
 from speccascade_local.model import LlamaModel
 
 DEMO = Path(speccascade_local.__file__).parent / "demo"
@@ -59,6 +61,45 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path):
     (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ModelLoadError, match=r"cut\.gguf: cut off: tensor .* fetch it again"):
         read_header(tmp_path / "cut.gguf")
+
+
+def test_lists_stand_where_the_gguf_package_finds_them(tmp_path):
+    path = text_model(tmp_path / "m.gguf", chat_template=CHATML)
+    fields = {name: field for name, field in GGUFReader(path).fields.items() if not name.startswith("GGUF.")}
+    layout = layout_of(path)
+    assert layout.values.keys() == fields.keys()
+    for name, place in layout.lists.items():
+        assert place.count == layout.values[name] == len(fields[name].data)
+        if place.kind != 8:
+            assert layout.numbers(name) == fields[name].contents()
+        else:
+            assert path.read_bytes()[place.start + 8 :].startswith(fields[name].contents()[0].encode())
+    assert {name: value for name, value in layout.values.items() if name not in layout.lists} == {
+        name: field.contents() for name, field in fields.items() if name not in layout.lists
+    }
+
+
+def test_reading_may_stop_at_a_list_whose_length_is_all_that_is_wanted(tmp_path):
+    path = text_model(tmp_path / "m.gguf", n_vocab=300)
+    layout = layout_of(path, until="tokenizer.ggml.tokens")
+    assert layout.values["tokenizer.ggml.tokens"] == 300
+    assert "tokenizer.ggml.merges" not in layout.values
+    assert (layout.n_tensors, layout.tensors) == (len(layout_of(path).tensors), ())
+    path.write_bytes(path.read_bytes()[: layout.lists["tokenizer.ggml.tokens"].start + 300 * 8])
+    assert layout_of(path, until="tokenizer.ggml.tokens") == layout
+    with pytest.raises(ModelLoadError):
+        layout_of(path)
+
+
+def test_a_number_for_each_layer_is_read_as_such(tmp_path):
+    writer = GGUFWriter(tmp_path / "m.gguf", "llama")
+    for key, value in {"block_count": 3, "embedding_length": 64, "context_length": 9, "vocab_size": 8, "attention.head_count": 4}.items():
+        writer.add_uint32(f"llama.{key}", value)
+    writer.add_array("llama.attention.head_count_kv", [4, 2, 0])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert read_header(tmp_path / "m.gguf").cache_bytes == (4 + 2 + 0) * 2 * (64 // 4) * 2
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import llama_cpp
+import psutil
 import pytest
 from gguf_files import hollow_model, shaped_model, text_model, textless_model
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import speccascade_local as sc
-from speccascade_local import loading, memory
+from speccascade_local import loading, machine
 from speccascade_local.devices import Device
 from speccascade_local.errors import ModelLoadError
 from speccascade_local.header import Layers
@@ -203,19 +204,20 @@ def test_more_context_than_a_model_was_trained_for_is_refused_with_the_size(tmp_
         assert runtime.n_ctx == 300
 
 
-def test_a_containers_limit_counts(tmp_path, monkeypatch):
-    limit, used, statistics = (tmp_path / name for name in ("max", "current", "stat"))
-    monkeypatch.setattr(memory, "_CGROUPS", ((limit, used, statistics),))
-    alone = free_memory()
-    assert alone > 0
-    used.write_text("700\n")
-    statistics.write_text("anon 300\ninactive_file 100\n")
-    limit.write_text("1000\n")
-    assert free_memory() == 400
-    used.write_text("5000\n")
-    assert free_memory() == 0
-    limit.write_text("max\n")
-    assert free_memory() > 400
+def test_a_containers_limit_counts(tmp_path):
+    assert 0 < free_memory() <= psutil.virtual_memory().total
+    group = tmp_path / "sys" / "fs" / "cgroup"
+    group.mkdir(parents=True)
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "cgroup").write_text("0::/\n")
+    (group / "memory.current").write_text("700\n")
+    (group / "memory.stat").write_text("anon 300\ninactive_file 100\n")
+    (group / "memory.max").write_text("1000\n")
+    assert machine.memory(tmp_path).available == 400
+    (group / "memory.current").write_text("5000\n")
+    assert machine.memory(tmp_path).available == 0
+    (group / "memory.max").write_text("max\n")
+    assert machine.memory(tmp_path).available > 400
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import gguf
 import llama_cpp
 import numpy as np
 import pytest
@@ -167,6 +168,108 @@ def test_a_refused_pair_is_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         sc.load(drafter=text_model(tmp_path / "bpe.gguf"), expert=text_model(tmp_path / "spm.gguf", kind="llama"))
     gc.collect()
     assert len(freed) == len(set(freed)) == 2
+
+
+# --------------------------------------------------------------------------- the same verdict as llama.cpp's
+
+
+def upstream_pairs(target: LlamaModel, draft: LlamaModel) -> bool:
+    """What llama.cpp's own programs ask before they draft (common_speculative_are_compatible), said again over its C functions: it is
+    not in the library.
+    """
+    ours, theirs = (llama_cpp.llama_model_get_vocab(model.handle) for model in (target, draft))
+    if llama_cpp.llama_vocab_type(ours) != llama_cpp.llama_vocab_type(theirs):
+        return False
+    for adds, special in (
+        (llama_cpp.llama_vocab_get_add_bos, llama_cpp.llama_vocab_bos),
+        (llama_cpp.llama_vocab_get_add_eos, llama_cpp.llama_vocab_eos),
+    ):
+        if adds(ours) != adds(theirs) or (adds(ours) and special(ours) != special(theirs)):
+            return False
+    sizes = [llama_cpp.llama_vocab_n_tokens(vocab) for vocab in (ours, theirs)]
+    if abs(sizes[0] - sizes[1]) > 128:
+        return False
+    text = llama_cpp.llama_vocab_get_text
+    return all(text(ours, token) == text(theirs, token) for token in range(5, min(sizes)))
+
+
+def our_verdict(target: LlamaModel, draft: LlamaModel) -> bool:
+    try:
+        shared_vocab_size(draft.tokenizer, target.tokenizer)
+    except PairError:
+        return False
+    return True
+
+
+#: One way for a vocabulary to be another, or two that cancel out: most have a partner that differs in nothing else.
+differences = st.fixed_dictionaries(
+    {},
+    optional={
+        "kind": st.sampled_from(["gpt2", "llama"]),
+        "pre": st.sampled_from(["smollm", "qwen2"]),
+        "add_bos": st.booleans(),
+        "add_eos": st.booleans(),
+        "bos_id": st.sampled_from([ENDOFTEXT, IM_START]),
+        "eos_id": st.sampled_from([ENDOFTEXT, IM_END]),
+        "n_vocab": st.sampled_from([SMALL, SMALL + 1, WIDE - 1, WIDE, WIDE + 1]),
+        "texts": st.dictionaries(
+            st.sampled_from([0, 4, 5, 6, 100, SMALL - 1]),
+            st.sampled_from(["<other>", "", b"\xff", b"\xfe", b"a\xff", b"a\xfe"]),
+            max_size=1,
+        ),
+        "types": st.dictionaries(st.sampled_from([0, 5, SMALL - 1]), st.just(gguf.TokenType.USER_DEFINED), max_size=1),
+        "chat_template": st.just("{{ messages }}"),
+    },
+)
+
+
+@given(one=differences, other=differences, same=st.sampled_from(["add_bos", "add_eos", "bos_id", "eos_id", "n_vocab", "texts", "kind", ""]))
+@settings(max_examples=150)
+def test_every_verdict_is_llama_cpps(tmp_path_factory: pytest.TempPathFactory, one: dict, other: dict, same: str) -> None:
+    if same in one:
+        other = {**other, same: one[same]}
+    folder = tmp_path_factory.mktemp("verdict")
+    models = [LlamaModel(text_model(folder / f"{i}.gguf", **options)) for i, options in enumerate((one, other))]
+    assert our_verdict(*models) == our_verdict(*reversed(models)) == upstream_pairs(*models)
+    for model in models:
+        model.close()
+
+
+WAYS = [
+    ({}, {}, True),
+    ({"kind": "gpt2"}, {"kind": "llama"}, False),
+    ({"pre": "smollm"}, {"pre": "qwen2"}, True),
+    ({"add_bos": True}, {"add_bos": False}, False),
+    ({"add_bos": True, "bos_id": 0}, {"add_bos": True, "bos_id": 1}, False),
+    ({"add_bos": False, "bos_id": 0}, {"add_bos": False, "bos_id": 1}, True),
+    ({"add_eos": True}, {"add_eos": False}, False),
+    ({"add_eos": True, "eos_id": 0}, {"add_eos": True, "eos_id": 2}, False),
+    ({"add_eos": False, "eos_id": 0}, {"add_eos": False, "eos_id": 2}, True),
+    ({"n_vocab": SMALL}, {"n_vocab": WIDE}, True),
+    ({"n_vocab": SMALL}, {"n_vocab": WIDE + 1}, False),
+    ({}, {"texts": {4: "<x>"}}, True),
+    ({}, {"texts": {5: "<x>"}}, False),
+    ({}, {"texts": {SMALL - 1: "<x>"}}, False),
+    ({"n_vocab": SMALL}, {"n_vocab": WIDE, "texts": {SMALL: "<x>"}}, True),
+    ({"texts": {9: b"\xff"}}, {"texts": {9: b"\xfe"}}, False),
+    ({"texts": {9: ""}}, {"texts": {9: "[EMPTY_9]"}}, True),
+    ({"types": {9: gguf.TokenType.CONTROL}}, {}, True),
+    ({"chat_template": "a"}, {"chat_template": "b"}, True),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "pairs"), WAYS, ids=[f"{one} {other}" for one, other, _ in WAYS])
+def test_one_way_to_differ_at_a_time(tmp_path: Path, one: dict, other: dict, pairs: bool) -> None:
+    models = [LlamaModel(text_model(tmp_path / f"{i}.gguf", **options)) for i, options in enumerate((one, other))]
+    assert our_verdict(*models) == our_verdict(*reversed(models)) == upstream_pairs(*models) == pairs
+    for model in models:
+        model.close()
+
+
+def test_texts_that_are_none_are_told_apart(text: Opener) -> None:
+    assert_refused(
+        text(texts={9: b"\xff"}), text(texts={9: b"\xfe"}), r"id 9 is b'\\xff' for the drafter and b'\\xfe'", r"id 9 is b'\\xfe'"
+    )
 
 
 # --------------------------------------------------------------------------- through a whole pair

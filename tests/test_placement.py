@@ -30,7 +30,7 @@ placements = st.builds(
     cache_type=st.sampled_from(sorted(CACHE_TYPES)),
     flash_attention=st.sampled_from(["auto", "on"]),
     lora=st.lists(st.tuples(st.sampled_from([Path("a.gguf"), Path("b/c.gguf")]), st.floats(-9, 9)), max_size=2).map(tuple),
-    rpc=st.lists(st.just("host:50052"), max_size=2).map(tuple),
+    rpc=st.lists(st.sampled_from(["host:50052", "10.0.0.1:1"]), max_size=2, unique=True).map(tuple),
 )
 
 

@@ -183,4 +183,4 @@ def test_the_folder_that_it_is_asked_in_matters_to_paths_only(tmp_path, monkeypa
 
 @pytest.mark.skipif(not hasattr(llama_cpp, "llama_n_rs_seq"), reason="this llama.cpp keeps no snapshots")
 def test_a_model_without_recurrent_memory_keeps_no_snapshots(tmp_path):
-    assert rehearse({"expert": textless_model(tmp_path / "m.gguf")}, n_ctx=64, snapshots=8).models["expert"].rollback == "tail"
+    assert rehearse({"expert": textless_model(tmp_path / "m.gguf")}, n_ctx=64).models["expert"].rollback == "tail"

@@ -317,8 +317,8 @@ def test_a_failed_load_frees_what_was_loaded(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        ({"pair": "nosuch"}, sc.CatalogError, "known are"),
-        ({"pair": 5}, sc.CatalogError, "known are"),
+        ({"pair": "nosuch"}, sc.CatalogError, "lists all"),
+        ({"pair": 5}, sc.CatalogError, "lists all"),
         ({"drafter": "x.gguf"}, sc.SettingError, "name both"),
         ({"pair": "demo", "drafter": "x.gguf", "expert": "y.gguf"}, sc.SettingError, "one or the other"),
         ({"n_ctx": 0}, sc.SettingError, "n_ctx"),

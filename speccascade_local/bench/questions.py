@@ -13,7 +13,7 @@ from pydantic_core import from_json
 from ..checked_yaml import problem
 from ..checks import text_of
 from ..errors import CatalogError
-from ..text import Message
+from ..templates import Message
 from .graders import METRICS
 
 HELD_OUT = Path(__file__).parent.parent / "demo" / "heldout.jsonl"

@@ -15,7 +15,7 @@ from typing import Any
 from .. import __version__
 from ..backend import llama_cpp_version, physical_cores, system_info
 from ..checks import fingerprint
-from ..profile_cache import cpu_name
+from ..machine import cpu_name
 from ..runtime import Runtime
 from .grid import Arm
 from .questions import Question

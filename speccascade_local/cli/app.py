@@ -1,7 +1,7 @@
 """The command: its verbs by name, and what is said when one fails.
 
 Model text and results go to stdout, everything else to stderr. Errors that the package raises on purpose become one line and exit
-code 1; wrong usage is exit code 2, Ctrl-C 130.
+code 1; wrong usage is exit code 2, Ctrl-C 130. (`check`, whose 1 is an answer, has exit code 2 for both.)
 """
 
 from __future__ import annotations
@@ -19,23 +19,33 @@ from .. import __version__
 from ..errors import SpeccascadeError
 from .answers import compare_verb, run
 from .benchmarks import bench
+from .chatting import chat
+from .checking import check_verb
+from .doctoring import doctor
+from .fetching import pull
 from .listings import models_verb, rules_verb
 from .measurements import calibrate_verb, profile_verb
 from .options import in_groups
 from .planning import plan
-from .terminal import stdout
+from .serving import rpc_serve
+from .terminal import print_error, stdout
 from .tuning import tune
 
 VERBS: dict[str, Callable[..., None]] = {
     "run": run,
+    "chat": chat,
     "compare": compare_verb,
     "models": models_verb,
+    "pull": pull,
     "rules": rules_verb,
     "calibrate": calibrate_verb,
     "profile": profile_verb,
     "plan": plan,
+    "check": check_verb,
     "bench": bench,
     "tune": tune,
+    "rpc-serve": rpc_serve,
+    "doctor": doctor,
 }
 
 
@@ -47,7 +57,7 @@ class Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except SpeccascadeError as error:
-            print("error:", " ".join(str(error).split()), file=sys.stderr)  # one line, whatever a file put into it
+            print_error(error)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interruption:
             print("\ninterrupted" if stdout.is_terminal else "interrupted", file=sys.stderr)

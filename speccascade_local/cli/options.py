@@ -89,9 +89,9 @@ class ModelOptions(PlacementOptions, FileOptions):
     """Which models, and how they are loaded."""
 
 
-def pair_of(name: str | None, chosen: ModelOptions) -> Pair:
-    """The pair that would be loaded. Raises SettingError and CatalogError."""
-    return choose(name, chosen.drafter, chosen.expert, chosen.small, chosen.models)
+def pair_of(name: str | None, chosen: ModelOptions, *, complete: bool = True) -> Pair:
+    """The pair that would be loaded. complete: False where its files need not be there. Raises SettingError and CatalogError."""
+    return choose(name, chosen.drafter, chosen.expert, chosen.small, chosen.models, complete=complete)
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,13 @@ class AnswerOptions(AskingOptions):
     model_logprobs: Annotated[
         bool, typer.Option("--model-logprobs", rich_help_panel="Output", help="With --logprobs: those of both models too.")
     ] = False
+
+
+@dataclass(frozen=True)
+class ChatOptions(AskingOptions):
+    """Asked again and again."""
+
+    max_tokens: MaxTokens = 2048
 
 
 @dataclass(frozen=True)

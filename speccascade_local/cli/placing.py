@@ -48,6 +48,10 @@ class PlacementOptions:
     drafter_lora: Annotated[
         list[str] | None, typer.Option(metavar="FILE[=SCALE]", rich_help_panel="Models", help="A LoRA on the drafter; may be repeated.")
     ] = None
+    rpc: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST:PORT", rich_help_panel="Memory", help="A machine that holds layers of the expert; may be repeated."),
+    ] = None
     check_memory: Annotated[
         bool, typer.Option("--check-memory/--no-check-memory", rich_help_panel="Memory", help="Refuse what does not fit what is free.")
     ] = True
@@ -65,7 +69,7 @@ class PlacementOptions:
         return {
             "small": _placement(drafter),
             "drafter": _placement({**drafter, "lora": _adapters(self.drafter_lora)}),
-            "expert": _placement({**expert, "lora": _adapters(self.expert_lora)}),
+            "expert": _placement({**expert, "lora": _adapters(self.expert_lora), "rpc": tuple(self.rpc or ())}),
         }
 
 

@@ -6,6 +6,7 @@ In a pipe there are no colours, only the text. Knows nothing of verbs and option
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 
 from rich.console import Console
@@ -36,6 +37,11 @@ stdout, stderr = Console(highlight=False), Console(stderr=True, highlight=False)
 def for_tables() -> Console:
     """Where a table goes: the terminal, or a pipe in which no line is broken."""
     return stdout if stdout.is_terminal else Console(width=IN_A_PIPE, highlight=False)
+
+
+def print_error(error: Exception) -> None:
+    """One line on stderr, whatever a file put into it."""
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
 
 
 def styled() -> bool:

@@ -16,7 +16,7 @@ from ..bench.export import points
 from ..bench.rows import Row
 from ..bench.summary import ArmSummary
 from ..catalog import Pair
-from ..catalog_edit import add_pair, set_rule
+from ..catalog_edit import add_pair, entry_of, set_rule
 from ..errors import CatalogError, SettingError
 from ..settings import DEFAULTS
 from . import options
@@ -140,5 +140,5 @@ def _write(target: Path, pair: Pair, rule: str, comment: str) -> None:
     if pair.source == target or (target.exists() and pair.name in catalog.read_file(target)):
         set_rule(target, pair.name, rule, comment=comment)
     else:
-        files = {role: f"{catalog.BUNDLED}{path.name}" for role, path in pair.files.items()}
-        add_pair(target, pair.name, {**files, "rule": rule}, comment=comment)
+        entry = {key: value for key, value in entry_of(catalog.packaged(), pair.name).items() if key != "rule"}
+        add_pair(target, pair.name, {**entry, "rule": rule}, comment=comment)

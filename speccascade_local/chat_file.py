@@ -1,0 +1,161 @@
+"""A conversation on disk: messages, settings, the ids that were used, and what both caches held, so that it goes on without reading anew.
+
+Written whole or not at all, and read whole or not at all: a first line that names the kind, a header as JSON, the caches as they are, and a
+checksum of everything. Knows nothing of loaded models, only how their files are told apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate, chain
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+
+from .checks import fingerprint, replace_file
+from .errors import CatalogError
+from .saved import Saved
+from .transcript import Piece, Transcript
+
+VERSION = 1
+_MAGIC = b"speccascade chat session\n"
+_LENGTH_BYTES, _SUM_BYTES = 8, 32
+
+
+class ModelMark(BaseModel):
+    """Which file a cache belongs to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, path: Path) -> ModelMark:
+        """That of a file. Raises CatalogError when it cannot be read any more."""
+        try:
+            return cls(name=path.name, fingerprint=fingerprint(path))
+        except OSError as error:
+            raise CatalogError(f"{path}: cannot be read ({error.strerror}); a session file names the models that it belongs to") from error
+
+
+@dataclass(frozen=True)
+class SavedChat:
+    """A conversation as a value. settings: as JSON has them. forgotten: so many of the oldest turns are no longer part of the prompt."""
+
+    messages: list[dict[str, str]]
+    system: str | None = None
+    forgotten: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    said: Transcript = field(default_factory=Transcript)
+    models: Mapping[str, ModelMark] = field(default_factory=dict)
+    caches: Mapping[str, Saved] = field(default_factory=dict)
+
+
+class _Cache(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    tokens: list[int]
+    n_bytes: NonNegativeInt
+
+
+class _Header(BaseModel):
+    """What stands before the caches."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    version: int
+    messages: list[dict[str, str]]
+    system: str | None
+    forgotten: NonNegativeInt
+    settings: dict[str, Any]
+    said: list[tuple[list[int], list[tuple[str, bool]] | None]]
+    models: dict[str, ModelMark]
+    caches: dict[str, _Cache]
+
+
+def require_place(path: Path) -> None:
+    """Find out now whether a file can be written there. Raises CatalogError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise CatalogError(f"{path}: cannot be written ({error.strerror}); choose another place for the session") from error
+
+
+def write(path: Path, chat: SavedChat) -> None:
+    """Put it into a file, in place of an older session. Raises CatalogError, and then the file is as it was."""
+    try:
+        if path.exists() and path.stat().st_size and not _is_session(path):
+            raise CatalogError(f"{path}: there is such a file already, and it is no session; choose another name")
+        replace_file(path, _summed(_content(chat)))
+    except OSError as error:
+        raise CatalogError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+
+
+def read(path: Path) -> SavedChat:
+    """What is in a file. Raises CatalogError for one that is missing, cut off, damaged, of another kind or of a newer version."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CatalogError(f"{path}: cannot be read ({error.strerror}); give a file that /save or --session wrote") from error
+    if not data.startswith(_MAGIC):
+        raise CatalogError(f"{path}: no session file: it begins with {data[: len(_MAGIC)]!r}; give a file that /save or --session wrote")
+    body, total = memoryview(data)[:-_SUM_BYTES], data[-_SUM_BYTES:]
+    damaged = CatalogError(f"{path}: cut off or damaged: the checksum does not fit its {len(data)} bytes; take a copy of it that is whole")
+    if hashlib.sha256(body).digest() != total:
+        raise damaged
+    begun = len(_MAGIC) + _LENGTH_BYTES
+    ended = begun + int.from_bytes(body[len(_MAGIC) : begun], "big")
+    try:
+        header = _Header.model_validate_json(bytes(body[begun:ended]), strict=False)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise CatalogError(
+            f"{path}: not a session that this version can read: {place or 'header'}: {first['msg']}; it was written by another one"
+        ) from error
+    if header.version != VERSION:
+        raise CatalogError(f"{path}: a session of version {header.version}; this program reads version {VERSION}")
+    ends = list(accumulate((cache.n_bytes for cache in header.caches.values()), initial=ended))
+    if ends[-1] != len(body):
+        raise damaged
+    caches = {
+        role: Saved(tuple(cache.tokens), bytes(body[start:end])) for (role, cache), start, end in zip(header.caches.items(), ends, ends[1:])
+    }
+    said = Transcript(tuple(Piece(tuple(ids), None if parts is None else tuple(parts)) for ids, parts in header.said))
+    return SavedChat(header.messages, header.system, header.forgotten, header.settings, said, header.models, caches)
+
+
+def _is_session(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
+
+
+def _content(chat: SavedChat) -> Iterator[bytes]:
+    header = _Header(
+        version=VERSION,
+        messages=chat.messages,
+        system=chat.system,
+        forgotten=chat.forgotten,
+        settings=dict(chat.settings),
+        said=[(list(piece.ids), None if piece.parts is None else list(piece.parts)) for piece in chat.said.pieces],
+        models=dict(chat.models),
+        caches={role: _Cache(tokens=list(cache.tokens), n_bytes=len(cache.state)) for role, cache in chat.caches.items()},
+    )
+    text = header.model_dump_json().encode()
+    yield from chain([_MAGIC, len(text).to_bytes(_LENGTH_BYTES, "big"), text], (cache.state for cache in chat.caches.values()))
+
+
+def _summed(content: Iterator[bytes]) -> Iterator[bytes]:
+    """The same, and its checksum behind it."""
+    digest = hashlib.sha256()
+    for piece in content:
+        digest.update(piece)
+        yield piece
+    yield digest.digest()
