@@ -173,7 +173,7 @@ def test_parameters_know_every_type_of_cache():
 
 def test_what_models_yaml_says_of_a_model_holds_where_the_caller_says_nothing(tmp_path):
     for name in ("small", "large"):
-        text_model(tmp_path / f"{name}.gguf")
+        text_model(tmp_path / f"{name}.gguf", heads=1)
     adapter(tmp_path / "style.gguf")
     (tmp_path / "models.yaml").write_text(
         "pairs:\n  mine:\n    drafter: {file: small.gguf, cache_type: f32}\n"
