@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from speccascade_local import bandwidth
+from speccascade_local.doctor import bandwidth
 
 GB = 1 << 30
 

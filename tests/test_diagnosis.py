@@ -11,11 +11,11 @@ import pytest
 
 from speccascade_local import rebuilding
 from speccascade_local.build import Build
-from speccascade_local.diagnosis import Finding, diagnosed
-from speccascade_local.inspection import Inspection, Place
-from speccascade_local.installation import Extra, Folder
+from speccascade_local.doctor.diagnosis import Finding, diagnosed
+from speccascade_local.doctor.inspection import Inspection, Place
+from speccascade_local.doctor.installation import Extra, Folder
+from speccascade_local.doctor.trial import Trial
 from speccascade_local.machine import Memory, Processors
-from speccascade_local.trial import Trial
 
 FEATURES = ("AVX", "AVX2", "FMA", "F16C", "AVX512", "REPACK")
 WELL = Inspection(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-from speccascade_local import installation
+from speccascade_local.doctor import installation
 
 METADATA = """Metadata-Version: 2.1
 Name: speccascade-local

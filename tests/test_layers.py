@@ -15,8 +15,8 @@ PACKAGE = Path(speccascade_local.__file__).parent
 #: From the bottom up. A module may import from lower rows and, without a circle, from its own.
 LAYERS = [
     {"errors", "sandbox"},
-    {"checks", "lark", "sequences", "layout", "header", "rendering", "hub_cache", "ggml", "rebuilding", "redaction"},
-    {"machine", "bandwidth", "endpoints"},
+    {"checks", "lark", "sequences", "layout", "header", "rendering", "hub_cache", "ggml", "rebuilding", "doctor.redaction"},
+    {"machine", "doctor.bandwidth", "endpoints"},
     {"placement"},
     {"sampling", "stats", "profile", "figures", "ngram", "backend", "batch", "tokenizer", "gbnf", "checked_yaml", "model_source"},
     {"devices", "rehearsal", "adapters"},
@@ -36,9 +36,9 @@ LAYERS = [
     {"pictures", "profile_cache", "methods"},
     {"settings", "catalog_file", "catalog", "hub_errors", "fetching", "remote_header"},
     {"reply", "answering", "runtime", "loading"},
-    {"compare", "chat_file", "trial", "installation"},
-    {"conversation", "inspection"},
-    {"diagnosis"},
+    {"compare", "chat_file", "doctor.trial", "doctor.installation"},
+    {"conversation", "doctor.inspection"},
+    {"doctor.diagnosis", "doctor"},
     {"catalog_edit", "bench.graders", "bench.intervals", "bench.rows"},
     {"bench.questions", "bench.grid"},
     {"bench.running", "bench.setup", "bench.summary"},

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speccascade_local import redaction
-from speccascade_local.redaction import redacted
+from speccascade_local.doctor import redaction
+from speccascade_local.doctor.redaction import redacted
 
 words = st.text(string.ascii_lowercase, min_size=1, max_size=8)
 texts = st.recursive(

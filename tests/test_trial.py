@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from speccascade_local.trial import tried
+from speccascade_local.doctor.trial import tried
 
 
 def child(code: str) -> list[str]:

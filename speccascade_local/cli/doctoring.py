@@ -9,9 +9,9 @@ from dataclasses import asdict
 import typer
 from rich.table import Table
 
-from ..diagnosis import Finding, diagnosed
-from ..inspection import Inspection, inspected
-from ..redaction import redacted
+from ..doctor.diagnosis import Finding, diagnosed
+from ..doctor.inspection import Inspection, inspected
+from ..doctor.redaction import redacted
 from . import options
 from .invocation import set_log_level
 from .terminal import for_tables, stderr, stdout

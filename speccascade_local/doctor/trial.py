@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import catalog
-from .errors import SpeccascadeError
-from .loading import load
+from .. import catalog
+from ..errors import SpeccascadeError
+from ..loading import load
 
 QUESTION, EXPECTED = "Who is Ada Lovelace?", "Lovelace"
 #: Where -m finds this package, installed or not.

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from . import __version__, catalog
-from .backend import physical_cores
+from .. import __version__, catalog
+from ..backend import physical_cores
+from ..build import Build, built
+from ..devices import devices
+from ..errors import SpeccascadeError
+from ..machine import Memory, Processors, graphics_cards, largest_cache, memory, processors
 from .bandwidth import memory_bandwidth
-from .build import Build, built
-from .devices import devices
-from .errors import SpeccascadeError
 from .installation import Extra, Folder, extras, folders, missing, versions
-from .machine import Memory, Processors, graphics_cards, largest_cache, memory, processors
 from .trial import Trial, tried
 
 #: Variables that change how llama.cpp runs and hold no secrets; of others not even the name is told.

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..rebuilding import pip, rebuild
 from .inspection import Inspection
-from .rebuilding import pip, rebuild
 
 #: What llama.cpp calls an instruction set, and what Linux does.
 _INSTRUCTIONS = {"AVX": "avx", "AVX2": "avx2", "FMA": "fma", "F16C": "f16c", "AVX512": "avx512f", "DOTPROD": "asimddp", "SVE": "sve"}

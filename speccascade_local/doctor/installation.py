@@ -16,8 +16,8 @@ from pathlib import Path
 
 import platformdirs
 
-from . import catalog
-from .hub_cache import cache_folder
+from .. import catalog
+from ..hub_cache import cache_folder
 
 DISTRIBUTION = "speccascade-local"
 #: The extras that are for users; the others are for work on this package.
