@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import llama_cpp
 import numpy as np
 import pytest
-from architectures import MADE_OF, N_VOCAB, write_architecture
 from gguf_files import textless_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from tiny_architectures import MADE_OF, N_VOCAB, write_architecture
 
 import speccascade_local as sc
 from speccascade_local.batch import Part, Timeline

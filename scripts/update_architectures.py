@@ -1,10 +1,10 @@
 """What llama.cpp's architectures are made of, and how each of them goes back to an earlier token.
 
-    python scripts/architectures.py FOLDER
+    python scripts/update_architectures.py FOLDER
 
 FOLDER holds a tiny model of each, as llama.cpp's own tests/test-llama-archs writes them (-o FOLDER; it stands in the source package of
-llama-cpp-python). Writes the table of docs/architectures.md, and for some of them tests/architectures.json: keys of the header and shapes
-of the tensors, from which the tests make models of their own.
+llama-cpp-python). Writes the table of docs/architectures.md, and for some of them scripts/tiny_architectures.json: keys of the header and shapes
+of the tensors, from which tests and bench_rollback.py make models of their own.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     files = sorted(Path(sys.argv[1]).glob("*.gguf"))
     made_of = {file.stem: parts(file) for file in files if file.stem in TESTED}
     lines = [f" {json.dumps(name)}: {json.dumps(made_of[name])}" for name in TESTED]
-    (ROOT / "tests" / "architectures.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    Path(__file__).with_name("tiny_architectures.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     found: dict[str, list[str]] = {}
     for file in files:
         found.setdefault(way_back(file), []).append(file.stem.removesuffix("-dense").removesuffix("-moe"))

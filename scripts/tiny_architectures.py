@@ -1,8 +1,9 @@
-"""Tiny models of llama.cpp's architectures, with random weights of a size that lets every part of them matter."""
+"""Models of llama.cpp's architectures, tiny or of many layers, with random weights of a size that lets every part of them matter."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,23 @@ MADE_OF: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_te
 N_VOCAB = 128
 
 
-def write_architecture(path: Path, name: str, *, off: float = 0.0) -> Path:
-    """Write one of those in architectures.json; token ids only. off: how far its weights are from those of the one with 0, from 0 to 1."""
+def write_architecture(path: Path, name: str, *, off: float = 0.0, times: int = 1) -> Path:
+    """Write one of those in tiny_architectures.json; token ids only.
+
+    off: how far its weights are from those of the one with 0, from 0 to 1. times: how often its few layers are repeated.
+    """
     made_of, rng, other = MADE_OF[name], np.random.default_rng(0), np.random.default_rng(1)
+    layers = next(value for key, (_, value) in made_of["keys"].items() if key.endswith(".block_count"))
     writer = gguf.GGUFWriter(path, made_of["architecture"])
     for key, (kinds, value) in made_of["keys"].items():
         kind, *of = (gguf.GGUFValueType[each] for each in kinds)
-        writer.add_key_value(key, value, kind, *of)
+        by_layer = isinstance(value, list) and len(value) == layers
+        writer.add_key_value(key, value * times if by_layer or key.endswith(".block_count") else value, kind, *of)
     writer.add_tokenizer_model("no_vocab")
     for tensor, shape in made_of["tensors"].items():
-        writer.add_tensor(tensor, np.float32(1 - off) * weights(tensor, shape, rng) + np.float32(off) * weights(tensor, shape, other))
+        for again in range(times if tensor.startswith("blk.") else 1):
+            values = np.float32(1 - off) * weights(tensor, shape, rng) + np.float32(off) * weights(tensor, shape, other)
+            writer.add_tensor(re.sub(r"\d+", lambda at, add=again * layers: str(int(at[0]) + add), tensor, count=1), values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
