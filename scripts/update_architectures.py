@@ -3,8 +3,8 @@
     python scripts/update_architectures.py FOLDER
 
 FOLDER holds a tiny model of each, as llama.cpp's own tests/test-llama-archs writes them (-o FOLDER; it stands in the source package of
-llama-cpp-python). Writes the table of docs/architectures.md, and for some of them scripts/tiny_architectures.json: keys of the header and shapes
-of the tensors, from which tests and bench_rollback.py make models of their own.
+llama-cpp-python). Writes the table of docs/architectures.md, and for some of them scripts/tiny_architectures.json: keys of the header
+and shapes of the tensors, from which tests and bench_rollback.py make models of their own.
 """
 
 from __future__ import annotations
