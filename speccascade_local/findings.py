@@ -92,11 +92,12 @@ def rollback(role: str, model: RehearsedModel) -> Finding:
         return Finding(
             "well", about, f"goes back to one of the snapshots that it keeps, {decimal(model.recurrent)} in all ({model.architecture})"
         )
+    size = decimal(model.state) if model.state else "under 10 kB"  # the log tells no less
     return Finding(
         "warning",
         about,
-        f"a checkpoint of {decimal(model.state)} is taken before each block; after a rejected draft it is put back and the kept tokens "
-        f"are read again ({model.architecture})",
+        f"a checkpoint of its state, {size}, is taken about once a block; after a rejected draft it is put back and the kept tokens are "
+        f"read again ({model.architecture})",
     )
 
 

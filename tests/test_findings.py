@@ -112,7 +112,7 @@ def test_the_chat_templates(ours, theirs, grade):
     [
         ("tail", None, "well", "drops the tail"),
         ("snapshots", None, "well", "2.0 MB in all"),
-        ("checkpoints", None, "warning", "a checkpoint of 2.0 MB"),
+        ("checkpoints", None, "warning", "a checkpoint of its state, 2.0 MB,"),
         (None, "a diffusion model does not write from left to right", "no", "a diffusion model"),
         (None, None, "no", "cannot forget"),
     ],
