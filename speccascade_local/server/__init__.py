@@ -1,4 +1,4 @@
-"""The server: a loaded pair behind the protocol that desktop apps, editors and chat clients speak.
+"""The server: several people's requests to loaded pairs, over the protocol that desktop apps, editors and chat clients speak.
 
-Needs the extra ``serve``; nothing outside this folder and the verb ``serve`` imports from it.
+Needs the extra ``serve``, but for the engine, which decides who is answered when.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 from starlette.requests import Request
@@ -10,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from ..deferral import Method
 from ..guards import Guarded
+from ..methods import RULES
 from ..runtime import Runtime
 from .asking import messages_of, parsed, require_room
 from .choosing import Offer
@@ -35,8 +37,8 @@ class Listing:
 
     async def pairs(self, _: Request) -> Response:
         """``GET /api/pairs``: what the page shows to choose from."""
-        rules = list(self._offer.rules)
-        return JSONResponse({"pairs": [_described(name, runtime) | {"rules": rules} for name, runtime in self._offer.pairs.items()]})
+        pairs = [_described(name, runtime) for name, runtime in self._offer.pairs.items()]
+        return JSONResponse({"pairs": pairs, "rules": _rules(), "own_rules": list(self._offer.rules)})
 
     async def tokenize(self, request: Request) -> Response:
         """``POST /tokenize``, as llama.cpp's server and vLLM have it."""
@@ -60,16 +62,32 @@ class Listing:
 
 
 def _described(name: str, runtime: Runtime) -> dict[str, Any]:
+    pair = runtime.pair
     return {
         "name": name,
-        "description": runtime.pair.description,
+        "description": pair.description,
         "rule": str(runtime.rule),
         "alpha": _alpha(runtime.rule),
-        "models": {role: path.name for role, path in runtime.pair.files.items()},
+        "drafter": pair.drafter.name,
+        "expert": pair.expert.name,
+        "small": pair.small.name if pair.small else None,
         "n_ctx": runtime.n_ctx,
         "n_vocab": runtime.n_vocab,
         "chat": runtime.has_chat_template,
     }
+
+
+def _rules() -> list[dict[str, Any]]:
+    """The built-in rules with the range of their first dial; null where a range has no end."""
+    found = []
+    for method in RULES.values():
+        name, dial = next(iter(method.dials.items()), (None, None))
+        told = {"name": method.name, "trade": method.trade, "example": method.example, "dial": None}
+        if dial is not None:
+            ends = {end: value if math.isfinite(value) else None for end, value in (("low", dial.low), ("high", dial.high))}
+            told["dial"] = {"name": name, "whole": dial.whole, "allowed": dial.allowed(), **ends}
+        found.append(told)
+    return found
 
 
 def _alpha(rule: Method) -> float | None:
