@@ -61,6 +61,7 @@ LAYERS = [
         "cli.checking",
         "cli.doctoring",
         "cli.fetching",
+        "cli.hosting",
         "cli.listings",
         "cli.measurements",
         "cli.planning",
