@@ -66,9 +66,10 @@ def serve(
             runtime = open_things.enter_context(loaded(name, chosen, verbose))
             runtimes[runtime.pair.name] = runtime
         engine = open_things.enter_context(parts.engine.Engine(runtimes, queue=max_queue))
+        needed = " (API key needed)" if key is not None else ""
         app = parts.app.make_app(engine, policy=policy, rules=rules, timeout_s=timeout)
         stdout.print(
-            f"serving {', '.join(runtimes)} at {parts.listening.address_of(listening)}{' (API key needed)' * (key is not None)}; end with Ctrl-C",
+            f"serving {', '.join(runtimes)} at {parts.listening.address_of(listening)}{needed}; end with Ctrl-C",
             markup=False,
             soft_wrap=True,
         )
@@ -88,7 +89,7 @@ def _server() -> Any:
 
 def _names(pairs: Sequence[str] | None, chosen: options.ModelOptions) -> list[str | None]:
     """Which pairs are loaded; their files are looked for before the first one is. Raises SettingError and CatalogError."""
-    names: list[str | None] = list(pairs or [None])
+    names: list[str | None] = [*pairs] if pairs else [None]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise SettingError(f"pair {twice!r:.80} is named twice; name each once")

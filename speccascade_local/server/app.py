@@ -23,14 +23,15 @@ from .engine import Engine
 from .listing import Listing
 from .metrics import CONTENT_TYPE, Metrics
 from .openapi import description
-from .refusals import Refusal, refusal_of
+from .refusals import RefusedError, refusal_of
 from .security import Guard, Policy
 from .streams import ClientGoneError
 
 PAGE = Path(__file__).parent / "page"
 #: The page loads nothing from elsewhere, is shown in no other page, and sends no address on.
 PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
@@ -62,7 +63,7 @@ def make_app(
         return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
 
     async def no_embeddings(_: Request) -> Response:
-        raise Refusal(501, "a pair of language models makes no embeddings; ask a server with an embedding model", code="not_supported")
+        raise RefusedError(501, "a pair of language models makes no embeddings; ask a server with an embedding model", code="not_supported")
 
     posts: dict[str, Endpoint] = {
         "/v1/chat/completions": asking.chat,
@@ -112,4 +113,4 @@ async def _refused(request: Request, error: Exception) -> Response:
         404: f"there is nothing at {request.url.path:.80}; /openapi.json lists what there is",
         405: f"{request.url.path:.80} does not answer to {request.method:.20}",
     }
-    return Refusal(error.status_code, messages.get(error.status_code, error.detail), code=None, headers=error.headers or {}).response
+    return RefusedError(error.status_code, messages.get(error.status_code, error.detail), code=None, headers=error.headers or {}).response

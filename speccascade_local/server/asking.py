@@ -27,7 +27,7 @@ from .choosing import Offer, nth, settings_of
 from .engine import Engine, Job, Question
 from .metrics import Metrics
 from .protocol import ChatMessage, ChatRequest, CompletionRequest, Sampled
-from .refusals import Refusal
+from .refusals import RefusedError
 from .streams import EventStream, unless_gone
 
 #: A text of more characters than this for each token of the context is refused without being read.
@@ -36,14 +36,14 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 async def parsed(request: Request, model: type[Model]) -> Model:
-    """The body, checked. Raises Refusal and pydantic's ValidationError."""
+    """The body, checked. Raises RefusedError and pydantic's ValidationError."""
     body = await request.body()
     try:
         given = pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise Refusal(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
+        raise RefusedError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(given, dict):
-        raise Refusal(400, f"the body is a JSON {type(given).__name__}; it must be an object", code="invalid_json")
+        raise RefusedError(400, f"the body is a JSON {type(given).__name__}; it must be an object", code="invalid_json")
     return model.model_validate(given)
 
 
@@ -84,7 +84,7 @@ class Asking:
         messages = messages_of(wanted.messages)
         require_room(sum(len(message["content"]) for message in messages), runtime)
         if wanted.tools:
-            raise Refusal(400, f"the chat template of {name} has no place for tools; leave them out", param="tools")
+            raise RefusedError(400, f"the chat template of {name} has no place for tools; leave them out", param="tools")
         top = (wanted.top_logprobs or 0) if wanted.logprobs else None
         return self._asked(wanted, name, messages, settings_of(wanted, runtime, self._offer, rule), "chat", top)
 
@@ -198,5 +198,6 @@ def require_room(characters: int, runtime: Runtime) -> None:
     most = runtime.n_ctx * CHARACTERS_PER_TOKEN
     if characters > most:
         raise ContextOverflowError(
-            f"the prompt has {characters:,} characters, and the context holds {runtime.n_ctx} tokens; more than {most:,} characters are not read"
+            f"the prompt has {characters:,} characters, and the context holds {runtime.n_ctx} tokens; "
+            f"more than {most:,} characters are not read, shorten it"
         )

@@ -17,7 +17,7 @@ from ..errors import SettingError
 from ..runtime import Runtime
 from ..settings import Settings
 from .protocol import ChatRequest, CompletionRequest, Sampled
-from .refusals import Refusal, shown
+from .refusals import RefusedError, shown
 
 #: What may be written of a built-in rule. No parenthesis, which code of one's own needs, and no slash.
 _BUILT_IN = re.compile(r"[a-z0-9_.:,+-]{1,200}")
@@ -37,12 +37,13 @@ class Offer:
     rules: Mapping[str, Method]
 
     def chosen(self, model: str | None) -> tuple[str, Runtime, str | None]:
-        """The pair and, where the name has one, the rule. None: the first pair. Raises Refusal (404), which lists what there is."""
+        """The pair and, where the name has one, the rule. None: the first pair. Raises RefusedError (404), which lists what there is."""
         name, at, rule = (next(iter(self.pairs)) if model is None else model).partition("@")
         if name not in self.pairs or (at and not rule):
             there = ", ".join(self.pairs)
-            message = f"the model {shown(model)} does not exist here; models are {there}, and each with a rule, such as {there.split(',')[0]}@strict"
-            raise Refusal(404, message, param="model", code="model_not_found")
+            example = f"{next(iter(self.pairs))}@strict"
+            message = f"the model {shown(model)} does not exist here; models are {there}, and each with a rule, such as {example}"
+            raise RefusedError(404, message, param="model", code="model_not_found")
         return name, self.pairs[name], rule or None
 
     def rule(self, spec: str) -> Method:
@@ -59,7 +60,7 @@ class Offer:
 
 
 def settings_of(request: Sampled, runtime: Runtime, offer: Offer, rule: str | None) -> Settings:
-    """How the reply to this request is made. rule: what the model's name says. Raises SettingError and Refusal."""
+    """How the reply to this request is made. rule: what the model's name says. Raises SettingError and RefusedError."""
     given: dict[str, Any] = {
         name: value
         for name in ("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -85,10 +86,12 @@ def _cascade(request: Sampled, runtime: Runtime, offer: Offer, named: str | None
     options = request.cascade
     spec = options.rule if options.rule is not None else named
     if named is not None and options.rule is not None and options.rule != named:
-        raise Refusal(400, f"the model's name asks for rule {named!r:.80} and speccascade.rule for {options.rule!r:.80}; name one", param="model")
+        raise RefusedError(
+            400, f"the model's name asks for rule {named!r:.80} and speccascade.rule for {options.rule!r:.80}; name one", param="model"
+        )
     if spec == "expert":
         if options.alpha is not None or options.block_size:
-            raise Refusal(400, "rule expert drafts nothing and has no dial; leave out alpha and block_size", param="speccascade")
+            raise RefusedError(400, "rule expert drafts nothing and has no dial; leave out alpha and block_size", param="speccascade")
         return _told(options.model_logprobs, options.fidelity, given) | {"rule": "strict", "block_size": 0}
     method = None if spec is None else offer.rule(spec)
     if options.alpha is not None:
@@ -130,4 +133,6 @@ def _biases(given: Mapping[str, float]) -> dict[int, float]:
     try:
         return {int(token): bias for token, bias in given.items()}
     except ValueError:
-        raise Refusal(400, "logit_bias: keys are token ids, such as {\"42\": -5}; POST /tokenize tells them", param="logit_bias") from None
+        raise RefusedError(
+            400, 'logit_bias: keys are token ids, such as {"42": -5}; POST /tokenize tells them', param="logit_bias"
+        ) from None

@@ -86,7 +86,9 @@ def bound(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
-        raise SettingError(f"--host {host!r:.80}: no such address ({error.strerror or error}); use 127.0.0.1, or an address of this machine") from None
+        raise SettingError(
+            f"--host {host!r:.80}: no such address ({error.strerror or error}); use 127.0.0.1, or an address of this machine"
+        ) from None
     found = socket.socket(family, kind, protocol)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -16,7 +16,7 @@ from ..runtime import Runtime
 from .asking import messages_of, parsed, require_room
 from .choosing import Offer
 from .protocol import DetokenizeRequest, TokenizeRequest
-from .refusals import Refusal
+from .refusals import RefusedError
 
 
 class Listing:
@@ -53,7 +53,7 @@ class Listing:
         _, runtime, _ = self._offer.chosen(wanted.model)
         wrong = next((token for token in wanted.tokens if token >= runtime.n_vocab), None)
         if wrong is not None:
-            raise Refusal(400, f"tokens: there is no id {wrong}; ids are 0 to {runtime.n_vocab - 1}", param="tokens")
+            raise RefusedError(400, f"tokens: there is no id {wrong}; ids are 0 to {runtime.n_vocab - 1}", param="tokens")
         text = await asyncio.to_thread(_text, wanted.tokens, runtime)
         return JSONResponse({"content": text, "prompt": text})
 
@@ -82,7 +82,7 @@ def _rules() -> list[dict[str, Any]]:
     found = []
     for method in RULES.values():
         name, dial = next(iter(method.dials.items()), (None, None))
-        told = {"name": method.name, "trade": method.trade, "example": method.example, "dial": None}
+        told: dict[str, Any] = {"name": method.name, "trade": method.trade, "example": method.example, "dial": None}
         if dial is not None:
             ends = {end: value if math.isfinite(value) else None for end, value in (("low", dial.low), ("high", dial.high))}
             told["dial"] = {"name": name, "whole": dial.whole, "allowed": dial.allowed(), **ends}

@@ -31,12 +31,16 @@ class CascadeOptions(Checked):
 
     model_config = ConfigDict(extra="forbid")
 
-    rule: str | None = Field(None, max_length=200, description="a built-in rule, expert (no drafts at all), or one registered at start")
-    alpha: float | None = Field(None, description="the rule's dial")
-    block_size: Annotated[int, Field(ge=0, le=LARGEST)] | Literal["auto"] | None = Field(None, description="drafted tokens per block")
-    fidelity: bool = Field(True, description="keep account of how far the answer is from the expert's own")
-    origins: bool = Field(False, description="tell of each token who wrote it and why")
-    model_logprobs: bool = Field(False, description="tell of each token what both models held most probable")
+    rule: str | None = Field(
+        default=None, max_length=200, description="a built-in rule, expert (no drafts at all), or one registered at start"
+    )
+    alpha: float | None = Field(default=None, description="the rule's dial")
+    block_size: Annotated[int, Field(ge=0, le=LARGEST)] | Literal["auto"] | None = Field(
+        default=None, description="drafted tokens per block"
+    )
+    fidelity: bool = Field(default=True, description="keep account of how far the answer is from the expert's own")
+    origins: bool = Field(default=False, description="tell of each token who wrote it and why")
+    model_logprobs: bool = Field(default=False, description="tell of each token what both models held most probable")
 
 
 class StreamOptions(Checked):
@@ -48,7 +52,7 @@ class StreamOptions(Checked):
 class JsonSchema(Checked):
     """A schema under a name, as OpenAI nests it."""
 
-    name: str | None = Field(None, max_length=200)
+    name: str | None = Field(default=None, max_length=200)
     schema_: dict[str, Any] = Field(alias="schema")
 
 
@@ -93,7 +97,9 @@ class Sampled(Checked):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-    prompt_cache_key: Annotated[str, Field(max_length=200)] | None = Field(None, description="the conversation that this prompt goes on with")
+    prompt_cache_key: Annotated[str, Field(max_length=200)] | None = Field(
+        None, description="the conversation that this prompt goes on with"
+    )
     speccascade: CascadeOptions | None = None
 
     @property
@@ -169,8 +175,10 @@ class ChatRequest(Sampled):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto"] | None = Field(None, description="a call cannot be forced: required and a named function are refused")
-    functions: None = Field(None, description="refused; use tools")
+    tool_choice: Literal["none", "auto"] | None = Field(
+        None, description="a call cannot be forced: required and a named function are refused"
+    )
+    functions: None = Field(default=None, description="refused; use tools")
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
 
     @model_validator(mode="after")
@@ -186,16 +194,18 @@ class CompletionRequest(Sampled):
     prompt: Annotated[str, Field(min_length=1)] | TokenIds
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     echo: Literal[False] | None = None
-    suffix: None = Field(None, description="refused; these models continue a text and fill no gaps")
+    suffix: None = Field(default=None, description="refused; these models continue a text and fill no gaps")
     best_of: Literal[1] | None = None
-    grammar: Annotated[str, Field(min_length=1, max_length=100_000)] | None = Field(None, description="GBNF, as llama.cpp's server takes it")
+    grammar: Annotated[str, Field(min_length=1, max_length=100_000)] | None = Field(
+        None, description="GBNF, as llama.cpp's server takes it"
+    )
     json_schema: dict[str, Any] | None = None
 
 
 class TokenizeRequest(Checked):
     """``POST /tokenize``: the field of llama.cpp's server (content) or of vLLM (prompt), or messages."""
 
-    model: str | None = Field(None, max_length=400)
+    model: str | None = Field(default=None, max_length=400)
     content: str | None = None
     prompt: str | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
@@ -211,5 +221,5 @@ class TokenizeRequest(Checked):
 class DetokenizeRequest(Checked):
     """``POST /detokenize``."""
 
-    model: str | None = Field(None, max_length=400)
+    model: str | None = Field(default=None, max_length=400)
     tokens: Annotated[list[Annotated[int, Field(ge=0, le=LARGEST)]], Field(max_length=1_000_000)]

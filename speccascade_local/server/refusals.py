@@ -25,7 +25,7 @@ _PATH = re.compile(r"(?<![\w.:/])(?:/[\w.+@~-]+){2,}/?|\b[A-Za-z]:\\[^\s'\";,]+"
 _SHOWN = 60
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     """An answer that is an error. param: the field that is wrong; code: which of OpenAI's, if it is one of theirs."""
 
     def __init__(
@@ -52,27 +52,27 @@ class Refusal(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
-def refusal_of(error: BaseException) -> Refusal:
+def refusal_of(error: BaseException) -> RefusedError:
     """What is answered for an error, whatever it is."""
-    if isinstance(error, Refusal):
+    if isinstance(error, RefusedError):
         return error
     if isinstance(error, ValidationError):
         return _invalid(error)
     message = without_paths(" ".join(str(error).split()))
     if isinstance(error, EngineBusyError):
         seconds = str(max(1, round(error.retry_after_s)))
-        return Refusal(429, message, kind="rate_limit_error", code="queue_full", headers={"Retry-After": seconds})
+        return RefusedError(429, message, kind="rate_limit_error", code="queue_full", headers={"Retry-After": seconds})
     if isinstance(error, EngineTimeoutError):
-        return Refusal(504, message, kind="timeout_error", code="timeout")
+        return RefusedError(504, message, kind="timeout_error", code="timeout")
     if isinstance(error, ContextOverflowError):
-        return Refusal(400, message, code="context_length_exceeded")
+        return RefusedError(400, message, code="context_length_exceeded")
     if isinstance(error, (PromptError, SettingError)):
-        return Refusal(400, message)
+        return RefusedError(400, message)
     if isinstance(error, SpeccascadeError):
         log.warning("a request failed: %s", error)
-        return Refusal(503, message, kind=SERVER_ERROR)
+        return RefusedError(503, message, kind=SERVER_ERROR)
     log.error("a request failed, and the server goes on", exc_info=error)
-    return Refusal(500, "something went wrong inside the server; its log says what", kind=SERVER_ERROR)
+    return RefusedError(500, "something went wrong inside the server; its log says what", kind=SERVER_ERROR)
 
 
 def without_paths(message: str) -> str:
@@ -80,14 +80,14 @@ def without_paths(message: str) -> str:
     return _PATH.sub("(a path)", message)
 
 
-def _invalid(error: ValidationError) -> Refusal:
+def _invalid(error: ValidationError) -> RefusedError:
     """The first field that is wrong, and all that may stand there."""
     found = error.errors(include_url=False, include_context=False)
     param = _param(found[0]["loc"])
     reasons = dict.fromkeys(_reason(each) for each in found if _param(each["loc"]) == param)
     given = f"; it is {shown(found[0]['input'])}" if found[0]["type"] not in ("missing", "value_error", "extra_forbidden") else ""
     where = f"{param}: " if param else ""
-    return Refusal(400, f"{where}{', or '.join(reasons)}{given}", param=param, code="invalid_value")
+    return RefusedError(400, f"{where}{', or '.join(reasons)}{given}", param=param, code="invalid_value")
 
 
 def _reason(found: Mapping[str, Any]) -> str:
@@ -101,7 +101,7 @@ def _reason(found: Mapping[str, Any]) -> str:
 
 def _param(place: Sequence[str | int]) -> str | None:
     """``messages.0.content``; what pydantic adds to tell the kinds of a union apart is left out."""
-    names = [str(part) for part in place if isinstance(part, int) or re.fullmatch(r"[a-z_]+", part) and part not in _KINDS]
+    names = [str(part) for part in place if isinstance(part, int) or (re.fullmatch(r"[a-z_]+", part) and part not in _KINDS)]
     return ".".join(names) or None
 
 

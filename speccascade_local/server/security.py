@@ -1,9 +1,8 @@
 """Who may ask, and how much at once: checked before a request reaches any route.
 
-A page of any website can make its visitor's browser send requests to this machine, and by DNS rebinding read the answers: so the Host that a
-request names must be one of this server's, and an Origin the server's own, or one that was allowed. Without these a browser's request is
-refused; other programs send no Origin. An API key is compared in constant time. Bodies and headers are bounded. Knows nothing of routes, but
-which of them need no key.
+A page of any website can make its visitor's browser send requests to this machine, and by DNS rebinding read the answers: so the Host that
+a request names must be one of this server's, and an Origin the server's own, or one that was allowed. Other programs send no Origin. An
+API key is compared in constant time. Bodies and headers are bounded. Knows nothing of routes, but which of them need no key.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..endpoints import is_loopback
 from ..errors import CatalogError, SettingError
-from .refusals import Refusal
+from .refusals import RefusedError
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 ENVIRONMENT_KEY = "SPECCASCADE_API_KEY"
@@ -52,7 +51,9 @@ class Policy:
         for origin in self.origins:
             parts = urlsplit(origin)
             if parts.scheme not in ("http", "https") or not parts.hostname or origin != f"{parts.scheme}://{parts.netloc}":
-                raise SettingError(f"--allow-origin {origin!r:.80} is not an origin, such as https://chat.example.org or http://localhost:3000")
+                raise SettingError(
+                    f"--allow-origin {origin!r:.80} is not an origin, such as https://chat.example.org or http://localhost:3000"
+                )
 
     def knows(self, host: str) -> bool:
         """Whether a Host header, with its port or without, names this server."""
@@ -82,8 +83,8 @@ def api_key(file: Path | None) -> str | None:
         return None
     if len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key:
         raise SettingError(
-            f"{origin} holds a key of {len(key)} characters; it must be at least {SHORTEST_KEY} of ASCII without blanks, such as the output "
-            "of: python -c 'import secrets; print(secrets.token_urlsafe())'"
+            f"{origin} holds a key of {len(key)} characters; it must be at least {SHORTEST_KEY} of ASCII without blanks, such as what "
+            "this prints: python -c 'import secrets; print(secrets.token_urlsafe())'"
         )
     return key
 
@@ -103,19 +104,19 @@ class Guard:
             headers = Headers(scope=scope)
             self._check_head(scope, headers)
             bounded = await _read(receive) if scope["method"] in ("POST", "PUT", "PATCH") else receive
-        except Refusal as refusal:
+        except RefusedError as refusal:
             await refusal.response(scope, receive, send)
             return
         await self._app(scope, bounded, send)
 
     def _check_head(self, scope: Scope, headers: Headers) -> None:
-        """Raises Refusal."""
+        """Raises RefusedError."""
         if len(scope["headers"]) > MAX_HEADERS:
-            raise Refusal(431, f"the request has {len(scope['headers'])} headers; {MAX_HEADERS} are allowed")
+            raise RefusedError(431, f"the request has {len(scope['headers'])} headers; {MAX_HEADERS} are allowed")
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._policy.knows(hosts[0]):
             named = f"{hosts[0]!r:.80}" if hosts else "nobody"
-            raise Refusal(
+            raise RefusedError(
                 403,
                 f"the request is for host {named}, which is not this server; use its address, or start it with --allow-host",
                 code="host_not_allowed",
@@ -126,7 +127,7 @@ class Guard:
         if not _is_open(scope["path"]):
             scheme, _, key = headers.get("authorization", "").partition(" ")
             if not self._policy.admits(key.strip() if scheme.lower() == "bearer" else None):
-                raise Refusal(
+                raise RefusedError(
                     401,
                     "a valid API key is needed; send it as Authorization: Bearer KEY",
                     kind="authentication_error",
@@ -138,27 +139,27 @@ class Guard:
         own = (f"http://{host}".lower(), f"https://{host}".lower())
         if origin is None or origin in self._policy.origins or origin.lower() in own:
             return
-        raise Refusal(
+        raise RefusedError(
             403, f"pages of {origin!r:.80} may not ask this server; start it with --allow-origin to let them", code="origin_not_allowed"
         )
 
 
 def _check_body_headers(headers: Headers) -> None:
-    """Raises Refusal. What a browser sends without asking first is never JSON by its type."""
+    """Raises RefusedError. What a browser sends without asking first is never JSON by its type."""
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise Refusal(415, f"the content type is {kind!r:.60}; it must be application/json", code="unsupported_media_type")
+        raise RefusedError(415, f"the content type is {kind!r:.60}; it must be application/json", code="unsupported_media_type")
     length = headers.get("content-length", "0")
     if not length.isdecimal() or int(length[:20]) > MAX_BODY:
         raise _too_large()
 
 
 async def _read(receive: Receive) -> Receive:
-    """The whole body, as far as it is allowed; and a way to read it once more. Raises Refusal."""
+    """The whole body, as far as it is allowed; and a way to read it once more. Raises RefusedError."""
     try:
         body = await asyncio.wait_for(_body(receive), BODY_WITHIN_S)
     except asyncio.TimeoutError:
-        raise Refusal(408, f"the body did not arrive within {BODY_WITHIN_S:g} s", code="timeout") from None
+        raise RefusedError(408, f"the body did not arrive within {BODY_WITHIN_S:g} s", code="timeout") from None
     whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> Message:
@@ -178,8 +179,8 @@ async def _body(receive: Receive) -> bytes:
             return bytes(body)
 
 
-def _too_large() -> Refusal:
-    return Refusal(413, f"the body is larger than {MAX_BODY:,} bytes, which is what is read; send less", code="request_too_large")
+def _too_large() -> RefusedError:
+    return RefusedError(413, f"the body is larger than {MAX_BODY:,} bytes, which is what is read; send less", code="request_too_large")
 
 
 def _is_open(path: str) -> bool:
