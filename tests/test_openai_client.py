@@ -182,6 +182,9 @@ def test_an_error_on_the_way_ends_a_stream(demo, monkeypatch):
 
     real = demo.stream(demo.chat_ids(QUESTION), rule="strict", max_tokens=9)
     monkeypatch.setattr(demo, "stream", failing)
-    with serving({"demo": demo}) as served, openai.OpenAI(base_url=f"{served.url}/v1", api_key="any", max_retries=0) as it:
-        with pytest.raises(openai.APIError, match=r"gave up at \(a path\)"):
-            list(ask(it, stream=True))
+    with (
+        serving({"demo": demo}) as served,
+        openai.OpenAI(base_url=f"{served.url}/v1", api_key="any", max_retries=0) as it,
+        pytest.raises(openai.APIError, match=r"gave up at \(a path\)"),
+    ):
+        list(ask(it, stream=True))
