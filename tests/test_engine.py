@@ -10,7 +10,7 @@ import pytest
 
 import speccascade_local as sc
 from speccascade_local.errors import CatalogError, EngineBusyError, EngineError, EngineTimeoutError, PromptError, SettingError
-from speccascade_local.server.engine import Engine
+from speccascade_local.server.engine import Engine, Job
 from speccascade_local.settings import Settings
 
 QUESTION = [{"role": "user", "content": "Who is Ada Lovelace?"}]
@@ -50,7 +50,7 @@ def opened(log: list[str], name: str) -> Settings:
     return gate.settings()
 
 
-def held(engine: Engine, gate: Gate, **chosen) -> sc.server.engine.Job:
+def held(engine: Engine, gate: Gate, **chosen) -> Job:
     """A job that is being answered until the gate is opened."""
     job = engine.submit("demo", QUESTION, gate.settings(**chosen))
     assert gate.reached.wait(PATIENCE_S)
