@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -48,10 +48,10 @@ class Served:
 
 
 @contextmanager
-def serving(pairs: Mapping[str, sc.Runtime], *, queue: int = 64, **options: Any) -> Iterator[Served]:
-    """For the time of the block. options: as make_app takes them."""
+def serving(*, slots: int = 2, queue: int = 64, **options: Any) -> Iterator[Served]:
+    """The bundled pair, for the time of the block. options: as make_app takes them."""
     listening = bound("127.0.0.1", 0)
-    with Engine(pairs, queue=queue) as engine:
+    with sc.load(n_threads=1, timelines=slots) as runtime, Engine({"demo": runtime}, slots=slots, queue=queue) as engine:
         server = Server(make_app(engine, **options), engine)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

@@ -11,6 +11,7 @@ import pytest
 from serving import PATIENCE_S, QUESTION, serving
 
 import speccascade_local as sc
+from speccascade_local.server import engine
 
 SCHEMA = {
     "type": "object",
@@ -21,9 +22,9 @@ SCHEMA = {
 
 
 @pytest.fixture(scope="module")
-def client(demo):
+def client():
     with (
-        serving({"demo": demo}) as served,
+        serving() as served,
         openai.OpenAI(base_url=f"{served.url}/v1", api_key="any", max_retries=0, timeout=PATIENCE_S) as it,
     ):
         yield it
@@ -175,15 +176,15 @@ def test_errors_are_the_clients_own(client):
     assert embedding.value.status_code == 501
 
 
-def test_an_error_on_the_way_ends_a_stream(demo, monkeypatch):
-    def failing(*_, **__):
-        yield next(real)
+def test_an_error_on_the_way_ends_a_stream(monkeypatch):
+    def failing(*given):
+        yield next(real(*given))
         raise sc.SessionError("llama.cpp gave up at /home/somebody/model.gguf")
 
-    real = demo.stream(demo.chat_ids(QUESTION), rule="strict", max_tokens=9)
-    monkeypatch.setattr(demo, "stream", failing)
+    real = engine.answer
+    monkeypatch.setattr(engine, "answer", failing)
     with (
-        serving({"demo": demo}) as served,
+        serving() as served,
         openai.OpenAI(base_url=f"{served.url}/v1", api_key="any", max_retries=0) as it,
         pytest.raises(openai.APIError, match=r"gave up at \(a path\)"),
     ):

@@ -12,8 +12,8 @@ from speccascade_local import methods
 
 
 @pytest.fixture(scope="module")
-def served(demo):
-    with serving({"demo": demo}, rules={"careful": methods.parse("opt:0.2")}) as it:
+def served():
+    with serving(rules={"careful": methods.parse("opt:0.2")}) as it:
         yield it
 
 

@@ -17,14 +17,14 @@ EVIL = "https://evil.example"
 
 
 @pytest.fixture(scope="module")
-def served(demo):
-    with serving({"demo": demo}) as it:
+def served():
+    with serving() as it:
         yield it
 
 
 @pytest.fixture(scope="module")
-def guarded(demo):
-    with serving({"demo": demo}, policy=Policy(api_key=KEY, origins=("https://chat.example.org",), names=("box.lan",))) as it:
+def guarded():
+    with serving(policy=Policy(api_key=KEY, origins=("https://chat.example.org",), names=("box.lan",))) as it:
         yield it
 
 
@@ -193,7 +193,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(served, monkeypatch):
 
 
 @pytest.fixture
-def page(demo, tmp_path, monkeypatch):
+def page(tmp_path, monkeypatch):
     folder = tmp_path / "page"
     folder.mkdir()
     (folder / "index.html").write_text("<p>the page")
@@ -201,7 +201,7 @@ def page(demo, tmp_path, monkeypatch):
     (tmp_path / "secret.txt").write_text("a secret")
     (folder / "link.txt").symlink_to(tmp_path / "secret.txt")
     monkeypatch.setattr(app, "PAGE", folder)
-    with serving({"demo": demo}, policy=Policy(api_key=KEY)) as it:
+    with serving(policy=Policy(api_key=KEY)) as it:
         yield it
 
 
