@@ -20,6 +20,7 @@ from .catalog import Pair
 from .deferral import Method
 from .errors import PromptError, SessionError
 from .experience import Experience, experiences
+from .gathering import Gathering, Seat, SharedSession
 from .model import LlamaModel
 from .ngram import NgramSession
 from .profile import Profile
@@ -33,6 +34,9 @@ from .settings import Settings, takes_settings
 from .templates import ChatTemplate, Message
 from .transcript import Transcript
 from .vocabulary import Vocabulary
+
+#: From this overlap on two models had better compute one after the other.
+_COMPETING = 0.5
 
 
 class Runtime:
@@ -67,6 +71,7 @@ class Runtime:
         self._whole_calls = threading.RLock()  # held while a whole reply is made
         self._block = threading.Lock()  # held while one block is made
         self._holder: int | None = None  # the thread that makes it
+        self._shared = False  # whether others answer with its models
         self._turn = 0  # the latest call; streams of earlier ones are over
 
     # ------------------------------------------------------------------ the verbs
@@ -90,6 +95,18 @@ class Runtime:
         """Answer a conversation, ``[{"role": "user", "content": "Hi"}, ...]``, through the expert's chat template."""
         return self._reply(self.chat_ids(messages), settings)
 
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """The ids of a raw prompt, as :meth:`generate` takes it. Raises PromptError and ContextOverflowError."""
+        with self._exclusively():
+            return self._ids(prompt)
+
+    def method(self, settings: Settings) -> Method:
+        """How tokens are settled under these settings, the pair's own rule where they name none. Raises SettingError."""
+        method = settings.method(self.rule)
+        if isinstance(method, Route):
+            method.check_pair(self.pair.drafter, self.pair.expert)
+        return method
+
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt that the expert's chat template makes of a conversation.
 
@@ -105,17 +122,20 @@ class Runtime:
     def saved_caches(self) -> dict[str, Saved]:
         """What the models' caches hold, by role. Raises SessionError."""
         with self._exclusively():
+            self._require_unshared()
             return {role: saved(session) for role, session in self._sessions.items()}
 
     def restore_cache(self, role: str, kept: Saved) -> None:
         """Fill one model's cache. Raises SessionError where llama.cpp does not take it, and then that cache is empty."""
         with self._exclusively():
+            self._require_unshared()
             self._turn += 1
             restore(self._sessions[role], kept)
 
     def reset(self) -> None:
         """Forget what both caches hold, so that the next call starts cold."""
         with self._exclusively():
+            self._require_unshared()
             self._turn += 1
             for session in self._loaded.sessions:
                 session.rewind(0)
@@ -128,6 +148,7 @@ class Runtime:
         """
         self._refuse_rules()
         with self._whole_calls, self._exclusively():
+            self._require_unshared()
             self._turn += 1
             pair, small = self._loaded, self._small
             for session in pair.sessions:
@@ -149,11 +170,42 @@ class Runtime:
         """
         known = experiences(learnt)
         with self._whole_calls, self._exclusively():
+            self._require_unshared()
             self._turn += 1
             self._loaded.start, self._loaded.learnt = known, deepcopy(known)
             if profile is not None:
                 apply(profile, self._sessions.get("drafter"), self._expert)
                 self._loaded.profile = profile
+
+    @contextmanager
+    def shared(self, count: int) -> Iterator[tuple[Gathering, dict[Seat, LoadedPair]]]:
+        """Room for so many replies at once, for :func:`~speccascade_local.answering.answer`; what they read goes into common batches.
+
+        The first stands where this runtime's own replies do, so until this is left the runtime answers nothing itself. Lengths are
+        decided by what it has learnt until now. Raises SessionError where the pair was not loaded for so many ``timelines``.
+        """
+        if self._loaded.profile is None:
+            self.profile()
+        with self._exclusively():
+            self._require_unshared()
+            self._turn += 1
+            sessions = self._sessions
+            gathering = Gathering([session.context for session in sessions.values()], one_at_a_time=self._compete)
+            seats = [Seat() for _ in range(count)]
+            with ExitStack() as opened:
+                pairs: dict[Seat, LoadedPair] = {}
+                for seat in seats:
+                    own = {role: self._session_at(seat, session, gathering, opened, first=not pairs) for role, session in sessions.items()}
+                    pairs[seat] = self._loaded.beside(own)
+                resources = opened.pop_all()
+            self._shared = True
+        try:
+            yield gathering, pairs
+        finally:
+            with self._exclusively():
+                self._shared = False
+                if not self._model.closed:
+                    resources.close()
 
     @property
     def models(self) -> dict[str, LlamaModel]:
@@ -205,17 +257,15 @@ class Runtime:
 
     def _start(self, prompt: Prompt, settings: Settings) -> Iterator[Chunk]:
         """Refuse bad input and end earlier streams now; evaluate when the first block is asked for."""
-        method = settings.method(self.rule)
-        if isinstance(method, Route):
-            method.check_pair(self.pair.drafter, self.pair.expert)
+        method = self.method(settings)
         seed = secrets.randbits(32) if settings.seed is None else settings.seed
-        with self._exclusively():
-            ids = self._ids(prompt)
+        ids = self.prompt_ids(prompt)
         if settings.block_size == "auto" and method.in_blocks and method.asks_expert and self._loaded.profile is None:
             self.profile()
         with self._exclusively():
             chunks = answer(self._loaded, ids, settings, method, seed)
         with self._whole_calls, self._exclusively():
+            self._require_unshared()
             self._turn += 1
             return self._in_turn(chunks, self._turn)
 
@@ -232,6 +282,23 @@ class Runtime:
                 yield
             finally:
                 self._holder = None
+
+    @property
+    def _compete(self) -> bool:
+        """Whether the models take each other's time when they compute at once."""
+        return self._loaded.profile is None or self._loaded.profile.overlap > _COMPETING
+
+    @staticmethod
+    def _session_at(seat: Seat, own: LlamaSession, gathering: Gathering, opened: ExitStack, *, first: bool) -> SharedSession:
+        timeline = own.timeline if first else None
+        session = SharedSession(own.context, gathering, seat, n_vocab=own.n_vocab, timeline=timeline)
+        if not first:
+            opened.callback(session.close)
+        return session
+
+    def _require_unshared(self) -> None:
+        if self._shared:
+            raise SessionError("this runtime's models answer for an engine; submit requests there, or close it first")
 
     def _refuse_rules(self) -> None:
         if self._holder == threading.get_ident():
