@@ -23,7 +23,7 @@ from .experience import Experience, experiences
 from .gathering import Gathering, Seat, SharedSession
 from .model import LlamaModel
 from .ngram import NgramSession
-from .profile import Profile
+from .profile import Profile, Speed
 from .profile_cache import apply, profile_of
 from .prompts import Prompt, prompt_ids
 from .reply import Chunk, Reply
@@ -184,13 +184,14 @@ class Runtime:
         The first stands where this runtime's own replies do, so until this is left the runtime answers nothing itself. Lengths are
         decided by what it has learnt until now. Raises SessionError where the pair was not loaded for so many ``timelines``.
         """
-        if self._loaded.profile is None:
-            self.profile()
+        profile = self._loaded.profile or self.profile()
         with self._exclusively():
             self._require_unshared()
             self._turn += 1
             sessions = self._sessions
-            gathering = Gathering([session.context for session in sessions.values()], one_at_a_time=self._compete)
+            speeds = self._speeds
+            seconds = {session.context: speeds[role].batch_s for role, session in sessions.items()}
+            gathering = Gathering(seconds, one_at_a_time=profile.overlap > _COMPETING)
             seats = [Seat() for _ in range(count)]
             with ExitStack() as opened:
                 pairs: dict[Seat, LoadedPair] = {}
@@ -284,9 +285,11 @@ class Runtime:
                 self._holder = None
 
     @property
-    def _compete(self) -> bool:
-        """Whether the models take each other's time when they compute at once."""
-        return self._loaded.profile is None or self._loaded.profile.overlap > _COMPETING
+    def _speeds(self) -> dict[str, Speed]:
+        """What the profiles say, by role."""
+        profile, small = self._loaded.profile, self._loaded.small_profile
+        assert profile is not None
+        return {"drafter": profile.drafter, "expert": profile.expert} | ({"small": small.drafter} if small else {})
 
     @staticmethod
     def _session_at(seat: Seat, own: LlamaSession, gathering: Gathering, opened: ExitStack, *, first: bool) -> SharedSession:
