@@ -1,8 +1,8 @@
 """Several replies at once over the same models: what they want read at the moment goes into one batch of each context.
 
 Replies are made in threads of their own, by sessions that look like any others. Where one of them reads, its thread waits until the others
-want something too or have not come for a while; then one of the waiting threads evaluates for all, in common batches where these are cheaper
-than one after the other. Nothing here changes what a reply reads, only with whom. Knows nothing of pairs, rules or drafts.
+want something too or have not come for a while; then one of the waiting threads evaluates for all, in common batches where these are
+cheaper than one after the other. Nothing here changes what a reply reads, only with whom. Knows nothing of pairs, rules or drafts.
 """
 
 from __future__ import annotations
