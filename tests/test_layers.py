@@ -35,7 +35,7 @@ LAYERS = [
     {"profiling"},
     {"pictures", "profile_cache", "methods"},
     {"settings", "catalog_file", "catalog", "hub_errors", "fetching", "remote_header"},
-    {"reply", "pending", "answering", "runtime", "loading"},
+    {"reply", "pending", "answering", "sharing", "runtime", "loading"},
     {"compare", "chat_file", "doctor.trial", "doctor.installation"},
     {"conversation", "doctor.inspection"},
     {"doctor.diagnosis", "doctor"},

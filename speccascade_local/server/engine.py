@@ -137,9 +137,9 @@ class _Lane:
         self.queue: FairQueue[Job] = FairQueue(bound, slots)
         self.running: set[Job] = set()
         self._said: OrderedDict[str, Transcript] = OrderedDict()
-        self._sharing = ExitStack()
-        self._gathering, pairs = self._sharing.enter_context(runtime.shared(slots))
-        self._slots = Slots(pairs)
+        self._resources = ExitStack()
+        sharing = self._resources.enter_context(runtime.shared(slots))
+        self._gathering, self._slots = sharing.gathering, Slots(sharing.pairs)
         self._threads = [threading.Thread(target=self._work, name=f"answers of {name}", daemon=True) for _ in range(slots)]
         for thread in self._threads:
             thread.start()
@@ -213,4 +213,4 @@ class _Lane:
             job.stop_for(EngineError("the server is closing, and this answer was not finished; ask again when it is back"))
         for thread in self._threads:
             thread.join()
-        self._sharing.close()
+        self._resources.close()
