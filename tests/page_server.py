@@ -56,14 +56,14 @@ class PageServer:
 
     def events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """What is streamed for a request."""
-        rule, options = body["speccascade"]["rule"], {}
-        if rule == "expert":
-            rule, options = "strict", {"block_size": 0}
-        ids = self.runtime.chat_ids(body["messages"])
-        for chunk in self.runtime.stream(
-            ids, rule=rule, temperature=body["temperature"], max_tokens=body["max_tokens"], seed=body.get("seed", 7),
-            logprobs=body["top_logprobs"], model_logprobs=True, **options,
-        ):  # fmt: skip
+        asked = body["speccascade"]
+        settings = {"temperature": body["temperature"], "max_tokens": body["max_tokens"], "seed": body.get("seed", 7)}
+        if asked["rule"] == "expert":
+            settings |= {"rule": "strict", "block_size": 0}
+        else:
+            settings |= {"rule": asked["rule"], "block_size": asked.get("block_size", "auto")}
+        settings |= {"logprobs": body.get("top_logprobs"), "model_logprobs": asked["model_logprobs"]}
+        for chunk in self.runtime.stream(self.runtime.chat_ids(body["messages"]), **settings):
             yield event(chunk)
 
 

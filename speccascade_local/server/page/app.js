@@ -112,8 +112,11 @@ function messagesFor(turn) {
   return [...(system ? [{ role: "system", content: system }] : []), ...said, { role: "user", content: turn.question }];
 }
 
-function requestFor(turn, rule) {
+/** timed: without what costs time and is only looked at. */
+function requestFor(turn, rule, timed) {
   const seed = page.seed.value.trim();
+  const length = page["block-size"].value;
+  const drafts = rule === "expert" || length === "auto" ? {} : { block_size: Number(length) };
   return {
     model: page.pair.value,
     messages: messagesFor(turn),
@@ -121,10 +124,9 @@ function requestFor(turn, rule) {
     max_tokens: Math.max(1, Math.round(Number(page["max-tokens"].value) || 256)),
     ...(seed === "" ? {} : { seed: Math.round(Number(seed)) }),
     stream: true,
-    logprobs: true,
-    top_logprobs: TOP,
+    ...(timed ? {} : { logprobs: true, top_logprobs: TOP }),
     prompt_cache_key: conversation,
-    speccascade: { rule, origins: true, model_logprobs: true },
+    speccascade: { rule, ...drafts, origins: true, model_logprobs: !timed },
   };
 }
 
@@ -165,12 +167,13 @@ async function run(turn) {
   writing(true);
   page.said.textContent = "Answering.";
   const asked = ways();
-  const answers = asked.map(([name, rule]) => new Answer(name, { rule }, inspector));
+  const timed = asked.length > 1;
+  const answers = asked.map(([name, rule]) => new Answer(name, { rule, timed }, inspector));
   turn.begin(answers);
   turn.node.scrollIntoView({ block: "end" });
   let baseline = null;
   for (const [index, [, rule]] of asked.entries()) {
-    turn.request = requestFor(turn, rule);
+    turn.request = requestFor(turn, rule, timed);
     const whole = await write(turn, answers[index], control, baseline);
     if (!whole) {
       for (const left of answers.slice(index + 1)) left.end("Not asked.");
@@ -246,10 +249,10 @@ function startAnew() {
 async function copy(button, text) {
   try {
     await navigator.clipboard.writeText(text);
-    const name = button.textContent;
+    button.dataset.name ??= button.textContent;
     button.textContent = "Copied";
     page.said.textContent = "Copied.";
-    setTimeout(() => (button.textContent = name), 1200);
+    setTimeout(() => (button.textContent = button.dataset.name), 1200);
   } catch {
     page["snippet-text"].value = text; // the browser lets no page outside localhost or https write to the clipboard
     page.snippet.showModal();

@@ -70,15 +70,15 @@ export class Inspector {
     this.place();
   }
 
-  /** Below the token, or above it where there is no room; on a narrow page the style puts it at the bottom. */
+  /** Below the answer, below the token or above it, wherever there is room; on a narrow page the style puts it at the bottom. */
   place() {
     if (!this.span) return;
     const token = this.span.getClientRects()[0];
     if (!token) return;
     const { offsetWidth: width, offsetHeight: height } = this.box;
     const left = Math.max(GAP, Math.min(token.left, innerWidth - width - GAP));
-    const below = token.bottom + GAP;
-    const top = below + height < innerHeight ? below : Math.max(GAP, token.top - height - GAP);
+    const edges = [this.span.parentElement.getBoundingClientRect().bottom, token.bottom].map((edge) => edge + GAP);
+    const top = edges.find((edge) => edge + height < innerHeight) ?? Math.max(GAP, token.top - height - GAP);
     this.box.style.setProperty("--left", `${left}px`);
     this.box.style.setProperty("--top", `${top}px`);
   }

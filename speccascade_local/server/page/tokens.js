@@ -90,7 +90,7 @@ export function spoken(span) {
   return tv ? `${lines.join(" ")} ${tv}.` : lines.join(" ");
 }
 
-function column(token, role, name) {
+function column(token, role, name, missing) {
   const rows = candidates(token, role).slice(0, 5).map(({ text, logprob }) => {
     const chosen = text === token.text;
     const bar = element("span", { className: "share" });
@@ -103,7 +103,7 @@ function column(token, role, name) {
       bar,
     );
   });
-  const list = rows.length ? element("ol", {}, ...rows) : element("p", { text: "not asked here", className: "hint" });
+  const list = rows.length ? element("ol", {}, ...rows) : element("p", { text: missing, className: "hint" });
   return element("div", {}, element("h3", { text: name }), list);
 }
 
@@ -111,6 +111,7 @@ function column(token, role, name) {
 export function card(span) {
   const { token, settings } = told.get(span);
   const origin = known(token);
+  const missing = settings.timed ? "Not asked side by side, where time is taken." : "Not asked here.";
   const parts = [
     element(
       "p",
@@ -119,7 +120,7 @@ export function card(span) {
       element("span", { text: (ORIGINS[origin] ?? UNKNOWN)[0], className: `token ${origin}` }),
     ),
     element("p", { text: decision(token, settings) }),
-    element("div", { className: "columns" }, column(token, "expert", "Expert"), column(token, "drafter", "Drafter")),
+    element("div", { className: "columns" }, column(token, "expert", "Expert", missing), column(token, "drafter", "Drafter", missing)),
   ];
   const tv = distance(token);
   if (tv) {
