@@ -31,6 +31,7 @@ let running = null; // the AbortController of the answer that is being written
 let conversation = crypto.randomUUID?.() ?? String(Math.random());
 let misses = 0;
 let settling = 0;
+let looking = 0;
 
 // ---------------------------------------------------------------- the server, there or not
 
@@ -58,7 +59,12 @@ async function look() {
     misses += 1;
     health("gone", "no server");
   }
-  setTimeout(look, misses ? LOOK_MS[Math.min(misses, LOOK_MS.length) - 1] : QUIET_MS);
+  lookIn(misses ? LOOK_MS[Math.min(misses, LOOK_MS.length) - 1] : QUIET_MS);
+}
+
+function lookIn(milliseconds) {
+  clearTimeout(looking);
+  looking = setTimeout(look, milliseconds);
 }
 
 function health(state, words) {
@@ -79,6 +85,7 @@ function trouble(error) {
   if (error.status === 0) {
     misses ||= 1;
     health("gone", "no server");
+    lookIn(LOOK_MS[0]);
   }
   notice(`${error.message} ${error.advice}`);
 }

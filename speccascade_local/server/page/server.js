@@ -60,7 +60,8 @@ function headers(key) {
 /** Pairs and rules, as GET /api/pairs gives them. */
 export async function pairsAndRules(key) {
   const found = await (await request("/api/pairs", { headers: headers(key) })).json();
-  return { pairs: found.pairs ?? [], rules: found.rules ?? [] };
+  const own = (found.own_rules ?? []).map((name) => ({ name, trade: "a rule of your own, named when the server was started", dial: null }));
+  return { pairs: found.pairs ?? [], rules: [...(found.rules ?? []), ...own] };
 }
 
 /** Whether anybody answers, however. */
