@@ -29,7 +29,8 @@ from .reply import Chunk, Reply
 from .routing import Route
 from .saved import Saved, restore, saved
 from .session import LlamaSession
-from .settings import Settings, takes_settings
+from .settings import Call, takes_settings
+from .stats import Stats
 from .templates import ChatTemplate, Message
 from .transcript import Transcript
 from .vocabulary import Vocabulary
@@ -72,23 +73,24 @@ class Runtime:
     # ------------------------------------------------------------------ the verbs
 
     @takes_settings
-    def generate(self, prompt: Prompt, settings: Settings) -> Reply:
+    def generate(self, prompt: Prompt, call: Call) -> Reply:
         """Continue a raw prompt (text, in which control tokens are read, or a list of ids) and return the whole reply.
 
-        What each keyword means: :class:`speccascade_local.settings.Settings`. Raises PromptError, ContextOverflowError and
-        SettingError before anything is evaluated, and SettingError where a rule of the user's own or a grammar fails on the way.
+        What each keyword means: :class:`speccascade_local.settings.Settings`, and ``Call`` beside it for cancel and on_chunk. Raises
+        PromptError, ContextOverflowError and SettingError before anything is evaluated, and SettingError where a rule of the user's own
+        or a grammar fails on the way.
         """
-        return self._reply(prompt, settings)
+        return self._reply(prompt, call)
 
     @takes_settings
-    def stream(self, prompt: Prompt, settings: Settings) -> Iterator[Chunk]:
+    def stream(self, prompt: Prompt, call: Call) -> Iterator[Chunk]:
         """Like :meth:`generate`, block by block. Bad input is refused by the call itself, not by the first chunk."""
-        return self._start(prompt, settings)
+        return self._start(prompt, call)
 
     @takes_settings
-    def chat(self, messages: Sequence[Message], settings: Settings) -> Reply:
+    def chat(self, messages: Sequence[Message], call: Call) -> Reply:
         """Answer a conversation, ``[{"role": "user", "content": "Hi"}, ...]``, through the expert's chat template."""
-        return self._reply(self.chat_ids(messages), settings)
+        return self._reply(self.chat_ids(messages), call)
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt that the expert's chat template makes of a conversation.
@@ -198,26 +200,26 @@ class Runtime:
         trained = min(session.model.n_ctx_train for session in self._sessions.values())
         return prompt_ids(prompt, self._tokenizer, n_vocab=self.n_vocab, n_ctx=self.n_ctx, n_ctx_trained=trained)
 
-    def _reply(self, prompt: Prompt, settings: Settings) -> Reply:
+    def _reply(self, prompt: Prompt, call: Call) -> Reply:
         self._refuse_rules()  # before it waits for another thread, which waits for the block that is asking
         with self._whole_calls:
-            return Reply.of(list(self._start(prompt, settings)))
+            return Reply.of(list(self._start(prompt, call)))
 
-    def _start(self, prompt: Prompt, settings: Settings) -> Iterator[Chunk]:
+    def _start(self, prompt: Prompt, call: Call) -> Iterator[Chunk]:
         """Refuse bad input and end earlier streams now; evaluate when the first block is asked for."""
-        method = settings.method(self.rule)
+        method = call.method(self.rule)
         if isinstance(method, Route):
             method.check_pair(self.pair.drafter, self.pair.expert)
-        seed = secrets.randbits(32) if settings.seed is None else settings.seed
+        seed = secrets.randbits(32) if call.seed is None else call.seed
         with self._exclusively():
             ids = self._ids(prompt)
-        if settings.block_size == "auto" and method.in_blocks and method.asks_expert and self._loaded.profile is None:
+        if call.block_size == "auto" and method.in_blocks and method.asks_expert and self._loaded.profile is None:
             self.profile()
         with self._exclusively():
-            chunks = answer(self._loaded, ids, settings, method, seed)
+            chunks = answer(self._loaded, ids, call, method, seed)
         with self._whole_calls, self._exclusively():
             self._turn += 1
-            return self._in_turn(chunks, self._turn)
+            return self._in_turn(chunks, self._turn, call, Chunk((), None, Stats(prompt_tokens=len(ids)), method, seed))
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
@@ -237,17 +239,20 @@ class Runtime:
         if self._holder == threading.get_ident():
             raise SessionError("a rule may not call the runtime that is asking it; load a second one for that")
 
-    def _in_turn(self, chunks: Iterator[Chunk | None], turn: int) -> Iterator[Chunk]:
-        """Each block is decoded under the lock, and only while no later call has come."""
-        finished = False
-        while not finished:
+    def _in_turn(self, chunks: Iterator[Chunk | None], turn: int, call: Call, last: Chunk) -> Iterator[Chunk]:
+        """Each block is decoded under the lock, and only while no later call has come. last: what stands before the first chunk."""
+        while last.finish_reason is None:
             with self._exclusively():
                 if turn != self._turn:
                     raise SessionError(
                         "this stream was ended by a later call on its runtime (or by closing it); "
                         "read a stream to its end first, or load a second runtime"
                     )
+                if call.cancelled:
+                    chunks = iter([last.cancelled()])  # the loop ends here and now, while nobody else evaluates
                 chunk = next(chunks)
             if chunk is not None:
-                finished = chunk.finish_reason is not None
+                last = chunk
+                if call.on_chunk:
+                    call.on_chunk(chunk)
                 yield chunk
