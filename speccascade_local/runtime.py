@@ -13,9 +13,10 @@ from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import cached_property
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from .answering import LoadedPair, answer
+from .backend import in_own_process, require_own_process
 from .catalog import Pair
 from .deferral import Method
 from .errors import PromptError, SessionError
@@ -41,7 +42,7 @@ class Runtime:
 
     A runtime answers one call at a time: calls from several threads wait for one another, and a stream that was not read to its
     end is ended by the next call. Ctrl-C or a stream that is dropped half-way leaves the runtime usable, and what both caches hold
-    is reused by the next call that begins with the same tokens.
+    is reused by the next call that begins with the same tokens. It belongs to its process: in a fork every call raises SessionError.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class Runtime:
         From now on this runtime uses the thread counts and the padding that were found to be fastest. Both caches are empty
         afterwards. refresh: measure again. on_step: called with 0..1 on the way.
         """
-        self._refuse_rules()
+        self._refuse_endless_waits()
         with self._whole_calls, self._exclusively():
             self._turn += 1
             pair, small = self._loaded, self._small
@@ -174,9 +175,14 @@ class Runtime:
 
     def close(self) -> None:
         """Free both models. Harmless when repeated; every other method raises SessionError afterwards."""
+        if not in_own_process():
+            return  # a fork frees nothing, and has no say about the other process's turns
         with self._exclusively():
             self._turn += 1
             self._resources.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise SessionError("a runtime cannot be copied or sent to another process; load the pair there, by the same arguments")
 
     def __enter__(self) -> Runtime:
         return self
@@ -201,7 +207,7 @@ class Runtime:
         return prompt_ids(prompt, self._tokenizer, n_vocab=self.n_vocab, n_ctx=self.n_ctx, n_ctx_trained=trained)
 
     def _reply(self, prompt: Prompt, call: Call) -> Reply:
-        self._refuse_rules()  # before it waits for another thread, which waits for the block that is asking
+        self._refuse_endless_waits()  # before it waits for another thread, which waits for the block that is asking
         with self._whole_calls:
             return Reply.of(list(self._start(prompt, call)))
 
@@ -227,7 +233,7 @@ class Runtime:
 
         A rule of the user's own that calls the runtime which is asking it would wait for itself.
         """
-        self._refuse_rules()
+        self._refuse_endless_waits()
         with self._block:
             self._holder = threading.get_ident()
             try:
@@ -235,7 +241,9 @@ class Runtime:
             finally:
                 self._holder = None
 
-    def _refuse_rules(self) -> None:
+    def _refuse_endless_waits(self) -> None:
+        """Of a rule for itself, of a fork for threads that only the other process has. Raises SessionError."""
+        require_own_process()
         if self._holder == threading.get_ident():
             raise SessionError("a rule may not call the runtime that is asking it; load a second one for that")
 
