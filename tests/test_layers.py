@@ -14,7 +14,7 @@ PACKAGE = Path(speccascade_local.__file__).parent
 
 #: From the bottom up. A module may import from lower rows and, without a circle, from its own.
 LAYERS = [
-    {"errors", "sandbox"},
+    {"errors", "programs", "sandbox"},
     {"checks", "lark", "sequences", "layout", "header", "rendering", "hub_cache", "ggml", "rebuilding", "doctor.redaction"},
     {"machine", "doctor.bandwidth", "endpoints"},
     {"placement"},
