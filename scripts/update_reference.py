@@ -1,0 +1,343 @@
+"""Make the reference pages from the code: docs/cli.md from the verbs, docs/python.md from the public names, docs/http.md from OpenAPI.
+
+    python scripts/update_reference.py
+
+Each page has a few written words, and between its two comments what this script makes. docs/http.md is left alone where it does not
+exist, or where the extra serve is not installed. Nothing is loaded and nothing measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import typer
+from pages import write_section
+
+import speccascade_local as sc
+from speccascade_local.bench.export import piped
+from speccascade_local.cli.app import VERBS, app
+from speccascade_local.cli.options import in_groups
+from speccascade_local.settings import Settings
+
+DOCS = Path(__file__).parent.parent / "docs"
+#: Of an option that so many verbs have, and of that many at once, there is one table for all of them.
+SHARED = 3
+OWN_PANEL = "Options"
+SETTINGS = "**settings"
+PIPE = "\\|"
+
+
+# --- the command line
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One line of a table. names: as they are typed; an argument has a placeholder."""
+
+    panel: str
+    names: str
+    default: str
+    help: str
+
+    def cells(self) -> list[str]:
+        return [f"`{self.names.replace('|', PIPE)}`", _cell(self.default), _cell(self.help)]
+
+
+def options_of(verb: str) -> list[Option]:
+    """Of one verb, arguments first."""
+    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    annotations = {name: each.annotation for name, each in inspect.signature(in_groups(VERBS[verb])).parameters.items()}
+    found = [_option(parameter, annotations[parameter.name]) for parameter in command.params if parameter.name in annotations]
+    return sorted(found, key=lambda option: option.names.startswith("-"))
+
+
+def _option(parameter: Any, annotation: Any) -> Option:
+    value, (told, *_) = get_args(annotation)[0], annotation.__metadata__
+    panel = told.rich_help_panel or OWN_PANEL
+    if parameter.param_type_name == "argument":
+        default = "required" if parameter.required else _shown(told.show_default, None)
+        return Option(panel, told.metavar or parameter.name.upper(), default, told.help)
+    names = ", ".join(sorted(parameter.opts, key=lambda name: (len(name) < 3, name)))
+    if parameter.secondary_opts:
+        names += " / " + ", ".join(parameter.secondary_opts)
+    takes = told.metavar or ("" if value is bool or told.count else _kind(value))
+    default = "required" if parameter.required else _shown(told.show_default, parameter.default)
+    return Option(panel, f"{names} {takes}".strip(), default, told.help + _range(told))
+
+
+def _kind(value: Any) -> str:
+    """What is to be typed behind an option."""
+    inner = next((each for each in get_args(value) if each is not type(None)), value) if get_args(value) else value
+    inner = get_args(inner)[0] if get_origin(inner) is list else inner
+    return {int: "N", float: "X", Path: "PATH"}.get(inner, "TEXT")
+
+
+def _shown(said: object, value: object) -> str:
+    if isinstance(said, str):
+        return said
+    if isinstance(value, Enum):
+        return f"`{value.value}`"
+    if value is True:
+        return "on"
+    if said is False or value is None or value is False or isinstance(value, tuple):
+        return ""
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def _range(told: Any) -> str:
+    low, high = told.min, told.max
+    if low is None and high is None:
+        return ""
+    return f" ({low} or more)" if high is None else f" ({high} or less)" if low is None else f" ({low} to {high})"
+
+
+def cli() -> str:
+    """Every verb with the options that are its own, and behind them those that several verbs share."""
+    options = {verb: options_of(verb) for verb in VERBS}
+    users: dict[Option, tuple[str, ...]] = {}
+    for verb, own in options.items():
+        for option in own:
+            users[option] = (*users.get(option, ()), verb)
+    groups: dict[tuple[str, tuple[str, ...]], list[Option]] = {}
+    for option, verbs in users.items():
+        groups.setdefault((option.panel, verbs), []).append(option)
+    shared = {key: rows for key, rows in groups.items() if min(len(key[1]), len(rows)) >= SHARED}
+    titles = _titles(list(shared))
+    lines = []
+    for verb, own in options.items():
+        lines += [f"## {verb}", "", _prose(VERBS[verb]), "", f"```console\n{_usage(verb, own)}\n```", ""]
+        apart = [option for option in own if not any(option in rows for rows in shared.values())]
+        lines += [_options_table(apart), ""] if apart else []
+        also = [f"[{key[0]}](#{_anchor(titles[key])})" for key in shared if verb in key[1]]
+        lines += [f"Also the options of {', '.join(also)}.", ""] if also else []
+    lines += ["## Shared options", "", "The same names, defaults and meaning wherever they are taken.", ""]
+    for key, rows in shared.items():
+        lines += [f"### {titles[key]}", "", f"Of {', '.join(f'`{verb}`' for verb in key[1])}.", "", _options_table(rows), ""]
+    return "\n".join(lines)
+
+
+def _titles(groups: Sequence[tuple[str, tuple[str, ...]]]) -> dict[tuple[str, tuple[str, ...]], str]:
+    """A heading each: the panel's name, with the verbs where two groups have the same."""
+    panels = [panel for panel, _ in groups]
+    return {key: key[0] if panels.count(key[0]) == 1 else f"{key[0]}: {', '.join(key[1])}" for key in groups}
+
+
+def _usage(verb: str, own: Sequence[Option]) -> str:
+    arguments = [option.names for option in own if not option.names.startswith("-")]
+    return " ".join(["speccascade", verb, *(["[OPTIONS]"] if len(own) > len(arguments) else []), *arguments])
+
+
+def _options_table(rows: Iterable[Option]) -> str:
+    return piped([["option", "default", "what it does"], *(option.cells() for option in rows)]).strip()
+
+
+# --- Python
+
+
+def python() -> str:
+    """Every public name: how it is called, what it says of itself, and a class's fields and methods."""
+    names = sorted(sc.__all__, key=lambda name: (_order(getattr(sc, name)), name))
+    calls = [line for name in names for line in _name(name)]
+    settings = ["## Settings", "", f"Where a call takes `{SETTINGS}`, these keywords are meant.", "", _prose(Settings), ""]
+    return "\n".join([*settings, piped([["keyword", "type", "default"], *_fields(Settings)]).strip(), "", *calls])
+
+
+def _order(thing: Any) -> int:
+    """Functions, what they give, what goes wrong."""
+    return 2 if inspect.isclass(thing) and issubclass(thing, Exception) else 1 if inspect.isclass(thing) else 0
+
+
+def _name(name: str) -> list[str]:
+    thing = getattr(sc, name)
+    if not inspect.isclass(thing):
+        return [f"## {name}", "", _call(f"sc.{name}", thing), "", _prose(thing), ""]
+    if issubclass(thing, Exception):
+        above = next(base.__name__ for base in thing.__mro__[1:] if base.__name__ in (*sc.__all__, "Exception"))
+        return [f"## {name}", "", f"A kind of `{above}`. {_prose(thing)}", ""]
+    lines = [f"## {name}", "", _prose(thing), ""]
+    fields = _fields(thing)
+    if fields:
+        lines += [piped([["field", "type", "default"], *fields]).strip(), ""]
+    public = {part: member for part, member in vars(thing).items() if part[0] != "_" and part not in getattr(thing, "_fields", ())}
+    told = [[f"`{part}`", _cell(_prose(member))] for part, member in public.items() if isinstance(member, (property, cached_property))]
+    if told:
+        lines += [piped([["property", "what it tells"], *told]).strip(), ""]
+    for part, member in public.items():
+        if isinstance(member, (classmethod, staticmethod)) or inspect.isfunction(member):
+            method = getattr(thing, part)
+            holder = name if isinstance(member, (classmethod, staticmethod)) else name.lower()
+            lines += [f"### {name}.{part}", "", _call(f"{holder}.{part}", method), "", _prose(method), ""]
+    return lines
+
+
+def _fields(thing: type) -> list[list[str]]:
+    """Of a dataclass or a named tuple."""
+    if dataclasses.is_dataclass(thing):
+        return [
+            [f"`{each.name}`", f"`{_cell(_type(each.type))}`", _default(each)] for each in dataclasses.fields(thing) if each.name[0] != "_"
+        ]
+    defaults = getattr(thing, "_field_defaults", {})
+    kinds = thing.__annotations__
+    return [
+        [f"`{each}`", f"`{_cell(_type(kinds[each]))}`", f"`{defaults[each]!r}`" if each in defaults else ""]
+        for each in getattr(thing, "_fields", ())
+    ]
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return f"`{field.default_factory()!r}`"
+    return "" if field.default is dataclasses.MISSING else f"`{field.default!r}`" if len(repr(field.default)) < 40 else "an empty one"
+
+
+def _call(name: str, function: Callable[..., Any]) -> str:
+    """The signature as code: on one line, or a parameter each."""
+    signature = inspect.signature(function)
+    keywords = {field.name for field in dataclasses.fields(Settings)}
+    given = [parameter for parameter in signature.parameters.values() if parameter.name not in ("self", "cls")]
+    settings = keywords <= {parameter.name for parameter in given}
+    parts: list[str] = []
+    for parameter in given:
+        if settings and parameter.name in keywords:
+            continue
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in parts:
+            parts.append("*")
+        stars = "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+        hint = "" if parameter.annotation is parameter.empty or stars else f": {_type(parameter.annotation)}"
+        value = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+        parts.append(f"{stars}{parameter.name}{hint}{value}")
+    parts += [SETTINGS] if settings else []
+    end = "" if signature.return_annotation is signature.empty else f" -> {_type(signature.return_annotation)}"
+    line = f"{name}({', '.join(parts)}){end}"
+    if len(line) > 100:
+        line = f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + f"){end}"
+    return f"```python\n{line}\n```"
+
+
+def _type(annotation: Any) -> str:
+    said = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    return re.sub(r"ForwardRef\('([^']*)'[^)]*\)", r"\1", said)
+
+
+# --- HTTP
+
+
+def http(document: Mapping[str, Any]) -> str:
+    """Every route of an OpenAPI document: what it takes, field by field, and what it answers."""
+    lines: list[str] = []
+    for path, verbs in document["paths"].items():
+        for method, told in verbs.items():
+            if method not in ("get", "post", "put", "patch", "delete"):
+                continue
+            lines += [f"## {method.upper()} {path}", "", *_paragraphs(told.get("summary"), told.get("description"))]
+            lines += _fields_table("query and headers", _parameters(told))
+            for content in told.get("requestBody", {}).get("content", {}).values():
+                lines += _fields_table("body", _properties(content.get("schema", {}), document))
+            answers = [[f"{code}", _cell(_resolved(each, document).get("description", ""))] for code, each in told["responses"].items()]
+            lines += [piped([["answer", ""], *answers]).strip(), ""]
+    return "\n".join(lines)
+
+
+def _paragraphs(*texts: str | None) -> list[str]:
+    return [line for text in texts if text for line in (text.strip(), "")]
+
+
+def _fields_table(title: str, rows: Sequence[Sequence[str]]) -> list[str]:
+    return [piped([[title, "type", "default", "what it is"], *rows]).strip(), ""] if rows else []
+
+
+def _parameters(told: Mapping[str, Any]) -> list[list[str]]:
+    found = []
+    for each in told.get("parameters", ()):
+        schema = each.get("schema", {})
+        found.append([f"`{each['name']}`", _schema_type(schema, {}), _schema_default(schema), _cell(each.get("description", ""))])
+    return found
+
+
+def _properties(schema: Mapping[str, Any], document: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
+    """A line for each field of an object, those of objects within it behind a point."""
+    schema = _resolved(schema, document)
+    rows = []
+    for name, each in schema.get("properties", {}).items():
+        each = _resolved(each, document)
+        default = "required" if name in schema.get("required", ()) else _schema_default(each)
+        rows.append([f"`{prefix}{name}`", _schema_type(each, document), default, _cell(each.get("description", ""))])
+        if each.get("properties") and prefix.count(".") < 2:
+            rows += _properties(each, document, f"{prefix}{name}.")
+    return rows
+
+
+def _schema_type(schema: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    schema = _resolved(schema, document)
+    if "enum" in schema or "const" in schema:
+        return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+    several = schema.get("anyOf") or schema.get("oneOf")
+    if several:
+        return " or ".join(dict.fromkeys(_schema_type(each, document) for each in several))
+    kind = schema.get("type", "any")
+    if isinstance(kind, list):
+        return " or ".join(kind)
+    bounds = [f"{sign} {schema[key]}" for key, sign in (("minimum", "≥"), ("maximum", "≤"), ("maxItems", "at most")) if key in schema]
+    inner = f" of {_schema_type(schema['items'], document)}" if kind == "array" and schema.get("items") else ""
+    return " ".join([f"{kind}{inner}", *bounds])
+
+
+def _schema_default(schema: Mapping[str, Any]) -> str:
+    return f"`{schema['default']}`" if schema.get("default") is not None else ""
+
+
+def _resolved(schema: Mapping[str, Any], document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a reference stands for."""
+    while "$ref" in schema and document:
+        found: Any = document
+        for part in schema["$ref"].removeprefix("#/").split("/"):
+            found = found[part]
+        schema = found
+    return schema
+
+
+# --- all of them
+
+
+def _prose(thing: Any) -> str:
+    """A docstring as Markdown."""
+    text = inspect.getdoc(thing) or ""
+    return re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text).replace("``", "`")
+
+
+def _cell(text: str) -> str:
+    """Fit for one cell of a table."""
+    return " ".join(text.split()).replace("|", PIPE).replace("<", "&lt;")
+
+
+def _anchor(title: str) -> str:
+    """As forges and the site make it of a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def openapi() -> Mapping[str, Any] | None:
+    """The server's own description, where there is one."""
+    return None
+
+
+def sections() -> dict[str, str]:
+    """What stands in which page."""
+    made = {"cli": cli(), "python": python()}
+    document = openapi()
+    return made if document is None else {**made, "http": http(document)}
+
+
+def main() -> None:
+    for name, section in sections().items():
+        write_section(DOCS / f"{name}.md", name, section)
+
+
+if __name__ == "__main__":
+    main()
