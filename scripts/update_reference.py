@@ -211,7 +211,7 @@ def _call(name: str, function: Callable[..., Any]) -> str:
             parts.append("*")
         stars = "**" if parameter.kind is parameter.VAR_KEYWORD else ""
         hint = "" if parameter.annotation is parameter.empty or stars else f": {_type(parameter.annotation)}"
-        value = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+        value = "" if parameter.default is parameter.empty else f" = {_value(parameter.default)}"
         parts.append(f"{stars}{parameter.name}{hint}{value}")
     parts += [SETTINGS] if settings else []
     end = "" if signature.return_annotation is signature.empty else f" -> {_type(signature.return_annotation)}"
@@ -219,6 +219,11 @@ def _call(name: str, function: Callable[..., Any]) -> str:
     if len(line) > 100:
         line = f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + f"){end}"
     return f"```python\n{line}\n```"
+
+
+def _value(default: object) -> str:
+    """As it is written, or where it has no such form, dots."""
+    return "..." if "<" in repr(default) else repr(default)
 
 
 def _type(annotation: Any) -> str:
