@@ -47,7 +47,8 @@ class Option:
     help: str
 
     def cells(self) -> list[str]:
-        return [f"`{self.names.replace('|', PIPE)}`", _cell(self.default), _cell(self.help)]
+        names = f"<code>{self.names.replace('|', '&#124;')}</code>" if "|" in self.names else f"`{self.names}`"
+        return [names, _cell(self.default), _cell(self.help)]
 
 
 def options_of(verb: str) -> list[Option]:
@@ -181,12 +182,12 @@ def _fields(thing: type) -> list[list[str]]:
     """Of a dataclass or a named tuple."""
     if dataclasses.is_dataclass(thing):
         return [
-            [f"`{each.name}`", f"`{_cell(_type(each.type))}`", _default(each)] for each in dataclasses.fields(thing) if each.name[0] != "_"
+            [f"`{each.name}`", f"`{_type(each.type).replace(' | ', ' or ')}`", _default(each)] for each in dataclasses.fields(thing) if each.name[0] != "_"
         ]
     defaults = getattr(thing, "_field_defaults", {})
     kinds = thing.__annotations__
     return [
-        [f"`{each}`", f"`{_cell(_type(kinds[each]))}`", f"`{defaults[each]!r}`" if each in defaults else ""]
+        [f"`{each}`", f"`{_type(kinds[each]).replace(' | ', ' or ')}`", f"`{defaults[each]!r}`" if each in defaults else ""]
         for each in getattr(thing, "_fields", ())
     ]
 
@@ -312,9 +313,25 @@ def _resolved(schema: Mapping[str, Any], document: Mapping[str, Any]) -> Mapping
 
 
 def _prose(thing: Any) -> str:
-    """A docstring as Markdown."""
-    text = inspect.getdoc(thing) or ""
-    return re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text).replace("``", "`")
+    """A docstring as Markdown. Where it tells of parameters or fields one after another, each gets a line."""
+    text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", inspect.getdoc(thing) or "").replace("``", "`")
+    names = {*getattr(thing, "_fields", ()), *getattr(thing, "__dataclass_fields__", ())}
+    if inspect.isfunction(thing):
+        names |= set(inspect.signature(thing).parameters)
+    return "\n\n".join(_listed(paragraph, names) for paragraph in text.split("\n\n"))
+
+
+def _listed(paragraph: str, names: Iterable[str]) -> str:
+    """``a: this. b 0: that.`` as a list."""
+    name = "|".join(sorted(map(re.escape, names), key=len, reverse=True)) or "(?!)"
+    begin = re.compile(rf"(?:^|(?<=[.;] )|(?<=\.\) ))((?:{name})(?:, (?:{name}))*)((?: [^\s:.]+)?): ")
+    line, _, end = " ".join(paragraph.split()).partition(" Raises ")
+    found = list(begin.finditer(line))
+    if len(found) < 2:
+        return paragraph
+    cuts = [match.start() for match in found] + [len(line)]
+    items = [f"- `{match[1]}`{match[2]}: {line[match.end() : cut].strip().removesuffix(';')}" for match, cut in zip(found, cuts[1:], strict=True)]
+    return "\n\n".join(part for part in (line[: cuts[0]].strip(), "\n".join(items), f"Raises {end}" if end else "") if part)
 
 
 def _cell(text: str) -> str:
