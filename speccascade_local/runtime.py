@@ -90,6 +90,18 @@ class Runtime:
         """Answer a conversation, ``[{"role": "user", "content": "Hi"}, ...]``, through the expert's chat template."""
         return self._reply(self.chat_ids(messages), settings)
 
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """The ids of a raw prompt, as :meth:`generate` takes it. Raises PromptError and ContextOverflowError."""
+        with self._exclusively():
+            return self._ids(prompt)
+
+    def method(self, settings: Settings) -> Method:
+        """How tokens are settled under these settings, the pair's own rule where they name none. Raises SettingError."""
+        method = settings.method(self.rule)
+        if isinstance(method, Route):
+            method.check_pair(self.pair.drafter, self.pair.expert)
+        return method
+
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt that the expert's chat template makes of a conversation.
 
@@ -205,12 +217,9 @@ class Runtime:
 
     def _start(self, prompt: Prompt, settings: Settings) -> Iterator[Chunk]:
         """Refuse bad input and end earlier streams now; evaluate when the first block is asked for."""
-        method = settings.method(self.rule)
-        if isinstance(method, Route):
-            method.check_pair(self.pair.drafter, self.pair.expert)
+        method = self.method(settings)
         seed = secrets.randbits(32) if settings.seed is None else settings.seed
-        with self._exclusively():
-            ids = self._ids(prompt)
+        ids = self.prompt_ids(prompt)
         if settings.block_size == "auto" and method.in_blocks and method.asks_expert and self._loaded.profile is None:
             self.profile()
         with self._exclusively():

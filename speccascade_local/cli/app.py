@@ -23,6 +23,7 @@ from .chatting import chat
 from .checking import check_verb
 from .doctoring import doctor
 from .fetching import pull
+from .hosting import serve
 from .listings import models_verb, rules_verb
 from .measurements import calibrate_verb, profile_verb
 from .options import in_groups
@@ -44,6 +45,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "check": check_verb,
     "bench": bench,
     "tune": tune,
+    "serve": serve,
     "rpc-serve": rpc_serve,
     "doctor": doctor,
 }

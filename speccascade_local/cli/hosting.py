@@ -1,0 +1,111 @@
+"""``speccascade serve``: loaded pairs for every program that speaks OpenAI's protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import methods
+from ..checks import finite_number, whole_number
+from ..deferral import Method
+from ..errors import SettingError
+from . import options
+from .invocation import loaded, set_log_level
+from .terminal import stderr, stdout
+
+#: What mends a missing library.
+INSTALL = 'pip install "speccascade-local[serve]"'
+PORT, QUEUE, TIMEOUT_S = 8080, 64, 600.0
+_RULE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,60}")
+
+
+def serve(
+    chosen: options.ModelOptions,
+    pairs: Annotated[list[str] | None, typer.Argument(metavar="[PAIR]...", show_default="the bundled one", help="Pairs to serve.")] = None,
+    host: Annotated[str, typer.Option(help="The address to listen at; any but this machine's own needs an API key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen at; 0 takes any that is free.")] = PORT,
+    api_key_file: Annotated[
+        Path | None, typer.Option(show_default="$SPECCASCADE_API_KEY", help="A file with the key that every request must bring.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(show_default="none", help="A website whose pages may ask, as https://example.org; may be repeated.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(show_default="none", help="Another name by which the server is reached; may be repeated.")
+    ] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=RULE", show_default="none", help="A rule of your own that requests may name; may be repeated."),
+    ] = None,
+    max_queue: Annotated[int, typer.Option(help="So many requests may wait; more are told when to come back.")] = QUEUE,
+    timeout: Annotated[float, typer.Option(help="Seconds for one request, waiting included.")] = TIMEOUT_S,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Answer over HTTP as OpenAI's API does, until Ctrl-C: chat and completions, and a page to look at in a browser.
+
+    A request's model is the name of a pair, or PAIR@RULE, such as demo@token_v3:0.3.
+    """
+    set_log_level(verbose)
+    parts = _server()
+    key = parts.security.api_key(api_key_file)
+    policy = parts.security.Policy(host, key, parts.security.origins_of(allow_origin), tuple(allow_host or ()))
+    whole_number("--port", port, 0, 65535)
+    whole_number("--max-queue", max_queue, 1, 10**6)
+    finite_number("--timeout", timeout, 0.001, 10**6, "a number of seconds above 0")
+    rules = _rules(rule or [])
+    names = _names(pairs, chosen)
+    with contextlib.ExitStack() as open_things:
+        listening = open_things.enter_context(parts.listening.bound(host, port))
+        runtimes = {}
+        for name in names:
+            runtime = open_things.enter_context(loaded(name, chosen, verbose))
+            runtimes[runtime.pair.name] = runtime
+        engine = open_things.enter_context(parts.engine.Engine(runtimes, queue=max_queue))
+        needed = " (API key needed)" if key is not None else ""
+        app = parts.app.make_app(engine, policy=policy, rules=rules, timeout_s=timeout)
+        stdout.print(
+            f"serving {', '.join(runtimes)} at {parts.listening.address_of(listening)}{needed}; end with Ctrl-C",
+            markup=False,
+            soft_wrap=True,
+        )
+        parts.listening.Server(app, engine).run(sockets=[listening])
+    stderr.print("stopped")
+
+
+def _server() -> Any:
+    """The server, which nobody else needs. Raises SettingError where its libraries are missing."""
+    try:
+        from .. import server
+        from ..server import app, engine, listening, security  # noqa: F401  # parts of it from now on
+    except ImportError as error:
+        raise SettingError(f"serving needs libraries that are not installed here ({error}); install them: {INSTALL}") from None
+    return server
+
+
+def _names(pairs: Sequence[str] | None, chosen: options.ModelOptions) -> list[str | None]:
+    """Which pairs are loaded; their files are looked for before the first one is. Raises SettingError and CatalogError."""
+    names: list[str | None] = [*pairs] if pairs else [None]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise SettingError(f"pair {twice!r:.80} is named twice; name each once")
+    for name in names:
+        options.pair_of(name, chosen)
+    return names
+
+
+def _rules(given: Sequence[str]) -> dict[str, Method]:
+    """``["mine=my_rules:Digits(0.3)"]``. Raises SettingError."""
+    found: dict[str, Method] = {}
+    for text in given:
+        name, _, spec = text.partition("=")
+        if not _RULE_NAME.fullmatch(name) or not spec:
+            raise SettingError(f"--rule {text!r:.80} is not NAME=RULE, such as digits=my_rules:Digits(0.3)")
+        if name in methods.METHODS or name == "expert" or name in found:
+            raise SettingError(f"--rule {text!r:.80}: the name {name} is taken; choose another")
+        found[name] = methods.parse(spec)
+    return found

@@ -1,0 +1,116 @@
+"""All routes as one ASGI application: text by OpenAI's protocol, what there is, how it fares, and the page. Knows nothing of ports."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from ..deferral import Method
+from .asking import Asking
+from .choosing import Offer
+from .engine import Engine
+from .listing import Listing
+from .metrics import CONTENT_TYPE, Metrics
+from .openapi import description
+from .refusals import RefusedError, refusal_of
+from .security import Guard, Policy
+from .streams import ClientGoneError
+
+PAGE = Path(__file__).parent / "page"
+#: The page loads nothing from elsewhere, is shown in no other page, and sends no address on.
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def make_app(
+    engine: Engine, *, policy: Policy | None = None, rules: Mapping[str, Method] | None = None, timeout_s: float | None = None
+) -> ASGIApp:
+    """The application over an engine, which the caller closes.
+
+    policy: who may ask; without one, programs of this machine. rules: the user's own, by the names that requests use.
+    timeout_s: for each request, waiting included.
+    """
+    policy = policy or Policy()
+    offer, metrics = Offer(engine.pairs, rules or {}), Metrics(engine)
+    asking, listing = Asking(engine, offer, metrics, timeout_s), Listing(offer, created=int(time.time()))
+
+    async def metered(_: Request) -> Response:
+        return Response(await asyncio.to_thread(metrics.text), media_type=CONTENT_TYPE)
+
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def described(_: Request) -> Response:
+        return JSONResponse(description())
+
+    async def page(_: Request) -> Response:
+        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
+
+    async def no_embeddings(_: Request) -> Response:
+        raise RefusedError(501, "a pair of language models makes no embeddings; ask a server with an embedding model", code="not_supported")
+
+    posts: dict[str, Endpoint] = {
+        "/v1/chat/completions": asking.chat,
+        "/v1/completions": asking.complete,
+        "/v1/embeddings": no_embeddings,
+        "/tokenize": listing.tokenize,
+        "/detokenize": listing.detokenize,
+    }
+    gets: dict[str, Endpoint] = {
+        "/v1/models": listing.models,
+        "/v1/models/{model}": listing.model,
+        "/api/pairs": listing.pairs,
+        "/metrics": metered,
+        "/health": health,
+        "/openapi.json": described,
+    }
+    routes: list[BaseRoute] = [Route(path, _answered(each, metrics), methods=["POST"]) for path, each in posts.items()]
+    routes += [Route(path, _answered(each, metrics), methods=["GET"]) for path, each in gets.items()]
+    if PAGE.is_dir():
+        routes += [Route("/", page, methods=["GET"]), Mount("/static", StaticFiles(directory=PAGE))]
+    app: ASGIApp = Guard(Starlette(routes=routes, exception_handlers={HTTPException: _refused}), policy)
+    if policy.origins:
+        app = CORSMiddleware(app, policy.origins, allow_methods=["GET", "POST"], allow_headers=["authorization", "content-type"])
+    return app
+
+
+def _answered(endpoint: Endpoint, metrics: Metrics) -> Endpoint:
+    """Whatever goes wrong is answered too."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except ClientGoneError:
+            return Response(status_code=499)  # for the log alone
+        except Exception as error:
+            refusal = refusal_of(error)
+            metrics.refused(refusal.status)
+            return refusal.response
+
+    return answer
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """No such route, or not by that method."""
+    assert isinstance(error, HTTPException)
+    messages = {
+        404: f"there is nothing at {request.url.path:.80}; /openapi.json lists what there is",
+        405: f"{request.url.path:.80} does not answer to {request.method:.20}",
+    }
+    return RefusedError(error.status_code, messages.get(error.status_code, error.detail), code=None, headers=error.headers or {}).response

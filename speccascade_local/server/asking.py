@@ -1,0 +1,203 @@
+"""A request for text, from its body to the answer: checked, put into the engine's queue, read block by block, counted.
+
+Until the first block is there nothing is sent, so whatever is refused has a status of its own. Knows nothing of who may ask, and of models
+only what the engine gives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pydantic_core
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ..errors import ContextOverflowError
+from ..reply import Chunk, Reply
+from ..runtime import Runtime
+from ..settings import Settings
+from .answers import Form
+from .choosing import Offer, nth, settings_of
+from .engine import Engine, Job, Question
+from .metrics import Metrics
+from .protocol import ChatMessage, ChatRequest, CompletionRequest, Sampled
+from .refusals import RefusedError
+from .streams import EventStream, unless_gone
+
+#: A text of more characters than this for each token of the context is refused without being read.
+CHARACTERS_PER_TOKEN = 64
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def parsed(request: Request, model: type[Model]) -> Model:
+    """The body, checked. Raises RefusedError and pydantic's ValidationError."""
+    body = await request.body()
+    try:
+        given = pydantic_core.from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise RefusedError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
+    if not isinstance(given, dict):
+        raise RefusedError(400, f"the body is a JSON {type(given).__name__}; it must be an object", code="invalid_json")
+    return model.model_validate(given)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A checked request, ready for the queue."""
+
+    pair: str
+    question: Question
+    settings: Settings
+    form: Form
+    choices: int
+    conversation: str | None
+    streams: bool
+    tells_usage: bool
+
+
+class Asking:
+    """The routes that answer with text. timeout_s: for each request, waiting included."""
+
+    def __init__(self, engine: Engine, offer: Offer, metrics: Metrics, timeout_s: float | None) -> None:
+        self._engine, self._offer, self._metrics, self._timeout_s = engine, offer, metrics, timeout_s
+
+    async def chat(self, request: Request) -> Response:
+        """``POST /v1/chat/completions``."""
+        wanted = await parsed(request, ChatRequest)
+        return await self._answer(request, await asyncio.to_thread(self._asked_chat, wanted))
+
+    async def complete(self, request: Request) -> Response:
+        """``POST /v1/completions``."""
+        wanted = await parsed(request, CompletionRequest)
+        return await self._answer(request, await asyncio.to_thread(self._asked_completion, wanted))
+
+    # ------------------------------------------------------------------ what is asked
+
+    def _asked_chat(self, wanted: ChatRequest) -> Asked:
+        name, runtime, rule = self._offer.chosen(wanted.model)
+        messages = messages_of(wanted.messages)
+        require_room(sum(len(message["content"]) for message in messages), runtime)
+        if wanted.tools:
+            raise RefusedError(400, f"the chat template of {name} has no place for tools; leave them out", param="tools")
+        top = (wanted.top_logprobs or 0) if wanted.logprobs else None
+        return self._asked(wanted, name, messages, settings_of(wanted, runtime, self._offer, rule), "chat", top)
+
+    def _asked_completion(self, wanted: CompletionRequest) -> Asked:
+        name, runtime, rule = self._offer.chosen(wanted.model)
+        require_room(len(wanted.prompt) if isinstance(wanted.prompt, str) else 0, runtime)
+        return self._asked(wanted, name, wanted.prompt, settings_of(wanted, runtime, self._offer, rule), "text", wanted.logprobs)
+
+    def _asked(self, wanted: Sampled, name: str, question: Question, settings: Settings, kind: Any, top: int | None) -> Asked:
+        piece = self._offer.pairs[name].models["expert"].tokenizer.piece
+        return Asked(
+            name,
+            question,
+            settings,
+            Form(kind, wanted.model, wanted.cascade, lambda token: piece(token, special=True), top),
+            wanted.n or 1,
+            wanted.prompt_cache_key,
+            bool(wanted.stream),
+            bool(wanted.stream_options and wanted.stream_options.include_usage),
+        )
+
+    # ------------------------------------------------------------------ what is answered
+
+    async def _answer(self, request: Request, asked: Asked) -> Response:
+        if not asked.streams:
+            return JSONResponse(asked.form.whole(await unless_gone(request.receive, self._replies(asked))))
+        events = self._events(asked)
+        try:
+            first = await unless_gone(request.receive, anext(events))
+        except BaseException:
+            await events.aclose()
+            raise
+        return EventStream(first, events)
+
+    async def _replies(self, asked: Asked) -> list[Reply]:
+        begun, replies = time.monotonic(), []
+        for index in range(asked.choices):
+            async with self._blocks(asked, index, begun) as blocks:
+                replies.append(Reply.of([chunk async for chunk in blocks]))
+        return replies
+
+    async def _events(self, asked: Asked) -> AsyncGenerator[Mapping[str, Any], None]:
+        """The first of them comes with the first block."""
+        begun, stats, form = time.monotonic(), [], asked.form
+        for index in range(asked.choices):
+            read: list[Chunk] = []
+            async with self._blocks(asked, index, begun) as blocks:
+                async for chunk in blocks:
+                    if not read and form.kind == "chat":
+                        yield form.first(index)
+                    event = form.part(index, chunk, sum(len(each.text) for each in read))
+                    read.append(chunk)
+                    yield event if chunk.finish_reason is None else form.ended(event, read)
+            stats.append(read[-1].stats)
+        if asked.tells_usage:
+            yield form.usage(stats)
+
+    @asynccontextmanager
+    async def _blocks(self, asked: Asked, index: int, begun: float) -> AsyncIterator[AsyncIterator[Chunk]]:
+        """The blocks of one choice; whoever leaves early ends their making."""
+        left = None if self._timeout_s is None else max(0.001, self._timeout_s - (time.monotonic() - begun))
+        job = await self._submitted(asked, index, left)
+        try:
+            async with aclosing(self._counted(asked.pair, job, begun)) as blocks:
+                yield blocks
+        finally:
+            if not job.done:
+                job.cancel()
+
+    async def _counted(self, pair: str, job: Job, begun: float) -> AsyncGenerator[Chunk, None]:
+        read: list[Chunk] = []
+        first_s = 0.0
+        async for chunk in job:
+            first_s = first_s or time.monotonic() - begun
+            read.append(chunk)
+            if chunk.finish_reason is not None:
+                self._metrics.answered(pair, job, Reply.of(read), first_s, time.monotonic() - begun)
+            yield chunk
+
+    async def _submitted(self, asked: Asked, index: int, timeout_s: float | None) -> Job:
+        """In a thread, because a template is rendered there. Nobody waits for what a cancelled request put into the queue."""
+        submitting = asyncio.ensure_future(
+            asyncio.to_thread(
+                self._engine.submit,
+                asked.pair,
+                asked.question,
+                nth(asked.settings, index),
+                conversation=asked.conversation,
+                timeout_s=timeout_s,
+            )
+        )
+        try:
+            return await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            submitting.add_done_callback(_withdrawn)
+            raise
+
+
+def _withdrawn(submitting: asyncio.Future[Job]) -> None:
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.result().cancel()
+
+
+def messages_of(given: list[ChatMessage]) -> list[dict[str, str]]:
+    """As the chat template takes them; a developer is what templates call the system."""
+    return [{"role": "system" if each.role == "developer" else each.role, "content": each.text} for each in given]
+
+
+def require_room(characters: int, runtime: Runtime) -> None:
+    """Refuse a text that is too long by far, before anybody reads it. Raises ContextOverflowError."""
+    most = runtime.n_ctx * CHARACTERS_PER_TOKEN
+    if characters > most:
+        raise ContextOverflowError(
+            f"the prompt has {characters:,} characters, and the context holds {runtime.n_ctx} tokens; "
+            f"more than {most:,} characters are not read, shorten it"
+        )
