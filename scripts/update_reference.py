@@ -2,14 +2,14 @@
 
     python scripts/update_reference.py
 
-Each page has a few written words, and between its two comments what this script makes. docs/http.md is left alone where it does not
-exist, or where the extra serve is not installed. Nothing is loaded and nothing measured.
+Each page has a few written words, and between its two comments what this script makes. Nothing is loaded and nothing measured.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
@@ -24,6 +24,7 @@ import speccascade_local as sc
 from speccascade_local.bench.export import piped
 from speccascade_local.cli.app import VERBS, app
 from speccascade_local.cli.options import in_groups
+from speccascade_local.server.openapi import description
 from speccascade_local.settings import Settings
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -181,9 +182,7 @@ def _name(name: str) -> list[str]:
 def _fields(thing: type) -> list[list[str]]:
     """Of a dataclass or a named tuple."""
     if dataclasses.is_dataclass(thing):
-        return [
-            [f"`{each.name}`", f"`{_type(each.type).replace(' | ', ' or ')}`", _default(each)] for each in dataclasses.fields(thing) if each.name[0] != "_"
-        ]
+        return [[f"`{each.name}`", f"`{_type(each.type).replace(' | ', ' or ')}`", _default(each)] for each in dataclasses.fields(thing)]
     defaults = getattr(thing, "_field_defaults", {})
     kinds = thing.__annotations__
     return [
@@ -236,19 +235,27 @@ def _type(annotation: Any) -> str:
 
 
 def http(document: Mapping[str, Any]) -> str:
-    """Every route of an OpenAPI document: what it takes, field by field, and what it answers."""
+    """Every route of an OpenAPI document: what it takes, field by field, and what it answers; errors that all may give stand once."""
+    methods = ("post", "get", "put", "patch", "delete")
+    routes = [(method, path, verbs[method]) for method in methods for path, verbs in document["paths"].items() if method in verbs]
+    answers = [
+        {code: _resolved(each, document).get("description", "") for code, each in told["responses"].items()} for _, _, told in routes
+    ]
+    told_often = [pair for own in answers for pair in own.items()]
+    shared = {code: what for code, what in told_often if told_often.count((code, what)) > 1}
     lines: list[str] = []
-    for path, verbs in document["paths"].items():
-        for method, told in verbs.items():
-            if method not in ("get", "post", "put", "patch", "delete"):
-                continue
-            lines += [f"## {method.upper()} {path}", "", *_paragraphs(told.get("summary"), told.get("description"))]
-            lines += _fields_table("query and headers", _parameters(told))
-            for content in told.get("requestBody", {}).get("content", {}).values():
-                lines += _fields_table("body", _properties(content.get("schema", {}), document))
-            answers = [[f"{code}", _cell(_resolved(each, document).get("description", ""))] for code, each in told["responses"].items()]
-            lines += [piped([["answer", ""], *answers]).strip(), ""]
-    return "\n".join(lines)
+    for (method, path, told), own in zip(routes, answers, strict=True):
+        lines += [f"## {method.upper()} {path}", "", *_paragraphs(told.get("summary"), told.get("description"))]
+        lines += _fields_table("path and query", _parameters(told))
+        for content in told.get("requestBody", {}).get("content", {}).values():
+            lines += _fields_table("body", _properties(content.get("schema", {}), document))
+        lines += _answers({code: what for code, what in own.items() if code not in shared})
+    errors = {code: what for code, what in shared.items() if code >= "400"}
+    return "\n".join([*lines, *(["## Errors", "", "Of every route.", "", *_answers(errors)] if errors else [])])
+
+
+def _answers(given: Mapping[str, str]) -> list[str]:
+    return [piped([["status", "when"], *([code, _cell(given[code])] for code in sorted(given))]).strip(), ""] if given else []
 
 
 def _paragraphs(*texts: str | None) -> list[str]:
@@ -269,34 +276,50 @@ def _parameters(told: Mapping[str, Any]) -> list[list[str]]:
 
 def _properties(schema: Mapping[str, Any], document: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
     """A line for each field of an object, those of objects within it behind a point."""
-    schema = _resolved(schema, document)
     rows = []
-    for name, each in schema.get("properties", {}).items():
+    for name, each in _resolved(schema, document).get("properties", {}).items():
         each = _resolved(each, document)
-        default = "required" if name in schema.get("required", ()) else _schema_default(each)
+        default = "required" if name in _resolved(schema, document).get("required", ()) else _schema_default(each)
         rows.append([f"`{prefix}{name}`", _schema_type(each, document), default, _cell(each.get("description", ""))])
-        if each.get("properties") and prefix.count(".") < 2:
-            rows += _properties(each, document, f"{prefix}{name}.")
+        within = [kind for kind in (each, *(_resolved(kind, document) for kind in each.get("anyOf", ()))) if kind.get("properties")]
+        if len(within) == 1 and prefix.count(".") < 2:
+            rows += _properties(within[0], document, f"{prefix}{name}.")
     return rows
 
 
 def _schema_type(schema: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    """In words; that a field may be null goes without saying."""
     schema = _resolved(schema, document)
     if "enum" in schema or "const" in schema:
-        return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+        return ", ".join(f"`{json.dumps(value)}`" for value in schema.get("enum", [schema.get("const")]))
     several = schema.get("anyOf") or schema.get("oneOf")
     if several:
-        return " or ".join(dict.fromkeys(_schema_type(each, document) for each in several))
+        kinds = dict.fromkeys(_schema_type(each, document) for each in several)
+        return " or ".join(kind for kind in kinds if kind != "null" or len(kinds) == 1)
     kind = schema.get("type", "any")
     if isinstance(kind, list):
-        return " or ".join(kind)
-    bounds = [f"{sign} {schema[key]}" for key, sign in (("minimum", "≥"), ("maximum", "≤"), ("maxItems", "at most")) if key in schema]
-    inner = f" of {_schema_type(schema['items'], document)}" if kind == "array" and schema.get("items") else ""
-    return " ".join([f"{kind}{inner}", *bounds])
+        return " or ".join(each for each in kind if each != "null")
+    if kind == "array" and schema.get("items"):
+        return f"array of {_schema_type(schema['items'], document)}"
+    return ", ".join([kind, *_bounds(schema)])
+
+
+def _bounds(schema: Mapping[str, Any]) -> list[str]:
+    """Those that a user could meet."""
+    words = (
+        ("minimum", "{:g} or more"),
+        ("exclusiveMinimum", "above {:g}"),
+        ("maximum", "{:g} or less"),
+        ("exclusiveMaximum", "below {:g}"),
+    )
+    found = {key: text.format(schema[key]) for key, text in words if key in schema and abs(schema[key]) < 2**31 - 1}
+    if {"minimum", "maximum"} <= found.keys():
+        return [f"{schema['minimum']:g} to {schema['maximum']:g}"]
+    return list(found.values())
 
 
 def _schema_default(schema: Mapping[str, Any]) -> str:
-    return f"`{schema['default']}`" if schema.get("default") is not None else ""
+    return f"`{json.dumps(schema['default'])}`" if schema.get("default") is not None else ""
 
 
 def _resolved(schema: Mapping[str, Any], document: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -330,7 +353,8 @@ def _listed(paragraph: str, names: Iterable[str]) -> str:
     if len(found) < 2:
         return paragraph
     cuts = [match.start() for match in found] + [len(line)]
-    items = [f"- `{match[1]}`{match[2]}: {line[match.end() : cut].strip().removesuffix(';')}" for match, cut in zip(found, cuts[1:], strict=True)]
+    parts = zip(found, cuts[1:], strict=True)
+    items = [f"- `{match[1]}`{match[2]}: {line[match.end() : cut].strip().removesuffix(';')}" for match, cut in parts]
     return "\n\n".join(part for part in (line[: cuts[0]].strip(), "\n".join(items), f"Raises {end}" if end else "") if part)
 
 
@@ -344,16 +368,9 @@ def _anchor(title: str) -> str:
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
-def openapi() -> Mapping[str, Any] | None:
-    """The server's own description, where there is one."""
-    return None
-
-
 def sections() -> dict[str, str]:
     """What stands in which page."""
-    made = {"cli": cli(), "python": python()}
-    document = openapi()
-    return made if document is None else {**made, "http": http(document)}
+    return {"cli": cli(), "python": python(), "http": http(description())}
 
 
 def main() -> None:

@@ -66,7 +66,7 @@ def test_an_openapi_document_is_told_field_by_field():
                 },
                 "get": {
                     "parameters": [{"name": "n", "schema": {"type": "integer", "default": 3}}],
-                    "responses": {"200": {"description": "All."}},
+                    "responses": {"200": {"description": "All."}, "400": {"$ref": "#/components/responses/Bad"}},
                 },
             }
         },
@@ -80,20 +80,23 @@ def test_an_openapi_document_is_told_field_by_field():
                         "name": {"type": "string", "description": "Its name."},
                         "size": {"anyOf": [{"type": "number", "minimum": 0}, {"type": "null"}]},
                         "kind": {"enum": ["a", "b"], "default": "a"},
-                        "more": {"$ref": "#/components/schemas/More"},
+                        "more": {"anyOf": [{"$ref": "#/components/schemas/More"}, {"type": "null"}]},
                     },
                 },
-                "More": {"type": "object", "properties": {"deep": {"type": "array", "items": {"type": "string"}, "maxItems": 4}}},
+                "More": {"type": "object", "properties": {"deep": {"type": "array", "items": {"type": "string"}}}},
             },
         },
     }
     told = http(document)
     assert told.index("## POST /v1/things") < told.index("## GET /v1/things")
+    assert told.index("## GET /v1/things") < told.index("## Errors") < told.index("| 400 |")
+    assert told.count("| 400 |") == 1
     for line in (
+        "| 200 | Made. |",
         "| `name` | string | required | Its name. |",
-        "| `size` | number ≥ 0 or null |  |  |",
-        "| `kind` | `a`, `b` | `a` |  |",
-        "| `more.deep` | array of string at most 4 |  |  |",
+        "| `size` | number, 0 or more |  |  |",
+        '| `kind` | `"a"`, `"b"` | `"a"` |  |',
+        "| `more.deep` | array of string |  |  |",
         "| 400 | Wrong \\| refused. |",
         "| `n` | integer | `3` |  |",
     ):
