@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 import pytest
+from typer.testing import CliRunner
 from update_reference import DOCS, http, options_of, sections
 
 import speccascade_local as sc
-from speccascade_local.cli.app import VERBS
+from speccascade_local.cli.app import VERBS, app
 from speccascade_local.settings import Settings
 
 DOCUMENTS = [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"]
@@ -29,7 +28,7 @@ def test_the_committed_page_is_the_current_one(name):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_page_has_the_options_that_the_help_has(verb):
-    told = subprocess.run([sys.executable, "-m", "speccascade_local", verb, "--help"], capture_output=True, text=True, check=True)
+    told = CliRunner().invoke(app, [verb, "--help"])
     options = set(re.findall(r"^│ +(?:\* +)?(--[a-z][a-z0-9-]*)", told.stdout, re.MULTILINE))
     first = {re.findall(r"--[a-z][a-z0-9-]*", option.names)[0] for option in options_of(verb) if "--" in option.names}
     assert options - EVERYWHERE == first
