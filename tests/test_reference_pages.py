@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
+from openapi_page import http
 from typer.testing import CliRunner
-from update_reference import DOCS, http, options_of, sections
+from update_reference import DOCS, options_of, sections
 
 import speccascade_local as sc
 from speccascade_local.cli.app import VERBS, app
