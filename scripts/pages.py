@@ -1,10 +1,18 @@
-"""Sections of documents that scripts write: they stand between two comments that name them."""
+"""Sections of documents that scripts write: they stand between two comments that name them. And what a cell of a table may hold."""
 
 from __future__ import annotations
 
 import re
 import sys
 from pathlib import Path
+
+#: A bar in a cell of a table.
+PIPE = "\\|"
+
+
+def cell(text: str) -> str:
+    """Fit for one cell of a table."""
+    return " ".join(text.split()).replace("|", PIPE).replace("<", "&lt;")
 
 
 def write_section(page: Path, name: str, section: str) -> None:

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from serving import serving
 
+import speccascade_local as sc
 from speccascade_local.cli.app import VERBS
 from speccascade_local.endpoints import DEFAULT_PORT
 
@@ -37,3 +39,24 @@ def test_the_verbs_and_their_options_exist():
     for option in re.findall(r"`(--[a-z-]+)", row):
         assert option in told.stdout
     assert f"({DEFAULT_PORT})" in row
+
+
+def python_in(page: str) -> str:
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+    return block
+
+
+def test_the_first_lines_of_python_run_as_they_stand():
+    done = subprocess.run([sys.executable, "-c", python_in("index.md")], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Lovelace" in done.stdout
+
+
+def test_the_openai_client_talks_to_the_server_as_its_page_says():
+    address = "http://127.0.0.1:8080"
+    assert address in python_in("http.md")
+    with sc.load(n_threads=1) as runtime, serving({"demo": runtime}) as served:
+        program = python_in("http.md").replace(address, served.url)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Lovelace" in done.stdout
