@@ -107,12 +107,18 @@ class Runtime:
             method.check_pair(self.pair.drafter, self.pair.expert)
         return method
 
-    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt that the expert's chat template makes of a conversation.
+    def chat_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """The prompt that the expert's chat template makes of a conversation, and of functions that may be called.
 
         A control token that a message merely spells out stays plain text. Raises PromptError when the expert has no template.
         """
-        return self.chat_prompt(messages).ids
+        with self._exclusively():
+            return Transcript().prompt(self._template.render(messages, tools), self._tokenizer).ids
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the chat template has a place for functions that may be called. Raises PromptError where there is no template."""
+        return self._template.takes_tools
 
     def chat_prompt(self, messages: Sequence[Message], said: Transcript = Transcript()) -> Transcript:  # noqa: B008  # a frozen value
         """Like :meth:`chat_ids`, for a conversation that goes on: what was ``said`` keeps its ids where the prompt begins with it."""

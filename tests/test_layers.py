@@ -46,6 +46,7 @@ LAYERS = [
     {"bench.charts", "checking", "suggesting"},
     {"bench.report", "bench"},
     {"server.waiting", "server.slots", "server.engine", "server"},
+    {"server.tool_calls"},
     {"server.protocol", "server.refusals", "server.answers", "server.metrics", "server.openapi"},
     {"server.security", "server.choosing", "server.streams"},
     {"server.asking", "server.listing"},
