@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import cached_property
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from .answering import LoadedPair, answer
 from .catalog import Pair
@@ -34,6 +34,9 @@ from .sharing import Sharing
 from .templates import ChatTemplate, Message
 from .transcript import Transcript
 from .vocabulary import Vocabulary
+
+#: A text, its ids, or the messages of a chat.
+Question = Prompt | Sequence[Message]
 
 
 class Runtime:
@@ -115,6 +118,14 @@ class Runtime:
         """Like :meth:`chat_ids`, for a conversation that goes on: what was ``said`` keeps its ids where the prompt begins with it."""
         with self._exclusively():
             return said.prompt(self._template.render(messages), self._tokenizer)
+
+    def transcript_of(self, question: Question, said: Transcript = Transcript()) -> Transcript:  # noqa: B008  # a frozen value
+        """The ids of a prompt, or of a list of messages as :meth:`chat_prompt` makes them. Raises PromptError, ContextOverflowError."""
+        if not isinstance(question, str) and question and isinstance(question[0], Mapping):
+            prompt = self.chat_prompt(cast(Sequence[Message], question), said)
+            self.prompt_ids(prompt.ids)  # refuses too many
+            return prompt
+        return Transcript().answered(self.prompt_ids(cast(Prompt, question)))
 
     def saved_caches(self) -> dict[str, Saved]:
         """What the models' caches hold, by role. Raises SessionError."""

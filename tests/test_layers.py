@@ -36,7 +36,7 @@ LAYERS = [
     {"pictures", "profile_cache", "methods"},
     {"settings", "catalog_file", "catalog", "hub_errors", "fetching", "remote_header"},
     {"reply", "pending", "answering", "sharing", "runtime", "loading"},
-    {"compare", "chat_file", "doctor.trial", "doctor.installation"},
+    {"compare", "aio", "chat_file", "doctor.trial", "doctor.installation"},
     {"conversation", "doctor.inspection"},
     {"doctor.diagnosis", "doctor"},
     {"catalog_edit", "bench.graders", "bench.intervals", "bench.rows"},
