@@ -1,15 +1,15 @@
 """Several replies at once over the same models: what they want read at the moment goes into one batch of each context.
 
 Replies are made in threads of their own, by sessions that look like any others. Where one of them reads, its thread waits until the others
-want something too or have not come for a while; then one of the waiting threads evaluates for all. So a model's weights are read once for
-all replies. Nothing here changes what a reply reads, only with whom. Knows nothing of pairs, rules or drafts.
+want something too or have not come for a while; then one of the waiting threads evaluates for all, in common batches where these are
+cheaper than one after the other. Nothing here changes what a reply reads, only with whom. Knows nothing of pairs, rules or drafts.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,6 +18,9 @@ from .context import LlamaContext
 from .errors import SessionError
 from .sampling import Array
 from .session import LlamaSession
+
+#: What a batch of so many tokens takes.
+Seconds = Callable[[int], float]
 
 #: So long the others wait for a reply that is at work between two readings, such as in a slow rule of the user's own.
 PATIENCE_S = 0.02
@@ -52,12 +55,12 @@ class _Wish:
 class Gathering:
     """Evaluates for all who share some contexts. No context is used by two threads at once.
 
-    contexts: the cheapest first, which is also who goes first: a drafter's, so that the expert then finds all drafts ready. one_at_a_time:
-    for contexts that compete for the same processor.
+    seconds: for each context, what a batch of so many tokens takes. The first context goes first: a drafter's, so that the expert then
+    finds all drafts ready. one_at_a_time: for contexts that compete for the same processor.
     """
 
-    def __init__(self, contexts: Sequence[LlamaContext], *, one_at_a_time: bool = True) -> None:
-        self._contexts, self._one_at_a_time = contexts, one_at_a_time
+    def __init__(self, seconds: Mapping[LlamaContext, Seconds], *, one_at_a_time: bool = True) -> None:
+        self._seconds, self._one_at_a_time = seconds, one_at_a_time
         self._changed = threading.Condition()
         self._at_work: set[LlamaContext] = set()
         self._seats: set[Seat] = set()
@@ -108,7 +111,7 @@ class Gathering:
             return None
         wanted = {wish.context for wish in self._wishes} - self._at_work
         late = [wish.context for wish in self._wishes if wish.passed >= MOST_PASSED and wish.context in wanted]
-        return next(iter(late + [each for each in self._contexts if each in wanted]), None)
+        return next(iter(late + [each for each in self._seconds if each in wanted]), None)
 
     def _grant(self, context: LlamaContext) -> None:
         """Evaluate all that is wanted of it, while others may come and wish."""
@@ -117,13 +120,32 @@ class Gathering:
         for wish in self._wishes:
             wish.passed += 1
         self._at_work.add(context)
-        self._changed.release()
         try:
-            _evaluate(context, wishes)
+            for group in grouped([len(wish.part.tokens) for wish in wishes], self._seconds[context]):
+                self._changed.release()
+                try:
+                    _evaluate(context, [wishes[at] for at in group])
+                finally:
+                    self._changed.acquire()
+                    self._changed.notify_all()
         finally:
-            self._changed.acquire()
             self._at_work.discard(context)
-            self._changed.notify_all()
+
+
+def grouped(sizes: Sequence[int], seconds: Seconds) -> list[list[int]]:
+    """Which parts of so many tokens are cheapest to read together, by their places; whoever came first is in the first group.
+
+    Parts of like sizes go together: what a batch takes is a staircase, so four times one token may be cheaper one by one, and four times
+    five in one batch.
+    """
+    order = sorted(range(len(sizes)), key=lambda at: sizes[at])
+    best: list[tuple[float, list[list[int]]]] = [(0.0, [])]  # of the first so many in that order
+    for end in range(1, len(order) + 1):
+        ways = [(best[start], order[start:end]) for start in range(end)]
+        best.append(
+            min(((cost + seconds(sum(sizes[at] for at in group)), [*rest, group]) for (cost, rest), group in ways), key=lambda way: way[0])
+        )
+    return sorted((sorted(group) for group in best[-1][1]), key=lambda group: group[0])
 
 
 def _evaluate(context: LlamaContext, wishes: Sequence[_Wish]) -> None:

@@ -13,14 +13,13 @@ from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import cached_property
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from .answering import LoadedPair, answer
 from .catalog import Pair
 from .deferral import Method
 from .errors import PromptError, SessionError
 from .experience import Experience, experiences
-from .gathering import Gathering, Seat, SharedSession
 from .model import LlamaModel
 from .ngram import NgramSession
 from .profile import Profile
@@ -31,12 +30,13 @@ from .routing import Route
 from .saved import Saved, restore, saved
 from .session import LlamaSession
 from .settings import Settings, takes_settings
+from .sharing import Sharing
 from .templates import ChatTemplate, Message
 from .transcript import Transcript
 from .vocabulary import Vocabulary
 
-#: From this overlap on two models had better compute one after the other.
-_COMPETING = 0.5
+#: A text, its ids, or the messages of a chat.
+Question = Prompt | Sequence[Message]
 
 
 class Runtime:
@@ -125,6 +125,14 @@ class Runtime:
         with self._exclusively():
             return said.prompt(self._template.render(messages), self._tokenizer)
 
+    def transcript_of(self, question: Question, said: Transcript = Transcript()) -> Transcript:  # noqa: B008  # a frozen value
+        """The ids of a prompt, or of a list of messages as :meth:`chat_prompt` makes them. Raises PromptError, ContextOverflowError."""
+        if not isinstance(question, str) and question and isinstance(question[0], Mapping):
+            prompt = self.chat_prompt(cast(Sequence[Message], question), said)
+            self.prompt_ids(prompt.ids)  # refuses too many
+            return prompt
+        return Transcript().answered(self.prompt_ids(cast(Prompt, question)))
+
     def saved_caches(self) -> dict[str, Saved]:
         """What the models' caches hold, by role. Raises SessionError."""
         with self._exclusively():
@@ -184,34 +192,24 @@ class Runtime:
                 self._loaded.profile = profile
 
     @contextmanager
-    def shared(self, count: int) -> Iterator[tuple[Gathering, dict[Seat, LoadedPair]]]:
-        """Room for so many replies at once, for :func:`~speccascade_local.answering.answer`; what they read goes into common batches.
+    def shared(self, count: int) -> Iterator[Sharing]:
+        """Room for so many replies at once, whose models read in common batches.
 
-        The first stands where this runtime's own replies do, so until this is left the runtime answers nothing itself. Lengths are
-        decided by what it has learnt until now. Raises SessionError where the pair was not loaded for so many ``timelines``.
+        Until this is left the runtime answers nothing itself. Raises SessionError where it was not loaded for so many ``timelines``.
         """
         if self._loaded.profile is None:
             self.profile()
         with self._exclusively():
             self._require_unshared()
             self._turn += 1
-            sessions = self._sessions
-            gathering = Gathering([session.context for session in sessions.values()], one_at_a_time=self._compete)
-            seats = [Seat() for _ in range(count)]
-            with ExitStack() as opened:
-                pairs: dict[Seat, LoadedPair] = {}
-                for seat in seats:
-                    own = {role: self._session_at(seat, session, gathering, opened, first=not pairs) for role, session in sessions.items()}
-                    pairs[seat] = self._loaded.beside(own)
-                resources = opened.pop_all()
+            sharing = Sharing(self._loaded, self._sessions, count)
             self._shared = True
         try:
-            yield gathering, pairs
+            yield sharing
         finally:
             with self._exclusively():
                 self._shared = False
-                if not self._model.closed:
-                    resources.close()
+                sharing.close()
 
     @property
     def models(self) -> dict[str, LlamaModel]:
@@ -288,19 +286,6 @@ class Runtime:
                 yield
             finally:
                 self._holder = None
-
-    @property
-    def _compete(self) -> bool:
-        """Whether the models take each other's time when they compute at once."""
-        return self._loaded.profile is None or self._loaded.profile.overlap > _COMPETING
-
-    @staticmethod
-    def _session_at(seat: Seat, own: LlamaSession, gathering: Gathering, opened: ExitStack, *, first: bool) -> SharedSession:
-        timeline = own.timeline if first else None
-        session = SharedSession(own.context, gathering, seat, n_vocab=own.n_vocab, timeline=timeline)
-        if not first:
-            opened.callback(session.close)
-        return session
 
     def _require_unshared(self) -> None:
         if self._shared:
