@@ -11,6 +11,7 @@ import pytest
 from serving import PATIENCE_S, QUESTION, serving
 
 import speccascade_local as sc
+from speccascade_local.server import engine
 
 SCHEMA = {
     "type": "object",
@@ -21,9 +22,9 @@ SCHEMA = {
 
 
 @pytest.fixture(scope="module")
-def client(demo):
+def client():
     with (
-        serving({"demo": demo}) as served,
+        serving() as served,
         openai.OpenAI(base_url=f"{served.url}/v1", api_key="any", max_retries=0, timeout=PATIENCE_S) as it,
     ):
         yield it
@@ -170,18 +171,21 @@ def test_errors_are_the_clients_own(client):
     with pytest.raises(openai.BadRequestError) as long:
         ask(client, messages=[{"role": "user", "content": "word " * 3000}])
     assert long.value.code == "context_length_exceeded"
-    with pytest.raises(openai.InternalServerError) as embedding:
+    with pytest.raises(openai.BadRequestError) as embedding:
         client.embeddings.create(model="demo", input="text", encoding_format="float")
-    assert embedding.value.status_code == 501
+    assert embedding.value.code == "not_supported"
 
 
-def test_an_error_on_the_way_ends_a_stream(demo, monkeypatch):
-    def failing(*_, **__):
-        yield next(real)
+def test_an_error_on_the_way_ends_a_stream(monkeypatch):
+    def failing(*given):
+        yield next(real(*given))
         raise sc.SessionError("llama.cpp gave up at /home/somebody/model.gguf")
 
-    real = demo.stream(demo.chat_ids(QUESTION), rule="strict", max_tokens=9)
-    monkeypatch.setattr(demo, "stream", failing)
-    with serving({"demo": demo}) as served, openai.OpenAI(base_url=f"{served.url}/v1", api_key="any", max_retries=0) as it:
-        with pytest.raises(openai.APIError, match=r"gave up at \(a path\)"):
-            list(ask(it, stream=True))
+    real = engine.answer
+    monkeypatch.setattr(engine, "answer", failing)
+    with (
+        serving() as served,
+        openai.OpenAI(base_url=f"{served.url}/v1", api_key="any", max_retries=0) as it,
+        pytest.raises(openai.APIError, match=r"gave up at \(a path\)"),
+    ):
+        list(ask(it, stream=True))

@@ -12,8 +12,8 @@ from speccascade_local import methods
 
 
 @pytest.fixture(scope="module")
-def served(demo):
-    with serving({"demo": demo}, rules={"careful": methods.parse("opt:0.2")}) as it:
+def served():
+    with serving(rules={"careful": methods.parse("opt:0.2")}) as it:
         yield it
 
 
@@ -31,7 +31,8 @@ def refused(response, status=400):
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"nonsense", b"[]", b'"text"', b"null", b'{"a": 1,}', b"\xff\xfe", b"[" * 100_000, b'{"a":' * 5000, b'{"a": "\\ud800"}', b"9" * 5000],
+    [b"", b"{", b"nonsense", b"[]", b'"text"', b"null", b'{"a": 1,}', b"\xff\xfe", b"[" * 100_000, b'{"a":' * 5000, b'{"a": "\\ud800"}',
+     b"9" * 5000],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
 def test_what_is_no_json_object(served, path, body):
@@ -59,7 +60,7 @@ def test_a_number_too_large_to_be_one(served):
         ("messages", [{"role": "user"}], "messages.0"),
         ("messages", [{"role": "user", "content": None}], "messages.0"),
         ("messages", [{"role": "user", "content": 5}], "messages.0.content"),
-        ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}], "messages.0.content"),
+        ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "/etc/passwd"}}]}], "messages.0.content"),
         ("model", 5, "model"),
         ("model", "", "model"),
         ("temperature", "0.5", "temperature"),
@@ -187,7 +188,7 @@ def test_routes_and_methods_that_there_are_not(served):
     refused(served.get("/nothing"), 404)
     refused(served.get("/v1/chat/completions"), 405)
     refused(served.post("/health", {}), 405)
-    refused(served.post("/v1/embeddings", {"model": "demo", "input": "Hi"}), 501)
+    refused(served.post("/v1/embeddings", {"model": "demo", "input": "Hi"}))
 
 
 def test_the_description_names_every_route(served):
