@@ -8,7 +8,10 @@
     ├── FetchError                   the hub, the network or the disk stood in the way of a file
     ├── ModelLoadError               a file that is missing, no GGUF, damaged, or of a kind that cannot work here
     ├── PairError                    two models that cannot answer as one
-    └── SessionError                 llama.cpp refused an evaluation or a rewind; a closed or superseded object was used
+    ├── SessionError                 llama.cpp refused an evaluation or a rewind; a closed or superseded object was used
+    └── EngineError                  a server that cannot answer now: it is closing
+        ├── EngineBusyError          as many requests wait as may
+        └── EngineTimeoutError       an answer took longer than it was given
 
 Every message says what is wrong, the value that was seen, what is allowed and what to do next.
 """
@@ -50,3 +53,19 @@ class PairError(SpeccascadeError):
 
 class SessionError(SpeccascadeError):
     """llama.cpp refused a step, or a closed or superseded object was used."""
+
+
+class EngineError(SpeccascadeError):
+    """A server cannot answer this request, for no fault of the request's."""
+
+
+class EngineBusyError(EngineError):
+    """As many requests wait as may. retry_after_s: whole seconds after which there may be room."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineTimeoutError(EngineError):
+    """An answer took longer than it was given, waiting included."""

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import cached_property
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from .answering import LoadedPair, answer
 from .backend import in_own_process, require_own_process
@@ -30,11 +30,15 @@ from .reply import Chunk, Reply
 from .routing import Route
 from .saved import Saved, restore, saved
 from .session import LlamaSession
-from .settings import Call, takes_settings
+from .settings import Call, Settings, takes_settings
+from .sharing import Sharing
 from .stats import Stats
 from .templates import ChatTemplate, Message
 from .transcript import Transcript
 from .vocabulary import Vocabulary
+
+#: A text, its ids, or the messages of a chat.
+Question = Prompt | Sequence[Message]
 
 
 class Runtime:
@@ -69,6 +73,7 @@ class Runtime:
         self._whole_calls = threading.RLock()  # held while a whole reply is made
         self._block = threading.Lock()  # held while one block is made
         self._holder: int | None = None  # the thread that makes it
+        self._shared = False  # whether others answer with its models
         self._turn = 0  # the latest call; streams of earlier ones are over
 
     # ------------------------------------------------------------------ the verbs
@@ -93,6 +98,18 @@ class Runtime:
         """Answer a conversation, ``[{"role": "user", "content": "Hi"}, ...]``, through the expert's chat template."""
         return self._reply(self.chat_ids(messages), call)
 
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """The ids of a raw prompt, as :meth:`generate` takes it. Raises PromptError and ContextOverflowError."""
+        with self._exclusively():
+            return self._ids(prompt)
+
+    def method(self, settings: Settings) -> Method:
+        """How tokens are settled under these settings, the pair's own rule where they name none. Raises SettingError."""
+        method = settings.method(self.rule)
+        if isinstance(method, Route):
+            method.check_pair(self.pair.drafter, self.pair.expert)
+        return method
+
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt that the expert's chat template makes of a conversation.
 
@@ -105,20 +122,31 @@ class Runtime:
         with self._exclusively():
             return said.prompt(self._template.render(messages), self._tokenizer)
 
+    def transcript_of(self, question: Question, said: Transcript = Transcript()) -> Transcript:  # noqa: B008  # a frozen value
+        """The ids of a prompt, or of a list of messages as :meth:`chat_prompt` makes them. Raises PromptError, ContextOverflowError."""
+        if not isinstance(question, str) and question and isinstance(question[0], Mapping):
+            prompt = self.chat_prompt(cast(Sequence[Message], question), said)
+            self.prompt_ids(prompt.ids)  # refuses too many
+            return prompt
+        return Transcript().answered(self.prompt_ids(cast(Prompt, question)))
+
     def saved_caches(self) -> dict[str, Saved]:
         """What the models' caches hold, by role. Raises SessionError."""
         with self._exclusively():
+            self._require_unshared()
             return {role: saved(session) for role, session in self._sessions.items()}
 
     def restore_cache(self, role: str, kept: Saved) -> None:
         """Fill one model's cache. Raises SessionError where llama.cpp does not take it, and then that cache is empty."""
         with self._exclusively():
+            self._require_unshared()
             self._turn += 1
             restore(self._sessions[role], kept)
 
     def reset(self) -> None:
         """Forget what both caches hold, so that the next call starts cold."""
         with self._exclusively():
+            self._require_unshared()
             self._turn += 1
             for session in self._loaded.sessions:
                 session.rewind(0)
@@ -131,6 +159,7 @@ class Runtime:
         """
         self._refuse_endless_waits()
         with self._whole_calls, self._exclusively():
+            self._require_unshared()
             self._turn += 1
             pair, small = self._loaded, self._small
             for session in pair.sessions:
@@ -152,11 +181,32 @@ class Runtime:
         """
         known = experiences(learnt)
         with self._whole_calls, self._exclusively():
+            self._require_unshared()
             self._turn += 1
             self._loaded.start, self._loaded.learnt = known, deepcopy(known)
             if profile is not None:
                 apply(profile, self._sessions.get("drafter"), self._expert)
                 self._loaded.profile = profile
+
+    @contextmanager
+    def shared(self, count: int) -> Iterator[Sharing]:
+        """Room for so many replies at once, whose models read in common batches.
+
+        Until this is left the runtime answers nothing itself. Raises SessionError where it was not loaded for so many ``timelines``.
+        """
+        if self._loaded.profile is None:
+            self.profile()
+        with self._exclusively():
+            self._require_unshared()
+            self._turn += 1
+            sharing = Sharing(self._loaded, self._sessions, count)
+            self._shared = True
+        try:
+            yield sharing
+        finally:
+            with self._exclusively():
+                self._shared = False
+                sharing.close()
 
     @property
     def models(self) -> dict[str, LlamaModel]:
@@ -213,17 +263,15 @@ class Runtime:
 
     def _start(self, prompt: Prompt, call: Call) -> Iterator[Chunk]:
         """Refuse bad input and end earlier streams now; evaluate when the first block is asked for."""
-        method = call.method(self.rule)
-        if isinstance(method, Route):
-            method.check_pair(self.pair.drafter, self.pair.expert)
+        method = self.method(call)
         seed = secrets.randbits(32) if call.seed is None else call.seed
-        with self._exclusively():
-            ids = self._ids(prompt)
+        ids = self.prompt_ids(prompt)
         if call.block_size == "auto" and method.in_blocks and method.asks_expert and self._loaded.profile is None:
             self.profile()
         with self._exclusively():
             chunks = answer(self._loaded, ids, call, method, seed)
         with self._whole_calls, self._exclusively():
+            self._require_unshared()
             self._turn += 1
             return self._in_turn(chunks, self._turn, call, Chunk((), None, Stats(prompt_tokens=len(ids)), method, seed))
 
@@ -240,6 +288,10 @@ class Runtime:
                 yield
             finally:
                 self._holder = None
+
+    def _require_unshared(self) -> None:
+        if self._shared:
+            raise SessionError("this runtime's models answer for an engine; submit requests there, or close it first")
 
     def _refuse_endless_waits(self) -> None:
         """Of a rule for itself, of a fork for threads that only the other process has. Raises SessionError."""

@@ -1,0 +1,1 @@
+"""Several people's requests to loaded pairs: who is answered when, and over which protocol."""
