@@ -14,6 +14,10 @@
 Start with :func:`load`, or on the command line with ``speccascade compare``.
 """
 
+from . import programs
+
+programs.run_if_asked()  # does not return in a child process of a frozen application
+
 from .account import Fidelity
 from .conversation import Conversation
 from .deferral import Rule, TargetRule

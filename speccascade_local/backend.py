@@ -1,4 +1,7 @@
-"""llama.cpp as a whole: its build, what it complains of, and Ctrl-C while it works. Knows nothing of models."""
+"""llama.cpp as a whole: its build, the process that it runs in, what it complains of, and Ctrl-C while it works.
+
+Knows nothing of models.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from typing import Any
 
 import llama_cpp
 import psutil
+
+from .errors import SessionError
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +45,39 @@ def complaint() -> str:
     return "; ".join(dict.fromkeys(_recent_complaints)) or "no reason given"
 
 
-@lru_cache(maxsize=1)
 def system_info() -> str:
-    """llama.cpp's own line about the instruction sets of this build. Starts the backend when first called."""
+    """llama.cpp's own line about the instruction sets of this build. Starts the backend when first called. Raises SessionError."""
+    require_own_process()
+    return _started()[1]
+
+
+@lru_cache(maxsize=1)
+def _started() -> tuple[int, str]:
+    """The process that llama.cpp was started in, and what it says of itself."""
     llama_cpp.llama_log_set(_on_log, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     info: bytes = llama_cpp.llama_print_system_info()
-    return info.decode(errors="replace").strip()
+    return os.getpid(), info.decode(errors="replace").strip()
+
+
+def in_own_process() -> bool:
+    """False in a fork of the process that has started llama.cpp: its threads, its GPU and the locks they held are not there."""
+    return _started.cache_info().currsize == 0 or _started()[0] == os.getpid()
+
+
+def require_own_process() -> None:
+    """Raises SessionError where a use would hang, or crash the process."""
+    if not in_own_process():
+        raise SessionError(
+            f"this process ({os.getpid()}) was forked from one that uses llama.cpp ({_started()[0]}), whose threads are not here; load the "
+            "pair in a process that is started anew (multiprocessing.get_context('spawn')), or fork before anything is loaded"
+        )
+
+
+def free(release: Callable[[Any], None], handle: Any) -> None:
+    """Release what llama.cpp has made, unless it is another process's: then this copy goes with this process."""
+    if in_own_process():
+        release(handle)
 
 
 def llama_cpp_version() -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import llama_cpp
 
 from .adapters import apply_adapters
-from .backend import complaint, forget_complaints, made
+from .backend import complaint, forget_complaints, free, made, require_own_process
 from .batch import BATCH_TOKENS, Batch, Part, Timeline
 from .errors import ContextOverflowError, ModelLoadError, PromptError, SessionError, SettingError
 from .model import LlamaModel
@@ -242,11 +242,12 @@ class LlamaContext:
         return self._free_ctx.alive and not self.model.closed
 
     def require_open(self, timeline: Timeline | None = None) -> None:
-        """Raises SessionError where a use would crash the process."""
+        """Raises SessionError where a use would crash the process, or hang."""
+        require_own_process()
         if not self.is_open or (timeline and timeline.closed):
             raise SessionError(f"{self.model.path.name}: this session is closed; load the pair again")
 
 
 def _free_context(context: Any, _model: LlamaModel) -> None:
     """A finalizer that holds the model: even when both end up in a reference cycle, the weights are freed after the context."""
-    llama_cpp.llama_free(context)
+    free(llama_cpp.llama_free, context)

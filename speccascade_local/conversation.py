@@ -18,7 +18,7 @@ from .chat_file import ModelMark, SavedChat
 from .errors import CatalogError, PromptError, SessionError, SettingError
 from .reply import Chunk, Reply
 from .runtime import Runtime
-from .settings import Settings, takes_settings
+from .settings import Call, Settings, takes_settings
 from .templates import Message
 from .transcript import Transcript
 
@@ -50,28 +50,28 @@ class Conversation:
     # ------------------------------------------------------------------ the verbs
 
     @takes_settings
-    def ask(self, text: str, settings: Settings) -> Reply:
+    def ask(self, text: str, call: Call) -> Reply:
         """The whole answer to the next question. Keywords as those of :meth:`Runtime.chat`, and the same errors."""
-        return Reply.of(list(self._asked(text, settings)))
+        return Reply.of(list(self._asked(text, call)))
 
     @takes_settings
-    def stream(self, text: str, settings: Settings) -> Generator[Chunk]:
-        """Like :meth:`ask`, block by block. What an answer that is not read to its end has said stays in the conversation.
+    def stream(self, text: str, call: Call) -> Generator[Chunk]:
+        """Like :meth:`ask`, block by block. What an answer that is cancelled, or not read to its end, has said stays in the conversation.
 
         Bad input is refused by the call itself. A question without any answer, because the first block failed, is not kept.
         """
-        return self._asked(text, settings)
+        return self._asked(text, call)
 
     def retry(self, **chosen: Any) -> Generator[Chunk]:
         """Stream another answer to the last question, in place of the one that it had, which stays until the new one begins.
 
         Keywords as those of :meth:`stream`. Raises PromptError when nothing has been asked yet.
         """
-        settings = Settings(**chosen)
+        call = Call(**chosen)
         self._end_answer()
         if not self.messages:
             raise PromptError("there is no answer yet that could be tried again; ask something first")
-        return self._asked(self.messages[-2]["content"], settings, self.messages[:-2])
+        return self._asked(self.messages[-2]["content"], call, self.messages[:-2])
 
     def reset(self) -> None:
         """Forget all turns; the system prompt stays."""
@@ -127,14 +127,14 @@ class Conversation:
 
     # ------------------------------------------------------------------ how
 
-    def _asked(self, text: str, settings: Settings, before: list[dict[str, str]] | None = None) -> Generator[Chunk]:
+    def _asked(self, text: str, call: Call, before: list[dict[str, str]] | None = None) -> Generator[Chunk]:
         self._end_answer()
         before = self.messages if before is None else before
         if not isinstance(text, str) or not text.strip():
             raise PromptError(f"the question is {text!r:.40}; it must be a text that is not empty")
         question = {"role": "user", "content": text}
-        prompt, forgotten = self._prompt(before, question, settings.max_tokens)
-        chunks = self.runtime.stream(prompt.ids, **vars(settings))
+        prompt, forgotten = self._prompt(before, question, call.max_tokens)
+        chunks = self.runtime.stream(prompt.ids, **vars(call))
         if forgotten > self.forgotten:
             turns = f"{forgotten} turn{'s' * (forgotten > 1)}"
             log.warning("the context of %d tokens is full: the oldest %s left the prompt", self.runtime.n_ctx, turns)
@@ -162,7 +162,7 @@ class Conversation:
                 read.append(chunk)
                 yield chunk
         finally:
-            if read:  # else there is nothing that could be answered to
+            if any(chunk.tokens for chunk in read):  # else there is nothing that could be answered to
                 reply = Reply.of(read)
                 self.messages = [*asked, {"role": "assistant", "content": reply.text}]
                 self.forgotten = forgotten
@@ -178,7 +178,7 @@ class Conversation:
 def _shown(reply: Reply) -> list[int]:
     """The ids of an answer, but for those at the end of a broken-off one that have shown nothing yet, such as half a character."""
     tokens = list(reply.tokens)
-    while reply.finish_reason is None and tokens and not tokens[-1].text:
+    while reply.finish_reason in (None, "cancelled") and tokens and not tokens[-1].text:
         tokens.pop()
     return [token.id for token in tokens]
 
@@ -189,7 +189,7 @@ def _path(given: str | os.PathLike[str]) -> Path:
 
 def _plain(settings: Settings) -> dict[str, Any]:
     """As JSON has them. Rules are written as they are named."""
-    given = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    given = {field.name: getattr(settings, field.name) for field in fields(Settings)}
     named = {name: str(given[name]) for name in ("rule", "thinking_rule") if given[name] is not None}
     return given | named | {"stop": list(settings.stop), "logit_bias": {str(key): value for key, value in settings.logit_bias.items()}}
 

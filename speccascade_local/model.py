@@ -17,7 +17,7 @@ from typing import Any
 import llama_cpp
 
 from .adapters import read_adapter
-from .backend import complaint, forget_complaints, made, physical_cores
+from .backend import complaint, forget_complaints, free, made, physical_cores, require_own_process
 from .errors import ModelLoadError, SessionError
 from .header import check_gguf
 from .parameters import model_parameters
@@ -67,14 +67,14 @@ class LlamaModel:
 
         params.progress_callback = progress
         forget_complaints()
-        load, free = llama_cpp.llama_model_load_from_file, llama_cpp.llama_model_free
-        self._model = made(lambda: load(os.fsencode(self.path), params), free, interruption)
+        load, release = llama_cpp.llama_model_load_from_file, llama_cpp.llama_model_free
+        self._model = made(lambda: load(os.fsencode(self.path), params), release, interruption)
         if not self._model:
             raise ModelLoadError(
                 f"{self.path}: llama.cpp cannot load this file: {complaint()}. "
                 "The file may be damaged or not fully downloaded; compare its size with the original's, or fetch it again"
             )
-        self._free = weakref.finalize(self, llama_cpp.llama_model_free, self._model)
+        self._free = weakref.finalize(self, free, release, self._model)
         if reason := refusal(self._model):
             self.close()
             raise ModelLoadError(f"{self.path}: {reason}; choose a decoder-only model that writes from left to right")
@@ -105,7 +105,8 @@ class LlamaModel:
 
     @property
     def handle(self) -> Any:
-        """The ``llama_model`` pointer. Raises SessionError once the model is closed, where a use would crash the process."""
+        """The ``llama_model`` pointer. Raises SessionError where a use would crash the process: once it is closed, or in a fork."""
+        require_own_process()
         if self.closed:
             raise SessionError(f"{self.path.name}: this model is closed; load the pair again")
         return self._model

@@ -9,12 +9,14 @@ import shlex
 import sys
 from importlib import metadata
 
+from .programs import is_frozen
+
 PACKAGE = "llama-cpp-python"
 
 
 def pip(*arguments: str, windows: bool = sys.platform == "win32") -> str:
-    """A call of this Python's own pip, whichever environment is active."""
-    words = [sys.executable, "-m", "pip", *arguments]
+    """A call of this Python's own pip, whichever environment is active; of any, from an application that has none."""
+    words = ["python" if is_frozen() else sys.executable, "-m", "pip", *arguments]
     if windows:  # PowerShell
         return "& " + " ".join(f'"{word}"' if set(word) & set(" <>,[];") else word for word in words)
     return shlex.join(words)

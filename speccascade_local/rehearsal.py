@@ -10,7 +10,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from .batch import MOST_COPIES
 from .errors import ModelLoadError, SettingError
 from .header import check_gguf
 from .placement import Placement
+from .programs import command
 
 #: Seconds for each file, on a machine that is busy otherwise; a file of usual size takes less than one.
 SECONDS_PER_FILE = 60.0
@@ -33,7 +33,7 @@ _MOST_REPORTED = 64 << 20
 _LAST_WORDS = 2000
 _PLACE = re.compile(r"\S+/(?=[\w.-]+:\d+: )")  # the folder where llama.cpp was built
 #: What is started for a rehearsal.
-CHILD = (sys.executable, "-m", "speccascade_local.rehearsing")
+CHILD = command("rehearsing")
 
 
 @dataclass(frozen=True)

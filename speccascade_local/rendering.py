@@ -24,6 +24,7 @@ from typing import Any, cast
 import psutil
 
 from .errors import PromptError
+from .programs import command, is_frozen
 
 #: What a template may take. Published ones take milliseconds and a few megabytes.
 SECONDS, MEMORY_BYTES, CHARACTERS = 10.0, 512_000_000, 10_000_000
@@ -96,13 +97,12 @@ class Renderer:
         if self._child is not None and self._child.poll() is None:
             return self._child
         self._end()
-        path = json.dumps([os.path.abspath(entry) for entry in sys.path])
         own_group: dict[str, Any] = {"start_new_session": True}  # Ctrl-C in the terminal is not meant for it
         if sys.platform == "win32":
             own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
         try:
             self._child = subprocess.Popen(
-                [sys.executable, "-I", "-c", _START, path, str(_PROGRAM), str(SECONDS), str(CHARACTERS)],
+                [*_start(), str(SECONDS), str(CHARACTERS)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -121,6 +121,12 @@ class Renderer:
             self._child.kill()
             with self._child:  # closes its pipes and waits
                 self._child = None
+
+
+def _start() -> list[str]:
+    if is_frozen():
+        return command("sandbox")
+    return [sys.executable, "-I", "-c", _START, json.dumps([os.path.abspath(entry) for entry in sys.path]), str(_PROGRAM)]
 
 
 @contextmanager

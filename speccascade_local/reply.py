@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
+from . import cascade
 from .account import Fidelity
-from .cascade import FinishReason
 from .deferral import Method
 from .stats import Stats
 from .verify import Origin
+
+#: Why a text ended.
+FinishReason = cascade.FinishReason | Literal["cancelled"]
 
 
 class Candidate(NamedTuple):
@@ -66,8 +69,9 @@ class Chunk:
     """What one block added to the text.
 
     tokens: what was emitted, with who wrote it. finish_reason: set on the last chunk: ``"stop"`` (the model ended its text, or a stop
-    string came) or ``"length"`` (max_tokens, or a full context). stats: a copy as of this block. rule: how the tokens were settled. seed:
-    that of the random numbers. confidence: of a sequential cascade, the drafter's score of its answer.
+    string came), ``"length"`` (max_tokens, or a full context) or ``"cancelled"`` (the caller's ``cancel`` was set; such a chunk has no
+    tokens). stats: a copy as of this block. rule: how the tokens were settled. seed: that of the random numbers. confidence: of a
+    sequential cascade, the drafter's score of its answer.
     """
 
     tokens: tuple[Token, ...]
@@ -97,6 +101,10 @@ class Chunk:
         """How true these tokens are to the expert; None where no account was kept (``fidelity=False``)."""
         recorded = any(token.expert_logprob is not None or token.drafter_logprob is not None for token in self.tokens)
         return Fidelity.of(self.tokens) if recorded else None
+
+    def cancelled(self) -> Chunk:
+        """The last chunk of a text that is not continued after this one."""
+        return replace(self, tokens=(), finish_reason="cancelled")
 
     def as_dict(self) -> dict[str, Any]:
         """The repeatable part, for JSON: no clocks. Lists have one element per token."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from .devices import device
 from .endpoints import Endpoint, parsed
 from .errors import SessionError, SettingError
+from .programs import command
 from .rpc import check_support, serve
 
 #: Until it must listen, in seconds.
@@ -50,9 +51,9 @@ class Server:
         _check_free(endpoint)
         self.endpoint = endpoint
         self._last_lines: deque[str] = deque(maxlen=5)
-        command = [sys.executable, "-m", __name__, str(endpoint), str(threads), str(cache.resolve() if cache else ""), *names]
+        words = [*command("rpc_server"), str(endpoint), str(threads), str(cache.resolve() if cache else ""), *names]
         here = Path(__file__).parent.parent  # where -m finds this package, installed or not
-        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=here)
+        self._child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=here)
         self._reader = threading.Thread(target=self._read, args=(on_line,), daemon=True)
         self._reader.start()
         try:

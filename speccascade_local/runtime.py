@@ -13,9 +13,10 @@ from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import cached_property
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from .answering import LoadedPair, answer
+from .backend import in_own_process, require_own_process
 from .catalog import Pair
 from .deferral import Method
 from .errors import PromptError, SessionError
@@ -29,8 +30,9 @@ from .reply import Chunk, Reply
 from .routing import Route
 from .saved import Saved, restore, saved
 from .session import LlamaSession
-from .settings import Settings, takes_settings
+from .settings import Call, Settings, takes_settings
 from .sharing import Sharing
+from .stats import Stats
 from .templates import ChatTemplate, Message
 from .transcript import Transcript
 from .vocabulary import Vocabulary
@@ -44,7 +46,7 @@ class Runtime:
 
     A runtime answers one call at a time: calls from several threads wait for one another, and a stream that was not read to its
     end is ended by the next call. Ctrl-C or a stream that is dropped half-way leaves the runtime usable, and what both caches hold
-    is reused by the next call that begins with the same tokens.
+    is reused by the next call that begins with the same tokens. It belongs to its process: in a fork every call raises SessionError.
     """
 
     def __init__(
@@ -77,23 +79,24 @@ class Runtime:
     # ------------------------------------------------------------------ the verbs
 
     @takes_settings
-    def generate(self, prompt: Prompt, settings: Settings) -> Reply:
+    def generate(self, prompt: Prompt, call: Call) -> Reply:
         """Continue a raw prompt (text, in which control tokens are read, or a list of ids) and return the whole reply.
 
-        What each keyword means: :class:`speccascade_local.settings.Settings`. Raises PromptError, ContextOverflowError and
-        SettingError before anything is evaluated, and SettingError where a rule of the user's own or a grammar fails on the way.
+        What each keyword means: :class:`speccascade_local.settings.Settings`, and ``Call`` beside it for cancel and on_chunk. Raises
+        PromptError, ContextOverflowError and SettingError before anything is evaluated, and SettingError where a rule of the user's own
+        or a grammar fails on the way.
         """
-        return self._reply(prompt, settings)
+        return self._reply(prompt, call)
 
     @takes_settings
-    def stream(self, prompt: Prompt, settings: Settings) -> Iterator[Chunk]:
+    def stream(self, prompt: Prompt, call: Call) -> Iterator[Chunk]:
         """Like :meth:`generate`, block by block. Bad input is refused by the call itself, not by the first chunk."""
-        return self._start(prompt, settings)
+        return self._start(prompt, call)
 
     @takes_settings
-    def chat(self, messages: Sequence[Message], settings: Settings) -> Reply:
+    def chat(self, messages: Sequence[Message], call: Call) -> Reply:
         """Answer a conversation, ``[{"role": "user", "content": "Hi"}, ...]``, through the expert's chat template."""
-        return self._reply(self.chat_ids(messages), settings)
+        return self._reply(self.chat_ids(messages), call)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The ids of a raw prompt, as :meth:`generate` takes it. Raises PromptError and ContextOverflowError."""
@@ -160,7 +163,7 @@ class Runtime:
         From now on this runtime uses the thread counts and the padding that were found to be fastest. Both caches are empty
         afterwards. refresh: measure again. on_step: called with 0..1 on the way.
         """
-        self._refuse_rules()
+        self._refuse_endless_waits()
         with self._whole_calls, self._exclusively():
             self._require_unshared()
             self._turn += 1
@@ -228,9 +231,14 @@ class Runtime:
 
     def close(self) -> None:
         """Free both models. Harmless when repeated; every other method raises SessionError afterwards."""
+        if not in_own_process():
+            return  # a fork frees nothing, and has no say about the other process's turns
         with self._exclusively():
             self._turn += 1
             self._resources.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise SessionError("a runtime cannot be copied or sent to another process; load the pair there, by the same arguments")
 
     def __enter__(self) -> Runtime:
         return self
@@ -254,24 +262,24 @@ class Runtime:
         trained = min(session.model.n_ctx_train for session in self._sessions.values())
         return prompt_ids(prompt, self._tokenizer, n_vocab=self.n_vocab, n_ctx=self.n_ctx, n_ctx_trained=trained)
 
-    def _reply(self, prompt: Prompt, settings: Settings) -> Reply:
-        self._refuse_rules()  # before it waits for another thread, which waits for the block that is asking
+    def _reply(self, prompt: Prompt, call: Call) -> Reply:
+        self._refuse_endless_waits()  # before it waits for another thread, which waits for the block that is asking
         with self._whole_calls:
-            return Reply.of(list(self._start(prompt, settings)))
+            return Reply.of(list(self._start(prompt, call)))
 
-    def _start(self, prompt: Prompt, settings: Settings) -> Iterator[Chunk]:
+    def _start(self, prompt: Prompt, call: Call) -> Iterator[Chunk]:
         """Refuse bad input and end earlier streams now; evaluate when the first block is asked for."""
-        method = self.method(settings)
-        seed = secrets.randbits(32) if settings.seed is None else settings.seed
+        method = self.method(call)
+        seed = secrets.randbits(32) if call.seed is None else call.seed
         ids = self.prompt_ids(prompt)
-        if settings.block_size == "auto" and method.in_blocks and method.asks_expert and self._loaded.profile is None:
+        if call.block_size == "auto" and method.in_blocks and method.asks_expert and self._loaded.profile is None:
             self.profile()
         with self._exclusively():
-            chunks = answer(self._loaded, ids, settings, method, seed)
+            chunks = answer(self._loaded, ids, call, method, seed)
         with self._whole_calls, self._exclusively():
             self._require_unshared()
             self._turn += 1
-            return self._in_turn(chunks, self._turn)
+            return self._in_turn(chunks, self._turn, call, Chunk((), None, Stats(prompt_tokens=len(ids)), method, seed))
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
@@ -279,7 +287,7 @@ class Runtime:
 
         A rule of the user's own that calls the runtime which is asking it would wait for itself.
         """
-        self._refuse_rules()
+        self._refuse_endless_waits()
         with self._block:
             self._holder = threading.get_ident()
             try:
@@ -291,21 +299,26 @@ class Runtime:
         if self._shared:
             raise SessionError("this runtime's models answer for an engine; submit requests there, or close it first")
 
-    def _refuse_rules(self) -> None:
+    def _refuse_endless_waits(self) -> None:
+        """Of a rule for itself, of a fork for threads that only the other process has. Raises SessionError."""
+        require_own_process()
         if self._holder == threading.get_ident():
             raise SessionError("a rule may not call the runtime that is asking it; load a second one for that")
 
-    def _in_turn(self, chunks: Iterator[Chunk | None], turn: int) -> Iterator[Chunk]:
-        """Each block is decoded under the lock, and only while no later call has come."""
-        finished = False
-        while not finished:
+    def _in_turn(self, chunks: Iterator[Chunk | None], turn: int, call: Call, last: Chunk) -> Iterator[Chunk]:
+        """Each block is decoded under the lock, and only while no later call has come. last: what stands before the first chunk."""
+        while last.finish_reason is None:
             with self._exclusively():
                 if turn != self._turn:
                     raise SessionError(
                         "this stream was ended by a later call on its runtime (or by closing it); "
                         "read a stream to its end first, or load a second runtime"
                     )
+                if call.cancelled:
+                    chunks = iter([last.cancelled()])  # the loop ends here and now, while nobody else evaluates
                 chunk = next(chunks)
             if chunk is not None:
-                finished = chunk.finish_reason is not None
+                last = chunk
+                if call.on_chunk:
+                    call.on_chunk(chunk)
                 yield chunk

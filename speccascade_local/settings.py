@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 from . import methods
 from .account import Wanted
@@ -21,6 +21,7 @@ from .gbnf import from_gbnf
 from .grammar import from_json_schema
 from .pacing import LONGEST_BLOCK
 from .parameters import MAX_ROWS
+from .reply import Chunk
 from .sampling import Sampler
 from .shaping import Penalties
 from .verify import VERIFICATIONS, Verification
@@ -31,7 +32,7 @@ BlockSize = int | Literal["auto"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How one reply is made: the keywords of generate, stream and chat, written here and nowhere else.
+    """How one reply is made: keywords of generate, stream and chat, written here and nowhere else.
 
     rule None: the pair's own. temperature 0: greedy. top_k: so many of the most probable tokens, 0 for all. top_p: the most probable ones
     up to this mass. min_p: those with at least this share of the most probable one's probability. block_size: drafted tokens per block, 0
@@ -145,6 +146,38 @@ class Settings:
 DEFAULTS = Settings()
 
 
+class Cancel(Protocol):
+    """What can be set by another thread: a threading.Event, or anything with its ``is_set``."""
+
+    def is_set(self) -> bool: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call(Settings):
+    """One call: the settings of its reply, and how its caller watches over it.
+
+    cancel: an event; once another thread has set it, no further block is begun, and the reply ends as it is, with the finish_reason
+    ``"cancelled"``. It stays set, so each call needs one of its own, or one that was cleared. on_chunk: called with every chunk as soon as
+    it is there, by the thread that makes the reply; an exception in it ends the reply, and is the caller's. Raises SettingError for
+    what has no ``is_set``, or cannot be called.
+    """
+
+    cancel: Cancel | None = None
+    on_chunk: Callable[[Chunk], object] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cancel is not None and not callable(getattr(self.cancel, "is_set", None)):
+            raise SettingError(f"cancel is {self.cancel!r:.40}; it must be an event, such as threading.Event(), or None")
+        if self.on_chunk is not None and not callable(self.on_chunk):
+            raise SettingError(f"on_chunk is {self.on_chunk!r:.40}; it must be a function that takes a chunk, or None")
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody wants the rest of the reply."""
+        return self.cancel is not None and self.cancel.is_set()
+
+
 _Keywords = ParamSpec("_Keywords")
 _Holder = TypeVar("_Holder")
 _Question = TypeVar("_Question")
@@ -152,9 +185,9 @@ _Answer = TypeVar("_Answer")
 
 
 def _taking(
-    make: Callable[_Keywords, Settings],
-) -> Callable[[Callable[[_Holder, _Question, Settings], _Answer]], Callable[Concatenate[_Holder, _Question, _Keywords], _Answer]]:
-    def decorate(verb: Callable[[_Holder, _Question, Settings], _Answer]) -> Callable[Concatenate[_Holder, _Question, _Keywords], _Answer]:
+    make: Callable[_Keywords, Call],
+) -> Callable[[Callable[[_Holder, _Question, Call], _Answer]], Callable[Concatenate[_Holder, _Question, _Keywords], _Answer]]:
+    def decorate(verb: Callable[[_Holder, _Question, Call], _Answer]) -> Callable[Concatenate[_Holder, _Question, _Keywords], _Answer]:
         @wraps(verb)
         def call(self: _Holder, question: _Question, /, *args: _Keywords.args, **chosen: _Keywords.kwargs) -> _Answer:
             return verb(self, question, make(*args, **chosen))
@@ -169,5 +202,5 @@ def _taking(
     return decorate
 
 
-#: A verb that is given Settings takes their fields as keywords.
-takes_settings = _taking(Settings)
+#: A verb that is given a Call takes its fields as keywords.
+takes_settings = _taking(Call)

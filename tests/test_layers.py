@@ -14,7 +14,7 @@ PACKAGE = Path(speccascade_local.__file__).parent
 
 #: From the bottom up. A module may import from lower rows and, without a circle, from its own.
 LAYERS = [
-    {"errors", "sandbox"},
+    {"errors", "programs", "sandbox"},
     {"checks", "lark", "sequences", "layout", "header", "rendering", "hub_cache", "ggml", "rebuilding", "doctor.redaction"},
     {"machine", "doctor.bandwidth", "endpoints"},
     {"placement"},
@@ -34,8 +34,8 @@ LAYERS = [
     {"calibration", "loop_cost", "stopwatch"},
     {"profiling"},
     {"pictures", "profile_cache", "methods"},
-    {"settings", "catalog_file", "catalog", "hub_errors", "fetching", "remote_header"},
-    {"reply", "pending", "answering", "sharing", "runtime", "loading"},
+    {"reply", "settings", "catalog_file", "catalog", "hub_errors", "fetching", "remote_header"},
+    {"pending", "answering", "sharing", "runtime", "loading"},
     {"compare", "aio", "chat_file", "doctor.trial", "doctor.installation"},
     {"conversation", "doctor.inspection"},
     {"doctor.diagnosis", "doctor"},

@@ -41,3 +41,11 @@ def test_the_verbs_share_one_set_of_settings_with_one_set_of_defaults():
 def test_a_conversation_offers_what_its_page_says():
     offered = {name for name, _ in inspect.getmembers(sc.Conversation, inspect.isfunction) if not name.startswith("_")}
     assert offered == {"ask", "stream", "retry", "reset", "save", "load", "saved", "restore"}
+
+
+def test_what_a_call_takes_beside_the_settings_of_its_reply():
+    """How its caller watches over it: part of no file, and of no setting that a pair or a conversation keeps."""
+    whole = list(inspect.signature(sc.Runtime.chat).parameters)[2:]
+    of_replies = list(inspect.signature(sc.settings.Settings).parameters)
+    assert whole == [*of_replies, "cancel", "on_chunk"]
+    assert whole == list(inspect.signature(sc.settings.Call).parameters)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from .. import catalog
 from ..errors import SpeccascadeError
 from ..loading import load
+from ..programs import command
 
 QUESTION, EXPECTED = "Who is Ada Lovelace?", "Lovelace"
 #: Where -m finds this package, installed or not.
@@ -41,11 +41,11 @@ class Trial:
     crash: str = ""
 
 
-def tried(command: Sequence[str] = (sys.executable, "-m", __name__), *, patience: float = PATIENCE) -> Trial:
+def tried(words: Sequence[str] = tuple(command("doctor.trial")), *, patience: float = PATIENCE) -> Trial:
     """Try it now."""
     start = time.perf_counter()
     try:
-        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=patience, cwd=_PACKAGES)
+        done = subprocess.run(words, capture_output=True, stdin=subprocess.DEVNULL, timeout=patience, cwd=_PACKAGES)
     except subprocess.TimeoutExpired:
         return Trial(False, time.perf_counter() - start, reason=f"no answer within {patience:g} s")
     seconds = time.perf_counter() - start
