@@ -95,6 +95,7 @@ class Window(ttk.Frame):
             elif not self.conversation:
                 self.conversation = sc.Conversation(self.work.result())
                 self.status.configure(text=f"{self.conversation.runtime.pair.name} is loaded")
+                self.entry.focus_set()
             self.send.configure(text="Send", state="normal" if self.conversation else "disabled")
         self.root.after(33, self.listen)
 

@@ -120,6 +120,15 @@ class PendingReply:
             self._on_chunk(chunk)
         self._tell()
 
+    def follow(self, chunks: Iterator[Chunk | None]) -> None:
+        """Put in chunk after chunk, None being a block that shows nothing, until the last one, or until nobody wants more."""
+        while not self.should_stop:
+            chunk = next(chunks)
+            if chunk is not None:
+                self.put(chunk)
+                if chunk.finish_reason is not None:
+                    return
+
     def end(self, error: BaseException | None = None) -> None:
         """Nothing more will come. The first error counts."""
         self.error = self.error or error

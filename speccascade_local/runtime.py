@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import cached_property
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from .answering import LoadedPair, answer
 from .backend import in_own_process, require_own_process
@@ -36,6 +36,9 @@ from .stats import Stats
 from .templates import ChatTemplate, Message
 from .transcript import Transcript
 from .vocabulary import Vocabulary
+
+#: A text, its ids, or the messages of a chat.
+Question = Prompt | Sequence[Message]
 
 
 class Runtime:
@@ -107,17 +110,31 @@ class Runtime:
             method.check_pair(self.pair.drafter, self.pair.expert)
         return method
 
-    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt that the expert's chat template makes of a conversation.
+    def chat_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """The prompt that the expert's chat template makes of a conversation, and of functions that may be called.
 
         A control token that a message merely spells out stays plain text. Raises PromptError when the expert has no template.
         """
-        return self.chat_prompt(messages).ids
+        with self._exclusively():
+            return Transcript().prompt(self._template.render(messages, tools), self._tokenizer).ids
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the chat template has a place for functions that may be called. Raises PromptError where there is no template."""
+        return self._template.takes_tools
 
     def chat_prompt(self, messages: Sequence[Message], said: Transcript = Transcript()) -> Transcript:  # noqa: B008  # a frozen value
         """Like :meth:`chat_ids`, for a conversation that goes on: what was ``said`` keeps its ids where the prompt begins with it."""
         with self._exclusively():
             return said.prompt(self._template.render(messages), self._tokenizer)
+
+    def transcript_of(self, question: Question, said: Transcript = Transcript()) -> Transcript:  # noqa: B008  # a frozen value
+        """The ids of a prompt, or of a list of messages as :meth:`chat_prompt` makes them. Raises PromptError, ContextOverflowError."""
+        if not isinstance(question, str) and question and isinstance(question[0], Mapping):
+            prompt = self.chat_prompt(cast(Sequence[Message], question), said)
+            self.prompt_ids(prompt.ids)  # refuses too many
+            return prompt
+        return Transcript().answered(self.prompt_ids(cast(Prompt, question)))
 
     def saved_caches(self) -> dict[str, Saved]:
         """What the models' caches hold, by role. Raises SessionError."""

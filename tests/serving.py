@@ -6,8 +6,8 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,10 +48,12 @@ class Served:
 
 
 @contextmanager
-def serving(*, slots: int = 2, queue: int = 64, **options: Any) -> Iterator[Served]:
-    """The bundled pair, for the time of the block. options: as make_app takes them."""
+def serving(pairs: Mapping[str, sc.Runtime] | None = None, *, slots: int = 2, queue: int = 64, **options: Any) -> Iterator[Served]:
+    """These pairs, or the bundled one, for the time of the block. options: as make_app takes them."""
     listening = bound("127.0.0.1", 0)
-    with sc.load(n_threads=1, timelines=slots) as runtime, Engine({"demo": runtime}, slots=slots, queue=queue) as engine:
+    with ExitStack() as opened:
+        pairs = pairs or {"demo": opened.enter_context(sc.load(n_threads=1, timelines=slots))}
+        engine = opened.enter_context(Engine(pairs, slots=slots, queue=queue))
         server = Server(make_app(engine, **options), engine)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

@@ -171,9 +171,9 @@ def test_errors_are_the_clients_own(client):
     with pytest.raises(openai.BadRequestError) as long:
         ask(client, messages=[{"role": "user", "content": "word " * 3000}])
     assert long.value.code == "context_length_exceeded"
-    with pytest.raises(openai.InternalServerError) as embedding:
+    with pytest.raises(openai.BadRequestError) as embedding:
         client.embeddings.create(model="demo", input="text", encoding_format="float")
-    assert embedding.value.status_code == 501
+    assert embedding.value.code == "not_supported"
 
 
 def test_an_error_on_the_way_ends_a_stream(monkeypatch):

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from serving import serving
 
-import speccascade_local as sc
 from speccascade_local.cli.app import VERBS
 from speccascade_local.endpoints import DEFAULT_PORT
 
@@ -55,7 +54,7 @@ def test_the_first_lines_of_python_run_as_they_stand():
 def test_the_openai_client_talks_to_the_server_as_its_page_says():
     address = "http://127.0.0.1:8080"
     assert address in python_in("http.md")
-    with sc.load(n_threads=1) as runtime, serving({"demo": runtime}) as served:
+    with serving() as served:
         program = python_in("http.md").replace(address, served.url)
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")

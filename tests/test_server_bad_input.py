@@ -188,7 +188,7 @@ def test_routes_and_methods_that_there_are_not(served):
     refused(served.get("/nothing"), 404)
     refused(served.get("/v1/chat/completions"), 405)
     refused(served.post("/health", {}), 405)
-    refused(served.post("/v1/embeddings", {"model": "demo", "input": "Hi"}), 501)
+    refused(served.post("/v1/embeddings", {"model": "demo", "input": "Hi"}))
 
 
 def test_the_description_names_every_route(served):

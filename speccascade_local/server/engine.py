@@ -10,7 +10,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from types import TracebackType
@@ -21,10 +21,8 @@ from ..checks import whole_number
 from ..context import MAX_TIMELINES
 from ..errors import CatalogError, EngineError, SettingError
 from ..pending import PendingReply
-from ..prompts import Prompt
-from ..runtime import Runtime
+from ..runtime import Question, Runtime
 from ..settings import Settings
-from ..templates import Message
 from ..transcript import Transcript
 from .slots import Slot, Slots
 from .waiting import FairQueue
@@ -33,8 +31,6 @@ from .waiting import FairQueue
 _TO_FINISH = 0.6
 #: So many conversations' ids are kept, the latest; an id takes some bytes.
 _REMEMBERED = 256
-
-Question = Prompt | Sequence[Message]
 
 
 class Job(PendingReply):
@@ -146,18 +142,11 @@ class _Lane:
 
     def submit(self, question: Question, settings: Settings, conversation: str | None, timeout_s: float | None) -> Job:
         self.runtime.method(settings)
-        prompt = self._prompt(question, self._said.get(conversation or "", Transcript()))
+        prompt = self.runtime.transcript_of(question, self._said.get(conversation or "", Transcript()))
         seed = secrets.randbits(32) if settings.seed is None else settings.seed  # named, so that no answer depends on another
         job = Job(prompt, replace(settings, seed=seed), conversation, timeout_s, self.queue.withdraw)
         self.queue.put(job)
         return job
-
-    def _prompt(self, question: Question, said: Transcript) -> Transcript:
-        if not isinstance(question, str) and question and isinstance(question[0], Mapping):
-            prompt = self.runtime.chat_prompt(cast(Sequence[Message], question), said)
-            self.runtime.prompt_ids(prompt.ids)  # refuses too many
-            return prompt
-        return Transcript().answered(self.runtime.prompt_ids(cast(Prompt, question)))
 
     def _work(self) -> None:
         while (job := self.queue.take()) is not None:
@@ -180,12 +169,7 @@ class _Lane:
         method, seed = self.runtime.method(job.settings), cast(int, job.settings.seed)
         chunks = answer(slot.pair, job.prompt.ids, job.settings, method, seed)
         with self._gathering.seated(slot.seat):
-            while not job.should_stop:
-                chunk = next(chunks)
-                if chunk is not None:
-                    job.put(chunk)
-                    if chunk.finish_reason is not None:
-                        break
+            job.follow(chunks)
         if job.conversation is not None and not job.cancelled:
             self._remember(job.conversation, job.prompt.answered(job.reply_so_far.token_ids))
 
