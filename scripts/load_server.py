@@ -126,12 +126,9 @@ def told(seen: Seen, seconds: float) -> bool:
     slope = np.polyfit(*zip(*half), 1)[0] * 60 / 1e6 if len(half) > 2 else float("nan")
     first = np.quantile(seen.first_s, [0.5, 0.95]) if seen.first_s else [float("nan")] * 2
     print("  ".join(f"{name}: {count}" for name, count in sorted(seen.outcomes.items())))
-    print(
-        f"time to first text: p50 {1e3 * first[0]:.0f} ms, p95 {1e3 * first[1]:.0f} ms; {seen.tokens / seconds:.0f} tokens/s of whole answers"
-    )
-    print(
-        f"memory: {seen.memory[0][1] / 1e6:.0f} MB at first, {seen.memory[-1][1] / 1e6:.0f} MB at last, {slope:+.2f} MB a minute in the second half"
-    )
+    rate, (begun, ended) = seen.tokens / seconds, (seen.memory[place][1] / 1e6 for place in (0, -1))
+    print(f"time to first text: p50 {1e3 * first[0]:.0f} ms, p95 {1e3 * first[1]:.0f} ms; {rate:.0f} tokens/s of whole answers")
+    print(f"memory: {begun:.0f} MB at first, {ended:.0f} MB at last, {slope:+.2f} MB a minute in the second half")
     bad = {"wrong", "still running", "error in a stream"} | {name for name in seen.outcomes if name.startswith(("failed", "status 5"))}
     return not any(seen.outcomes[name] for name in bad)
 
