@@ -197,7 +197,7 @@ def started(*options):
     )
     line = process.stdout.readline()
     address = re.search(r"http://[\d.]+:\d+", line)
-    assert address, line + process.stderr.read()
+    assert address, f"{line}{process.stderr.read()} {process.wait()}"
     return process, address[0]
 
 

@@ -14,6 +14,7 @@ from .. import methods
 from ..checks import finite_number, whole_number
 from ..context import MAX_TIMELINES
 from ..deferral import Method
+from ..endpoints import is_loopback
 from ..errors import SettingError
 from . import options
 from .invocation import loaded, set_log_level
@@ -27,7 +28,7 @@ _RULE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,60}")
 
 def serve(
     chosen: options.ModelOptions,
-    pairs: Annotated[list[str] | None, typer.Argument(metavar="[PAIR]...", show_default="the bundled one", help="Pairs to serve.")] = None,
+    pairs: Annotated[list[str] | None, typer.Argument(metavar="PAIR", show_default="the bundled one", help="Pairs to serve.")] = None,
     host: Annotated[str, typer.Option(help="The address to listen at; any but this machine's own needs an API key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen at; 0 takes any that is free.")] = PORT,
     api_key_file: Annotated[
@@ -62,6 +63,8 @@ def serve(
     finite_number("--timeout", timeout, 0.001, 10**6, "a number of seconds above 0")
     rules = _rules(rule or [])
     names = _names(pairs, chosen)
+    if not is_loopback(host):
+        stderr.print("warning: nothing is encrypted, and other machines are let in; put a proxy with TLS in front", style="bold red")
     with contextlib.ExitStack() as open_things:
         listening = open_things.enter_context(parts.listening.bound(host, port))
         runtimes = {}

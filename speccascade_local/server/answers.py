@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..reply import Chunk, Logprobs, Reply, Token
+from ..settings import BlockSize
 from ..stats import Stats
 from .protocol import CascadeOptions
 from .tool_calls import CallReader, calls_in
@@ -32,6 +33,7 @@ class Form:
     kind: Kind
     model: str
     options: CascadeOptions
+    block_size: BlockSize
     piece: Callable[[int], bytes]
     top: int | None = None
     tools: frozenset[str] = frozenset()
@@ -108,7 +110,7 @@ class Form:
         fidelity = reply.fidelity if self.options.fidelity else None
         return {
             "rule": str(reply.rule),
-            "block_size": self.options.block_size,
+            "block_size": self.block_size,
             "seed": reply.seed,
             "fidelity": {name: _finite(value) for name, value in fidelity.as_dict().items()} if fidelity else None,
             "stats": reply.stats.counts() | reply.stats.clocks(),

@@ -20,11 +20,11 @@ from starlette.responses import JSONResponse, Response
 
 from ..errors import ContextOverflowError
 from ..reply import Chunk, Reply
-from ..runtime import Runtime
+from ..runtime import Question, Runtime
 from ..settings import Settings
 from .answers import Form
 from .choosing import Offer, nth, settings_of
-from .engine import Engine, Job, Question
+from .engine import Engine, Job
 from .metrics import Metrics
 from .protocol import ChatMessage, ChatRequest, CompletionRequest, Sampled
 from .refusals import RefusedError
@@ -105,7 +105,7 @@ class Asking:
             name,
             question,
             settings,
-            Form(kind, wanted.model, wanted.cascade, lambda token: piece(token, special=True), top),
+            Form(kind, wanted.model, wanted.cascade, settings.block_size, lambda token: piece(token, special=True), top),
             wanted.n or 1,
             wanted.prompt_cache_key,
             bool(wanted.stream),
@@ -137,13 +137,14 @@ class Asking:
         begun, stats, form = time.monotonic(), [], asked.form
         for index in range(asked.choices):
             read: list[Chunk] = []
-            reader = CallReader(form.tools)
+            reader, offset = CallReader(form.tools), 0
             async with self._blocks(asked, index, begun) as blocks:
                 async for chunk in blocks:
                     if not read and form.kind == "chat":
                         yield form.first(index)
-                    event = form.part(index, chunk, sum(len(each.text) for each in read), reader)
+                    event = form.part(index, chunk, offset, reader)
                     read.append(chunk)
+                    offset += len(chunk.text)
                     yield event if chunk.finish_reason is None else form.ended(event, read)
             stats.append(read[-1].stats)
         if asked.tells_usage:
@@ -153,9 +154,10 @@ class Asking:
     async def _blocks(self, asked: Asked, index: int, begun: float) -> AsyncIterator[AsyncIterator[Chunk]]:
         """The blocks of one choice; whoever leaves early ends their making."""
         left = None if self._timeout_s is None else max(0.001, self._timeout_s - (time.monotonic() - begun))
+        submitted = time.monotonic()
         job = await self._submitted(asked, index, left)
         try:
-            async with aclosing(self._counted(asked.pair, job, begun)) as blocks:
+            async with aclosing(self._counted(asked.pair, job, submitted)) as blocks:
                 yield blocks
         finally:
             if not job.done:

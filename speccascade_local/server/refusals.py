@@ -71,7 +71,7 @@ def refusal_of(error: BaseException) -> RefusedError:
     if isinstance(error, (PromptError, SettingError)):
         return RefusedError(400, message)
     if isinstance(error, SpeccascadeError):
-        log.warning("a request failed: %s", error)
+        log.warning("a request failed: %s", " ".join(str(error).split()))
         return RefusedError(503, message, kind=SERVER_ERROR)
     log.error("a request failed, and the server goes on", exc_info=error)
     return RefusedError(500, "something went wrong inside the server; its log says what", kind=SERVER_ERROR)
