@@ -139,7 +139,7 @@ def test_pointing_at_a_token_shows_both_models_the_decision_and_the_distance(pag
     ask(page)
     page.hover(".tokens .token")
     card = page.locator("#inspector").inner_text()
-    for words in ("in place of the dropped draft “Buzz”", "TV 0.25", "60.7 %", "36.8 %", "90.5 %"):
+    for words in ("The draft “Buzz” did not pass the rule token_v3:0.8", "TV 0.25", "60.7 %", "36.8 %", "90.5 %"):
         assert words in card.replace("\xa0", " ")
     assert page.locator("#inspector .chosen").all_inner_texts() == ["Edwin\n60.7\xa0%"]
     page.keyboard.press("Escape")
@@ -231,6 +231,28 @@ def test_the_dial_has_the_range_of_its_rule_and_changes_the_request(page, server
     ask(page)
     assert [body["speccascade"]["rule"] for body in server.requests] == ["chow:0.55", "opt:7", "strict"]
     assert server.requests[0]["temperature"] == 0
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("own", "shown", "asked"),
+    [
+        ("budget:0.02,diff", "budget", "budget:0.3,diff"),
+        ("token_v3:0.3+strict_first:8", "token_v3", "token_v3:0.3+strict_first:8"),
+        ("my_rules:Digits(0.3)", "", None),
+        ("strict", "strict", "strict"),
+    ],
+)
+def test_a_rule_of_the_pair_is_kept_as_it_is_written(page, server, own, shown, asked):
+    server.pairs = [{"name": "demo", "rule": own, "drafter": "a", "expert": "b"}]
+    page.reload()
+    page.wait_for_selector("#health.there")
+    assert page.input_value("#rule") == shown
+    if shown == "budget":
+        turn_to(page, "dial", "0.3")
+    ask(page)
+    assert server.requests[0]["speccascade"].get("rule") == asked
+    assert page.locator(".answer h3").inner_text() == f"Cascade, {asked or own}"
 
 
 @needs_browser

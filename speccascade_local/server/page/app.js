@@ -20,7 +20,7 @@ const inspector = new Inspector(page.inspector, page.said);
 const dial = new Dial(
   {
     rule: page.rule, trade: page.trade, setting: page["dial-setting"], name: page["dial-name"],
-    range: page.dial, number: page["dial-number"], hint: page["dial-range"],
+    range: page.dial, number: page["dial-number"], ends: page["dial-ends"], hint: page["dial-range"],
   },
   turned,
 );
@@ -133,14 +133,14 @@ function requestFor(turn, rule, timed) {
     stream: true,
     ...(timed ? {} : { logprobs: true, top_logprobs: TOP }),
     prompt_cache_key: conversation,
-    speccascade: { rule, ...drafts, origins: true, model_logprobs: !timed },
+    speccascade: { ...(rule ? { rule } : {}), ...drafts, origins: true, model_logprobs: !timed },
   };
 }
 
 /** The ways in which a question is asked: a name and a rule each. */
 function ways() {
-  const rule = dial.spec ?? pair()?.rule ?? "strict";
-  const chosen = [`Cascade, ${rule}`, rule];
+  const rule = dial.spec;
+  const chosen = [`Cascade, ${rule ?? pair()?.rule ?? "the pair’s rule"}`, rule];
   if (!page["side-by-side"].checked) return [chosen];
   const usual = [["Expert alone", "expert"], ["Speculative, strict", "strict"]];
   return rule === "strict" ? usual : [...usual, chosen];
@@ -175,9 +175,9 @@ async function run(turn) {
   page.said.textContent = "Answering.";
   const asked = ways();
   const timed = asked.length > 1;
-  const answers = asked.map(([name, rule]) => new Answer(name, { rule, timed }, inspector));
+  const answers = asked.map(([name, rule]) => new Answer(name, { rule: rule ?? pair()?.rule, timed }, inspector));
   turn.begin(answers);
-  turn.node.scrollIntoView({ block: "end" });
+  turn.node.scrollIntoView({ block: timed ? "start" : "end" });
   let baseline = null;
   for (const [index, [, rule]] of asked.entries()) {
     turn.request = requestFor(turn, rule, timed);
@@ -199,7 +199,7 @@ async function write(turn, shown, control, baseline) {
   let finish = null;
   try {
     for await (const block of answer(turn.request, { key: page.key.value, signal: control.signal })) {
-      const atEnd = innerHeight + scrollY > document.documentElement.scrollHeight - 80;
+      const atEnd = !shown.settings.timed && innerHeight + scrollY > document.documentElement.scrollHeight - 80;
       shown.add(block, baseline);
       if (atEnd) scrollTo(0, document.documentElement.scrollHeight);
       finish = block.finish ?? finish;
