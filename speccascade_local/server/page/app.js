@@ -151,7 +151,7 @@ function ways() {
 function ask(question) {
   const text = question.trim();
   if (!text || running) return;
-  const turn = new Turn(text, {
+  const turn = new Turn(text, turns.length + 1, {
     "Ask again": () => run(turn),
     "Copy text": (button) => copy(button, turn.last.text),
     "Copy as curl": (button) => copy(button, asCurl(location.origin, turn.request, Boolean(page.key.value))),

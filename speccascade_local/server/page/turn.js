@@ -81,9 +81,10 @@ export class Answer {
 }
 
 export class Turn {
-  /** actions: name -> what the button does. */
-  constructor(question, actions) {
+  /** number: counted from 1, to tell turns apart. actions: name -> what the button does. */
+  constructor(question, number, actions) {
     this.question = question;
+    this.number = number;
     this.answers = [];
     this.cards = element("div", { className: "answers" });
     const buttons = Object.entries(actions).map(([text, act]) => {
@@ -93,7 +94,7 @@ export class Turn {
     });
     this.details = element("details", { className: "as-table" }, element("summary", { text: "Tokens as a table" }));
     this.details.addEventListener("toggle", () => this.fillTable());
-    this.node = element("section", { className: "turn", "aria-label": "Question and answer" },
+    this.node = element("section", { className: "turn", "aria-label": `Question ${number}` },
       element("p", { className: "asked", text: question }), this.cards, element("div", { className: "actions" }, ...buttons), this.details);
   }
 
@@ -112,6 +113,7 @@ export class Turn {
   fillTable() {
     this.details.querySelector(".scroll")?.remove();
     if (!this.details.open || !this.last) return;
-    this.details.append(element("div", { className: "scroll", tabindex: "0", role: "region", "aria-label": "Tokens" }, table(this.last.tokens)));
+    const label = `Tokens of answer ${this.number}`;
+    this.details.append(element("div", { className: "scroll", tabindex: "0", role: "region", "aria-label": label }, table(this.last.tokens)));
   }
 }
