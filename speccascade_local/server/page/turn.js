@@ -48,6 +48,7 @@ export class Answer {
     this.node = element("article", { className: "answer writing", "aria-label": name, "aria-busy": "true" },
       element("h3", { text: name }), this.tokens, this.trouble, this.figures);
     inspector.watch(this.tokens);
+    this.showFigures();
   }
 
   /** A block has come. baseline: tokens per second of the expert alone, if it was asked. */
@@ -63,9 +64,16 @@ export class Answer {
 
   showFigures(baseline) {
     const { tokens, calls, rate } = this.pace;
-    const rows = [["tokens", String(tokens)], ["expert calls", String(calls)], ["tokens/s", rate === null ? "–" : rate.toFixed(rate < 20 ? 1 : 0)]];
-    if (baseline && rate) rows.push(["speed-up", `${(rate / baseline).toFixed(2)} ×`]);
-    if (this.gaps.length) rows.push(["mean TV", (this.gaps.reduce((sum, gap) => sum + gap, 0) / this.gaps.length).toFixed(3)]);
+    const rows = [
+      ["tokens", String(tokens)],
+      ["expert calls", String(calls)],
+      ["tokens/s", rate === null ? "–" : rate.toFixed(rate < 20 ? 1 : 0)],
+      ["mean TV", this.gaps.length ? (this.gaps.reduce((sum, gap) => sum + gap, 0) / this.gaps.length).toFixed(3) : "–"],
+    ];
+    if (this.settings.timed) {
+      const against = this.settings.rule === "expert" ? rate : baseline;
+      rows.splice(3, 0, ["speed-up", rate && against ? `${(rate / against).toFixed(2)} ×` : "–"]);
+    }
     this.figures.replaceChildren(
       ...rows.map(([name, value]) => element("div", {}, element("dt", { text: name }), element("dd", { text: value }))),
     );
