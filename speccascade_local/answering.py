@@ -6,7 +6,7 @@ take turns, and leaves both sessions fit for the next one after every chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import astuple, dataclass, field, replace
 
@@ -61,6 +61,12 @@ class LoadedPair:
 
     def __post_init__(self) -> None:
         self.learnt = deepcopy(self.start)
+
+    def beside(self, sessions: Mapping[str, LlamaSession]) -> LoadedPair:
+        """The same models with other timelines, by role. What is known about lengths is what is known now; each learns for itself."""
+        drafter = sessions.get("drafter") or NgramSession(self.expert.n_vocab, self.expert.n_ctx)
+        known = deepcopy(self.learnt)
+        return replace(self, drafter=drafter, expert=sessions["expert"], small=sessions.get("small"), start=known, index=NgramIndex())
 
     @property
     def sessions(self) -> list[Session]:

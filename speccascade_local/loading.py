@@ -17,7 +17,7 @@ from typing import Any
 from . import catalog, methods
 from .catalog import Pair
 from .checks import whole_number
-from .context import LlamaContext
+from .context import MAX_TIMELINES, LlamaContext
 from .deferral import Method
 from .devices import devices
 from .errors import ModelLoadError, SettingError
@@ -55,6 +55,7 @@ def load(
     rule: str | Method | None = None,
     profile: bool = True,
     learnt: Mapping[str, Any] | None = None,
+    timelines: int = 1,
     on_progress: Callable[[str, float], None] | None = None,
 ) -> Runtime:
     """Load a pair: by name from ``models.yaml`` (None: the bundled one), or by the paths of two GGUF files.
@@ -64,8 +65,9 @@ def load(
     n_threads: default what is fastest (1 for tiny models). placement: layers on the GPU, devices, type of the caches, adapters, for all
     models or by role. check_memory: refuse before loading what does not fit what is free. rule: in place of the pair's own. profile:
     measure now how fast the models are on this machine, or read it where that was done before; False puts it off until automatic lengths
-    need it. learnt: what :meth:`Runtime.learnt` of an earlier runtime gave. on_progress: called with ("small", "drafter", "expert" or
-    "profile", 0..1).
+    need it. learnt: what :meth:`Runtime.learnt` of an earlier runtime gave. timelines: how many texts the models have room for at once, of
+    ``n_ctx`` tokens each, for :meth:`Runtime.shared`; their caches take so many times the memory. on_progress: called with ("small",
+    "drafter", "expert" or "profile", 0..1).
 
     Raises CatalogError, ModelLoadError, PairError, SettingError or SessionError; whatever was loaded by then is freed.
     """
@@ -74,7 +76,8 @@ def load(
     known = experiences(learnt or {})
     if n_threads is not None:
         whole_number("n_threads (--threads)", n_threads, 1, 1024)
-    placements, size = _planned(chosen, n_ctx, placement, check_memory)
+    whole_number("timelines", timelines, 1, MAX_TIMELINES)
+    placements, size = _planned(chosen, n_ctx, placement, check_memory, timelines)
 
     def open_model(role: str, path: Path) -> LlamaModel:
         report = (lambda fraction: on_progress(role, fraction)) if on_progress else None
@@ -83,7 +86,8 @@ def load(
         return model
 
     def open_session(role: str, model: LlamaModel) -> LlamaSession:
-        context = LlamaContext(model, n_ctx=size, n_threads=n_threads, n_snapshots=snapshots(role, opened))
+        kept = snapshots(role, opened)
+        context = LlamaContext(model, n_ctx=size, n_threads=n_threads, n_timelines=timelines, n_snapshots=kept)
         resources.callback(context.close)
         return LlamaSession(context, n_vocab=n_vocab)
 
@@ -106,7 +110,7 @@ def load(
 
 
 def _planned(
-    pair: Pair, n_ctx: int | None, placement: Placement | Mapping[str, Placement] | None, check_memory: bool
+    pair: Pair, n_ctx: int | None, placement: Placement | Mapping[str, Placement] | None, check_memory: bool, timelines: int
 ) -> tuple[dict[str, Placement], int]:
     """How each model is loaded, and with how much context: tried without weights first, so that what cannot work ends here.
 
@@ -125,10 +129,10 @@ def _planned(
     if wanted.get("drafter", Placement()).cache_type in QUANTIZED:
         log.warning("a quantized cache of the drafter can halve how many of its tokens are kept; f16 costs little memory there")
     layers = {role: layers_of(path) for role, path in files.items()} if any(device.is_gpu for device in there) else {}
-    placements = settled(wanted, models, layers, size, there)
+    placements = settled(wanted, models, layers, size, there, timelines)
     if check_memory:
         counts = {role: gpu_layers(placement) for role, placement in placements.items()}
-        needs = {role: need_of(model, size, layers.get(role), counts[role]) for role, model in models.items()}
+        needs = {role: need_of(model, size, layers.get(role), counts[role], timelines) for role, model in models.items()}
         require_fit(needs, placements, size, free_memory(), there)
     return placements, size
 

@@ -45,15 +45,16 @@ class Need:
         return ", ".join(parts)
 
 
-def need_of(model: RehearsedModel, n_ctx: int, layers: Layers | None = None, gpu_layers: int = 0) -> Need:
-    """Of one model, from its rehearsal. layers: needed where ``gpu_layers`` are more than 0; -1 is all of them."""
-    grows = n_ctx / model.n_ctx
+def need_of(model: RehearsedModel, n_ctx: int, layers: Layers | None = None, gpu_layers: int = 0, timelines: int = 1) -> Need:
+    """Of one model, from its rehearsal. layers: needed where ``gpu_layers`` are more than 0; -1 is all. timelines: of ``n_ctx`` each."""
+    grows = timelines * n_ctx / model.n_ctx
     cache = round(model.cache * grows)
     host = sum(size for device, size in model.compute.items() if device.startswith("CPU") or device.endswith("_Host"))
     computing = sum(model.compute.values())
-    rest = {"copies of the state": model.copies, "logits": model.output, "vocabulary and plan": model.other}
+    recurrent = timelines * model.recurrent
+    rest = {"copies of the state": timelines * model.copies, "logits": timelines * model.output, "vocabulary and plan": model.other}
     if layers is None or not gpu_layers:
-        own = {"weights": model.weights, "cache": cache, "recurrent state": model.recurrent, "computing": computing}
+        own = {"weights": model.weights, "cache": cache, "recurrent state": recurrent, "computing": computing}
         return Need(own | rest, {})
     blocks = len(layers.blocks) if gpu_layers < 0 else min(gpu_layers - 1, len(layers.blocks))
     share = blocks / max(1, len(layers.blocks))
@@ -61,23 +62,23 @@ def need_of(model: RehearsedModel, n_ctx: int, layers: Layers | None = None, gpu
     gpu = {
         "weights": weights,
         "cache": round(cache * share),
-        "recurrent state": round(model.recurrent * share),
+        "recurrent state": round(recurrent * share),
         "computing": computing - host,
     }
     own = {
         "weights": max(layers.input, model.weights - weights),
         "cache": cache - gpu["cache"],
-        "recurrent state": model.recurrent - gpu["recurrent state"],
+        "recurrent state": recurrent - gpu["recurrent state"],
         "computing": host,
     }
     return Need(own | rest, gpu)
 
 
-def layers_that_fit(model: RehearsedModel, n_ctx: int, layers: Layers, free: int) -> int:
+def layers_that_fit(model: RehearsedModel, n_ctx: int, layers: Layers, free: int, timelines: int = 1) -> int:
     """How many of a model's layers fit so many bytes of a GPU: -1 for all, 0 for none. llama.cpp takes them from the output down."""
     room = free * (1 - _SPARE)
     for count in range(len(layers.blocks) + 1, 0, -1):
-        if need_of(model, n_ctx, layers, count).gpu_bytes <= room:
+        if need_of(model, n_ctx, layers, count, timelines).gpu_bytes <= room:
             return -1 if count > len(layers.blocks) else count
     return 0
 
@@ -88,6 +89,7 @@ def settled(
     layers: Mapping[str, Layers],
     n_ctx: int,
     devices: Sequence[Device],
+    timelines: int = 1,
 ) -> dict[str, Placement]:
     """The placements with a number in place of every ``"auto"``, 0 where there is no GPU, and weights in another order not mapped.
 
@@ -103,9 +105,9 @@ def settled(
         room = sum(free[name] for name in where)
         count = given[role].gpu_layers if where else 0
         if count == "auto":
-            count = layers_that_fit(models[role], n_ctx, layers[role], room)
+            count = layers_that_fit(models[role], n_ctx, layers[role], room, timelines)
         given[role] = replace(given[role], gpu_layers=count, mapped=not models[role].reordered)
-        taken = need_of(models[role], n_ctx, layers.get(role), count).gpu_bytes
+        taken = need_of(models[role], n_ctx, layers.get(role), count, timelines).gpu_bytes
         for name in where:  # llama.cpp spreads over several by what is free on each
             free[name] -= round(taken * free[name] / room) if room else 0
     return given

@@ -91,10 +91,14 @@ class PendingReply:
 
     def reply(self) -> Reply:
         """Wait for all of it. Raises what went wrong, and SessionError where it was cancelled before anything came."""
-        chunks = list(self)
-        if not chunks:
+        if not list(self):
             raise SessionError("the reply was cancelled before anything of it was made")
-        return Reply.of(chunks)
+        return self.reply_so_far
+
+    @property
+    def reply_so_far(self) -> Reply:
+        """What has come, which must be something."""
+        return Reply.of(list(self._chunks))
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until nobody works on it any more; whether that is so."""
@@ -115,6 +119,15 @@ class PendingReply:
         if self._on_chunk is not None:
             self._on_chunk(chunk)
         self._tell()
+
+    def follow(self, chunks: Iterator[Chunk | None]) -> None:
+        """Put in chunk after chunk, None being a block that shows nothing, until the last one, or until nobody wants more."""
+        while not self.should_stop:
+            chunk = next(chunks)
+            if chunk is not None:
+                self.put(chunk)
+                if chunk.finish_reason is not None:
+                    return
 
     def end(self, error: BaseException | None = None) -> None:
         """Nothing more will come. The first error counts."""

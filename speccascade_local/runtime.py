@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import cached_property
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from .answering import LoadedPair, answer
 from .catalog import Pair
@@ -30,9 +30,13 @@ from .routing import Route
 from .saved import Saved, restore, saved
 from .session import LlamaSession
 from .settings import Settings, takes_settings
+from .sharing import Sharing
 from .templates import ChatTemplate, Message
 from .transcript import Transcript
 from .vocabulary import Vocabulary
+
+#: A text, its ids, or the messages of a chat.
+Question = Prompt | Sequence[Message]
 
 
 class Runtime:
@@ -67,6 +71,7 @@ class Runtime:
         self._whole_calls = threading.RLock()  # held while a whole reply is made
         self._block = threading.Lock()  # held while one block is made
         self._holder: int | None = None  # the thread that makes it
+        self._shared = False  # whether others answer with its models
         self._turn = 0  # the latest call; streams of earlier ones are over
 
     # ------------------------------------------------------------------ the verbs
@@ -102,32 +107,49 @@ class Runtime:
             method.check_pair(self.pair.drafter, self.pair.expert)
         return method
 
-    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt that the expert's chat template makes of a conversation.
+    def chat_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """The prompt that the expert's chat template makes of a conversation, and of functions that may be called.
 
         A control token that a message merely spells out stays plain text. Raises PromptError when the expert has no template.
         """
-        return self.chat_prompt(messages).ids
+        with self._exclusively():
+            return Transcript().prompt(self._template.render(messages, tools), self._tokenizer).ids
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the chat template has a place for functions that may be called. Raises PromptError where there is no template."""
+        return self._template.takes_tools
 
     def chat_prompt(self, messages: Sequence[Message], said: Transcript = Transcript()) -> Transcript:  # noqa: B008  # a frozen value
         """Like :meth:`chat_ids`, for a conversation that goes on: what was ``said`` keeps its ids where the prompt begins with it."""
         with self._exclusively():
             return said.prompt(self._template.render(messages), self._tokenizer)
 
+    def transcript_of(self, question: Question, said: Transcript = Transcript()) -> Transcript:  # noqa: B008  # a frozen value
+        """The ids of a prompt, or of a list of messages as :meth:`chat_prompt` makes them. Raises PromptError, ContextOverflowError."""
+        if not isinstance(question, str) and question and isinstance(question[0], Mapping):
+            prompt = self.chat_prompt(cast(Sequence[Message], question), said)
+            self.prompt_ids(prompt.ids)  # refuses too many
+            return prompt
+        return Transcript().answered(self.prompt_ids(cast(Prompt, question)))
+
     def saved_caches(self) -> dict[str, Saved]:
         """What the models' caches hold, by role. Raises SessionError."""
         with self._exclusively():
+            self._require_unshared()
             return {role: saved(session) for role, session in self._sessions.items()}
 
     def restore_cache(self, role: str, kept: Saved) -> None:
         """Fill one model's cache. Raises SessionError where llama.cpp does not take it, and then that cache is empty."""
         with self._exclusively():
+            self._require_unshared()
             self._turn += 1
             restore(self._sessions[role], kept)
 
     def reset(self) -> None:
         """Forget what both caches hold, so that the next call starts cold."""
         with self._exclusively():
+            self._require_unshared()
             self._turn += 1
             for session in self._loaded.sessions:
                 session.rewind(0)
@@ -140,6 +162,7 @@ class Runtime:
         """
         self._refuse_rules()
         with self._whole_calls, self._exclusively():
+            self._require_unshared()
             self._turn += 1
             pair, small = self._loaded, self._small
             for session in pair.sessions:
@@ -161,11 +184,32 @@ class Runtime:
         """
         known = experiences(learnt)
         with self._whole_calls, self._exclusively():
+            self._require_unshared()
             self._turn += 1
             self._loaded.start, self._loaded.learnt = known, deepcopy(known)
             if profile is not None:
                 apply(profile, self._sessions.get("drafter"), self._expert)
                 self._loaded.profile = profile
+
+    @contextmanager
+    def shared(self, count: int) -> Iterator[Sharing]:
+        """Room for so many replies at once, whose models read in common batches.
+
+        Until this is left the runtime answers nothing itself. Raises SessionError where it was not loaded for so many ``timelines``.
+        """
+        if self._loaded.profile is None:
+            self.profile()
+        with self._exclusively():
+            self._require_unshared()
+            self._turn += 1
+            sharing = Sharing(self._loaded, self._sessions, count)
+            self._shared = True
+        try:
+            yield sharing
+        finally:
+            with self._exclusively():
+                self._shared = False
+                sharing.close()
 
     @property
     def models(self) -> dict[str, LlamaModel]:
@@ -225,6 +269,7 @@ class Runtime:
         with self._exclusively():
             chunks = answer(self._loaded, ids, settings, method, seed)
         with self._whole_calls, self._exclusively():
+            self._require_unshared()
             self._turn += 1
             return self._in_turn(chunks, self._turn)
 
@@ -241,6 +286,10 @@ class Runtime:
                 yield
             finally:
                 self._holder = None
+
+    def _require_unshared(self) -> None:
+        if self._shared:
+            raise SessionError("this runtime's models answer for an engine; submit requests there, or close it first")
 
     def _refuse_rules(self) -> None:
         if self._holder == threading.get_ident():

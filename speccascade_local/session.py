@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .batch import Part, Rollbacks
+from .batch import Part, Rollbacks, Timeline
 from .context import LlamaContext
 from .errors import SettingError
 from .model import LlamaModel
@@ -13,12 +13,13 @@ class LlamaSession:
     """One sequence of tokens over a model: the real :class:`~speccascade_local.drafting.Session`.
 
     n_vocab: crops the rows to fewer ids, for a partner with a slightly smaller vocabulary. timeline: its place in the context, for
-    ``LlamaContext.evaluate``, which lets several sessions read at once. Raises SessionError if the context is closed or full.
+    ``LlamaContext.evaluate``, which lets several sessions read at once; made here unless it is given. Raises SessionError if the context
+    is closed or full.
     """
 
-    def __init__(self, context: LlamaContext, *, n_vocab: int | None = None) -> None:
+    def __init__(self, context: LlamaContext, *, n_vocab: int | None = None, timeline: Timeline | None = None) -> None:
         self.context = context
-        self.timeline = context.open(n_vocab)
+        self.timeline = timeline or context.open(n_vocab)
 
     @property
     def model(self) -> LlamaModel:

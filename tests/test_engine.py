@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from tiny_architectures import write_architecture
+from toy_contexts import toy_profile, toy_runtime
 
 import speccascade_local as sc
 from speccascade_local.errors import CatalogError, EngineBusyError, EngineError, EngineTimeoutError, PromptError, SettingError
-from speccascade_local.server.engine import Engine
+from speccascade_local.server.engine import Engine, Job
 from speccascade_local.settings import Settings
 
 QUESTION = [{"role": "user", "content": "Who is Ada Lovelace?"}]
@@ -19,9 +23,16 @@ SHORT = Settings(max_tokens=12, rule="strict", block_size=3, seed=1)
 PATIENCE_S = 30
 
 
+@pytest.fixture(scope="module")
+def pair() -> Iterator[sc.Runtime]:
+    with sc.load(n_threads=1, timelines=4) as runtime:
+        yield runtime
+
+
 @pytest.fixture
-def engine(demo: sc.Runtime) -> Iterator[Engine]:
-    with Engine({"demo": demo}, queue=8) as engine:
+def engine(pair: sc.Runtime) -> Iterator[Engine]:
+    """One job at a time, so that the order is plain."""
+    with Engine({"demo": pair}, queue=8) as engine:
         yield engine
 
 
@@ -50,7 +61,7 @@ def opened(log: list[str], name: str) -> Settings:
     return gate.settings()
 
 
-def held(engine: Engine, gate: Gate, **chosen) -> sc.server.engine.Job:
+def held(engine: Engine, gate: Gate, **chosen) -> Job:
     """A job that is being answered until the gate is opened."""
     job = engine.submit("demo", QUESTION, gate.settings(**chosen))
     assert gate.reached.wait(PATIENCE_S)
@@ -58,18 +69,15 @@ def held(engine: Engine, gate: Gate, **chosen) -> sc.server.engine.Job:
 
 
 def test_a_job_gives_what_the_runtime_gives(engine: Engine, demo: sc.Runtime) -> None:
-    job = engine.submit("demo", QUESTION, SHORT)
-    chunks = list(job)
-    assert list(job) == chunks, "each reading begins with the first"
-    assert job.reply().token_ids == demo.chat(QUESTION, **vars(SHORT)).token_ids
-    assert chunks[-1].finish_reason is not None
-    assert job.wait(PATIENCE_S)
-    assert job.done
-
-
-def test_a_prompt_is_a_text_ids_or_messages(engine: Engine, demo: sc.Runtime) -> None:
-    for prompt in ("Once", demo.chat_ids(QUESTION)):
-        assert engine.submit("demo", prompt, SHORT).reply().token_ids == demo.generate(prompt, **vars(SHORT)).token_ids
+    for question in (QUESTION, "Once", demo.chat_ids(QUESTION)):
+        job = engine.submit("demo", question, SHORT)
+        chunks = list(job)
+        assert list(job) == chunks, "each reading begins with the first"
+        asked = demo.chat(question, **vars(SHORT)) if question is QUESTION else demo.generate(question, **vars(SHORT))
+        assert job.reply().token_ids == asked.token_ids
+        assert chunks[-1].finish_reason is not None
+        assert job.wait(PATIENCE_S)
+        assert job.done
 
 
 def test_a_seed_is_named_for_every_job(engine: Engine) -> None:
@@ -179,8 +187,8 @@ def test_a_job_that_fails_says_why_and_hurts_nobody(engine: Engine) -> None:
     assert after.reply().finish_reason
 
 
-def test_closing_finishes_what_it_can_and_ends_the_rest(demo: sc.Runtime) -> None:
-    engine, gate = Engine({"demo": demo}), Gate()
+def test_closing_finishes_what_it_can_and_ends_the_rest(pair: sc.Runtime) -> None:
+    engine, gate = Engine({"demo": pair}), Gate()
     running, waiting = held(engine, gate, max_tokens=400), engine.submit("demo", QUESTION, SHORT)
     closing = threading.Thread(target=engine.close, args=(0.01,))
     closing.start()
@@ -195,10 +203,18 @@ def test_closing_finishes_what_it_can_and_ends_the_rest(demo: sc.Runtime) -> Non
     with pytest.raises(EngineError, match="closing"):
         engine.submit("demo", QUESTION, SHORT)
     engine.close()
+    assert pair.chat(QUESTION, **vars(SHORT)).finish_reason, "the pair is its own again"
 
 
-def test_closing_lets_an_answer_finish(demo: sc.Runtime) -> None:
-    engine, gate = Engine({"demo": demo}), Gate()
+def test_while_an_engine_has_a_pair_the_pair_answers_nobody_else(engine: Engine, pair: sc.Runtime) -> None:
+    for call in (lambda: pair.chat(QUESTION), pair.reset, pair.saved_caches, pair.profile, lambda: Engine({"again": pair})):
+        with pytest.raises(sc.SessionError, match="answer for an engine"):
+            call()
+    assert engine.submit("demo", QUESTION, SHORT).reply().finish_reason
+
+
+def test_closing_lets_an_answer_finish(pair: sc.Runtime) -> None:
+    engine, gate = Engine({"demo": pair}), Gate()
     running = held(engine, gate)
     gate.opened.set()
     engine.close(PATIENCE_S)
@@ -221,3 +237,101 @@ def test_an_event_loop_reads_jobs_and_cancels_those_it_leaves(engine: Engine, de
     asyncio.run(first_of(left))
     assert left.wait(PATIENCE_S)
     assert left.cancelled or left.reply().finish_reason  # the engine may have been done before the reader went
+
+
+# --------------------------------------------------------------------------- several at once
+
+RULES = ["strict", "token_v3:0.3", "chow:0.4", "never", "token_cascade:0.6", "chow_average:-3"]
+PROMPTS = [[5, 9, 2], [5, 9, 2, 7], [11] * 40, [3]]
+
+
+def texts_alone(runtime: sc.Runtime, asked: list[tuple[list[int], Settings]]) -> list[list[int]]:
+    return [runtime.generate(prompt, **vars(settings)).token_ids for prompt, settings in asked]
+
+
+def texts_together(runtime: sc.Runtime, asked: list[tuple[list[int], Settings]]) -> list[list[int]]:
+    with Engine({"toy": runtime}, slots=4) as engine:
+        jobs = [engine.submit("toy", prompt, settings) for prompt, settings in asked]
+        return [job.reply().token_ids for job in jobs]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("block_size", [4, "auto"])
+def test_each_text_is_what_the_request_gets_alone(demo: sc.Runtime, temperature: float, block_size: int | str) -> None:
+    """Exact models: nothing but the order of things could make a difference."""
+    runtime = toy_runtime(demo, timelines=4)
+    chosen = {"temperature": temperature, "block_size": block_size, "max_tokens": 24}
+    asked = [(prompt, Settings(rule=rule, seed=seed, **chosen)) for seed, (rule, prompt) in enumerate(itertools.product(RULES, PROMPTS))]
+    asked += [(PROMPTS[0], Settings(rule=rule, seed=3, grammar='root ::= ("ab" | "cd")+ "e"', **chosen)) for rule in RULES]
+    alone = texts_alone(runtime, asked)
+    before = len(runtime._expert.context.batches)
+    assert texts_together(runtime, asked) == alone
+    assert texts_together(runtime, asked[::-1]) == alone[::-1]
+    assert any(len(batch) > 1 for batch in runtime._expert.context.batches[before:]), "they did meet"
+    assert texts_alone(runtime, asked[:3]) == alone[:3]
+
+
+def parted_at_a_tie(alone: sc.Reply, together: sc.Reply, noise: float) -> bool:
+    """Whether the texts are equal, or part where the best two tokens are as good as each other."""
+    for one, other in zip(alone.tokens, together.tokens):
+        if one.id != other.id:
+            assert one.logprobs is not None
+            best, second = one.logprobs.top
+            return best.logprob - second.logprob < noise
+    return len(alone.tokens) == len(together.tokens)
+
+
+def test_a_real_pair_gives_the_same_texts_too(pair: sc.Runtime) -> None:
+    """But for near ties, which batches of other sizes round differently."""
+    settings = Settings(rule="strict", max_tokens=30, block_size=3, seed=0, logprobs=2)
+    messages = [[{"role": "user", "content": f"Who is {name}?"}] for name in ("Ada Lovelace", "Mozart", "Voltaire", "Nikola Tesla")]
+    alone = [pair.chat(each, **vars(settings)) for each in messages]
+    with Engine({"demo": pair}, slots=4) as engine:
+        jobs = [engine.submit("demo", each, settings) for each in messages]
+        assert all(parted_at_a_tie(one, job.reply(), 0.3) for one, job in zip(alone, jobs))
+
+
+@pytest.mark.parametrize("name", ["mamba2-dense", "falcon-h1-dense"])
+def test_a_recurrent_pair_answers_several_at_once(tmp_path: Path, name: str) -> None:
+    """Their memories go back in other ways, timeline by timeline."""
+    files = {role: write_architecture(tmp_path / f"{role}.gguf", name, off=off) for role, off in (("drafter", 0.1), ("expert", 0.0))}
+    settings = Settings(rule="strict", max_tokens=20, block_size=3, seed=0, logprobs=2)
+    prompts = [[n, 7, 3 * n, 5] for n in range(1, 7)]
+    with sc.load(**files, n_ctx=256, n_threads=1, timelines=3, profile=False) as runtime:
+        runtime._loaded.profile = toy_profile()
+        alone = [runtime.generate(prompt, **vars(settings)) for prompt in prompts]
+        with Engine({"tiny": runtime}, slots=3) as engine:
+            jobs = [engine.submit("tiny", prompt, settings) for prompt in prompts]
+            together = [job.reply() for job in jobs]
+    assert sum(reply.stats.rejected for reply in together) > 0, "there was something to go back from"
+    assert all(parted_at_a_tie(*each, 0.1) for each in zip(alone, together))
+
+
+def test_a_conversation_goes_on_where_its_cache_is(demo: sc.Runtime) -> None:
+    """Also after others have asked, and by the ids that were generated."""
+    runtime = toy_runtime(demo, timelines=2)
+    settings = Settings(rule="strict", max_tokens=6, block_size=2, seed=1)
+    with Engine({"toy": runtime}, slots=2) as engine:
+        first = engine.submit("toy", QUESTION, settings, conversation="a")
+        answer = first.reply()
+        engine.submit("toy", [7] * 9, settings, conversation="b").reply()
+        more = [*QUESTION, {"role": "assistant", "content": answer.text}, {"role": "user", "content": "And then?"}]
+        second = engine.submit("toy", more, settings, conversation="a")
+        assert second.reply().stats.cached_tokens == len(first.prompt.ids) + len(answer.token_ids) - 1
+        assert second.prompt.ids[: len(first.prompt.ids) + len(answer.token_ids)] == [*first.prompt.ids, *answer.token_ids]
+
+
+def test_who_shares_nothing_takes_the_slot_that_was_unused_the_longest(demo: sc.Runtime) -> None:
+    runtime = toy_runtime(demo, timelines=2)
+    settings = Settings(rule="strict", max_tokens=2, block_size=0, seed=1)
+    with Engine({"toy": runtime}, slots=2) as engine:
+        cached = [engine.submit("toy", [first] * 5, settings, conversation="x").reply().stats.cached_tokens for first in (1, 2, 1, 3, 1, 2)]
+    assert cached == [0, 0, 4, 0, 4, 0]
+
+
+def test_more_slots_than_the_pair_was_loaded_for_are_refused(demo: sc.Runtime) -> None:
+    with pytest.raises(sc.SessionError, match="timelines"):
+        Engine({"demo": demo}, slots=2)
+    with pytest.raises(SettingError, match="slots is 0"):
+        Engine({"demo": demo}, slots=0)
+    assert demo.chat(QUESTION, **vars(SHORT)).finish_reason

@@ -12,6 +12,7 @@ import typer
 
 from .. import methods
 from ..checks import finite_number, whole_number
+from ..context import MAX_TIMELINES
 from ..deferral import Method
 from ..errors import SettingError
 from . import options
@@ -20,7 +21,7 @@ from .terminal import stderr, stdout
 
 #: What mends a missing library.
 INSTALL = 'pip install "speccascade-local[serve]"'
-PORT, QUEUE, TIMEOUT_S = 8080, 64, 600.0
+PORT, SLOTS, QUEUE, TIMEOUT_S = 8080, 4, 64, 600.0
 _RULE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,60}")
 
 
@@ -42,6 +43,7 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME=RULE", show_default="none", help="A rule of your own that requests may name; may be repeated."),
     ] = None,
+    slots: Annotated[int, typer.Option(help="So many requests are answered at once, each with a context of its own.")] = SLOTS,
     max_queue: Annotated[int, typer.Option(help="So many requests may wait; more are told when to come back.")] = QUEUE,
     timeout: Annotated[float, typer.Option(help="Seconds for one request, waiting included.")] = TIMEOUT_S,
     verbose: options.Verbose = 0,
@@ -55,6 +57,7 @@ def serve(
     key = parts.security.api_key(api_key_file)
     policy = parts.security.Policy(host, key, parts.security.origins_of(allow_origin), tuple(allow_host or ()))
     whole_number("--port", port, 0, 65535)
+    whole_number("--slots", slots, 1, MAX_TIMELINES)
     whole_number("--max-queue", max_queue, 1, 10**6)
     finite_number("--timeout", timeout, 0.001, 10**6, "a number of seconds above 0")
     rules = _rules(rule or [])
@@ -63,9 +66,9 @@ def serve(
         listening = open_things.enter_context(parts.listening.bound(host, port))
         runtimes = {}
         for name in names:
-            runtime = open_things.enter_context(loaded(name, chosen, verbose))
+            runtime = open_things.enter_context(loaded(name, chosen, verbose, timelines=slots))
             runtimes[runtime.pair.name] = runtime
-        engine = open_things.enter_context(parts.engine.Engine(runtimes, queue=max_queue))
+        engine = open_things.enter_context(parts.engine.Engine(runtimes, slots=slots, queue=max_queue))
         needed = " (API key needed)" if key is not None else ""
         app = parts.app.make_app(engine, policy=policy, rules=rules, timeout_s=timeout)
         stdout.print(

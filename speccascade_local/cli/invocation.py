@@ -68,7 +68,9 @@ def prompt_ids(runtime: Runtime, prompt: str, raw: bool) -> Prompt:
 
 
 @contextlib.contextmanager
-def loaded(pair: str | None, chosen: ModelOptions, verbose: int, *, rule: str | None = None, profile: bool = True) -> Iterator[Runtime]:
+def loaded(
+    pair: str | None, chosen: ModelOptions, verbose: int, *, rule: str | None = None, profile: bool = True, timelines: int = 1
+) -> Iterator[Runtime]:
     """The pair, loaded under a progress bar and closed afterwards."""
     with progress(verbose) as bar:
         tasks: dict[str, TaskID] = {}
@@ -91,6 +93,7 @@ def loaded(pair: str | None, chosen: ModelOptions, verbose: int, *, rule: str | 
             check_memory=chosen.check_memory,
             rule=rule,
             profile=profile,
+            timelines=timelines,
             on_progress=report,
         )
     with runtime:

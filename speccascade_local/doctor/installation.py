@@ -21,7 +21,7 @@ from ..hub_cache import cache_folder
 
 DISTRIBUTION = "speccascade-local"
 #: The extras that are for users; the others are for work on this package.
-EXTRAS = ("calibrate", "hub")
+EXTRAS = ("calibrate", "hub", "serve")
 _ALWAYS = ("llama-cpp-python", "numpy")  # told also where this package runs from a folder, uninstalled
 _REQUIREMENT = re.compile(r"^(?P<name>[\w.-]+)(?:\[[^]]*\])?\s*(?P<version>[^;]*)(?:;(?P<marker>.*))?$")
 _MODULES = {"scikit-learn": "sklearn", "pyyaml": "yaml", "llama-cpp-python": "llama_cpp"}

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from ..reply import Chunk, Logprobs, Reply, Token
 from ..stats import Stats
 from .protocol import CascadeOptions
+from .tool_calls import CallReader, calls_in
 
 #: What OpenAI writes where a token has no probability at all.
 NEVER = -9999.0
@@ -24,13 +25,16 @@ _OBJECTS = {"chat": ("chat.completion", "chat.completion.chunk", "chatcmpl-"), "
 
 @dataclass(frozen=True)
 class Form:
-    """In which form one request is answered. piece: what an id stands for; top: how many candidates are told, None for no logprobs."""
+    """In which form one request is answered. piece: what an id stands for; top: how many candidates are told, None for no logprobs.
+    tools: the names of the functions that may be called.
+    """
 
     kind: Kind
     model: str
     options: CascadeOptions
     piece: Callable[[int], bytes]
     top: int | None = None
+    tools: frozenset[str] = frozenset()
     id: str = field(default="")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -51,10 +55,11 @@ class Form:
         }
 
     def _choice(self, index: int, reply: Reply) -> dict[str, Any]:
-        said: dict[str, Any] = (
-            {"message": {"role": "assistant", "content": reply.text, "refusal": None}} if self.kind == "chat" else {"text": reply.text}
-        )
-        return {"index": index, **said, "logprobs": self._logprobs(reply.tokens, 0), "finish_reason": reply.finish_reason}
+        text, calls = calls_in(reply.text, self.tools)
+        message: dict[str, Any] = {"role": "assistant", "content": None if calls and not text else text, "refusal": None}
+        said = {"message": message | ({"tool_calls": calls} if calls else {})} if self.kind == "chat" else {"text": text}
+        logprobs = self._logprobs(reply.tokens, 0)
+        return {"index": index, **said, "logprobs": logprobs, "finish_reason": _ending(reply.finish_reason, calls)}
 
     # ------------------------------------------------------------------ streams
 
@@ -62,10 +67,17 @@ class Form:
         """What a chat's stream begins with."""
         return self._chunk(index, {"delta": {"role": "assistant", "content": ""}}, None, None)
 
-    def part(self, index: int, chunk: Chunk, offset: int) -> dict[str, Any]:
-        """One block. offset: characters of the text before it."""
-        said: dict[str, Any] = {"delta": {"content": chunk.text}} if self.kind == "chat" else {"text": chunk.text}
-        part = self._chunk(index, said, self._logprobs(chunk.tokens, offset), chunk.finish_reason)
+    def part(self, index: int, chunk: Chunk, offset: int, reader: CallReader) -> dict[str, Any]:
+        """One block. offset: characters of the text before it. reader: what reads the calls out of this choice's text."""
+        text = reader.feed(chunk.text)
+        calls: list[dict[str, Any]] = []
+        if chunk.finish_reason is not None:
+            rest, calls = reader.finish()
+            text += rest
+        numbered = [{"index": place, **call} for place, call in enumerate(calls)]
+        delta = {"content": text} | ({"tool_calls": numbered} if numbered else {})
+        said: dict[str, Any] = {"delta": delta} if self.kind == "chat" else {"text": text}
+        part = self._chunk(index, said, self._logprobs(chunk.tokens, offset), _ending(chunk.finish_reason, calls))
         account: dict[str, Any] = {"tokens": [told(token) for token in chunk.tokens]} if self._tells_tokens else {}
         return part | ({"speccascade": account} if account else {})
 
@@ -154,6 +166,10 @@ def timings(stats: Stats) -> dict[str, Any]:
         "draft_n": stats.drafted,
         "draft_n_accepted": stats.accepted,
     }
+
+
+def _ending(finish_reason: str | None, calls: Sequence[Any]) -> str | None:
+    return "tool_calls" if calls and finish_reason == "stop" else finish_reason
 
 
 def _logprob(value: float) -> float:

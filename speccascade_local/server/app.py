@@ -63,7 +63,7 @@ def make_app(
         return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
 
     async def no_embeddings(_: Request) -> Response:
-        raise RefusedError(501, "a pair of language models makes no embeddings; ask a server with an embedding model", code="not_supported")
+        raise RefusedError(400, "a pair of language models makes no embeddings; ask a server with an embedding model", code="not_supported")
 
     posts: dict[str, Endpoint] = {
         "/v1/chat/completions": asking.chat,

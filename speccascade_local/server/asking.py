@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import pydantic_core
@@ -29,6 +29,7 @@ from .metrics import Metrics
 from .protocol import ChatMessage, ChatRequest, CompletionRequest, Sampled
 from .refusals import RefusedError
 from .streams import EventStream, unless_gone
+from .tool_calls import CallReader
 
 #: A text of more characters than this for each token of the context is refused without being read.
 CHARACTERS_PER_TOKEN = 64
@@ -81,12 +82,17 @@ class Asking:
 
     def _asked_chat(self, wanted: ChatRequest) -> Asked:
         name, runtime, rule = self._offer.chosen(wanted.model)
-        messages = messages_of(wanted.messages)
-        require_room(sum(len(message["content"]) for message in messages), runtime)
-        if wanted.tools:
-            raise RefusedError(400, f"the chat template of {name} has no place for tools; leave them out", param="tools")
+        question: Question = messages_of(wanted.messages)
+        tools = [tool.model_dump(exclude_none=True) for tool in wanted.tools or () if wanted.tool_choice != "none"]
+        require_room(wanted.characters, runtime)
+        settings = settings_of(wanted, runtime, self._offer, rule)
+        if tools:
+            if not runtime.takes_tools:
+                raise RefusedError(400, f"the chat template of {name} has no place for tools; leave them out", param="tools")
+            question = runtime.chat_ids(messages_of(wanted.messages), tools)
         top = (wanted.top_logprobs or 0) if wanted.logprobs else None
-        return self._asked(wanted, name, messages, settings_of(wanted, runtime, self._offer, rule), "chat", top)
+        asked = self._asked(wanted, name, question, settings, "chat", top)
+        return replace(asked, form=replace(asked.form, tools=frozenset(tool["function"]["name"] for tool in tools)))
 
     def _asked_completion(self, wanted: CompletionRequest) -> Asked:
         name, runtime, rule = self._offer.chosen(wanted.model)
@@ -131,11 +137,12 @@ class Asking:
         begun, stats, form = time.monotonic(), [], asked.form
         for index in range(asked.choices):
             read: list[Chunk] = []
+            reader = CallReader(form.tools)
             async with self._blocks(asked, index, begun) as blocks:
                 async for chunk in blocks:
                     if not read and form.kind == "chat":
                         yield form.first(index)
-                    event = form.part(index, chunk, sum(len(each.text) for each in read))
+                    event = form.part(index, chunk, sum(len(each.text) for each in read), reader)
                     read.append(chunk)
                     yield event if chunk.finish_reason is None else form.ended(event, read)
             stats.append(read[-1].stats)
@@ -188,9 +195,22 @@ def _withdrawn(submitting: asyncio.Future[Job]) -> None:
         submitting.result().cancel()
 
 
-def messages_of(given: list[ChatMessage]) -> list[dict[str, str]]:
+def messages_of(given: list[ChatMessage]) -> list[dict[str, Any]]:
     """As the chat template takes them; a developer is what templates call the system."""
-    return [{"role": "system" if each.role == "developer" else each.role, "content": each.text} for each in given]
+    return [_message(each, f"messages.{place}") for place, each in enumerate(given)]
+
+
+def _message(given: ChatMessage, place: str) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "system" if given.role == "developer" else given.role, "content": given.text}
+    message |= {name: value for name in ("name", "tool_call_id") if (value := getattr(given, name)) is not None}
+    if given.tool_calls:
+        message["tool_calls"] = [call.model_dump() for call in given.tool_calls]
+        for call in message["tool_calls"]:  # templates write them as JSON, so they must not be text by then
+            try:
+                call["function"]["arguments"] = pydantic_core.from_json(call["function"]["arguments"], allow_inf_nan=False)
+            except ValueError as error:
+                raise RefusedError(400, f"{place}.tool_calls: arguments are not valid JSON: {error}", param=f"{place}.tool_calls") from None
+    return message
 
 
 def require_room(characters: int, runtime: Runtime) -> None:

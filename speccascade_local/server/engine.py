@@ -1,6 +1,7 @@
-"""Requests to loaded pairs, answered in turn: submit one, read its chunks, cancel it, close all of it in a few seconds.
+"""Requests to loaded pairs: submit one, read its chunks, cancel it, close all of it in a few seconds.
 
-A :class:`Job` is a reply in the making that stands in a queue first. Knows nothing of HTTP; may be used from any thread.
+A :class:`Job` is a reply in the making that stands in a queue first. Several are answered at once, each by a thread and in a slot of its
+own, and what they read goes into common batches (gathering.py). Knows nothing of HTTP; may be used from any thread.
 """
 
 from __future__ import annotations
@@ -8,34 +9,38 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from types import TracebackType
+from typing import cast
 
+from ..answering import answer
 from ..checks import whole_number
+from ..context import MAX_TIMELINES
 from ..errors import CatalogError, EngineError, SettingError
 from ..pending import PendingReply
-from ..prompts import Prompt
-from ..reply import Chunk
-from ..runtime import Runtime
+from ..runtime import Question, Runtime
 from ..settings import Settings
-from ..templates import Message
+from ..transcript import Transcript
+from .slots import Slot, Slots
 from .waiting import FairQueue
 
 #: Of the time for closing, what answers that are being made get to finish; the rest is for ending them.
 _TO_FINISH = 0.6
-
-Question = Prompt | Sequence[Message]
+#: So many conversations' ids are kept, the latest; an id takes some bytes.
+_REMEMBERED = 256
 
 
 class Job(PendingReply):
     """A request, and the reply to it: see :class:`~speccascade_local.pending.PendingReply`. Made by :meth:`Engine.submit`."""
 
     def __init__(
-        self, ids: list[int], settings: Settings, conversation: str | None, timeout_s: float | None, withdraw: Callable[[Job], bool]
+        self, prompt: Transcript, settings: Settings, conversation: str | None, timeout_s: float | None, withdraw: Callable[[Job], bool]
     ) -> None:
         super().__init__(timeout_s=timeout_s)
-        self.ids, self.settings, self.conversation = ids, settings, conversation
+        self.prompt, self.settings, self.conversation = prompt, settings, conversation
         self._withdraw = withdraw
         self._submitted, self._taken = time.monotonic(), 0.0
 
@@ -63,15 +68,19 @@ class Job(PendingReply):
 class Engine:
     """Answers requests to several loaded pairs, fairly: conversations take turns, and each is answered in its order.
 
-    pairs: by the names that requests use; the caller closes them, after the engine. queue: how many requests may wait for each
-    pair. Use it as a context manager, or close it. Raises SettingError.
+    pairs: by the names that requests use; the caller closes them, after the engine. slots: how many requests each pair answers at once,
+    for which it must have been loaded (``load(..., timelines=slots)``). queue: how many may wait for each pair. Use it as a context
+    manager, or close it. Raises SettingError and SessionError.
     """
 
-    def __init__(self, pairs: Mapping[str, Runtime], *, queue: int = 64) -> None:
+    def __init__(self, pairs: Mapping[str, Runtime], *, slots: int = 1, queue: int = 64) -> None:
         if not pairs:
             raise SettingError("an engine needs at least one loaded pair; it was given none")
         whole_number("queue", queue, 1, 10**6)
-        self._lanes = {name: _Lane(name, runtime, queue) for name, runtime in pairs.items()}
+        whole_number("slots", slots, 1, MAX_TIMELINES)
+        with ExitStack() as opened:
+            self._lanes = {name: opened.enter_context(closing(_Lane(name, runtime, slots, queue))) for name, runtime in pairs.items()}
+            self._opened = opened.pop_all()
 
     @property
     def pairs(self) -> dict[str, Runtime]:
@@ -107,8 +116,7 @@ class Engine:
         deadline = time.monotonic() + within_s * _TO_FINISH
         for lane in self._lanes.values():
             lane.join(deadline)
-        for lane in self._lanes.values():
-            lane.end()
+        self._opened.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -118,64 +126,75 @@ class Engine:
 
 
 class _Lane:
-    """One pair: its queue, and the threads that answer."""
+    """One pair: its queue, its slots, and a thread for each that answers."""
 
-    def __init__(self, name: str, runtime: Runtime, bound: int) -> None:
+    def __init__(self, name: str, runtime: Runtime, slots: int, bound: int) -> None:
         self.runtime = runtime
-        self.queue: FairQueue[Job] = FairQueue(bound)
+        self.queue: FairQueue[Job] = FairQueue(bound, slots)
         self.running: set[Job] = set()
-        self._threads = [threading.Thread(target=self._work, name=f"answers of {name}", daemon=True)]
+        self._said: OrderedDict[str, Transcript] = OrderedDict()
+        self._resources = ExitStack()
+        sharing = self._resources.enter_context(runtime.shared(slots))
+        self._gathering, self._slots = sharing.gathering, Slots(sharing.pairs)
+        self._threads = [threading.Thread(target=self._work, name=f"answers of {name}", daemon=True) for _ in range(slots)]
         for thread in self._threads:
             thread.start()
 
     def submit(self, question: Question, settings: Settings, conversation: str | None, timeout_s: float | None) -> Job:
         self.runtime.method(settings)
+        prompt = self.runtime.transcript_of(question, self._said.get(conversation or "", Transcript()))
         seed = secrets.randbits(32) if settings.seed is None else settings.seed  # named, so that no answer depends on another
-        job = Job(self._ids(question), replace(settings, seed=seed), conversation, timeout_s, self.queue.withdraw)
+        job = Job(prompt, replace(settings, seed=seed), conversation, timeout_s, self.queue.withdraw)
         self.queue.put(job)
         return job
-
-    def _ids(self, question: Question) -> list[int]:
-        if not isinstance(question, str) and question and isinstance(question[0], Mapping):
-            return self.runtime.prompt_ids(self.runtime.chat_ids(question))  # type: ignore[arg-type]
-        return self.runtime.prompt_ids(question)  # type: ignore[arg-type]
 
     def _work(self) -> None:
         while (job := self.queue.take()) is not None:
             job.begin()
             self.running.add(job)
             begun = time.monotonic()
+            slot = self._slots.take(job.prompt.ids)
+            slot.seat.stopped = lambda job=job: job.should_stop  # type: ignore[misc]
             try:
-                self._answer(job, self._chunks(job))
+                self._answer(job, slot)
             except BaseException as error:
-                job.end(error)
+                job.end(None if job.cancelled else error)
             finally:
+                self._slots.give_back(slot)
                 self.running.discard(job)
                 self.queue.finished(job, time.monotonic() - begun)
                 job.end()
 
-    def _chunks(self, job: Job) -> Iterator[Chunk | None]:
-        yield from self.runtime.stream(job.ids, **vars(job.settings))
+    def _answer(self, job: Job, slot: Slot) -> None:
+        method, seed = self.runtime.method(job.settings), cast(int, job.settings.seed)
+        chunks = answer(slot.pair, job.prompt.ids, job.settings, method, seed)
+        with self._gathering.seated(slot.seat):
+            job.follow(chunks)
+        if job.conversation is not None and not job.cancelled:
+            self._remember(job.conversation, job.prompt.answered(job.reply_so_far.token_ids))
 
-    @staticmethod
-    def _answer(job: Job, chunks: Iterator[Chunk | None]) -> None:
-        while not job.should_stop:
-            chunk = next(chunks)
-            if chunk is not None:
-                job.put(chunk)
-                if chunk.finish_reason is not None:
-                    return
+    def _remember(self, conversation: str, said: Transcript) -> None:
+        """The ids of what was said, so that the next prompt of the conversation begins as the caches do."""
+        self._said[conversation] = said
+        self._said.move_to_end(conversation)
+        if len(self._said) > _REMEMBERED:
+            self._said.popitem(last=False)
 
     def stop(self) -> None:
+        """Take no more, and end what waits."""
         for job in self.queue.close():
             job.end(EngineError("the server is closing, and this request was still waiting; ask again when it is back"))
 
     def join(self, deadline: float) -> None:
+        """Wait for what is being answered, until then."""
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def end(self) -> None:
+    def close(self) -> None:
+        """End what is being answered, and give the pair back."""
+        self.stop()
         for job in list(self.running):
             job.stop_for(EngineError("the server is closing, and this answer was not finished; ask again when it is back"))
         for thread in self._threads:
             thread.join()
+        self._resources.close()

@@ -100,9 +100,8 @@ def _alpha(rule: Method) -> float | None:
 
 def _ids(wanted: TokenizeRequest, runtime: Runtime) -> list[int]:
     if wanted.messages is not None:
-        messages = messages_of(wanted.messages)
-        require_room(sum(len(message["content"]) for message in messages), runtime)
-        return runtime.chat_ids(messages)
+        require_room(sum(message.characters for message in wanted.messages), runtime)
+        return runtime.chat_ids(messages_of(wanted.messages))
     text = wanted.content if wanted.content is not None else wanted.prompt or ""
     require_room(len(text), runtime)
     return runtime.models["expert"].tokenizer.tokenize(text, add_special=wanted.add_special, parse_special=True)

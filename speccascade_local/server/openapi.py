@@ -32,7 +32,6 @@ _ERRORS = {
     413: "The body is too large.",
     415: "The body is not application/json.",
     429: "As many requests wait as may; see Retry-After.",
-    501: "Nothing here can do that.",
     503: "The server is closing, or llama.cpp failed.",
     504: "No whole answer in time.",
 }
@@ -61,8 +60,8 @@ def description() -> dict[str, Any]:
     _, schemas = models_json_schema(models, ref_template="#/components/schemas/{model}")
     paths: dict[str, Any] = {path: {"get": _get(path, told)} for path, told in _GETS.items()}
     paths |= {path: {"post": _post(model.__name__, told, streams)} for path, (model, told, streams) in _POSTS.items()}
-    embeddings = {"summary": "Refused: language models make no embeddings.", "responses": {"501": _error(501)}}
-    paths["/v1/embeddings"] = {"post": embeddings | {"requestBody": _body({"type": "object"}), "responses": _responses(None)}}
+    refused = {"summary": "Refused: language models make no embeddings.", "requestBody": _body({"type": "object"})}
+    paths["/v1/embeddings"] = {"post": refused | {"responses": _responses(None)}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "speccascade-local", "version": __version__, "description": "Two local models answer as one."},

@@ -150,6 +150,12 @@ class ChatMessage(Checked):
         """All parts, joined."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
 
+    @property
+    def characters(self) -> int:
+        """How long it is, calls included."""
+        calls = sum(len(call.function.name) + len(call.function.arguments) for call in self.tool_calls or ())
+        return len(self.text) + len(self.name or "") + len(self.tool_call_id or "") + calls
+
 
 class FunctionTool(Checked):
     """What a model may call."""
@@ -180,6 +186,11 @@ class ChatRequest(Sampled):
     )
     functions: None = Field(default=None, description="refused; use tools")
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+
+    @property
+    def characters(self) -> int:
+        """How long the messages and tools are."""
+        return sum(message.characters for message in self.messages) + sum(len(tool.model_dump_json()) for tool in self.tools or ())
 
     @model_validator(mode="after")
     def _goes_together(self) -> ChatRequest:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
-from ..errors import ContextOverflowError, EngineBusyError, EngineTimeoutError, PromptError, SettingError, SpeccascadeError
+from ..errors import ContextOverflowError, EngineBusyError, EngineError, EngineTimeoutError, PromptError, SettingError, SpeccascadeError
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,8 @@ def refusal_of(error: BaseException) -> RefusedError:
         return RefusedError(429, message, kind="rate_limit_error", code="queue_full", headers={"Retry-After": seconds})
     if isinstance(error, EngineTimeoutError):
         return RefusedError(504, message, kind="timeout_error", code="timeout")
+    if isinstance(error, EngineError):
+        return RefusedError(503, message, kind=SERVER_ERROR, code="closing")
     if isinstance(error, ContextOverflowError):
         return RefusedError(400, message, code="context_length_exceeded")
     if isinstance(error, (PromptError, SettingError)):

@@ -1,0 +1,204 @@
+"""Several replies at once over the same models: what they want read at the moment goes into one batch of each context.
+
+Replies are made in threads of their own, by sessions that look like any others. Where one of them reads, its thread waits until the others
+want something too or have not come for a while; then one of the waiting threads evaluates for all, in common batches where these are
+cheaper than one after the other. Nothing here changes what a reply reads, only with whom. Knows nothing of pairs, rules or drafts.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from .batch import Part, Timeline
+from .context import LlamaContext
+from .errors import SessionError
+from .sampling import Array
+from .session import LlamaSession
+
+#: What a batch of so many tokens takes.
+Seconds = Callable[[int], float]
+
+#: So long the others wait for a reply that is at work between two readings, such as in a slow rule of the user's own.
+PATIENCE_S = 0.02
+#: After so many evaluations of cheaper models, as many as write a draft, whoever waits for a dearer one goes first.
+MOST_PASSED = 16
+#: Longer texts are read in such pieces, so that others get their turn, and their end, meanwhile.
+PIECE = 128
+
+
+class Seat:
+    """Where one reply at a time is made. stopped: asked between the pieces of a long text whether anybody still wants it."""
+
+    def __init__(self) -> None:
+        self.stopped: Callable[[], bool] = lambda: False
+
+
+@dataclass(eq=False)
+class _Wish:
+    seat: Seat
+    context: LlamaContext
+    part: Part
+    since: float = field(default_factory=time.monotonic)
+    passed: int = 0  # so many batches went before it
+    rows: Array | None = None
+    error: BaseException | None = None
+
+    @property
+    def settled(self) -> bool:
+        return self.rows is not None or self.error is not None
+
+
+class Gathering:
+    """Evaluates for all who share some contexts. No context is used by two threads at once.
+
+    seconds: for each context, what a batch of so many tokens takes. The first context goes first: a drafter's, so that the expert then
+    finds all drafts ready. one_at_a_time: for contexts that compete for the same processor.
+    """
+
+    def __init__(self, seconds: Mapping[LlamaContext, Seconds], *, one_at_a_time: bool = True) -> None:
+        self._seconds, self._one_at_a_time = seconds, one_at_a_time
+        self._changed = threading.Condition()
+        self._at_work: set[LlamaContext] = set()
+        self._seats: set[Seat] = set()
+        self._wishes: list[_Wish] = []
+
+    @contextmanager
+    def seated(self, seat: Seat) -> Iterator[None]:
+        """A reply is made there: the others wait for what it wants to read."""
+        with self._changed:
+            self._seats.add(seat)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._seats.discard(seat)
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self, context: LlamaContext) -> Iterator[None]:
+        """Nobody evaluates there meanwhile. For what takes no time."""
+        with self._changed:
+            self._changed.wait_for(lambda: context not in self._at_work)
+            yield
+
+    def read(self, seat: Seat, context: LlamaContext, part: Part) -> Array:
+        """As ``LlamaContext.evaluate`` for one part. The rows are the caller's own. What goes wrong is told to whose part it was."""
+        wish = _Wish(seat, context, part)
+        with self._changed:
+            self._wishes.append(wish)
+            self._changed.notify_all()
+            while not wish.settled:
+                due = self._due()
+                if due is None:
+                    self._changed.wait(PATIENCE_S)
+                else:
+                    self._grant(due)
+        if wish.error is not None:
+            raise wish.error
+        assert wish.rows is not None
+        return wish.rows
+
+    def _due(self) -> LlamaContext | None:
+        """Where to evaluate now, if anywhere."""
+        if not self._wishes or (self._at_work and self._one_at_a_time):
+            return None
+        here = {wish.seat for wish in self._wishes}
+        if not self._seats <= here and time.monotonic() - self._wishes[0].since < PATIENCE_S:
+            return None
+        wanted = {wish.context for wish in self._wishes} - self._at_work
+        late = [wish.context for wish in self._wishes if wish.passed >= MOST_PASSED and wish.context in wanted]
+        return next(iter(late + [each for each in self._seconds if each in wanted]), None)
+
+    def _grant(self, context: LlamaContext) -> None:
+        """Evaluate all that is wanted of it, while others may come and wish."""
+        wishes = [wish for wish in self._wishes if wish.context is context]
+        self._wishes = [wish for wish in self._wishes if wish.context is not context]
+        for wish in self._wishes:
+            wish.passed += 1
+        self._at_work.add(context)
+        try:
+            for group in grouped([len(wish.part.tokens) for wish in wishes], self._seconds[context]):
+                self._changed.release()
+                try:
+                    _evaluate(context, [wishes[at] for at in group])
+                finally:
+                    self._changed.acquire()
+                    self._changed.notify_all()
+        finally:
+            self._at_work.discard(context)
+
+
+def grouped(sizes: Sequence[int], seconds: Seconds) -> list[list[int]]:
+    """Which parts of so many tokens are cheapest to read together, by their places; whoever came first is in the first group.
+
+    Parts of like sizes go together: what a batch takes is a staircase, so four times one token may be cheaper one by one, and four times
+    five in one batch.
+    """
+    order = sorted(range(len(sizes)), key=lambda at: sizes[at])
+    best: list[tuple[float, list[list[int]]]] = [(0.0, [])]  # of the first so many in that order
+    for end in range(1, len(order) + 1):
+        ways = [(best[start], order[start:end]) for start in range(end)]
+        best.append(
+            min(((cost + seconds(sum(sizes[at] for at in group)), [*rest, group]) for (cost, rest), group in ways), key=lambda way: way[0])
+        )
+    return sorted((sorted(group) for group in best[-1][1]), key=lambda group: group[0])
+
+
+def _evaluate(context: LlamaContext, wishes: Sequence[_Wish]) -> None:
+    """In one batch; if that fails, one by one, so that everybody gets what is wrong with their own."""
+    try:
+        for wish, rows in zip(wishes, context.evaluate([wish.part for wish in wishes])):
+            wish.rows = rows.copy()
+    except BaseException as error:
+        if len(wishes) == 1:
+            wishes[0].error = error
+            return
+        for wish in wishes:
+            wish.rows = None
+            _evaluate(context, [wish])
+
+
+class SharedSession(LlamaSession):
+    """A timeline that is read together with those of other seats. Used by one thread at a time, like any session.
+
+    timeline: its place in the context, if it has one already.
+    """
+
+    def __init__(
+        self, context: LlamaContext, gathering: Gathering, seat: Seat, *, n_vocab: int | None = None, timeline: Timeline | None = None
+    ) -> None:
+        self._gathering, self._seat = gathering, seat
+        with gathering.alone(context):
+            super().__init__(context, n_vocab=n_vocab, timeline=timeline)
+
+    def extend(self, tokens: list[int], keep: int) -> Array:
+        """See :meth:`LlamaSession.extend`. Raises SessionError too where nobody wants the rest of a long text any more."""
+        held, before = len(self.tokens), len(tokens) - keep
+        whole = before <= PIECE
+        try:
+            for start in () if whole else range(0, before, PIECE):
+                self._read(tokens[start : min(start + PIECE, before)], 1)
+                if self._seat.stopped():
+                    raise SessionError("the reading of a text was ended, because nobody waits for it any more")
+            return self._read(tokens if whole else tokens[before:], keep)
+        except BaseException:
+            if len(self.tokens) > held:
+                self.rewind(held)
+            raise
+
+    def _read(self, tokens: list[int], keep: int) -> Array:
+        return self._gathering.read(self._seat, self.context, Part(self.timeline, tokens, keep))
+
+    def rewind(self, length: int) -> None:
+        """See :meth:`LlamaSession.rewind`."""
+        with self._gathering.alone(self.context):
+            super().rewind(length)
+
+    def close(self) -> None:
+        """See :meth:`LlamaSession.close`."""
+        with self._gathering.alone(self.context):
+            super().close()

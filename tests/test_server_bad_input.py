@@ -1,0 +1,212 @@
+"""What is wrong with a request is told in OpenAI's error object, with the right status; nothing of it reaches the models."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from serving import QUESTION, serving
+
+from speccascade_local import methods
+
+
+@pytest.fixture(scope="module")
+def served():
+    with serving(rules={"careful": methods.parse("opt:0.2")}) as it:
+        yield it
+
+
+def refused(response, status=400):
+    """The error object."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    error = response.json()["error"]
+    assert set(response.json()) == {"error"}
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert "Traceback" not in error["message"]
+    return error
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"nonsense", b"[]", b'"text"', b"null", b'{"a": 1,}', b"\xff\xfe", b"[" * 100_000, b'{"a":' * 5000, b'{"a": "\\ud800"}',
+     b"9" * 5000],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
+def test_what_is_no_json_object(served, path, body):
+    assert refused(served.post(path, body))["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_are_none(served, number):
+    body = f'{{"model": "demo", "messages": [{{"role": "user", "content": "Hi"}}], "temperature": {number}}}'
+    assert "not valid JSON" in refused(served.post("/v1/chat/completions", body.encode()))["message"]
+
+
+def test_a_number_too_large_to_be_one(served):
+    body = b'{"model": "demo", "messages": [{"role": "user", "content": "Hi"}], "temperature": 1e999}'
+    assert refused(served.post("/v1/chat/completions", body))["param"] == "temperature"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "param"),
+    [
+        ("messages", [], "messages"),
+        ("messages", "Hi", "messages"),
+        ("messages", [{"role": "robot", "content": "Hi"}], "messages.0.role"),
+        ("messages", [{"content": "Hi"}], "messages.0.role"),
+        ("messages", [{"role": "user"}], "messages.0"),
+        ("messages", [{"role": "user", "content": None}], "messages.0"),
+        ("messages", [{"role": "user", "content": 5}], "messages.0.content"),
+        ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "/etc/passwd"}}]}], "messages.0.content"),
+        ("model", 5, "model"),
+        ("model", "", "model"),
+        ("temperature", "0.5", "temperature"),
+        ("temperature", -1, "temperature"),
+        ("temperature", True, "temperature"),
+        ("top_p", 0, "top_p"),
+        ("max_tokens", 0, "max_tokens"),
+        ("max_tokens", 1.5, "max_tokens"),
+        ("max_tokens", 2**70, "max_tokens"),
+        ("seed", "7", "seed"),
+        ("n", 10_000, "n"),
+        ("stop", "", "stop"),
+        ("stop", ["a"] * 100_000, "stop"),
+        ("stop", ["x" * 5000], "stop"),
+        ("stop", [1], "stop"),
+        ("logprobs", 2, "logprobs"),
+        ("top_logprobs", 3, None),
+        ("logit_bias", {"word": 1}, "logit_bias"),
+        ("logit_bias", {"5": 101}, "logit_bias"),
+        ("logit_bias", {str(key): 1 for key in range(5000)}, "logit_bias"),
+        ("presence_penalty", 3, "presence_penalty"),
+        ("response_format", {"type": "xml"}, "response_format"),
+        ("response_format", {"type": "json_schema"}, "response_format"),
+        ("stream", "yes", "stream"),
+        ("tool_choice", "required", "tool_choice"),
+        ("tools", [{"type": "function", "function": {"name": "f"}}], "tools"),
+        ("functions", [{"name": "f"}], "functions"),
+        ("modalities", ["audio"], "modalities"),
+        ("speccascade", {"rules": "strict"}, "speccascade.rules"),
+        ("speccascade", {"block_size": -1}, "speccascade.block_size"),
+        ("speccascade", 5, "speccascade"),
+    ],
+)  # fmt: skip
+def test_fields_of_the_wrong_kind(served, field, value, param):
+    error = refused(served.chat(**{field: value}))
+    assert (error["param"] or "").startswith(param or "")
+    assert error["type"] == "invalid_request_error"
+    assert len(error["message"]) < 600
+
+
+@pytest.mark.parametrize("missing", ["model", "messages"])
+def test_fields_that_are_missing(served, missing):
+    body = {"model": "demo", "messages": QUESTION}
+    del body[missing]
+    assert refused(served.post("/v1/chat/completions", body))["param"] == missing
+
+
+def test_unknown_fields_are_left_aside(served):
+    plain = served.chat(max_tokens=8).json()["choices"][0]
+    assert served.chat(max_tokens=8, store=True, metadata={"a": "b"}, reasoning_effort="low", tomorrow=[1]).json()["choices"][0] == plain
+
+
+@pytest.mark.parametrize("model", ["gpt-4o", "Demo", "demo@", "@strict", "demo/../demo", "/etc/passwd"])
+def test_an_unknown_model_lists_what_there_is(served, model):
+    error = refused(served.chat(model=model), 404)
+    assert error["code"] == "model_not_found"
+    assert "models are demo" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["calibrated:/etc/passwd", "calibrated:models.json", "budget:0.1,calibrated:x", "os:system('id')", "os:abort()", "tests.my:Rule()",
+     "strict+thinking:os:abort()", "token_v3:0.3+thinking:calibrated:x", "../strict", "unheard", "token_v3:high", "token_v3:7", "a" * 300],
+)  # fmt: skip
+def test_a_rule_is_never_code_or_a_file(served, rule, monkeypatch, tmp_path):
+    opened = []
+    sys.addaudithook(lambda event, given: opened.append((event, given)) if event in ("open", "import") and watching else None)
+    watching = [True]
+    for response in (served.chat(speccascade={"rule": rule}), served.chat(model=f"demo@{rule}")):
+        refused(response)
+    watching.clear()
+    assert not [given for event, given in opened if event == "open" and str(given[0]) in rule]
+    assert not [given for event, given in opened if event == "import" and given[0] == "tests.my"]
+
+
+def test_rules_by_name_alpha_and_registration(served):
+    def rule(**fields):
+        return served.chat(max_tokens=4, **fields).json()["speccascade"]["rule"]
+
+    assert rule() == "token_v3:0.8"
+    assert rule(model="demo@token_v3:0.3") == "token_v3:0.3"
+    assert rule(speccascade={"alpha": 0.25}) == "token_v3:0.25"
+    assert rule(speccascade={"rule": "diff:0.1", "alpha": 0.4}) == "diff:0.4"
+    assert rule(speccascade={"rule": "careful"}) == rule(model="demo@careful") == "opt:0.2"
+    assert rule(model="demo@strict", speccascade={"rule": "strict"}) == "strict"
+    assert "name one" in refused(served.chat(model="demo@strict", speccascade={"rule": "never"}))["message"]
+    refused(served.chat(speccascade={"rule": "strict", "alpha": 0.5}))
+    refused(served.chat(speccascade={"alpha": 5}))
+
+
+def test_the_expert_alone_drafts_nothing(served):
+    alone = served.chat(speccascade={"rule": "expert"}).json()
+    assert alone["timings"]["draft_n"] == 0
+    assert alone["choices"] == served.chat(model="demo@strict").json()["choices"]
+    refused(served.chat(speccascade={"rule": "expert", "block_size": 4}))
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_it_is_read(served):
+    error = refused(served.chat(messages=[{"role": "user", "content": "a" * 1_000_000}]))
+    assert error["code"] == "context_length_exceeded"
+    assert refused(served.chat(messages=[{"role": "user", "content": "word " * 1000}]))["code"] == "context_length_exceeded"
+    assert refused(served.chat(messages=[{"role": "user", "content": "a" * 10_000_000}]), 413)["code"] == "request_too_large"
+    refused(served.post("/v1/completions", {"model": "demo", "prompt": [1] * 100_000}))
+    refused(served.post("/v1/completions", {"model": "demo", "prompt": [2**30]}))
+    refused(served.post("/tokenize", {"content": "a" * 1_000_000}))
+
+
+def test_grammars_and_schemas_that_cannot_be_followed(served):
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}
+    for stream in (False, True):
+        refused(served.chat(response_format=schema, stream=stream))
+    refused(served.post("/v1/completions", {"model": "demo", "prompt": "Hi", "grammar": "root ::= ("}))
+
+
+def test_tokens_there_and_back(served, demo):
+    text = "Who is Ada Lovelace? né 😀"
+    ids = served.post("/tokenize", {"content": text}).json()["tokens"]
+    assert served.post("/detokenize", {"tokens": ids}).json()["content"] == text
+    assert served.post("/tokenize", {"messages": QUESTION}).json()["tokens"] == demo.chat_ids(QUESTION)
+    refused(served.post("/detokenize", {"tokens": [10**6]}))
+    refused(served.post("/tokenize", {"content": "a", "prompt": "b"}))
+
+
+def test_routes_and_methods_that_there_are_not(served):
+    refused(served.get("/nothing"), 404)
+    refused(served.get("/v1/chat/completions"), 405)
+    refused(served.post("/health", {}), 405)
+    refused(served.post("/v1/embeddings", {"model": "demo", "input": "Hi"}))
+
+
+def test_the_description_names_every_route(served):
+    paths = served.get("/openapi.json").json()["paths"]
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/tokenize", "/detokenize", "/health", "/metrics"} <= set(paths)
+    json.dumps(paths, allow_nan=False)
+
+
+def test_figures_for_prometheus(served):
+    def figure(name):
+        line = next(line for line in served.get("/metrics").text.splitlines() if line.startswith(name))
+        return float(line.split()[-1])
+
+    names = ("vllm:generation_tokens_total", "vllm:spec_decode_num_draft_tokens_total", "vllm:spec_decode_num_accepted_tokens_total")
+    before = [figure(name) for name in names]
+    reply = served.chat(speccascade={"block_size": 3}).json()
+    timings = reply["timings"]
+    grown = [figure(name) - was for name, was in zip(names, before)]
+    assert grown == [reply["usage"]["completion_tokens"], timings["draft_n"], timings["draft_n_accepted"]]
+    assert figure("vllm:time_to_first_token_seconds_count") == figure("vllm:e2e_request_latency_seconds_count") > 0
+    assert figure("vllm:num_requests_running") == figure("vllm:num_requests_waiting") == 0
