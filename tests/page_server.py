@@ -57,7 +57,7 @@ class PageServer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """In front of the real application."""
         if scope["path"] == "/api/pairs" and self.pairs:
-            await JSONResponse({"pairs": self.pairs, "rules": []})(scope, receive, send)
+            await self._tell_pairs(scope, receive, send)
         elif scope["path"] == "/v1/chat/completions":
             body = await Request(scope, receive).body()
             self.requests.append(json.loads(body))
@@ -65,6 +65,15 @@ class PageServer:
             await (scripted or self._app)(scope, self._heard(body, receive), self._slowly(send))
         else:
             await self._app(scope, receive, send)
+
+    async def _tell_pairs(self, scope: Scope, receive: Receive, send: Send) -> None:
+        parts: list[bytes] = []
+
+        async def keep(message: Message) -> None:
+            parts.append(message.get("body", b""))
+
+        await self._app(scope, receive, keep)
+        await JSONResponse(json.loads(b"".join(parts)) | {"pairs": self.pairs})(scope, receive, send)
 
     def _heard(self, body: bytes, receive: Receive) -> Receive:
         whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]

@@ -4,6 +4,7 @@ import { Dial } from "./dial.js";
 import { Inspector } from "./inspector.js";
 import { ServerError, answer, isThere, pairsAndRules } from "./server.js";
 import { asCurl, asPython } from "./snippets.js";
+import { closeSettings, copy, fit, makeSwitches } from "./switches.js";
 import { element, legend } from "./tokens.js";
 import { Answer, Turn } from "./turn.js";
 
@@ -20,7 +21,7 @@ const inspector = new Inspector(page.inspector, page.said);
 const dial = new Dial(
   {
     rule: page.rule, trade: page.trade, setting: page["dial-setting"], name: page["dial-name"],
-    range: page.dial, number: page["dial-number"], hint: page["dial-range"],
+    range: page.dial, number: page["dial-number"], ends: page["dial-ends"], hint: page["dial-range"],
   },
   turned,
 );
@@ -133,14 +134,14 @@ function requestFor(turn, rule, timed) {
     stream: true,
     ...(timed ? {} : { logprobs: true, top_logprobs: TOP }),
     prompt_cache_key: conversation,
-    speccascade: { rule, ...drafts, origins: true, model_logprobs: !timed },
+    speccascade: { ...(rule ? { rule } : {}), ...drafts, origins: true, model_logprobs: !timed },
   };
 }
 
 /** The ways in which a question is asked: a name and a rule each. */
 function ways() {
-  const rule = dial.spec ?? pair()?.rule ?? "strict";
-  const chosen = [`Cascade, ${rule}`, rule];
+  const rule = dial.spec;
+  const chosen = [`Cascade, ${rule ?? pair()?.rule ?? "the pair’s rule"}`, rule];
   if (!page["side-by-side"].checked) return [chosen];
   const usual = [["Expert alone", "expert"], ["Speculative, strict", "strict"]];
   return rule === "strict" ? usual : [...usual, chosen];
@@ -151,17 +152,17 @@ function ways() {
 function ask(question) {
   const text = question.trim();
   if (!text || running) return;
-  const turn = new Turn(text, {
+  const turn = new Turn(text, turns.length + 1, {
     "Ask again": () => run(turn),
-    "Copy text": (button) => copy(button, turn.last.text),
-    "Copy as curl": (button) => copy(button, asCurl(location.origin, turn.request, Boolean(page.key.value))),
-    "Copy as Python": (button) => copy(button, asPython(location.origin, turn.request, Boolean(page.key.value))),
+    "Copy text": (button) => copy(page, button, turn.last.text),
+    "Copy as curl": (button) => copy(page, button, asCurl(location.origin, turn.request, Boolean(page.key.value))),
+    "Copy as Python": (button) => copy(page, button, asPython(location.origin, turn.request, Boolean(page.key.value))),
   });
   turns.push(turn);
   page.welcome.hidden = true;
   page.turns.append(turn.node);
   page.question.value = "";
-  fit();
+  fit(page);
   run(turn);
 }
 
@@ -175,9 +176,9 @@ async function run(turn) {
   page.said.textContent = "Answering.";
   const asked = ways();
   const timed = asked.length > 1;
-  const answers = asked.map(([name, rule]) => new Answer(name, { rule, timed }, inspector));
+  const answers = asked.map(([name, rule]) => new Answer(name, { rule: rule ?? pair()?.rule, timed }, inspector));
   turn.begin(answers);
-  turn.node.scrollIntoView({ block: "end" });
+  turn.node.scrollIntoView({ block: timed ? "start" : "end" });
   let baseline = null;
   for (const [index, [, rule]] of asked.entries()) {
     turn.request = requestFor(turn, rule, timed);
@@ -199,7 +200,7 @@ async function write(turn, shown, control, baseline) {
   let finish = null;
   try {
     for await (const block of answer(turn.request, { key: page.key.value, signal: control.signal })) {
-      const atEnd = innerHeight + scrollY > document.documentElement.scrollHeight - 80;
+      const atEnd = !shown.settings.timed && innerHeight + scrollY > document.documentElement.scrollHeight - 80;
       shown.add(block, baseline);
       if (atEnd) scrollTo(0, document.documentElement.scrollHeight);
       finish = block.finish ?? finish;
@@ -253,53 +254,17 @@ function startAnew() {
   page.question.focus();
 }
 
-async function copy(button, text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    button.dataset.name ??= button.textContent;
-    button.textContent = "Copied";
-    page.said.textContent = "Copied.";
-    setTimeout(() => (button.textContent = button.dataset.name), 1200);
-  } catch {
-    page["snippet-text"].value = text; // the browser lets no page outside localhost or https write to the clipboard
-    page.snippet.showModal();
-    page["snippet-text"].select();
-  }
-}
-
-// ---------------------------------------------------------------- the page's own switches
-
-/** The field grows with its text. */
-function fit() {
-  page.question.style.height = "auto";
-  page.question.style.height = `${page.question.scrollHeight}px`;
-}
-
-function settings(open) {
-  document.body.classList.toggle("settings-open", open);
-  page["open-settings"].setAttribute("aria-expanded", String(open));
-  if (open) page["close-settings"].focus();
-  else page["open-settings"].focus();
-}
-
-function dark(on) {
-  document.documentElement.dataset.theme = on ? "dark" : "light";
-  page.theme.setAttribute("aria-pressed", String(on));
-}
+// ---------------------------------------------------------------- what is pressed
 
 function escape() {
   if (inspector.hide() || stop()) return;
-  if (document.body.classList.contains("settings-open")) settings(false);
+  closeSettings(page);
 }
 
 page.legend.replaceChildren(...legend());
-page.theme.setAttribute("aria-pressed", String(matchMedia("(prefers-color-scheme: dark)").matches));
-page.theme.addEventListener("click", () => dark(page.theme.getAttribute("aria-pressed") === "false"));
+makeSwitches(page);
 page.new.addEventListener("click", startAnew);
 page.stop.addEventListener("click", stop);
-page["open-settings"].addEventListener("click", () => settings(true));
-page["close-settings"].addEventListener("click", () => settings(false));
-page["show-dropped"].addEventListener("change", () => document.body.classList.toggle("no-dropped", !page["show-dropped"].checked));
 page.temperature.addEventListener("input", turned);
 page.key.addEventListener("change", connect);
 page.pair.addEventListener("change", () => {
@@ -310,7 +275,6 @@ page.composer.addEventListener("submit", (event) => {
   event.preventDefault();
   ask(page.question.value);
 });
-page.question.addEventListener("input", fit);
 page.question.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();

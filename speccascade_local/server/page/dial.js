@@ -2,12 +2,17 @@
 
 /** How far a slider goes where the rule's own range has no end. The number field beside it takes anything that is allowed. */
 const FAR = 2;
+/** Rules of which more of the dial means less of the draft. */
+const REVERSED = new Set(["typical", "fly"]);
+/** A rule as it is written: its name, its first dial, and all that follows. */
+const WRITTEN = /^(\w+)(?::([^,+]*))?(.*)$/s;
 
 export class Dial {
   constructor(page, onChange) {
-    this.page = page; // rule, trade, setting, name, range, number, hint
+    this.page = page; // rule, trade, setting, name, range, number, ends, hint
     this.rules = [];
     this.turned = new Map(); // rule -> the value it was left at
+    this.tails = new Map(); // rule -> what is written behind its first dial
     page.rule.addEventListener("change", () => {
       this.show();
       onChange();
@@ -20,19 +25,30 @@ export class Dial {
   fill(rules, chosen) {
     this.rules = rules;
     const before = this.page.rule.value;
-    this.page.rule.replaceChildren(...rules.map(({ name }) => new Option(name, name)));
-    if (rules.some(({ name }) => name === before)) this.page.rule.value = before;
-    else this.choose(chosen);
-    this.show();
+    this.offer();
+    if (before && rules.some(({ name }) => name === before)) {
+      this.page.rule.value = before;
+      this.show();
+    } else this.choose(chosen);
   }
 
-  /** A rule as it is written, such as token_v3:0.8. */
+  offer() {
+    this.page.rule.replaceChildren(...this.rules.map(({ name, label }) => new Option(label ?? name, name)));
+  }
+
+  /** A pair's rule, such as token_v3:0.8. One that has no dial here, such as the user's own, is offered as it is. */
   choose(spec) {
-    const [name, dials] = (spec ?? "").split(/:(.*)/s);
+    this.rules = this.rules.filter(({ name }) => name);
+    const [, name, value, tail] = WRITTEN.exec(spec ?? "") ?? [];
     const rule = this.rules.find((each) => each.name === name);
-    if (!rule) return;
-    this.page.rule.value = name;
-    if (dials && rule.dial) this.turned.set(name, Number(dials.split(",")[0]));
+    const turns = rule?.dial ? value && Number.isFinite(Number(value)) : rule && value === undefined;
+    if (!turns) this.rules = [{ name: "", label: spec ?? "the pair’s own", trade: "what this pair was given", dial: null }, ...this.rules];
+    this.offer();
+    if (turns) {
+      if (rule.dial) this.turned.set(name, Number(value));
+      this.tails.set(name, tail);
+    }
+    this.page.rule.value = turns ? name : "";
     this.show();
   }
 
@@ -45,13 +61,13 @@ export class Dial {
     return this.turned.get(rule.name) ?? Number((rule.example || "0").split(",")[0]);
   }
 
-  /** The choice as one line of text; null where there is none. */
+  /** The choice as one line of text; null for the pair's own. */
   get spec() {
     const { rule } = this;
-    if (!rule) return null;
-    if (!rule.dial) return rule.example ? `${rule.name}:${rule.example}` : rule.name;
-    const others = (rule.example || "").split(",").slice(1);
-    return `${rule.name}:${[this.value, ...others].join(",")}`;
+    if (!rule?.name) return null;
+    const others = (rule.example || "").split(",").slice(1).map((each) => `,${each}`);
+    const tail = this.tails.get(rule.name) || others.join("");
+    return rule.dial ? `${rule.name}:${this.value}${tail}` : `${rule.name}${tail}`;
   }
 
   turn(text, onChange) {
@@ -71,6 +87,7 @@ export class Dial {
     if (!rule?.dial) return;
     const { name, low, high, whole, allowed } = rule.dial;
     const { value } = this;
+    page.ends.classList.toggle("reversed", REVERSED.has(rule.name));
     page.name.textContent = name;
     page.range.min = low ?? Math.min(-FAR, value);
     page.range.max = high ?? Math.max(FAR, value);

@@ -5,8 +5,8 @@
 export const ORIGINS = {
   accepted: ["draft kept", "The small model drafted this, and the rule kept it."],
   matched: ["draft confirmed", "The rule left this draft to the expert, and it passed the strict test."],
-  corrected: ["corrected", "The expert’s word, in place of a dropped draft."],
-  bonus: ["bonus", "The whole draft before it was kept, so the expert added this word of its own."],
+  corrected: ["corrected", "The draft did not pass the rule; the expert wrote this instead."],
+  bonus: ["bonus", "The whole draft before it was kept, so the expert added this of its own."],
   expert: ["no draft", "Nothing was drafted here; the expert wrote it."],
 };
 const UNKNOWN = ["not told", "The server did not tell who wrote this."];
@@ -54,10 +54,11 @@ function percent(logprob) {
 
 /** What was decided here, in sentences. */
 export function decision(token, settings) {
-  let words = ORIGINS[token.origin]?.[1] ?? UNKNOWN[1];
-  if (token.origin === "corrected" && token.dropped) words = `The expert’s word, in place of the dropped draft “${token.dropped.trim()}”.`;
-  if (token.origin === "accepted") words = `The small model drafted this, and the rule ${settings.rule} kept it.`;
-  return words;
+  if (token.origin === "accepted") return `The small model drafted this, and the rule ${settings.rule} kept it.`;
+  if (token.origin === "corrected" && token.dropped) {
+    return `The draft “${token.dropped.trim()}” did not pass the rule ${settings.rule}; the expert wrote this instead.`;
+  }
+  return (ORIGINS[token.origin] ?? UNKNOWN)[1];
 }
 
 function distance(token) {

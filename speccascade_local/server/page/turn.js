@@ -48,6 +48,7 @@ export class Answer {
     this.node = element("article", { className: "answer writing", "aria-label": name, "aria-busy": "true" },
       element("h3", { text: name }), this.tokens, this.trouble, this.figures);
     inspector.watch(this.tokens);
+    this.showFigures();
   }
 
   /** A block has come. baseline: tokens per second of the expert alone, if it was asked. */
@@ -63,9 +64,16 @@ export class Answer {
 
   showFigures(baseline) {
     const { tokens, calls, rate } = this.pace;
-    const rows = [["tokens", String(tokens)], ["expert calls", String(calls)], ["tokens/s", rate === null ? "–" : rate.toFixed(rate < 20 ? 1 : 0)]];
-    if (baseline && rate) rows.push(["speed-up", `${(rate / baseline).toFixed(2)} ×`]);
-    if (this.gaps.length) rows.push(["mean TV", (this.gaps.reduce((sum, gap) => sum + gap, 0) / this.gaps.length).toFixed(3)]);
+    const rows = [
+      ["tokens", String(tokens)],
+      ["expert calls", String(calls)],
+      ["tokens/s", rate === null ? "–" : rate.toFixed(rate < 20 ? 1 : 0)],
+      ["mean TV", this.gaps.length ? (this.gaps.reduce((sum, gap) => sum + gap, 0) / this.gaps.length).toFixed(3) : "–"],
+    ];
+    if (this.settings.timed) {
+      const against = this.settings.rule === "expert" ? rate : baseline;
+      rows.splice(3, 0, ["speed-up", rate && against ? `${(rate / against).toFixed(2)} ×` : "–"]);
+    }
     this.figures.replaceChildren(
       ...rows.map(([name, value]) => element("div", {}, element("dt", { text: name }), element("dd", { text: value }))),
     );
@@ -81,9 +89,10 @@ export class Answer {
 }
 
 export class Turn {
-  /** actions: name -> what the button does. */
-  constructor(question, actions) {
+  /** number: counted from 1, to tell turns apart. actions: name -> what the button does. */
+  constructor(question, number, actions) {
     this.question = question;
+    this.number = number;
     this.answers = [];
     this.cards = element("div", { className: "answers" });
     const buttons = Object.entries(actions).map(([text, act]) => {
@@ -93,7 +102,7 @@ export class Turn {
     });
     this.details = element("details", { className: "as-table" }, element("summary", { text: "Tokens as a table" }));
     this.details.addEventListener("toggle", () => this.fillTable());
-    this.node = element("section", { className: "turn", "aria-label": "Question and answer" },
+    this.node = element("section", { className: "turn", "aria-label": `Question ${number}` },
       element("p", { className: "asked", text: question }), this.cards, element("div", { className: "actions" }, ...buttons), this.details);
   }
 
@@ -112,6 +121,7 @@ export class Turn {
   fillTable() {
     this.details.querySelector(".scroll")?.remove();
     if (!this.details.open || !this.last) return;
-    this.details.append(element("div", { className: "scroll", tabindex: "0", role: "region", "aria-label": "Tokens" }, table(this.last.tokens)));
+    const label = `Tokens of answer ${this.number}`;
+    this.details.append(element("div", { className: "scroll", tabindex: "0", role: "region", "aria-label": label }, table(this.last.tokens)));
   }
 }
