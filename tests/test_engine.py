@@ -321,12 +321,24 @@ def test_a_conversation_goes_on_where_its_cache_is(demo: sc.Runtime) -> None:
         assert second.prompt.ids[: len(first.prompt.ids) + len(answer.token_ids)] == [*first.prompt.ids, *answer.token_ids]
 
 
-def test_who_shares_nothing_takes_the_slot_that_was_unused_the_longest(demo: sc.Runtime) -> None:
+def test_a_job_takes_the_slot_that_shares_most_and_else_the_one_unused_the_longest(demo: sc.Runtime) -> None:
     runtime = toy_runtime(demo, timelines=2)
     settings = Settings(rule="strict", max_tokens=2, block_size=0, seed=1)
     with Engine({"toy": runtime}, slots=2) as engine:
-        cached = [engine.submit("toy", [first] * 5, settings, conversation="x").reply().stats.cached_tokens for first in (1, 2, 1, 3, 1, 2)]
-    assert cached == [0, 0, 4, 0, 4, 0]
+        asked = [engine.submit("toy", [first] * 5, settings, conversation="x") for first in (1, 2, 2, 3, 2, 1)]
+        assert [job.reply().stats.cached_tokens for job in asked] == [0, 0, 4, 0, 4, 0]
+
+
+def test_a_seed_repeats_an_answer_whatever_was_asked_in_between(demo: sc.Runtime) -> None:
+    runtime = toy_runtime(demo, timelines=4)
+    seeded = Settings(rule="token_v3:0.3", max_tokens=24, seed=7, temperature=1.0)
+    expected = runtime.generate([5, 6], **vars(seeded)).token_ids
+    with Engine({"toy": runtime}, slots=4) as engine:
+        others = [engine.submit("toy", [n, 3], Settings(rule="token_v3:0.3", max_tokens=24, temperature=1.0)) for n in range(1, 7)]
+        assert engine.submit("toy", [5, 6], seeded).reply().token_ids == expected
+        texts = [job.reply() for job in others]
+        again = engine.submit("toy", [1, 3], Settings(rule="token_v3:0.3", max_tokens=24, temperature=1.0, seed=texts[0].seed))
+        assert again.reply().token_ids == texts[0].token_ids, "also one that was told, not asked for"
 
 
 def test_more_slots_than_the_pair_was_loaded_for_are_refused(demo: sc.Runtime) -> None:
