@@ -53,8 +53,12 @@ class AsyncRuntime:
 
     async def stream(self, prompt: Question, *, timeout_s: float | None = None, **chosen: Any) -> AsyncIterator[Chunk]:
         """Chunk by chunk. Leaving the loop early, or cancelling the task, ends the decoding within one block."""
-        async for chunk in self.start(prompt, timeout_s=timeout_s, **chosen):
-            yield chunk
+        pending = self.start(prompt, timeout_s=timeout_s, **chosen)
+        try:
+            async for chunk in pending:
+                yield chunk
+        finally:
+            pending.cancel()  # now, and not when the inner generator is collected
 
     async def generate(self, prompt: Question, *, timeout_s: float | None = None, **chosen: Any) -> Reply:
         """The whole reply."""
