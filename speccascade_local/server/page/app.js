@@ -60,10 +60,10 @@ async function look() {
     misses += 1;
     health("gone", "no server");
   }
-  lookIn(misses ? LOOK_MS[Math.min(misses, LOOK_MS.length) - 1] : QUIET_MS);
+  lookAfter(misses ? LOOK_MS[Math.min(misses, LOOK_MS.length) - 1] : QUIET_MS);
 }
 
-function lookIn(milliseconds) {
+function lookAfter(milliseconds) {
   clearTimeout(looking);
   looking = setTimeout(look, milliseconds);
 }
@@ -86,7 +86,7 @@ function trouble(error) {
   if (error.status === 0) {
     misses ||= 1;
     health("gone", "no server");
-    lookIn(LOOK_MS[0]);
+    lookAfter(LOOK_MS[0]);
   }
   notice(`${error.message} ${error.advice}`);
 }
