@@ -16,6 +16,7 @@ from page_server import PageServer
 
 import speccascade_local as sc
 from speccascade_local.server.app import PAGE
+from speccascade_local.server.security import Policy
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(
@@ -330,6 +331,30 @@ def test_what_the_server_refuses_is_told_with_what_to_do(page, server, status, a
     assert page.locator("#key").is_visible() == (status == 401)
     ask(page)
     assert page.locator("#notice").is_hidden(), "and it goes on"
+
+
+@needs_browser
+def test_a_server_with_a_key_is_given_it_and_nobody_else(browser, runtime):
+    key = "k" * 32
+    served = PageServer(runtime, policy=Policy(api_key=key))
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(served.url)
+    page.locator("#health", has_text="key needed").wait_for()
+    assert "API key in the settings" in page.locator("#notice").inner_text()
+    page.fill("#key", key)
+    page.keyboard.press("Tab")
+    page.wait_for_selector("#health.there")
+    assert page.locator("#notice").is_hidden()
+    ask(page)
+    assert page.locator(".tokens .token").count() > 5
+    page.get_by_role("button", name="Copy as curl").click()
+    page.locator(".actions button:nth-child(3)", has_text="Copied").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert "$SPECCASCADE_API_KEY" in copied
+    assert key not in copied
+    context.close()
+    served.close()
 
 
 @needs_browser

@@ -14,7 +14,7 @@ const LOOK = "See whether “speccascade serve” is still running. This page ke
 
 const ADVICE = {
   401: "Give the server’s API key in the settings, then ask again.",
-  403: "Give the server’s API key in the settings, or open the page under the address that the server printed.",
+  403: "Open this page under the address that the server printed.",
   404: "Choose another pair in the settings.",
   408: "Ask for a shorter answer in the settings, then ask again.",
   413: "Shorten the question, or begin a new conversation.",
