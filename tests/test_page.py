@@ -363,6 +363,7 @@ def test_an_answer_that_breaks_off_keeps_what_came(page, server):
     ask(page)
     assert page.locator(".tokens").inner_text() == "half"
     assert page.locator("#notice").inner_text().startswith("out of memory. Ask again")
+    assert page.locator("#health").inner_text() == "ready", "the server is there all the same"
 
 
 @needs_browser
