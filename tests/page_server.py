@@ -20,6 +20,7 @@ import speccascade_local as sc
 from speccascade_local.server.app import make_app
 from speccascade_local.server.engine import Engine
 from speccascade_local.server.listening import Server, address_of, bound
+from speccascade_local.server.security import Policy
 
 
 class PageServer:
@@ -29,20 +30,20 @@ class PageServer:
     one by one in place of the pair's answers, a list of events, or a status with an error's sentence. left: streams that the page ended.
     """
 
-    def __init__(self, runtime: sc.Runtime, port: int = 0) -> None:
+    def __init__(self, runtime: sc.Runtime, port: int = 0, policy: Policy | None = None) -> None:
         self.requests: list[dict[str, Any]] = []
         self.pairs: list[dict[str, Any]] = []
         self.pause_s = 0.0
         self.scripted: list[Any] = []
         self.left = 0
-        self._runtime = runtime
+        self._runtime, self._policy = runtime, policy
         self._begin(port)
 
     def _begin(self, port: int) -> None:
         listening = bound("127.0.0.1", port)
         self.url, self._port = address_of(listening), listening.getsockname()[1]
         engine = Engine({"demo": self._runtime})
-        self._app = make_app(engine)
+        self._app = make_app(engine, policy=self._policy)
         self._server = Server(self, engine)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listening]}, daemon=True)
         self._thread.start()

@@ -16,6 +16,7 @@ from page_server import PageServer
 
 import speccascade_local as sc
 from speccascade_local.server.app import PAGE
+from speccascade_local.server.security import Policy
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(
@@ -122,6 +123,7 @@ def test_an_answer_streams_in_and_every_token_tells_who_wrote_it(page, server, r
     assert all(len(ORIGINS & set(names.split())) == 1 for names, _ in spans)
     asked = server.requests[0]
     settings = {name: asked[name] for name in ("temperature", "max_tokens", "seed")} | {"block_size": asked["speccascade"]["block_size"]}
+    server.close()  # until then the runtime is the engine's
     reply = runtime.chat(asked["messages"], rule=asked["speccascade"]["rule"], logprobs=5, model_logprobs=True, **settings)
     assert [(f"token {token.origin}", token.text) for token in reply.tokens] == [tuple(each) for each in spans]
     assert page.locator(".tokens .dropped").all_text_contents() == [token.dropped for token in reply.tokens if token.dropped]
@@ -332,11 +334,36 @@ def test_what_the_server_refuses_is_told_with_what_to_do(page, server, status, a
 
 
 @needs_browser
+def test_a_server_with_a_key_is_given_it_and_nobody_else(browser, runtime):
+    key = "k" * 32
+    served = PageServer(runtime, policy=Policy(api_key=key))
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(served.url)
+    page.locator("#health", has_text="key needed").wait_for()
+    assert "API key in the settings" in page.locator("#notice").inner_text()
+    page.fill("#key", key)
+    page.keyboard.press("Tab")
+    page.wait_for_selector("#health.there")
+    assert page.locator("#notice").is_hidden()
+    ask(page)
+    assert page.locator(".tokens .token").count() > 5
+    page.get_by_role("button", name="Copy as curl").click()
+    page.locator(".actions button:nth-child(3)", has_text="Copied").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert "$SPECCASCADE_API_KEY" in copied
+    assert key not in copied
+    context.close()
+    served.close()
+
+
+@needs_browser
 def test_an_answer_that_breaks_off_keeps_what_came(page, server):
     server.scripted.append([block({"text": "half", "origin": "accepted"}), {"error": {"message": "out of memory"}}])
     ask(page)
     assert page.locator(".tokens").inner_text() == "half"
     assert page.locator("#notice").inner_text().startswith("out of memory. Ask again")
+    assert page.locator("#health").inner_text() == "ready", "the server is there all the same"
 
 
 @needs_browser

@@ -45,7 +45,7 @@ async function connect() {
     if (pairs.some(({ name }) => name === chosen)) page.pair.value = chosen;
     dial.fill(found.rules, pair()?.rule);
     showPair();
-    if (misses) notice(null);
+    notice(null);
     misses = 0;
     health("there", "ready");
   } catch (error) {
@@ -60,10 +60,10 @@ async function look() {
     misses += 1;
     health("gone", "no server");
   }
-  lookIn(misses ? LOOK_MS[Math.min(misses, LOOK_MS.length) - 1] : QUIET_MS);
+  lookAfter(misses ? LOOK_MS[Math.min(misses, LOOK_MS.length) - 1] : QUIET_MS);
 }
 
-function lookIn(milliseconds) {
+function lookAfter(milliseconds) {
   clearTimeout(looking);
   looking = setTimeout(look, milliseconds);
 }
@@ -82,11 +82,14 @@ function notice(words) {
 /** Say what went wrong and what to do. */
 function trouble(error) {
   if (!(error instanceof ServerError)) throw error;
-  if (error.status === 401 || error.status === 403) page["key-setting"].hidden = false;
+  if (error.status === 401) {
+    page["key-setting"].hidden = false;
+    health("gone", "key needed");
+  }
   if (error.status === 0) {
     misses ||= 1;
     health("gone", "no server");
-    lookIn(LOOK_MS[0]);
+    lookAfter(LOOK_MS[0]);
   }
   notice(`${error.message} ${error.advice}`);
 }

@@ -1,6 +1,7 @@
 // Talks to the server: what pairs and rules there are, whether it is there, and streamed answers.
 // Knows nothing of the page; what goes wrong is a ServerError, whose message is a sentence and whose advice says what to do next.
 
+/** status: of the server's answer; 0 where nobody answered. */
 export class ServerError extends Error {
   constructor(message, advice, status = 0) {
     super(message);
@@ -14,7 +15,7 @@ const LOOK = "See whether “speccascade serve” is still running. This page ke
 
 const ADVICE = {
   401: "Give the server’s API key in the settings, then ask again.",
-  403: "Give the server’s API key in the settings, or open the page under the address that the server printed.",
+  403: "Open this page under the address that the server printed.",
   404: "Choose another pair in the settings.",
   408: "Ask for a shorter answer in the settings, then ask again.",
   413: "Shorten the question, or begin a new conversation.",
@@ -59,7 +60,10 @@ function headers(key) {
 
 /** Pairs and rules, as GET /api/pairs gives them. */
 export async function pairsAndRules(key) {
-  const found = await (await request("/api/pairs", { headers: headers(key) })).json();
+  const response = await request("/api/pairs", { headers: headers(key) });
+  const found = await response.json().catch(() => {
+    throw new ServerError("What answers here is not the server of this page.", "See what runs at this address.", 502);
+  });
   const own = (found.own_rules ?? []).map((name) => ({ name, trade: "a rule of your own, named when the server was started", dial: null }));
   return { pairs: found.pairs ?? [], rules: [...(found.rules ?? []), ...own] };
 }
@@ -102,7 +106,7 @@ export async function* answer(body, { key, signal }) {
   let finished = false;
   try {
     for await (const event of events(response)) {
-      if (event.error) throw new ServerError(sentence(event) ?? "The answer failed.", advice(event.error.status ?? 500, null));
+      if (event.error) throw new ServerError(sentence(event) ?? "The answer failed.", advice(500, null), 500);
       const choice = event.choices?.[0];
       const extra = event.speccascade ?? {};
       const text = choice?.delta?.content ?? "";
@@ -116,6 +120,7 @@ export async function* answer(body, { key, signal }) {
       if (finished && error.name !== "AbortError") return; // all of it came, only the farewell is missing
       throw error;
     }
-    throw new ServerError("The answer broke off.", error instanceof SyntaxError ? "Ask again." : LOOK);
+    if (error instanceof SyntaxError) throw new ServerError("The answer cannot be read.", "Ask again.", 502);
+    throw new ServerError("The answer broke off.", LOOK);
   }
 }
