@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
+from .errors import SessionError
 from .pending import PendingReply
 from .reply import Chunk, Reply
 from .runtime import Question, Runtime
@@ -30,6 +31,7 @@ class AsyncRuntime:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        self._closed = False
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="runtime")
         self._asked: set[PendingReply] = set()
 
@@ -44,9 +46,12 @@ class AsyncRuntime:
         """Ask, and return at once. A text or ids are continued, a list of messages is answered.
 
         on_chunk: called with each chunk, in the thread that makes it. timeout_s: waiting included. The other keywords are those of
-        :class:`~speccascade_local.settings.Settings`, wrong ones of which are refused here (SettingError); a bad prompt by whoever reads.
+        :class:`~speccascade_local.settings.Settings`, wrong ones of which are refused here (SettingError); a bad prompt is told to whoever
+        reads. Raises SessionError when closed.
         """
         settings, pending = Settings(**chosen), PendingReply(timeout_s=timeout_s, on_chunk=on_chunk)
+        if self._closed:
+            raise SessionError("this AsyncRuntime is closed; make another one of the same runtime")
         self._asked.add(pending)
         self._pool.submit(self._make, pending, prompt, settings)
         return pending
@@ -69,6 +74,7 @@ class AsyncRuntime:
 
     def close(self) -> None:
         """Cancel what was asked for, and wait for the block that is being made. Harmless when repeated."""
+        self._closed = True
         for pending in list(self._asked):
             pending.cancel()
         self._pool.shutdown(wait=True)

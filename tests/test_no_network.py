@@ -38,7 +38,8 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
     "bench": [("demo", "--per-family", "1", "--rules", "token_v3", "--alphas", "0.8", *SHORT)],
     "tune": [("demo", "--budget", "0.9", "--rules", "token_v3", "--alphas", "0.8", "--per-family", "8", "--max-tokens", "12", "--dry-run")],
 }
-NEEDS_THE_NETWORK = {"pull", "rpc-serve"}
+#: The two that serve listen; that ``serve`` asks nobody is seen in tests/test_server_clients.py.
+NEEDS_THE_NETWORK = {"pull", "rpc-serve", "serve"}
 MODELS = """\
 pairs:
   fetched:

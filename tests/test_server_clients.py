@@ -186,19 +186,41 @@ def test_a_connection_that_says_nothing_is_closed(monkeypatch):
 # ---------------------------------------------------------------- the verb
 
 
-def started(*options):
-    """``speccascade serve`` in a process of its own, and where it listens."""
+#: Python runs it before anything else; see tests/test_no_network.py.
+ASKS_NOBODY = """\
+import sys
+
+def refuse(event, arguments):
+    if event in ("socket.connect", "socket.gethostbyname", "socket.sendto", "socket.sendmsg"):
+        print(f"network: {event} {arguments!r}", file=sys.stderr)
+
+sys.addaudithook(refuse)
+"""
+
+
+def started(*options, path=""):
+    """``speccascade serve`` in a process of its own, and where it listens. path: where its modules are looked for first."""
     process = subprocess.Popen(
         [sys.executable, "-m", "speccascade_local", "serve", "--port", "0", "--threads", "1", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(path), os.environ.get("PYTHONPATH"))))},
     )
     line = process.stdout.readline()
     address = re.search(r"http://[\d.]+:\d+", line)
     assert address, f"{line}{process.stderr.read()} {process.wait()}"
     return process, address[0]
+
+
+def test_a_server_asks_nobody(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(ASKS_NOBODY)
+    process, url = started(path=tmp_path)
+    with process:
+        body = {"model": "demo", "messages": QUESTION, "max_tokens": 8}
+        assert httpx.post(url + "/v1/chat/completions", json=body, timeout=PATIENCE_S).status_code == 200
+        process.terminate()
+        assert process.stderr.read() == "stopped\n"
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
