@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import llama_cpp
@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 
 #: So many that each can ask for all its rows in one batch.
 MAX_TIMELINES = BATCH_TOKENS // MAX_ROWS
+
+
+class UnwantedError(SessionError):
+    """A long text was not read to its end, because nobody wants that any more."""
 
 
 class LlamaContext:
@@ -48,6 +52,8 @@ class LlamaContext:
         self.model = model
         self.n_ctx = n_ctx  # llama.cpp rounds the size of a context up; what was asked for is the limit that users see
         self.named_threads = n_threads  # what the user asked for, if anything
+        #: Asked between the batches of a long text; once it says True, reading ends with an UnwantedError.
+        self.unwanted: Callable[[], bool] = lambda: False
         self._padding: Mapping[int, int] = {}
         self._free = list(range(n_timelines))
         threads = n_threads or model.default_threads
@@ -158,7 +164,7 @@ class LlamaContext:
                 # The kept rows must come out of one llama_decode, so what goes before leaves enough of them.
                 at, (timeline, tokens, keep) = max(enumerate(todo), key=lambda each: len(each[1].tokens) - each[1].keep)
                 size = min(BATCH_TOKENS, len(tokens) - keep)
-                self._decode([Part(timeline, tokens[:size], 0)])
+                self._read_on(Part(timeline, tokens[:size], 0))
                 todo[at] = Part(timeline, tokens[size:], keep)
             self._decode(todo)
             for part in todo:
@@ -177,9 +183,15 @@ class LlamaContext:
         unread = timeline.tokens[timeline.held :]
         apart = self.rollback.apart(timeline, len(unread), keep)
         for at in range(0, apart, BATCH_TOKENS):
-            self._decode([Part(timeline, unread[at : min(at + BATCH_TOKENS, apart)], 0)])
+            self._read_on(Part(timeline, unread[at : min(at + BATCH_TOKENS, apart)], 0))
         self.rollback.begin(timeline, keep)
         return Part(timeline, unread[apart:], keep)
+
+    def _read_on(self, part: Part) -> None:
+        """One batch of a long text, with more to follow."""
+        self._decode([part])
+        if self.unwanted():
+            raise UnwantedError("reading was given up, because it was cancelled; ask again to read on")
 
     def _check(self, part: Part) -> None:
         timeline, tokens, keep = part

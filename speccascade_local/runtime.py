@@ -18,6 +18,7 @@ from typing import Any, NoReturn, cast
 from .answering import LoadedPair, answer
 from .backend import in_own_process, require_own_process
 from .catalog import Pair
+from .context import UnwantedError
 from .deferral import Method
 from .errors import PromptError, SessionError
 from .experience import Experience, experiences
@@ -305,6 +306,18 @@ class Runtime:
         if self._holder == threading.get_ident():
             raise SessionError("a rule may not call the runtime that is asking it; load a second one for that")
 
+    @contextmanager
+    def _watched(self, call: Call) -> Iterator[None]:
+        """Within the block the reading of a long prompt ends when the call is cancelled."""
+        contexts = [session.context for session in self._sessions.values()]
+        for context in contexts:
+            context.unwanted = lambda: call.cancelled
+        try:
+            yield
+        finally:
+            for context in contexts:
+                context.unwanted = lambda: False
+
     def _in_turn(self, chunks: Iterator[Chunk | None], turn: int, call: Call, last: Chunk) -> Iterator[Chunk]:
         """Each block is decoded under the lock, and only while no later call has come. last: what stands before the first chunk."""
         while last.finish_reason is None:
@@ -316,7 +329,11 @@ class Runtime:
                     )
                 if call.cancelled:
                     chunks = iter([last.cancelled()])  # the loop ends here and now, while nobody else evaluates
-                chunk = next(chunks)
+                with self._watched(call):
+                    try:
+                        chunk = next(chunks)
+                    except UnwantedError:
+                        chunk = last.cancelled()
             if chunk is not None:
                 last = chunk
                 if call.on_chunk:

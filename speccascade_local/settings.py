@@ -156,10 +156,10 @@ class Cancel(Protocol):
 class Call(Settings):
     """One call: the settings of its reply, and how its caller watches over it.
 
-    cancel: an event; once another thread has set it, no further block is begun, and the reply ends as it is, with the finish_reason
-    ``"cancelled"``. It stays set, so each call needs one of its own, or one that was cleared. on_chunk: called with every chunk as soon as
-    it is there, by the thread that makes the reply; an exception in it ends the reply, and is the caller's. Raises SettingError for
-    what has no ``is_set``, or cannot be called.
+    cancel: an event; once another thread has set it, no further block is begun, nor another 512 tokens of a prompt read, and the reply
+    ends as it is, with the finish_reason ``"cancelled"``. It stays set, so each call needs one of its own, or one that was cleared.
+    on_chunk: called with every chunk as soon as it is there, by the thread that makes the reply; an exception in it ends the reply, and is
+    the caller's. Raises SettingError for what has no ``is_set``, or cannot be called.
     """
 
     cancel: Cancel | None = None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 
 import pytest
+from gguf_files import recurrent_model, text_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_runtime import QUESTION, assert_caches_are_true
 
 import speccascade_local as sc
+from speccascade_local.context import LlamaContext
 
 
 class SetAfter:
@@ -165,3 +167,32 @@ def test_closing_while_another_thread_generates_ends_that_reply_with_an_error():
     closed.set()
     worker.join(30)
     assert len(outcomes) == 1
+
+
+@pytest.mark.parametrize("write", [text_model, recurrent_model])
+def test_the_reading_of_a_long_prompt_is_cancelled_between_batches(write, tmp_path, monkeypatch):
+    drafter, expert = write(tmp_path / "drafter.gguf"), write(tmp_path / "expert.gguf")
+    with sc.load(drafter=drafter, expert=expert, n_ctx=2048, n_threads=1, profile=False) as runtime:
+        prompt = [10 + (7 * at) % 80 for at in range(1900)]
+        chosen = {"rule": "strict", "block_size": 2, "max_tokens": 6, "seed": 1}
+        event, read = threading.Event(), list[int]()
+        real = LlamaContext._decode
+
+        def decode(context, parts):
+            real(context, parts)
+            read.append(sum(len(part.tokens) for part in parts))
+            if len(read) == 2:
+                event.set()
+
+        monkeypatch.setattr(LlamaContext, "_decode", decode)
+        reply = runtime.generate(prompt, cancel=event, **chosen)
+        assert (reply.finish_reason, reply.tokens, read) == ("cancelled", (), [512, 512])
+        assert runtime._drafter.tokens == runtime._expert.tokens == []
+        monkeypatch.undo()
+        if write is recurrent_model:
+            return  # its random weights make no numbers out of so long a text
+        again = runtime.generate(prompt, **chosen)  # nobody has cancelled this one
+        runtime.reset()
+        assert again.token_ids == runtime.generate(prompt, **chosen).token_ids
+        assert again.finish_reason != "cancelled"
+        assert_caches_are_true(runtime)
