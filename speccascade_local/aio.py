@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
+from .errors import SessionError
 from .pending import PendingReply
 from .reply import Chunk, Reply
 from .runtime import Question, Runtime
@@ -30,6 +31,7 @@ class AsyncRuntime:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        self._closed = False
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="runtime")
         self._asked: set[PendingReply] = set()
 
@@ -44,17 +46,24 @@ class AsyncRuntime:
         """Ask, and return at once. A text or ids are continued, a list of messages is answered.
 
         on_chunk: called with each chunk, in the thread that makes it. timeout_s: waiting included. The other keywords are those of
-        :class:`~speccascade_local.settings.Settings`, wrong ones of which are refused here (SettingError); a bad prompt by whoever reads.
+        :class:`~speccascade_local.settings.Settings`, wrong ones of which are refused here (SettingError); a bad prompt is told to whoever
+        reads. Raises SessionError when closed.
         """
         settings, pending = Settings(**chosen), PendingReply(timeout_s=timeout_s, on_chunk=on_chunk)
+        if self._closed:
+            raise SessionError("this AsyncRuntime is closed; make another one of the same runtime")
         self._asked.add(pending)
         self._pool.submit(self._make, pending, prompt, settings)
         return pending
 
     async def stream(self, prompt: Question, *, timeout_s: float | None = None, **chosen: Any) -> AsyncIterator[Chunk]:
         """Chunk by chunk. Leaving the loop early, or cancelling the task, ends the decoding within one block."""
-        async for chunk in self.start(prompt, timeout_s=timeout_s, **chosen):
-            yield chunk
+        pending = self.start(prompt, timeout_s=timeout_s, **chosen)
+        try:
+            async for chunk in pending:
+                yield chunk
+        finally:
+            pending.cancel()  # now, and not when the inner generator is collected
 
     async def generate(self, prompt: Question, *, timeout_s: float | None = None, **chosen: Any) -> Reply:
         """The whole reply."""
@@ -65,6 +74,7 @@ class AsyncRuntime:
 
     def close(self) -> None:
         """Cancel what was asked for, and wait for the block that is being made. Harmless when repeated."""
+        self._closed = True
         for pending in list(self._asked):
             pending.cancel()
         self._pool.shutdown(wait=True)

@@ -63,10 +63,9 @@ class LoadedPair:
         self.learnt = deepcopy(self.start)
 
     def beside(self, sessions: Mapping[str, LlamaSession]) -> LoadedPair:
-        """The same models with other timelines, by role. What is known about lengths is what is known now; each learns for itself."""
+        """The same models with other timelines, by role. What it learns is its own, beginning with what was known when loading."""
         drafter = sessions.get("drafter") or NgramSession(self.expert.n_vocab, self.expert.n_ctx)
-        known = deepcopy(self.learnt)
-        return replace(self, drafter=drafter, expert=sessions["expert"], small=sessions.get("small"), start=known, index=NgramIndex())
+        return replace(self, drafter=drafter, expert=sessions["expert"], small=sessions.get("small"), index=NgramIndex())
 
     @property
     def sessions(self) -> list[Session]:

@@ -48,8 +48,9 @@ class PendingReply:
 
     def cancel(self) -> None:
         """End it: readers at once, the decoding within one block. Harmless when repeated, or too late; from any thread."""
-        self._cancelled = True
-        self._tell()
+        if not self._is_whole:
+            self._cancelled = True
+            self._tell()
 
     def __iter__(self) -> Iterator[Chunk]:
         read = 0
@@ -86,8 +87,7 @@ class PendingReply:
                     return
         finally:
             self._listeners.remove(wake)
-            if not self._ended:
-                self.cancel()
+            self.cancel()
 
     def reply(self) -> Reply:
         """Wait for all of it. Raises what went wrong, and SessionError where it was cancelled before anything came."""
@@ -137,16 +137,22 @@ class PendingReply:
 
     def expire(self) -> None:
         """Fail if the time is over."""
-        if self._deadline is not None and time.monotonic() >= self._deadline and not (self._ended or self._cancelled or self.error):
+        if self._deadline is not None and time.monotonic() >= self._deadline and not self._cancelled:
             why = f"no whole answer within {self.timeout_s:g} s, waiting included; allow more time or ask for fewer tokens"
             self.stop_for(EngineTimeoutError(why))
 
     def stop_for(self, error: BaseException) -> None:
         """Cancel it, and tell its readers why."""
-        self.error = self.error or error
-        self.cancel()
+        if not self._is_whole:
+            self.error = self.error or error
+            self.cancel()
 
     # ------------------------------------------------------------------ how
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether there is nothing left to cancel."""
+        return self._ended or (bool(self._chunks) and self._chunks[-1].finish_reason is not None)
 
     def _tell(self) -> None:
         with self._changed:

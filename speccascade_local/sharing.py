@@ -20,8 +20,8 @@ _COMPETING = 0.5
 class Sharing:
     """Room for ``count`` replies, each with a seat and a pair of its own for :func:`~speccascade_local.answering.answer`.
 
-    sessions: the pair's own, by role, on which the first reply stands. Texts do not depend on each other: lengths are decided by
-    what ``pair``, whose profile is known, had learnt when this was made. Raises SessionError where a context has not so many timelines.
+    sessions: the pair's own, by role, on which the first reply stands. Its profile must be known. Raises SessionError where a context has
+    not so many timelines.
     """
 
     def __init__(self, pair: LoadedPair, sessions: Mapping[str, LlamaSession], count: int) -> None:

@@ -143,3 +143,6 @@ def test_closing_cancels_what_waits(runtime: Runtime) -> None:
     assert first.done
     assert second.done
     assert len(expert(runtime).batches) == 1
+    with pytest.raises(sc.SessionError, match="closed"):
+        asked.start("Once")
+    asked.close()

@@ -13,6 +13,7 @@ from tiny_architectures import write_architecture
 from toy_contexts import toy_profile, toy_runtime
 
 import speccascade_local as sc
+from speccascade_local import catalog
 from speccascade_local.errors import CatalogError, EngineBusyError, EngineError, EngineTimeoutError, PromptError, SettingError
 from speccascade_local.server.engine import Engine, Job
 from speccascade_local.settings import Settings
@@ -140,10 +141,13 @@ def test_a_job_that_waits_is_cancelled_at_once(engine: Engine) -> None:
     waiting.cancel()
     assert waiting.done
     assert list(waiting) == []
+    assert waiting.queued_s > 0
     with pytest.raises(sc.SessionError, match="cancelled"):
         waiting.reply()
     gate.opened.set()
+    waited = running.queued_s
     assert running.reply().finish_reason
+    assert running.queued_s == waited, "it waits no longer"
 
 
 def test_a_running_job_is_cancelled_within_one_block(engine: Engine) -> None:
@@ -321,12 +325,24 @@ def test_a_conversation_goes_on_where_its_cache_is(demo: sc.Runtime) -> None:
         assert second.prompt.ids[: len(first.prompt.ids) + len(answer.token_ids)] == [*first.prompt.ids, *answer.token_ids]
 
 
-def test_who_shares_nothing_takes_the_slot_that_was_unused_the_longest(demo: sc.Runtime) -> None:
+def test_a_job_takes_the_slot_that_shares_most_and_else_the_one_unused_the_longest(demo: sc.Runtime) -> None:
     runtime = toy_runtime(demo, timelines=2)
     settings = Settings(rule="strict", max_tokens=2, block_size=0, seed=1)
     with Engine({"toy": runtime}, slots=2) as engine:
-        cached = [engine.submit("toy", [first] * 5, settings, conversation="x").reply().stats.cached_tokens for first in (1, 2, 1, 3, 1, 2)]
-    assert cached == [0, 0, 4, 0, 4, 0]
+        asked = [engine.submit("toy", [first] * 5, settings, conversation="x") for first in (1, 2, 2, 3, 2, 1)]
+        assert [job.reply().stats.cached_tokens for job in asked] == [0, 0, 4, 0, 4, 0]
+
+
+def test_a_seed_repeats_an_answer_whatever_was_asked_in_between(demo: sc.Runtime) -> None:
+    runtime = toy_runtime(demo, timelines=4)
+    seeded = Settings(rule="token_v3:0.3", max_tokens=24, seed=7, temperature=1.0)
+    expected = runtime.generate([5, 6], **vars(seeded)).token_ids
+    with Engine({"toy": runtime}, slots=4) as engine:
+        others = [engine.submit("toy", [n, 3], Settings(rule="token_v3:0.3", max_tokens=24, temperature=1.0)) for n in range(1, 7)]
+        assert engine.submit("toy", [5, 6], seeded).reply().token_ids == expected
+        texts = [job.reply() for job in others]
+        again = engine.submit("toy", [1, 3], Settings(rule="token_v3:0.3", max_tokens=24, temperature=1.0, seed=texts[0].seed))
+        assert again.reply().token_ids == texts[0].token_ids, "also one that was told, not asked for"
 
 
 def test_more_slots_than_the_pair_was_loaded_for_are_refused(demo: sc.Runtime) -> None:
@@ -335,3 +351,36 @@ def test_more_slots_than_the_pair_was_loaded_for_are_refused(demo: sc.Runtime) -
     with pytest.raises(SettingError, match="slots is 0"):
         Engine({"demo": demo}, slots=0)
     assert demo.chat(QUESTION, **vars(SHORT)).finish_reason
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_other_kinds_of_drafters_work_in_slots_too(small: bool) -> None:
+    """Copies from the text, of which each slot has its own index, and a third model."""
+    bundled = catalog.bundled()
+    files = {"drafter": bundled.drafter, "small": bundled.drafter} if small else {"drafter": "ngram"}
+    settings = Settings(rule="strict", max_tokens=16, block_size=3, seed=0, logprobs=2)
+    with sc.load(**files, expert=bundled.expert, n_threads=1, timelines=2, profile=False) as runtime:
+        runtime._loaded.profile = runtime._loaded.small_profile = toy_profile()
+        prompts = [runtime.chat_ids([{"role": "user", "content": question}]) for question in ("Who is Mozart?", "What is 3 + 4?")]
+        alone = [runtime.generate(prompt, **vars(settings)) for prompt in prompts]
+        with Engine({"pair": runtime}, slots=2) as engine:
+            jobs = [engine.submit("pair", prompt, settings) for prompt in prompts]
+            assert all(parted_at_a_tie(one, job.reply(), 0.3) for one, job in zip(alone, jobs))
+
+
+def test_many_clients_some_of_whom_leave_get_right_answers_or_none(demo: sc.Runtime) -> None:
+    runtime, chosen = toy_runtime(demo, timelines=4), {"rule": "token_v3:0.3", "block_size": 3, "max_tokens": 10}
+    asked = [([n % 7, 3], Settings(seed=n, temperature=1.0, **chosen)) for n in range(48)]
+    alone = texts_alone(runtime, asked)
+    threads = threading.active_count()
+    with Engine({"toy": runtime}, slots=4, queue=48) as engine:
+        jobs = [engine.submit("toy", *each, conversation=str(n % 5)) for n, each in enumerate(asked)]
+        for job in jobs[::3]:
+            next(iter(job))
+            job.cancel()
+        for n, job in enumerate(jobs):
+            assert job.wait(PATIENCE_S)
+            if n % 3 or not job.cancelled:
+                assert job.reply().token_ids == alone[n]
+        assert engine.counts() == {"toy": (0, 0)}
+    assert threading.active_count() == threads

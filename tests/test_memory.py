@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import speccascade_local as sc
 from speccascade_local import loading, machine
 from speccascade_local.devices import Device
-from speccascade_local.errors import ModelLoadError
+from speccascade_local.errors import ModelLoadError, SettingError
 from speccascade_local.header import Layers
 from speccascade_local.memory import free_memory, layers_that_fit, need_of, require_fit, settled
 from speccascade_local.parameters import model_parameters
@@ -59,14 +59,34 @@ sizes = st.integers(0, 10_000)
 all_layers = st.builds(Layers, sizes, st.lists(sizes, min_size=1, max_size=40).map(tuple), sizes)
 
 
-@given(all_layers, sizes, sizes, st.integers(0, 500), st.integers(-1, 45), st.integers(1, 4000))
-def test_nothing_is_lost_between_the_two_memories(layers, cache, recurrent, gpu, count, n_ctx):
+@given(all_layers, sizes, sizes, st.integers(0, 500), st.integers(-1, 45), st.integers(1, 4000), st.integers(1, 7))
+def test_nothing_is_lost_between_the_two_memories(layers, cache, recurrent, gpu, count, n_ctx, timelines):
     model = rehearsed(layers, cache=cache, recurrent=recurrent, gpu=gpu)
-    alone, split = need_of(model, n_ctx), need_of(model, n_ctx, layers, count)
+    alone, split = need_of(model, n_ctx, timelines=timelines), need_of(model, n_ctx, layers, count, timelines)
     for part in ("cache", "recurrent state", "computing", "logits"):
         assert split.own.get(part, 0) + split.gpu.get(part, 0) == alone.own[part]
     assert split.own["weights"] + split.gpu.get("weights", 0) >= alone.own["weights"], "a tied embedding is held twice"
     assert (split.gpu_bytes > 0) <= (count != 0)
+
+
+@pytest.mark.parametrize("timelines", [2, 7])
+def test_each_text_needs_a_memory_of_its_own_and_the_weights_are_there_once(timelines):
+    model = rehearsed(LAYERS["expert"], recurrent=300)
+    one, several = need_of(model, 1000).own, need_of(model, 1000, timelines=timelines).own
+    assert {part for part, size in several.items() if size == timelines * one[part] > 0} >= {"cache", "recurrent state"}
+    assert {part: several[part] for part in ("weights", "computing")} == {part: one[part] for part in ("weights", "computing")}
+
+
+def test_a_context_that_fits_one_text_is_refused_for_several(tmp_path, monkeypatch):
+    path = hollow_model(tmp_path / "large.gguf", width=4096, layers=8, ffn=4096)
+    monkeypatch.setattr(loading, "free_memory", lambda: 2_600_000_000)
+    monkeypatch.setattr(loading, "LlamaModel", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))  # it would be loaded now
+    with pytest.raises(KeyboardInterrupt):
+        sc.load(drafter="ngram", expert=path, n_ctx=2048)
+    with pytest.raises(ModelLoadError, match="cache"):
+        sc.load(drafter="ngram", expert=path, n_ctx=2048, timelines=7)
+    with pytest.raises(SettingError, match="timelines is 8"):
+        sc.load(drafter="ngram", expert=path, timelines=8)
 
 
 @given(all_layers, sizes, st.integers(0, 500), st.integers(0, 60_000))

@@ -93,8 +93,9 @@ class Engine:
         """Put a request into the queue: a text, a list of ids, or a list of messages for the chat template.
 
         conversation: requests of one conversation are answered one after the other. timeout_s: for waiting and answering together.
-        Everything that is wrong with a request is refused here, which may take as long as one block. Raises CatalogError for a pair that
-        there is not, EngineBusyError when as many wait as may, EngineError when closing, PromptError and SettingError.
+        Everything that is wrong with a request is refused here, which takes a while for long texts: not for an event loop. Raises
+        CatalogError for a pair that there is not, EngineBusyError when as many wait as may, EngineError when closing, PromptError and
+        SettingError.
         """
         if pair not in self._lanes:
             raise CatalogError(f"there is no pair {pair!r:.80} here; there are {', '.join(sorted(self._lanes))}")
@@ -132,6 +133,7 @@ class _Lane:
         self.runtime = runtime
         self.queue: FairQueue[Job] = FairQueue(bound, slots)
         self.running: set[Job] = set()
+        self._closing = False
         self._said: OrderedDict[str, Transcript] = OrderedDict()
         self._resources = ExitStack()
         sharing = self._resources.enter_context(runtime.shared(slots))
@@ -152,6 +154,8 @@ class _Lane:
         while (job := self.queue.take()) is not None:
             job.begin()
             self.running.add(job)
+            if self._closing:  # it was taken just before, and not seen running
+                job.stop_for(_unfinished())
             begun = time.monotonic()
             slot = self._slots.take(job.prompt.ids)
             slot.seat.stopped = lambda job=job: job.should_stop  # type: ignore[misc]
@@ -166,6 +170,8 @@ class _Lane:
                 job.end()
 
     def _answer(self, job: Job, slot: Slot) -> None:
+        if job.should_stop:
+            return
         method, seed = self.runtime.method(job.settings), cast(int, job.settings.seed)
         chunks = answer(slot.pair, job.prompt.ids, job.settings, method, seed)
         with self._gathering.seated(slot.seat):
@@ -193,8 +199,13 @@ class _Lane:
     def close(self) -> None:
         """End what is being answered, and give the pair back."""
         self.stop()
+        self._closing = True
         for job in list(self.running):
-            job.stop_for(EngineError("the server is closing, and this answer was not finished; ask again when it is back"))
+            job.stop_for(_unfinished())
         for thread in self._threads:
             thread.join()
         self._resources.close()
+
+
+def _unfinished() -> EngineError:
+    return EngineError("the server is closing, and this answer was not finished; ask again when it is back")
