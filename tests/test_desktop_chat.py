@@ -13,7 +13,7 @@ import pytest
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "desktop_chat.py"
 
-pytest.importorskip("tkinter", reason="this Python was built without Tk (Debian: apt install python3-tk)", exc_type=ImportError)
+pytest.importorskip("tkinter", reason="this Python was built without Tk (Debian: apt install python3-tk)")
 pytestmark = pytest.mark.skipif(not shutil.which("Xvfb"), reason="no screen to draw on (Debian: apt install xvfb)")
 
 DRIVER = """
