@@ -430,7 +430,7 @@ def test_what_is_neither_a_text_nor_an_object_that_answers_is_refused(spec):
 )
 def test_the_command_line_tells_what_is_wrong_with_a_rule_in_one_line(tmp_path, source, spec, said):
     (tmp_path / "mine.py").write_text(source)
-    done = speccascade("run", "Hello", "--rule", spec, "--threads", "1", cwd=tmp_path)
+    done = speccascade("run", "Hello", "--rule", spec, "--threads", "1", "--block-size", "4", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("error: rule ")
     assert done.stderr.count("\n") == 1
