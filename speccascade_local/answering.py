@@ -6,7 +6,7 @@ take turns, and leaves both sessions fit for the next one after every chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import astuple, dataclass, field, replace
 
@@ -79,22 +79,33 @@ class LoadedPair:
         return Rollbacks(*(sum(figures) for figures in zip(*map(astuple, spent))))
 
 
-def answer(pair: LoadedPair, ids: list[int], settings: Settings, method: Method, seed: int) -> Iterator[Chunk | None]:
+def answer(
+    pair: LoadedPair,
+    ids: list[int],
+    settings: Settings,
+    method: Method,
+    seed: int,
+    *,
+    grammar: Grammar | None = None,
+    unwanted: Callable[[], bool] = lambda: False,
+) -> Iterator[Chunk | None]:
     """Continue ``ids``, chunk by chunk; None for a block that shows nothing yet, because it is not decided who answers.
 
-    A grammar is compiled before this returns, the rest is done when the first chunk is asked for. Raises SettingError.
+    grammar: that of the settings, where it is compiled already; else it is compiled before this returns. The rest is done when the first
+    chunk is asked for. unwanted: asked while a grammar works whether the caller has given up. Raises SettingError and UnwantedError.
     """
-    shaper = _shaper(pair, ids, settings)
+    n_vocab = pair.expert.n_vocab
+    shaper = Shaper(n_vocab, ids, settings.penalties, grammar or compiled(settings, pair.tokenizer, n_vocab, unwanted))
     if isinstance(method, Route):
         return _routed(pair, ids, settings, method, seed, shaper)
     assert isinstance(method, Rule)
     return (chunk for chunk, _ in _decoded(pair, ids, settings, method, seed, shaper))
 
 
-def _shaper(pair: LoadedPair, ids: list[int], settings: Settings) -> Shaper:
-    n_vocab, source = pair.expert.n_vocab, settings.constraint
-    grammar = Grammar(pair.tokenizer.for_grammars, source, n_vocab) if source is not None else None
-    return Shaper(n_vocab, ids, settings.penalties, grammar)
+def compiled(settings: Settings, tokenizer: Tokenizer, n_vocab: int, unwanted: Callable[[], bool]) -> Grammar | None:
+    """The grammar that the settings name, ready for one reply; None without one. Raises SettingError and UnwantedError."""
+    source = settings.constraint
+    return None if source is None else Grammar(tokenizer.for_grammars, source, n_vocab, unwanted)
 
 
 def _decoded(pair: LoadedPair, ids: list[int], settings: Settings, rule: Rule, seed: int, shaper: Shaper) -> Iterator[tuple[Chunk, Block]]:

@@ -102,9 +102,7 @@ def decode(
             drafted = time.perf_counter()
             rows = NO_ROWS
             if rule.asks_expert:
-                # Nothing can follow an end of text, so no bonus row is asked for behind it.
-                unscored = extra or int(bool(draft.submitted) and generation.is_end(draft.submitted[-1]))
-                read = draft.submitted[: len(draft.submitted) - unscored]
+                read = draft.submitted[:-1] if extra else generation.scored(draft.submitted)
                 hopeful = own and draft.token_ids and read == draft.token_ids
                 ahead.start(generation, draft, min(pace.ahead(len(read)), room - len(read)) if hopeful else 0)
                 logits = expert.extend(tokens[len(expert.tokens) :] + read, keep=len(read) + 1)
@@ -142,10 +140,7 @@ def _guesses(draft: Draft, room: int, generation: Generation, helpers: Helpers, 
     if drafted and generation.is_end(drafted[-1]):
         return []
     guess = helpers.guess(max(min(room - len(drafted), LONGEST_BLOCK), 0), drafted)
-    guessed = guess.token_ids[: pace.tail(guess)]
-    guessed = guessed[: generation.admitted(drafted, guessed)]
-    ends = [at for at, token in enumerate(guessed, start=1) if generation.is_end(token)]
-    return guessed[: ends[0]] if ends else guessed
+    return generation.admitted(drafted, guess.token_ids[: pace.tail(guess)])
 
 
 def _learn(pace: Pace, draft: Draft, verdict: Verdict) -> None:

@@ -16,7 +16,7 @@ import llama_cpp
 from .adapters import apply_adapters
 from .backend import complaint, forget_complaints, free, made, require_own_process
 from .batch import BATCH_TOKENS, Batch, Part, Timeline
-from .errors import ContextOverflowError, ModelLoadError, PromptError, SessionError, SettingError
+from .errors import ContextOverflowError, ModelLoadError, PromptError, SessionError, SettingError, UnwantedError
 from .model import LlamaModel
 from .parameters import MAX_ROWS, SNAPSHOTS, context_parameters
 from .rollback import Rollback, Tail, ways_back
@@ -27,10 +27,6 @@ log = logging.getLogger(__name__)
 
 #: So many that each can ask for all its rows in one batch.
 MAX_TIMELINES = BATCH_TOKENS // MAX_ROWS
-
-
-class UnwantedError(SessionError):
-    """A long text was not read to its end, because nobody wants that any more."""
 
 
 class LlamaContext:

@@ -147,8 +147,8 @@ class _Reading:
         small = self._helpers.small
         if most < 1:
             return Draft([])
-        guessed = guess.token_ids[: min(self._pace.review(Guess(guess.token_ids[:LONGEST], guess.match)), most)]
-        guessed = guessed[: self._generation.admitted(drafted, guessed)]
+        length = min(self._pace.review(Guess(guess.token_ids[:LONGEST], guess.match)), most)
+        guessed = self._generation.admitted(drafted, guess.token_ids[:length])
         if guessed or small is None:
             return Draft([], guesses=guessed)
         proposal = propose(small, self._generation.followed_by(drafted), most, pace=self._helpers.small_pace)
@@ -157,7 +157,7 @@ class _Reading:
         return proposal
 
     def _review(self, drafted: list[int], guess: Guess, proposal: Draft) -> None:
-        generation, read = self._generation, proposal.submitted
+        generation, read = self._generation, self._generation.scored(proposal.submitted)
         rows = self._drafter.extend(_unread(self._drafter, generation, drafted) + read, keep=len(read) + 1).copy()
         own = generation.rows(rows, drafted, read)
         verdict = verify(proposal, own, Strict(), generation.sampler, generation.rng)

@@ -9,6 +9,7 @@
     ├── ModelLoadError               a file that is missing, no GGUF, damaged, or of a kind that cannot work here
     ├── PairError                    two models that cannot answer as one
     ├── SessionError                 llama.cpp refused an evaluation or a rewind; a closed or superseded object was used
+    │   └── UnwantedError            work was given up half-way, because whoever asked has cancelled it
     └── EngineError                  a server that cannot answer now: it is closing
         ├── EngineBusyError          as many requests wait as may
         └── EngineTimeoutError       an answer took longer than it was given
@@ -53,6 +54,10 @@ class PairError(SpeccascadeError):
 
 class SessionError(SpeccascadeError):
     """llama.cpp refused a step, or a closed or superseded object was used."""
+
+
+class UnwantedError(SessionError):
+    """Work was given up half-way, such as the reading of a long text, because whoever asked has cancelled it."""
 
 
 class EngineError(SpeccascadeError):

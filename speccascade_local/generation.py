@@ -42,9 +42,14 @@ class Generation:
         """A model's rows after the text, ``drafted`` and 0, 1, 2, ... tokens of ``read``, as they are sampled from. [k, n_vocab]"""
         return self.shaper.rows(logits, [*self.reply, *drafted], read)
 
-    def admitted(self, drafted: Sequence[int], tokens: Sequence[int]) -> int:
-        """How many of ``tokens``, from the first on, the grammar lets follow the text and ``drafted``."""
-        return self.shaper.admitted([*self.reply, *drafted], tokens)
+    def admitted(self, drafted: Sequence[int], guessed: Sequence[int]) -> list[int]:
+        """The guesses that may follow the text and ``drafted``, up to the first that the grammar forbids or that ends the text."""
+        end = next((at for at, token in enumerate(guessed, start=1) if self.is_end(token)), len(guessed))
+        return list(guessed[: self.shaper.admitted([*self.reply, *drafted], guessed[:end])])
+
+    def scored(self, submitted: list[int]) -> list[int]:
+        """What of a draft a model has to read so that it is judged: all but an end of text, behind which nothing stands."""
+        return submitted[:-1] if submitted and self.is_end(submitted[-1]) else submitted
 
     def draw(self, row: Rows) -> int:
         """A token of the model's own, from its row. [1, n_vocab]"""

@@ -1,70 +1,52 @@
 """Grammars and JSON schemas as masks over token ids, with rollback.
 
-Masks are llguidance's work; here is what a drafted block needs: the mask at any place of it, however the draft ends.
+Masks are llguidance's work, in a child process with limits, because a grammar comes from whoever asks. Here is what a drafted block needs:
+the mask at any place of it, however the draft ends.
 """
 
 from __future__ import annotations
 
-import json
+import base64
 import re
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import llguidance
-import llguidance.numpy
 import numpy as np
 
 from .errors import SettingError
-from .lark import HEADER
+from .limited_child import ChildError
+from .matcher_pool import MatcherPool
 from .sampling import Mask
 from .sequences import shared_length
 
-#: Between the parts of a JSON text: as much as indented JSON needs, but not without end, or a model may write nothing but blanks.
-JSON_BLANKS = {"whitespace_pattern": r" |\n[ \t]{0,20}"}
-#: Room for rules that are spelled out character by character, over large vocabularies.
-LIMITS = llguidance.LLParserLimits(step_max_items=5_000_000, step_lexer_fuel=5_000_000, verbose_errors=False)
+#: What a grammar may take: to be compiled, with its first mask; for each later mask; for all of them, and per token of the answer.
+COMPILE_S, MASK_S, MASKS_S, MASKS_PER_TOKEN_S = 10.0, 2.0, 10.0, 0.02
 #: How many masks are kept, the latest ones: more than the places of a block, to which a draft may be taken back.
 KEPT_MASKS = 128
-
-
-def from_json_schema(schema: str | Mapping[str, Any] | bool) -> str:
-    """A JSON schema, as text or as an object -> llguidance's own form. Raises SettingError when it is no JSON.
-
-    llguidance's own options, such as ``whitespace_flexible``, may stand in the schema under ``x-guidance``.
-    """
-    try:
-        if isinstance(schema, str):
-            schema = json.loads(schema)
-    except (ValueError, RecursionError) as error:
-        raise SettingError(f"the JSON schema is not valid JSON: {error}") from None
-    if not isinstance(schema, (Mapping, bool)):
-        raise SettingError(f'the JSON schema is {schema!r:.40}; it must be an object, such as {{"type": "object"}}')
-    if schema is not False:
-        schema = {} if schema is True else dict(schema)
-        options = schema.get("x-guidance", {})
-        if isinstance(options, Mapping) and not {"whitespace_pattern", "whitespace_flexible"} & options.keys():
-            schema["x-guidance"] = {**JSON_BLANKS, **options}
-    try:
-        return f"{HEADER}start: %json {json.dumps(schema, allow_nan=False)}\n"
-    except (TypeError, ValueError, RecursionError) as error:
-        raise SettingError(f"the JSON schema cannot be used: {error}") from None
 
 
 class Grammar:
     """A compiled grammar over one reply: a :class:`~speccascade_local.shaping.Constraint`.
 
-    tokenizer: the vocabulary as llguidance wants it, see ``Tokenizer.for_grammars``. source: from :func:`gbnf.from_gbnf` or
-    :func:`from_json_schema`. n_vocab: crops the masks. Raises SettingError when nothing at all satisfies the grammar.
+    pool: see ``Tokenizer.for_grammars``. source: from :func:`gbnf.from_gbnf` or :func:`json_schema.from_json_schema`. n_vocab: crops the
+    masks. unwanted: asked now and then whether the caller has given up, which ends the work with an UnwantedError.
+
+    Raises SettingError where nothing at all satisfies the grammar, and where it exceeds a limit of time or memory.
     """
 
-    def __init__(self, tokenizer: llguidance.LLTokenizer, source: str, n_vocab: int) -> None:
-        self._matcher = llguidance.LLMatcher(tokenizer, source, log_level=0, limits=LIMITS)
-        self._n_vocab = n_vocab
-        self._bits = llguidance.numpy.allocate_token_bitmask(1, tokenizer.vocab_size)
+    def __init__(self, pool: MatcherPool, source: str, n_vocab: int, unwanted: Callable[[], bool] = lambda: False) -> None:
+        self._n_vocab, self._unwanted = n_vocab, unwanted
         self._read: list[int] = []  # what the matcher has consumed
         self._masks: dict[int, Mask] = {}  # by how much of that they follow, oldest first
-        self._require_sound(self._matcher)
-        if not self.allowed([]).any():
+        self._spent_s = 0.0
+        try:
+            self._child = pool.take(unwanted)
+        except ChildError as error:
+            raise SettingError(f"a grammar or schema {error}") from None
+        weakref.finalize(self, pool.give_back, self._child).atexit = False  # when Python ends the process ends too
+        self._keep(self._ask({"grammar": source}, COMPILE_S)["mask"])
+        if not self._masks[0].any():
             raise SettingError("the grammar or schema allows no first token; nothing that this vocabulary can say satisfies it")
 
     def allowed(self, reply: Sequence[int]) -> Mask:
@@ -74,43 +56,45 @@ class Grammar:
         """
         reply = list(reply)
         shared = shared_length(self._read, reply)
-        mask = self._masks.get(shared) if shared == len(reply) else None
-        if mask is None:  # else the place lies on what is read already, which is left as it is: the draft may go on from its end
-            self._rewind(shared)
-            self._advance(reply[shared:])
-            mask = self._masks[len(reply)] = self._mask()
-            if len(self._masks) > KEPT_MASKS:
-                del self._masks[next(iter(self._masks))]
-        return mask
+        if shared < len(reply) or shared not in self._masks:  # else the place lies on what is read: the draft may go on from its end
+            self._go_on(reply, shared)
+            if len(self._read) < len(reply):
+                raise SettingError(f"token {reply[len(self._read)]} breaks the grammar or schema after {len(self._read)} tokens")
+        return self._masks[len(reply)]
 
-    def _rewind(self, length: int) -> None:
-        if length < len(self._read):
-            self._matcher.rollback(len(self._read) - length)
-            self._require_sound(self._matcher)
-            del self._read[length:]
-            self._masks = {place: mask for place, mask in self._masks.items() if place <= length}
+    def _go_on(self, reply: list[int], keep: int) -> None:
+        """Go back to the first ``keep`` tokens, and read the rest of ``reply``."""
+        left = MASKS_S + MASKS_PER_TOKEN_S * len(reply) - self._spent_s
+        if left <= 0:
+            raise SettingError(f"the grammar or schema took {self._spent_s:.1f} s of computing for {len(reply)} tokens; make it simpler")
+        found = self._ask({"keep": keep, "tokens": reply[keep:]}, MASK_S)
+        self._spent_s += found["cpu_s"]
+        self._read[keep:] = reply[keep : keep + found["read"]]
+        self._masks = {place: mask for place, mask in self._masks.items() if place <= keep}
+        if found["read"] == len(reply) - keep:
+            self._keep(found["mask"])
 
-    def _advance(self, tokens: list[int]) -> None:
-        consumed = self._matcher.try_consume_tokens(tokens)
-        self._require_sound(self._matcher)
-        self._read += tokens[:consumed]
-        if consumed < len(tokens):
-            raise SettingError(f"token {tokens[consumed]} breaks the grammar or schema after {len(self._read)} tokens")
+    def _ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        try:
+            found = self._child.ask(request | {"seconds": seconds + 1}, seconds, self._unwanted)
+        except ChildError as error:
+            raise SettingError(f"the grammar or schema {error}; make it simpler") from None
+        if "error" in found:
+            raise SettingError(f"the grammar or schema cannot be used: {_reason(found['error']):.300}")
+        return found
 
-    def _mask(self) -> Mask:
-        # On a copy: in llguidance 1.9 a matcher that has made a mask may make a wrong one after a rollback.
-        matcher = self._matcher.deep_copy()
-        llguidance.numpy.fill_next_token_bitmask(matcher, self._bits, 0)
-        self._require_sound(matcher)
-        mask: Mask = np.unpackbits(self._bits[0].view(np.uint8), bitorder="little")[: self._n_vocab].astype(bool)
+    def _keep(self, text: str) -> None:
+        """The mask behind what is read, as the process writes it."""
+        bits = np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), bitorder="little")
+        mask: Mask = bits[: self._n_vocab].astype(bool)
         mask.flags.writeable = False
-        return mask
+        self._masks[len(self._read)] = mask
+        if len(self._masks) > KEPT_MASKS:
+            del self._masks[next(iter(self._masks))]
 
-    @staticmethod
-    def _require_sound(matcher: llguidance.LLMatcher) -> None:
-        if matcher.is_error():
-            # Only the reason: behind it may stand the parser's state, or the grammar as llguidance reads it.
-            reason = re.split(r"\n<state>|\n\s*\d+ \| ", matcher.get_error())[0]
-            reason = re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", reason)
-            reason = "nothing that this vocabulary can say satisfies it" if "NoExtensionBias" in reason else " ".join(reason.split())
-            raise SettingError(f"the grammar or schema cannot be used: {reason:.300}")
+
+def _reason(text: str) -> str:
+    """Only the reason: behind it may stand the parser's state, or the grammar as llguidance reads it."""
+    reason = re.split(r"\n<state>|\n\s*\d+ \| ", text)[0]
+    reason = re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", reason)
+    return "nothing that this vocabulary can say satisfies it" if "NoExtensionBias" in reason else " ".join(reason.split())

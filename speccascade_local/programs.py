@@ -7,12 +7,19 @@ place of the application. Knows nothing of what the programs do.
 
 from __future__ import annotations
 
+import json
+import os
 import runpy
 import sys
+from pathlib import Path
 from typing import Literal, get_args
 
-Program = Literal["sandbox", "rehearsing", "rpc_server", "doctor.trial"]
+Program = Literal["sandbox", "matcher", "rehearsing", "rpc_server", "doctor.trial"]
 _WORD = "--run-program-of-speccascade-local"
+#: A program that finds the modules that this process finds, and none that lies in the folder where it is started.
+_START = (
+    "import json, runpy, sys; sys.path[:] = json.loads(sys.argv[1]); del sys.argv[:2]; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
 
 
 def is_frozen() -> bool:
@@ -23,6 +30,14 @@ def is_frozen() -> bool:
 def command(program: Program) -> list[str]:
     """What starts it, to be followed by its own arguments. Where it is no frozen application, in the folder where this package lies."""
     return [sys.executable, _WORD, program] if is_frozen() else [sys.executable, "-m", f"{__package__}.{program}"]
+
+
+def standalone(program: Program) -> list[str]:
+    """What starts a program that imports nothing of this package, so that it starts quickly, in whatever folder."""
+    if is_frozen():
+        return command(program)
+    path = Path(__file__).with_name(f"{program}.py")
+    return [sys.executable, "-I", "-c", _START, json.dumps([os.path.abspath(entry) for entry in sys.path]), str(path)]
 
 
 def run_if_asked() -> None:

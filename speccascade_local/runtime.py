@@ -18,9 +18,8 @@ from typing import Any, NoReturn, cast
 from .answering import LoadedPair, answer
 from .backend import in_own_process, require_own_process
 from .catalog import Pair
-from .context import UnwantedError
 from .deferral import Method
-from .errors import PromptError, SessionError
+from .errors import PromptError, SessionError, UnwantedError
 from .experience import Experience, experiences
 from .model import LlamaModel
 from .ngram import NgramSession
@@ -276,7 +275,7 @@ class Runtime:
         if call.block_size == "auto" and method.in_blocks and method.asks_expert and self._loaded.profile is None:
             self.profile()
         with self._exclusively():
-            chunks = answer(self._loaded, ids, call, method, seed)
+            chunks = answer(self._loaded, ids, call, method, seed, unwanted=lambda: call.cancelled)
         with self._whole_calls, self._exclusively():
             self._require_unshared()
             self._turn += 1

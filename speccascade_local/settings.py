@@ -18,7 +18,7 @@ from .checks import whole_number
 from .deferral import Method
 from .errors import SettingError
 from .gbnf import from_gbnf
-from .grammar import from_json_schema
+from .json_schema import from_json_schema
 from .pacing import LONGEST_BLOCK
 from .parameters import MAX_ROWS
 from .reply import Chunk

@@ -11,9 +11,9 @@ from functools import cached_property
 from typing import Any
 
 import llama_cpp
-from llguidance import LLTokenizer
 
 from .errors import PromptError, SessionError
+from .matcher_pool import MatcherPool
 
 
 class Tokenizer:
@@ -125,17 +125,12 @@ class Tokenizer:
         return buffer.raw[:length]
 
     @cached_property
-    def for_grammars(self) -> LLTokenizer:
+    def for_grammars(self) -> MatcherPool:
         """The vocabulary as grammars need it; made when first asked for. Raises PromptError for a vocabulary without text."""
         if not self.has_text:
             raise PromptError(f"{self.name} has token ids but no text vocabulary, so no text can be asked to follow a grammar")
-        # As llguidance.llamacpp does (its own function calls what is deprecated): control tokens are marked by a byte that no text has.
+        # llguidance marks control tokens by a byte that no text has.
         control = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
         marks = [b"\xff" if llama_cpp.llama_vocab_get_attr(self._vocab, token) & control else b"" for token in range(self.n_vocab)]
-        return LLTokenizer.from_llamacpp(  # type: ignore[attr-defined,no-any-return]  # missing from its stubs
-            tokens=[mark + self.piece(token, special=True) for token, mark in enumerate(marks)],
-            vocab_ptr=self._vocab,
-            tokenize_fptr=ctypes.cast(llama_cpp.llama_cpp._lib.llama_tokenize, ctypes.c_void_p).value,
-            eos_token=[token for token in range(self.n_vocab) if self.is_end(token)],
-            slices=None,
-        )
+        tokens = [mark + self.piece(token, special=True) for token, mark in enumerate(marks)]
+        return MatcherPool(tokens, [token for token in range(self.n_vocab) if self.is_end(token)])

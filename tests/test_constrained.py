@@ -6,13 +6,16 @@ import json
 import re
 from itertools import cycle, product
 
+import hypothesis
 import jsonschema
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 import speccascade_local as sc
-from speccascade_local import methods
+from speccascade_local import catalog, methods
 from speccascade_local.context import LlamaContext
+from speccascade_local.controller import Auto
 from speccascade_local.grammar import Grammar
 from speccascade_local.routing import Route, TokenCascade
 from speccascade_local.session import LlamaSession
@@ -246,3 +249,48 @@ def test_a_constraint_that_cannot_be_used_is_refused_by_the_call_before_anything
     with pytest.raises(sc.SettingError, match=re.escape(said)):
         demo.stream(question(demo), **constraint)
     assert demo._drafter.tokens == demo._expert.tokens == []
+
+
+# ---------------------------------------------------------------------- guesses copied from the text
+
+closed = st.text(alphabet='ab{}[]:", 1', min_size=1, max_size=14)
+
+
+def repeated(runtime: sc.Runtime, answers: list[str], grammar: str, **chosen: object) -> sc.Reply:
+    """Asked again behind a history in which the same question got these answers."""
+    asked = {"role": "user", "content": QUESTIONS[0]}
+    history = [turn for answer in answers for turn in (asked, {"role": "assistant", "content": answer})]
+    return runtime.chat([*history, asked], grammar=grammar, max_tokens=120, **chosen)
+
+
+def literal(text: str) -> str:
+    return json.dumps(text)  # GBNF escapes quotes and backslashes as JSON does
+
+
+@hypothesis.settings(max_examples=40)
+@hypothesis.given(
+    texts=st.lists(closed, min_size=1, max_size=3),
+    spec=st.sampled_from(["strict", "token_v3:0.3", "chow:0.5", "never"]),
+    temperature=st.sampled_from([0.0, 1.0]),
+    penalty=st.sampled_from([0.0, 1.0]),
+    eager=st.booleans(),
+)
+def test_an_answer_under_a_closed_grammar_may_stand_in_the_history_already(demo, texts, spec, temperature, penalty, eager):
+    """eager: all that can be copied is guessed, by the expert's batch and by the drafter's, whatever it costs."""
+    with pytest.MonkeyPatch.context() as patch:
+        if eager:
+            patch.setattr(Auto, "review", lambda self, guess: len(guess.token_ids))
+            patch.setattr(Auto, "tail", lambda self, guess: len(guess.token_ids))
+        grammar = "root ::= " + " | ".join(map(literal, texts))
+        reply = repeated(demo, texts, grammar, rule=spec, temperature=temperature, seed=1, presence_penalty=penalty)
+    assert reply.text in texts
+    assert reply.finish_reason == "stop"
+    assert_caches_are_true(demo)
+
+
+@pytest.mark.parametrize("rule", ["strict", "token_v3:0.3"])
+def test_a_third_model_may_draft_to_the_end_of_a_closed_grammar(rule):
+    files = catalog.bundled()
+    with sc.load(drafter=files.drafter, expert=files.expert, small=files.drafter, n_threads=1) as runtime:
+        for text in ('{"a": "b"}', "[1]"):
+            assert repeated(runtime, [text], f"root ::= {literal(text)}", rule=rule).text == text

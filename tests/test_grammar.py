@@ -4,9 +4,9 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import jsonschema
-import llguidance
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 import speccascade_local as sc
 from speccascade_local.errors import SettingError
 from speccascade_local.gbnf import from_gbnf
-from speccascade_local.grammar import KEPT_MASKS, Grammar, from_json_schema
+from speccascade_local.grammar import KEPT_MASKS, Grammar
+from speccascade_local.json_schema import from_json_schema
+from speccascade_local.matcher_pool import MatcherPool
 from speccascade_local.sampling import Mask
 
 RECORD = {
@@ -242,28 +244,18 @@ def test_a_token_that_was_taken_back_leaves_no_trace_in_the_masks_behind_another
     np.testing.assert_array_equal(grammar.allowed([h, h]), words.gbnf(gbnf).allowed([h, h]))
 
 
-class Counting:
-    """A matcher that counts the tokens that it is given and made to forget."""
-
-    def __init__(self, matcher: llguidance.LLMatcher) -> None:
-        self._matcher, self.consumed, self.forgotten = matcher, 0, 0
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._matcher, name)
-
-    def try_consume_tokens(self, tokens: list[int]) -> int:
-        self.consumed += len(tokens)
-        return self._matcher.try_consume_tokens(tokens)
-
-    def rollback(self, count: int) -> bool:
-        self.forgotten += count
-        return self._matcher.rollback(count)
-
-
-def test_a_long_reply_is_read_once_but_for_what_was_dropped(words):
+def test_a_long_reply_is_read_once_but_for_what_was_dropped(words, monkeypatch):
     """Blocks of 5, asked for by the drafter and then by the expert, of which every other draft loses its last 3 tokens."""
     grammar = words.gbnf('root ::= ("a" | "b")*')
-    counting = grammar._matcher = Counting(grammar._matcher)
+    ask, counts = grammar._child.ask, {"held": 0, "read": 0, "forgotten": 0}
+
+    def counting(request: Mapping[str, Any], *limits: Any) -> dict[str, Any]:
+        counts["forgotten"] += counts["held"] - request["keep"]
+        counts["read"] += len(request["tokens"])
+        counts["held"] = request["keep"] + len(request["tokens"])
+        return ask(request, *limits)
+
+    monkeypatch.setattr(grammar._child, "ask", counting)
     a, b = words.spell(b"ab")
     reply: list[int] = []
     drops = 0
@@ -276,8 +268,7 @@ def test_a_long_reply_is_read_once_but_for_what_was_dropped(words):
         reply += [a, a, b] if lost else [*drafted, b]
         drops += lost
     grammar.allowed(reply)
-    assert counting.forgotten == 3 * drops
-    assert counting.consumed == len(reply) + 3 * drops
+    assert counts == {"held": len(reply), "read": len(reply) + 3 * drops, "forgotten": 3 * drops}
 
 
 def test_a_reply_that_breaks_the_grammar_is_refused_and_leaves_it_usable(words, capfd):
@@ -426,20 +417,9 @@ def test_a_schema_that_holds_itself_is_refused():
     assert "Circular reference" in refusal(lambda: from_json_schema(schema))
 
 
-class Letters:
+def few_words(*pieces: bytes) -> Mapping[str, Any]:
     """A vocabulary of an end of text and a few words, without single bytes."""
-
-    eos_token_id, bos_token_id, special_token_ids = 0, None, (0,)
-
-    def __init__(self, *pieces: bytes) -> None:
-        self.tokens = [b"</s>", *pieces]
-
-    def __call__(self, text: str | bytes) -> list[int]:
-        return []
-
-
-def few_words(*pieces: bytes) -> Mapping[str, object]:
-    return {"tokenizer": llguidance.LLTokenizer(llguidance.TokenizerWrapper(Letters(*pieces))), "n_vocab": 1 + len(pieces)}
+    return {"pool": MatcherPool([b"</s>", *pieces], [0]), "n_vocab": 1 + len(pieces)}
 
 
 def test_a_grammar_whose_characters_no_token_can_make_is_refused():

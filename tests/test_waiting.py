@@ -16,6 +16,8 @@ from speccascade_local.server.waiting import FairQueue
 class Item:
     line: str
     number: int
+    ready: bool = True
+    heavy: bool = False
 
 
 courses = st.lists(st.sampled_from(["put a", "put b", "put c", "take", "take", "finish", "withdraw"]), max_size=60)

@@ -1,7 +1,8 @@
 """Requests to loaded pairs: submit one, read its chunks, cancel it, close all of it in a few seconds.
 
 A :class:`Job` is a reply in the making that stands in a queue first. Several are answered at once, each by a thread and in a slot of its
-own, and what they read goes into common batches (gathering.py). Knows nothing of HTTP; may be used from any thread.
+own, and what they read goes into common batches (gathering.py). A grammar is compiled before its job gets a slot, so that a slow one keeps
+no slot from others. Knows nothing of HTTP; may be used from any thread.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import cast
 
-from ..answering import answer
+from ..answering import answer, compiled
 from ..checks import whole_number
 from ..context import MAX_TIMELINES
 from ..errors import CatalogError, EngineError, SettingError
+from ..grammar import Grammar
 from ..pending import PendingReply
 from ..runtime import Question, Runtime
 from ..settings import Settings
@@ -31,6 +33,8 @@ from .waiting import FairQueue
 _TO_FINISH = 0.6
 #: So many conversations' ids are kept, the latest; an id takes some bytes.
 _REMEMBERED = 256
+#: How many grammars are compiled at once, and from how many seconds on a job with one counts as heavy (waiting.py).
+_PREPARERS, _SLOW_S = 2, 0.25
 
 
 class Job(PendingReply):
@@ -43,6 +47,8 @@ class Job(PendingReply):
         self.prompt, self.settings, self.conversation = prompt, settings, conversation
         self._withdraw = withdraw
         self._submitted, self._taken = time.monotonic(), 0.0
+        self.ready, self.heavy = settings.constraint is None, False
+        self._grammar: Grammar | None = None
 
     @property
     def line(self) -> Hashable:
@@ -54,9 +60,18 @@ class Job(PendingReply):
         """Seconds that it waited, or has been waiting."""
         return (self._taken or time.monotonic()) - self._submitted
 
-    def begin(self) -> None:
-        """It waits no longer."""
+    def prepare(self, runtime: Runtime) -> None:
+        """Compile its grammar. Raises SettingError and UnwantedError."""
+        begun = time.monotonic()
+        tokenizer = runtime.models["expert"].tokenizer
+        self._grammar = compiled(self.settings, tokenizer, runtime.n_vocab, lambda: self.should_stop)
+        self.ready, self.heavy = True, time.monotonic() - begun > _SLOW_S
+
+    def begin(self) -> Grammar | None:
+        """It waits no longer. Returns its grammar, and keeps no hold of it."""
         self._taken = time.monotonic()
+        grammar, self._grammar = self._grammar, None
+        return grammar
 
     def cancel(self) -> None:
         """End it: while it waits at once, later within one block."""
@@ -139,6 +154,7 @@ class _Lane:
         sharing = self._resources.enter_context(runtime.shared(slots))
         self._gathering, self._slots = sharing.gathering, Slots(sharing.pairs)
         self._threads = [threading.Thread(target=self._work, name=f"answers of {name}", daemon=True) for _ in range(slots)]
+        self._threads += [threading.Thread(target=self._prepare, name=f"grammars of {name}", daemon=True) for _ in range(_PREPARERS)]
         for thread in self._threads:
             thread.start()
 
@@ -150,9 +166,19 @@ class _Lane:
         self.queue.put(job)
         return job
 
+    def _prepare(self) -> None:
+        while (job := self.queue.take_unready()) is not None:
+            try:
+                job.prepare(self.runtime)
+            except BaseException as error:
+                self.queue.withdraw(job)
+                job.end(None if job.cancelled else error)
+            finally:
+                self.queue.prepared(job)
+
     def _work(self) -> None:
         while (job := self.queue.take()) is not None:
-            job.begin()
+            grammar = job.begin()
             self.running.add(job)
             if self._closing:  # it was taken just before, and not seen running
                 job.stop_for(_unfinished())
@@ -160,7 +186,7 @@ class _Lane:
             slot = self._slots.take(job.prompt.ids)
             slot.seat.stopped = lambda job=job: job.should_stop  # type: ignore[misc]
             try:
-                self._answer(job, slot)
+                self._answer(job, slot, grammar)
             except BaseException as error:
                 job.end(None if job.cancelled else error)
             finally:
@@ -169,11 +195,11 @@ class _Lane:
                 self.queue.finished(job, time.monotonic() - begun)
                 job.end()
 
-    def _answer(self, job: Job, slot: Slot) -> None:
+    def _answer(self, job: Job, slot: Slot, grammar: Grammar | None) -> None:
         if job.should_stop:
             return
         method, seed = self.runtime.method(job.settings), cast(int, job.settings.seed)
-        chunks = answer(slot.pair, job.prompt.ids, job.settings, method, seed)
+        chunks = answer(slot.pair, job.prompt.ids, job.settings, method, seed, grammar=grammar, unwanted=lambda: job.should_stop)
         with self._gathering.seated(slot.seat):
             job.follow(chunks)
         if job.conversation is not None and not job.cancelled:

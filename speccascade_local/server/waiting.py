@@ -1,8 +1,8 @@
 """Who is answered next: a bounded queue that takes turns between conversations.
 
 Each conversation is a line of its own, of which one job at a time is answered, in the order they came; conversations with somebody waiting
-take turns. A job of no conversation is one of its own, so that without any the queue is first come, first served. Knows nothing of
-models, threads of its own or protocols.
+take turns. A job of no conversation is one of its own, so that without any the queue is first come, first served. A job that has to be
+prepared first keeps its place meanwhile, and lets others pass. Knows nothing of models, threads of its own or protocols.
 """
 
 from __future__ import annotations
@@ -26,17 +26,30 @@ class Waiting(Protocol):
     def line(self) -> Hashable:
         """Jobs of equal lines are answered one after the other."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether it can be answered now; else it has to be prepared."""
+
+    @property
+    def heavy(self) -> bool:
+        """Whether answering it may take long in ways that its length does not show."""
+
 
 Item = TypeVar("Item", bound=Waiting)
 
 
 class FairQueue(Generic[Item]):
-    """bound: how many may wait. servers: how many are answered at once, for the estimate of when there is room again."""
+    """bound: how many may wait. servers: how many are answered at once; heavy jobs leave one of several servers to others.
+
+    Of jobs that have to be prepared no more are taken ahead than can be answered soon, because a prepared one takes memory.
+    """
 
     def __init__(self, bound: int, servers: int = 1) -> None:
         self._bound, self._servers = bound, servers
         self._lines: OrderedDict[Hashable, deque[Item]] = OrderedDict()  # in the order of their turns
         self._busy: set[Hashable] = set()
+        self._prepared: list[Item] = []  # those that are being prepared, or were and wait
+        self._heavy = 0  # how many are being answered
         self._changed = threading.Condition()
         self._closed = False
         self._usual_s = 1.0
@@ -61,7 +74,7 @@ class FairQueue(Generic[Item]):
             self._changed.notify_all()
 
     def take(self) -> Item | None:
-        """The next one, whose line is busy from now on; waits for one. None when closed."""
+        """The next one that is ready, whose line is busy from now on; waits for one. None when closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._next() is not None)
             line = self._next()
@@ -73,12 +86,32 @@ class FairQueue(Generic[Item]):
             else:
                 del self._lines[line]
             self._busy.add(line)
+            self._forget(item)
+            self._heavy += item.heavy
             return item
+
+    def take_unready(self) -> Item | None:
+        """The next one that has to be prepared, which keeps its place until :meth:`prepared`; waits for one. None when closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._next_unready() is not None)
+            item = self._next_unready()
+            if self._closed or item is None:
+                return None
+            self._prepared.append(item)
+            return item
+
+    def prepared(self, item: Item) -> None:
+        """It is ready, or was withdrawn because it cannot be."""
+        with self._changed:
+            if item not in self._lines.get(item.line, ()):
+                self._forget(item)
+            self._changed.notify_all()
 
     def finished(self, item: Item, seconds: float) -> None:
         """What was taken has been answered, in so many seconds."""
         with self._changed:
             self._busy.discard(item.line)
+            self._heavy -= item.heavy
             self._usual_s = _FORGETTING * self._usual_s + (1 - _FORGETTING) * seconds
             self._changed.notify_all()
 
@@ -91,6 +124,9 @@ class FairQueue(Generic[Item]):
             line.remove(item)
             if not line:
                 del self._lines[item.line]
+            if item.ready:  # else whoever prepares it says when that is over
+                self._forget(item)
+            self._changed.notify_all()
             return True
 
     def close(self) -> list[Item]:
@@ -103,4 +139,19 @@ class FairQueue(Generic[Item]):
             return left
 
     def _next(self) -> Hashable | None:
-        return next((line for line in self._lines if line not in self._busy), None)
+        full = self._heavy >= max(1, self._servers - 1)
+        return next((line for line, jobs in self._lines.items() if self._may_go(line, jobs[0], full)), None)
+
+    def _may_go(self, line: Hashable, item: Item, full: bool) -> bool:
+        return line not in self._busy and item.ready and not (full and item.heavy)
+
+    def _next_unready(self) -> Item | None:
+        if len(self._prepared) > self._servers:
+            return None
+        heads = (jobs[0] for jobs in self._lines.values())
+        return next((item for item in heads if not item.ready and item not in self._prepared), None)
+
+    def _forget(self, item: Item) -> None:
+        if item in self._prepared:
+            self._prepared.remove(item)
+            self._changed.notify_all()

@@ -1,0 +1,129 @@
+"""A child process that answers one request at a time, within limits of time and memory: for work on what a stranger wrote.
+
+Templates and grammars come out of downloads and requests, and no count of steps bounds what they cost. A process that can be killed bounds
+it on every system. Requests and answers are lines of JSON. Knows nothing of what the programs do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any
+
+import psutil
+
+from .errors import UnwantedError
+
+#: A longer silence than this is looked into: how much memory the child takes, and whether the answer is still wanted.
+_BETWEEN_LOOKS_S = 0.02
+
+
+class ChildError(Exception):
+    """The child did not answer. The message is the end of a sentence: what it does, or cannot do."""
+
+
+class LimitedChild:
+    """A running program, and the way to ask it. For one thread at a time.
+
+    command: what starts it. memory_bytes: its resident memory at most. After any exception of :meth:`ask` it is dead, because an answer
+    that comes later would belong to no request. Raises ChildError where it cannot be started.
+    """
+
+    def __init__(self, command: Sequence[str], memory_bytes: int) -> None:
+        own_group: dict[str, Any] = {"start_new_session": True}  # Ctrl-C in the terminal is not meant for it
+        if sys.platform == "win32":
+            own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
+        try:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8", **own_group
+            )
+        except OSError as error:
+            raise ChildError(f"needs a process of its own, and {sys.executable or 'Python'} cannot be started: {error}") from error
+        self._memory_bytes = memory_bytes
+        self._owner = os.getpid()
+        self._end = weakref.finalize(self, _end, self.process, self._owner)  # at the latest when Python ends
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=_read, args=(self.process.stdout, self._lines), name="answers of a child process", daemon=True).start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked: it runs, and is a child of this very process."""
+        return self._owner == os.getpid() and self._end.alive and self.process.poll() is None
+
+    def ask(self, request: Mapping[str, Any], seconds: float, unwanted: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+        """The answer to a request. unwanted: asked now and then whether the caller has given up.
+
+        Raises ChildError where a limit is exceeded or the child dies, UnwantedError where the caller has given up.
+        """
+        try:
+            deadline = time.monotonic() + seconds
+            with contextlib.suppress(BrokenPipeError):
+                assert self.process.stdin is not None
+                self.process.stdin.write(json.dumps(request) + "\n")
+                self.process.stdin.flush()
+            answer: dict[str, Any] = json.loads(self._answer(deadline, seconds, unwanted))
+            return answer
+        except BaseException:  # Ctrl-C too
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """End it, whatever it does. Harmless when repeated, and in a fork."""
+        self._end()
+
+    def _answer(self, deadline: float, seconds: float, unwanted: Callable[[], bool]) -> str:
+        while True:
+            with contextlib.suppress(queue.Empty):
+                line = self._lines.get(timeout=_BETWEEN_LOOKS_S)
+                if line.endswith("\n"):
+                    return line
+                code = self.process.wait()
+                # The program ends itself a little later than the caller gives up; a slow caller may see that first.
+                raise ChildError(_too_slow(seconds) if time.monotonic() >= deadline else f"brought down its process ({_ending(code)})")
+            if time.monotonic() >= deadline:
+                raise ChildError(_too_slow(seconds))
+            if self._memory > self._memory_bytes:
+                raise ChildError(f"needs more than {self._memory_bytes // 1_000_000} MB of memory")
+            if unwanted():
+                raise UnwantedError("the work was given up, because it was cancelled; ask again")
+
+    @property
+    def _memory(self) -> int:
+        try:
+            return int(psutil.Process(self.process.pid).memory_info().rss)
+        except psutil.Error:  # it has ended by itself
+            return 0
+
+
+def _end(process: subprocess.Popen[str], owner: int) -> None:
+    if owner != os.getpid():
+        return
+    process.kill()
+    process.wait()
+    with contextlib.suppress(OSError):  # what was still to be written goes nowhere
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def _read(stdout: IO[str], lines: queue.SimpleQueue[str]) -> None:
+    """Put every line into the queue, at the end an empty one."""
+    with stdout:
+        for line in stdout:
+            lines.put(line)
+    lines.put("")
+
+
+def _too_slow(seconds: float) -> str:
+    return f"does not come to an end within {seconds:g} seconds"
+
+
+def _ending(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,67 @@
+"""Processes that compile grammars over one vocabulary and make their masks: taken for one grammar, given back for the next.
+
+Knows nothing of grammars; matcher.py is the program.
+"""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from .limited_child import LimitedChild
+from .programs import standalone
+
+#: The resident memory of a process at most, its vocabulary included.
+MEMORY_BYTES = 768_000_000
+#: For a large vocabulary to be read by a new process, on a busy machine.
+START_S = 60.0
+#: How many processes wait for the next grammar, and for how long. Each holds the vocabulary, 30 to 100 MB.
+IDLE_PROCESSES, IDLE_S = 2, 30.0
+
+
+class MatcherPool:
+    """Processes that know one vocabulary and serve one grammar at a time. May be used from any thread.
+
+    tokens: what each id stands for, control tokens behind a byte that no text has (0xff). ends: the ids that end a text.
+    """
+
+    def __init__(self, tokens: Sequence[bytes], ends: Sequence[int]) -> None:
+        self._vocabulary = {
+            "lengths": [len(token) for token in tokens],
+            "bytes": base64.b64encode(b"".join(tokens)).decode(),
+            "ends": list(ends),
+        }
+        self._idle: deque[LimitedChild] = deque()
+
+    def take(self, unwanted: Callable[[], bool]) -> LimitedChild:
+        """A process that waits, or a new one. Raises ChildError and UnwantedError."""
+        while True:
+            try:
+                child = self._idle.pop()
+            except IndexError:
+                break
+            if child.alive:
+                return child
+        child = LimitedChild(standalone("matcher"), MEMORY_BYTES)
+        child.ask(self._vocabulary, START_S, unwanted)
+        return child
+
+    def give_back(self, child: LimitedChild) -> None:
+        """It may serve the next grammar."""
+        if not child.alive or len(self._idle) >= IDLE_PROCESSES:
+            child.kill()
+            return
+        self._idle.append(child)
+        ending = threading.Timer(IDLE_S, _end_if_idle, (self._idle, child))
+        ending.daemon = True
+        ending.start()
+
+
+def _end_if_idle(idle: deque[LimitedChild], child: LimitedChild) -> None:
+    try:
+        idle.remove(child)
+    except ValueError:  # it serves another grammar by now
+        return
+    child.kill()
