@@ -51,12 +51,20 @@ class LimitedChild:
         self._owner = os.getpid()
         self._end = weakref.finalize(self, _end, self.process, self._owner)  # at the latest when Python ends
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=_read, args=(self.process.stdout, self._lines), name="answers of a child process", daemon=True).start()
+        threading.Thread(target=_read, args=(self.process.stdout, self._lines), name="reader of a child process", daemon=True).start()
 
     @property
     def alive(self) -> bool:
         """Whether it can be asked: it runs, and is a child of this very process."""
         return self._owner == os.getpid() and self._end.alive and self.process.poll() is None
+
+    @property
+    def resident_bytes(self) -> int:
+        """The memory that it takes now; 0 when it has ended."""
+        try:
+            return int(psutil.Process(self.process.pid).memory_info().rss)
+        except psutil.Error:
+            return 0
 
     def ask(self, request: Mapping[str, Any], seconds: float, unwanted: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         """The answer to a request. unwanted: asked now and then whether the caller has given up.
@@ -90,17 +98,10 @@ class LimitedChild:
                 raise ChildError(_too_slow(seconds) if time.monotonic() >= deadline else f"brought down its process ({_ending(code)})")
             if time.monotonic() >= deadline:
                 raise ChildError(_too_slow(seconds))
-            if self._memory > self._memory_bytes:
+            if self.resident_bytes > self._memory_bytes:
                 raise ChildError(f"needs more than {self._memory_bytes // 1_000_000} MB of memory")
             if unwanted():
                 raise UnwantedError("the work was given up, because it was cancelled; ask again")
-
-    @property
-    def _memory(self) -> int:
-        try:
-            return int(psutil.Process(self.process.pid).memory_info().rss)
-        except psutil.Error:  # it has ended by itself
-            return 0
 
 
 def _end(process: subprocess.Popen[str], owner: int) -> None:

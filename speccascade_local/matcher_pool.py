@@ -17,8 +17,9 @@ from .programs import standalone
 MEMORY_BYTES = 768_000_000
 #: For a large vocabulary to be read by a new process, on a busy machine.
 START_S = 60.0
-#: How many processes wait for the next grammar, and for how long. Each holds the vocabulary, 30 to 100 MB.
-IDLE_PROCESSES, IDLE_S = 2, 30.0
+#: How many processes wait for the next grammar, and for how long. Each holds the vocabulary, 30 to 100 MB; one that has grown by more than
+#: IDLE_GROWTH bytes since it started is ended instead.
+IDLE_PROCESSES, IDLE_S, IDLE_GROWTH = 2, 30.0, 32_000_000
 
 
 class MatcherPool:
@@ -34,6 +35,7 @@ class MatcherPool:
             "ends": list(ends),
         }
         self._idle: deque[LimitedChild] = deque()
+        self._fresh_bytes = 0  # what a process takes at its start
 
     def take(self, unwanted: Callable[[], bool]) -> LimitedChild:
         """A process that waits, or a new one. Raises ChildError and UnwantedError."""
@@ -46,11 +48,13 @@ class MatcherPool:
                 return child
         child = LimitedChild(standalone("matcher"), MEMORY_BYTES)
         child.ask(self._vocabulary, START_S, unwanted)
+        self._fresh_bytes = child.resident_bytes
         return child
 
     def give_back(self, child: LimitedChild) -> None:
         """It may serve the next grammar."""
-        if not child.alive or len(self._idle) >= IDLE_PROCESSES:
+        grown = child.resident_bytes - self._fresh_bytes
+        if not child.alive or len(self._idle) >= IDLE_PROCESSES or grown > IDLE_GROWTH:
             child.kill()
             return
         self._idle.append(child)

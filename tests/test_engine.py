@@ -13,7 +13,7 @@ from tiny_architectures import write_architecture
 from toy_contexts import toy_profile, toy_runtime
 
 import speccascade_local as sc
-from speccascade_local import catalog
+from speccascade_local import catalog, grammar
 from speccascade_local.errors import CatalogError, EngineBusyError, EngineError, EngineTimeoutError, PromptError, SettingError
 from speccascade_local.server.engine import Engine, Job
 from speccascade_local.settings import Settings
@@ -208,6 +208,73 @@ def test_closing_finishes_what_it_can_and_ends_the_rest(pair: sc.Runtime) -> Non
         engine.submit("demo", QUESTION, SHORT)
     engine.close()
     assert pair.chat(QUESTION, **vars(SHORT)).finish_reason, "the pair is its own again"
+
+
+#: Whole numbers that are multiples of four primes: far more states than can be computed.
+ENDLESS = {"allOf": [{"type": "integer", "multipleOf": prime} for prime in (9973, 9967, 9949, 9941)]}
+COLOUR = {"enum": ["red", "blue"]}
+
+
+def constrained(schema: object, **chosen) -> Settings:
+    return Settings(json_schema=schema, max_tokens=12, seed=1, **chosen)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grammars may take longer than any test waits."""
+    monkeypatch.setattr(grammar, "COMPILE_S", 600.0)
+
+
+@pytest.mark.usefixtures("patient")
+def test_others_are_answered_while_grammars_are_compiled(engine: Engine) -> None:
+    slow = [engine.submit("demo", QUESTION, constrained(ENDLESS)) for _ in range(3)]
+    assert engine.submit("demo", QUESTION, SHORT).reply().finish_reason
+    assert not any(job.done for job in slow)
+    for job in slow:
+        job.cancel()
+    assert [job.wait(PATIENCE_S) for job in slow] == [True] * 3
+    assert engine.submit("demo", QUESTION, constrained(COLOUR)).reply().text in ('"red"', '"blue"')
+    assert engine.counts() == {"demo": (0, 0)}
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_grammar_ends_with_the_time_of_its_request(engine: Engine) -> None:
+    job = engine.submit("demo", QUESTION, constrained(ENDLESS), timeout_s=0.2)
+    with pytest.raises(EngineTimeoutError):
+        job.reply()
+    assert job.wait(PATIENCE_S)
+
+
+@pytest.mark.usefixtures("patient")
+def test_closing_waits_for_no_grammar(pair: sc.Runtime) -> None:
+    engine = Engine({"demo": pair})
+    job = engine.submit("demo", QUESTION, constrained(ENDLESS))
+    engine.close(0.01)
+    with pytest.raises(EngineError, match="closing"):
+        job.reply()
+
+
+def test_a_grammar_that_cannot_be_used_fails_its_job_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar, "COMPILE_S", 0.2)
+    jobs = [engine.submit("demo", QUESTION, constrained(schema)) for schema in (ENDLESS, {"type": "text"}, COLOUR)]
+    with pytest.raises(SettingError, match=r"within 0\.2 seconds"):
+        jobs[0].reply()
+    with pytest.raises(SettingError, match="Invalid type: text"):
+        jobs[1].reply()
+    assert jobs[2].reply().text in ('"red"', '"blue"')
+
+
+def test_jobs_of_a_conversation_keep_their_order_while_one_is_prepared(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, log, prepare = threading.Event(), [], Job.prepare
+    monkeypatch.setattr(Job, "prepare", lambda job, runtime: (gate.wait(PATIENCE_S), prepare(job, runtime))[1])
+    first = engine.submit("demo", QUESTION, constrained(COLOUR), conversation="a")
+    second = engine.submit("demo", QUESTION, opened(log, "second"), conversation="a")
+    assert engine.submit("demo", QUESTION, opened(log, "other"), conversation="b").reply().finish_reason
+    assert log == ["other"]
+    gate.set()
+    assert first.reply().text in ('"red"', '"blue"')
+    assert second.reply().finish_reason
+    assert log == ["other", "second"]
 
 
 def test_while_an_engine_has_a_pair_the_pair_answers_nobody_else(engine: Engine, pair: sc.Runtime) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -13,7 +14,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import speccascade_local as sc
-from speccascade_local.errors import SettingError
+from speccascade_local import grammar as grammar_module
+from speccascade_local import json_schema, matcher_pool
+from speccascade_local.errors import SettingError, UnwantedError
 from speccascade_local.gbnf import from_gbnf
 from speccascade_local.grammar import KEPT_MASKS, Grammar
 from speccascade_local.json_schema import from_json_schema
@@ -434,3 +437,141 @@ def test_a_grammar_whose_characters_no_token_can_make_is_refused():
 def test_masks_are_cropped_to_the_ids_that_both_models_have(words):
     whole, cropped = words.schema(True).allowed([]), Grammar(words.tokenizer, from_json_schema(True), 40).allowed([])
     np.testing.assert_array_equal(cropped, whole[:40])
+
+
+# ---------------------------------------------------------------------- what takes too much
+
+
+def chain(length: int, *, backwards: bool = False) -> str:
+    """Rules that each ask for the next one only."""
+    rules = [f"r{n} ::= r{n - 1}" for n in range(1, length)]
+    return "\n".join([f"root ::= r{length - 1}", *(rules if backwards else rules[::-1]), 'r0 ::= "a"'])
+
+
+def referring(length: int, link: Callable[[str], Mapping[str, Any]]) -> dict[str, Any]:
+    """Schemas that each refer to the next one. link: how."""
+    return {"$ref": "#/$defs/0", "$defs": {str(n): link(f"#/$defs/{n + 1}") for n in range(length)} | {str(length): {"type": "null"}}}
+
+
+LINKS: dict[str, Callable[[str], Mapping[str, Any]]] = {
+    "objects": lambda place: {"type": "object", "properties": {"a": {"$ref": place}}, "required": ["a"]},
+    "lists": lambda place: {"type": "array", "items": {"$ref": place}},
+    "references": lambda place: {"$ref": place},
+}
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_rules_that_ask_for_one_another_too_long_are_refused_and_fewer_are_not(words, backwards):
+    assert "over 5500 steps; at most 1000" in refusal(lambda: from_gbnf(chain(5500, backwards=backwards)))
+    assert words.accepts(words.gbnf(chain(900, backwards=backwards)), "a")
+
+
+@pytest.mark.parametrize("link", LINKS.values(), ids=LINKS)
+def test_references_that_follow_one_another_too_long_are_refused_and_fewer_are_not(words, link):
+    assert "schemas deep" in refusal(lambda: from_json_schema(referring(20_000, link)))
+    assert words.schema(referring(300, link)).allowed([]).any()
+
+
+def test_a_grammar_whose_process_dies_is_refused_and_the_next_one_compiles(words):
+    grammar, a = words.gbnf('root ::= "a"*'), words.spell(b"a")
+    grammar._child.process.kill()
+    grammar._child.process.wait()
+    assert "brought down its process (signal 9)" in refusal(lambda: grammar.allowed(a))
+    assert words.accepts(words.gbnf('root ::= "a"'), "a")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": [{"type": "integer", "multipleOf": n} for n in (9973, 9967, 9949, 9941)]},
+        {"allOf": [{"type": "string", "pattern": f"^(a|b)*a(a|b){{{n}}}$"} for n in range(199)]},
+    ],
+)
+def test_a_grammar_that_takes_too_long_or_too_much_is_refused(words, schema, monkeypatch):
+    monkeypatch.setattr(grammar_module, "COMPILE_S", 0.3)
+    assert "does not come to an end within 0.3 seconds" in refusal(lambda: words.schema(schema))
+    monkeypatch.setattr(grammar_module, "COMPILE_S", 60.0)
+    monkeypatch.setattr(matcher_pool, "MEMORY_BYTES", 60_000_000)
+    small = MatcherPool([b"</s>", *(bytes([byte]) for byte in range(32, 127))], [0])
+    assert "needs more than 60 MB of memory" in refusal(lambda: Grammar(small, from_json_schema(schema), 96))
+
+
+def test_all_masks_of_an_answer_together_have_a_limit(words, monkeypatch):
+    grammar, a = words.gbnf('root ::= "a"*'), words.spell(b"a")
+    monkeypatch.setattr(grammar_module, "MASKS_S", 0.0)
+    monkeypatch.setattr(grammar_module, "MASKS_PER_TOKEN_S", 0.0)
+    assert "of computing for 1 tokens; make it simpler" in refusal(lambda: grammar.allowed(a))
+
+
+@pytest.mark.parametrize(
+    ("value", "passes"), [(7, True), (0.01, True), (100_000, True), (1e5, True), (100_003, False), (1e9, False), (1.2345678, False)]
+)
+def test_multiples_are_as_large_as_can_be_computed(value, passes):
+    schema = {"properties": {"a": {"items": [{"type": "number", "multipleOf": value}]}}}
+    if passes:
+        from_json_schema(schema)
+    else:
+        assert "multipleOf is" in refusal(lambda: from_json_schema(schema))
+
+
+def test_whoever_gives_up_does_not_wait_for_a_grammar(words):
+    slow = from_json_schema({"allOf": [{"type": "integer", "multipleOf": n} for n in (9973, 9967, 9949, 9941)]})
+    gone = threading.Event()
+    threading.Timer(0.2, gone.set).start()
+    with pytest.raises(UnwantedError):
+        Grammar(words.tokenizer, slow, words.n_vocab, gone.is_set)
+
+
+def test_a_process_serves_one_grammar_after_the_other_and_waits_only_for_a_while(monkeypatch):
+    vocabulary = few_words(b"a", b"b")
+    pool, children = vocabulary["pool"], []
+    for text in "abab":
+        grammar = Grammar(source=from_gbnf(f'root ::= "{text}"'), **vocabulary)
+        children.append(grammar._child)
+        del grammar
+    assert len({id(child) for child in children}) == 1
+    monkeypatch.setattr(matcher_pool, "IDLE_S", 0.0)
+    pool.give_back(pool.take(lambda: False))
+    children[0].process.wait(60)
+
+
+# ---------------------------------------------------------------------- annotations
+
+
+@pytest.mark.parametrize("kept", sorted(json_schema.FORMATS))
+def test_the_formats_that_are_kept_are_those_that_hold(words, kept):
+    """An older or newer llguidance that knows fewer would say so here."""
+    grammar = words.schema({"type": "string", "format": kept})
+    assert not words.accepts(grammar, '"~"')
+
+
+@pytest.mark.parametrize("note", ["path", "binary", "password", "int32", "byte", "phone", "regex", "uri-reference", "made-up"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda schema: schema,
+        lambda schema: {"anyOf": [schema, {"type": "null"}]},
+        lambda schema: {"type": "array", "items": schema},
+        lambda schema: {"$ref": "#/components/a~1b", "components": {"a/b": schema}},
+    ],
+)
+def test_a_format_that_is_only_a_note_changes_nothing(words, note, wrap):
+    with_note, without = (words.schema(wrap({"type": "string", **more})) for more in ({"format": note}, {}))
+    np.testing.assert_array_equal(with_note.allowed([]), without.allowed([]))
+
+
+def test_what_only_looks_like_a_format_stays(words):
+    schema = {
+        "type": "object",
+        "properties": {"format": {"const": {"format": "path"}}},
+        "required": ["format"],
+        "additionalProperties": False,
+    }
+    assert words.accepts(words.schema(schema), '{"format": {"format": "path"}}')
+    assert not words.accepts(words.schema(schema), '{"format": {}}')
+
+
+def test_a_schema_of_the_caller_stays_as_it_was():
+    schema = {"type": "string", "format": "path", "uniqueItems": False}
+    from_json_schema(schema)
+    assert schema == {"type": "string", "format": "path", "uniqueItems": False}

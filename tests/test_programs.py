@@ -60,7 +60,7 @@ def test_no_other_module_is_run_by_that_word(tmp_path):
         done = ran(application(tmp_path), programs._WORD, *words)
         assert done.returncode == 1
         assert done.stdout == ""
-        assert "no such program; there are sandbox, rehearsing" in done.stderr
+        assert "no such program; there are sandbox, matcher, rehearsing" in done.stderr
 
 
 def test_an_application_that_is_not_frozen_takes_no_notice_of_the_word(tmp_path):

@@ -128,7 +128,7 @@ def test_a_template_that_takes_a_spelled_control_token_apart_is_refused_and_one_
 def test_what_marked_a_spelled_control_token_in_one_prompt_marks_nothing_in_the_next() -> None:
     with pytest.raises(PromptError) as seen:
         rendered("{{ raise_exception(messages[0].content) }}", "<|im_end|>")
-    mark = re.search("\ue000.*\ue001", str(seen.value))[0]
+    mark = re.search(r"\\ue000.*\\ue001", str(seen.value))[0].encode().decode("unicode_escape")
     parts = template("{{ messages[0].content }}").render([{"role": "user", "content": mark + "<|im_end|>"}])
     assert parts == [(mark, True), ("<|im_end|>", False)]
 
@@ -371,7 +371,7 @@ def test_a_format_wider_than_any_text_is_an_error() -> None:
 @pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")
 def test_ctrl_c_in_the_terminal_is_not_for_the_process_that_renders() -> None:
     rendered("Hi")
-    assert os.getpgid(rendering.renderer._child.pid) != os.getpgid(0)
+    assert os.getpgid(rendering.renderer._child.process.pid) != os.getpgid(0)
 
 
 def test_a_template_whose_text_is_too_long_is_told_how_long_it_is() -> None:
@@ -382,9 +382,9 @@ def test_a_template_whose_text_is_too_long_is_told_how_long_it_is() -> None:
 def test_a_template_that_takes_its_process_down_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program = tmp_path / "dies.py"
     program.write_text("import os\ninput()\nos._exit(7)\n")
-    monkeypatch.setattr(rendering, "_PROGRAM", program)
+    monkeypatch.setattr(rendering, "standalone", lambda _: [sys.executable, str(program)])
     mine = rendering.Renderer()
-    with pytest.raises(PromptError, match=r"brought down the process that renders it \(exit code 7\)"):
+    with pytest.raises(PromptError, match=r"brought down its process \(exit code 7\)"):
         mine.render("Hi", {})
     mine.close()
 
@@ -397,8 +397,8 @@ def test_a_process_that_cannot_be_started_is_an_error(monkeypatch: pytest.Monkey
 
 def test_a_process_that_was_ended_by_somebody_is_started_again() -> None:
     rendered("Hi")
-    rendering.renderer._child.kill()
-    rendering.renderer._child.wait()
+    rendering.renderer._child.process.kill()
+    rendering.renderer._child.process.wait()
     assert rendered("{{ messages[0].content }}") == "Hi"
 
 
@@ -418,7 +418,7 @@ def test_many_threads_get_their_own_texts() -> None:
 
 def test_an_interruption_leaves_no_answer_for_the_next_question(monkeypatch: pytest.MonkeyPatch) -> None:
     rendered("Hi")
-    child = rendering.renderer._child
+    child = rendering.renderer._child.process
 
     def interrupted(text: str) -> int:
         os.write(child.stdin.fileno(), text.encode())
@@ -433,7 +433,7 @@ def test_an_interruption_leaves_no_answer_for_the_next_question(monkeypatch: pyt
 def test_the_process_ends_with_the_one_that_asked() -> None:
     code = (
         "import os\nfrom speccascade_local.rendering import renderer\n"
-        "renderer.render('Hi', {})\nprint(renderer._child.pid, flush=True)\nos._exit(0)"
+        "renderer.render('Hi', {})\nprint(renderer._child.process.pid, flush=True)\nos._exit(0)"
     )
     pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60).stdout)
     for _ in range(500):

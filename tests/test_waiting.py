@@ -20,6 +20,13 @@ class Item:
     heavy: bool = False
 
 
+class Slow:
+    """One that may have to be prepared."""
+
+    def __init__(self, line: str, number: int, *, ready: bool) -> None:
+        self.line, self.number, self.ready, self.slow, self.heavy = line, number, ready, not ready, False
+
+
 courses = st.lists(st.sampled_from(["put a", "put b", "put c", "take", "take", "finish", "withdraw"]), max_size=60)
 
 
@@ -66,3 +73,55 @@ def test_turns_are_fair_and_lines_keep_their_order(course: list[str], random) ->
     assert queue.take() is None
     with pytest.raises(EngineError, match="closing"):
         queue.put(Item("a", 0))
+
+
+@given(
+    st.lists(
+        st.sampled_from(["put plain", "put slow", "put slow", "prepare", "ready", "ready heavy", "take", "finish", "withdraw"]), max_size=80
+    ),
+    st.integers(1, 3),
+    st.randoms(use_true_random=False),
+)
+def test_what_is_prepared_keeps_its_place_and_lets_others_pass(course: list[str], servers: int, random) -> None:
+    """Against a model: a list of what waits, what is being prepared, what was prepared, and what is being answered."""
+    queue: FairQueue[Slow] = FairQueue(80, servers)
+    waiting: list[Slow] = []
+    preparing: list[Slow] = []
+    busy: list[Slow] = []
+
+    def may_go(item: Slow) -> bool:
+        heads = {line: next(each for each in waiting if each.line == line) for line in {each.line for each in waiting}}
+        room = not item.heavy or sum(each.heavy for each in busy) < max(1, servers - 1)
+        return heads[item.line] is item and item.line not in {each.line for each in busy} and item.ready and room
+
+    for number, step in enumerate(course):
+        if step.startswith("put"):
+            item = Slow(str(number % 4), number, ready=step == "put plain")
+            queue.put(item)
+            waiting.append(item)
+        elif step == "prepare":
+            held = len(preparing) + sum(each.ready and each.slow for each in waiting)
+            heads = [item for item in waiting if not any(each.line == item.line and each.number < item.number for each in waiting)]
+            able = [item for item in heads if not item.ready and item not in preparing]
+            if held <= servers and able:
+                item = queue.take_unready()
+                assert item in able
+                preparing.append(item)
+        elif step.startswith("ready") and preparing:
+            item = preparing.pop(random.randrange(len(preparing)))
+            item.ready, item.heavy = True, step.endswith("heavy")
+            queue.prepared(item)
+        elif step == "take" and any(map(may_go, waiting)):
+            item = queue.take()
+            assert may_go(item)
+            waiting.remove(item)
+            busy.append(item)
+        elif step == "finish" and busy:
+            queue.finished(busy.pop(random.randrange(len(busy))), 1.0)
+        elif step == "withdraw" and waiting:
+            item = random.choice(waiting)
+            assert queue.withdraw(item)
+            waiting.remove(item)
+    assert len(queue) == len(waiting)
+    assert sorted(queue.close(), key=lambda item: item.number) == waiting
+    assert queue.take() is queue.take_unready() is None
