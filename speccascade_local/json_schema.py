@@ -17,6 +17,8 @@ JSON_BLANKS = {"whitespace_pattern": r" |\n[ \t]{0,20}"}
 FORMATS = frozenset({"date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"})
 #: The most that multipleOf may be, a decimal point left out: an automaton has as many states.
 LARGEST_MULTIPLE = 100_000
+#: How many schemas may stand within one.
+MOST_SCHEMAS = 20_000
 _ONE = ("additionalItems", "additionalProperties", "contains", "else", "if", "items", "not", "propertyNames", "then", "unevaluatedItems")
 _SEVERAL = ("allOf", "anyOf", "items", "oneOf", "prefixItems")
 _NAMED = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
@@ -67,6 +69,8 @@ def _clean(root: dict[str, Any]) -> None:
         if place in graph:
             continue
         graph[place] = []
+        if len(graph) > MOST_SCHEMAS:
+            raise SettingError(f"the JSON schema holds more than {MOST_SCHEMAS} schemas, which is what is read; make it smaller")
         if isinstance(schema.get("format"), str) and schema["format"] not in FORMATS:
             del schema["format"]
         if schema.get("uniqueItems") is False:  # which asks for nothing

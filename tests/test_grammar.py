@@ -468,7 +468,8 @@ def test_rules_that_ask_for_one_another_too_long_are_refused_and_fewer_are_not(w
 
 @pytest.mark.parametrize("link", LINKS.values(), ids=LINKS)
 def test_references_that_follow_one_another_too_long_are_refused_and_fewer_are_not(words, link):
-    assert "schemas deep" in refusal(lambda: from_json_schema(referring(20_000, link)))
+    assert "schemas deep" in refusal(lambda: from_json_schema(referring(3_000, link)))
+    assert "more than 20000 schemas" in refusal(lambda: from_json_schema(referring(30_000, link)))
     assert words.schema(referring(300, link)).allowed([]).any()
 
 
