@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import pydantic_core
@@ -116,7 +117,8 @@ class Asking:
 
     async def _answer(self, request: Request, asked: Asked) -> Response:
         if not asked.streams:
-            return JSONResponse(asked.form.whole(await unless_gone(request.receive, self._replies(asked))))
+            replies = await unless_gone(request.receive, self._replies(asked))
+            return await asyncio.to_thread(lambda: JSONResponse(asked.form.whole(replies)))
         events = self._events(asked)
         try:
             first = await unless_gone(request.receive, anext(events))
@@ -129,11 +131,11 @@ class Asking:
         begun, replies = time.monotonic(), []
         for index in range(asked.choices):
             async with self._blocks(asked, index, begun) as blocks:
-                replies.append(Reply.of([chunk async for chunk in blocks]))
+                replies.append(await asyncio.to_thread(Reply.of, [chunk async for chunk in blocks]))
         return replies
 
     async def _events(self, asked: Asked) -> AsyncGenerator[Mapping[str, Any], None]:
-        """The first of them comes with the first block."""
+        """The first of them comes with the first block. What takes longer the longer the answer is runs in a thread, not in the loop."""
         begun, stats, form = time.monotonic(), [], asked.form
         for index in range(asked.choices):
             read: list[Chunk] = []
@@ -142,10 +144,11 @@ class Asking:
                 async for chunk in blocks:
                     if not read and form.kind == "chat":
                         yield form.first(index)
-                    event = form.part(index, chunk, offset, reader)
+                    made = partial(form.part, index, chunk, offset, reader)
+                    event = await asyncio.to_thread(made) if form.tools else made()  # a call may go back over many blocks
                     read.append(chunk)
                     offset += len(chunk.text)
-                    yield event if chunk.finish_reason is None else form.ended(event, read)
+                    yield event if chunk.finish_reason is None else await asyncio.to_thread(form.ended, event, read)
             stats.append(read[-1].stats)
         if asked.tells_usage:
             yield form.usage(stats)
@@ -164,13 +167,11 @@ class Asking:
                 job.cancel()
 
     async def _counted(self, pair: str, job: Job, begun: float) -> AsyncGenerator[Chunk, None]:
-        read: list[Chunk] = []
         first_s = 0.0
         async for chunk in job:
             first_s = first_s or time.monotonic() - begun
-            read.append(chunk)
-            if chunk.finish_reason is not None:
-                self._metrics.answered(pair, job, Reply.of(read), first_s, time.monotonic() - begun)
+            if chunk.finish_reason is not None:  # the last chunk alone has the whole answer's counts
+                self._metrics.answered(pair, job, Reply.of([chunk]), first_s, time.monotonic() - begun)
             yield chunk
 
     async def _submitted(self, asked: Asked, index: int, timeout_s: float | None) -> Job:

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_STOPS, MAX_STOP_CHARACTERS, MAX_MESSAGES, MAX_PARTS, MAX_TOOLS, MAX_CHOICES, MAX_BIASES = 16, 1000, 4096, 1024, 128, 16, 1024
 MAX_TOP_LOGPROBS = 20
+#: So deep may JSON be nested that ends up in a template.
+MAX_DEPTH = 100
 LARGEST = 2**31 - 1
 
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
