@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import replace
@@ -15,6 +16,8 @@ from serving import PATIENCE_S, serving
 
 import speccascade_local as sc
 from speccascade_local.server import engine
+from speccascade_local.server.asking import messages_of
+from speccascade_local.server.protocol import ChatRequest
 from speccascade_local.server.tool_calls import CallReader, calls_in
 from speccascade_local.templates import ChatTemplate
 
@@ -254,19 +257,25 @@ def test_tools_are_part_of_the_prompt_unless_they_are_turned_off(client):
             ask(client, tools=[WEATHER], tool_choice=choice)
 
 
-def test_a_call_is_told_as_one(client, monkeypatch):
-    """The tiny model has nothing to say, so its text is replaced by one with a call, block by block."""
-    said = ["Let me look. <tool", CALL.removeprefix("<tool"), ""]
+@pytest.fixture
+def says(monkeypatch):
+    """Has the tiny model, which has nothing to say, answer with these texts, block by block."""
     real = engine.answer
 
-    def answer(*given):
-        chunks = list(real(*given))
-        for text in said:
-            token = chunks[0].tokens[0]._replace(text=text)
-            last = text == said[-1]
-            yield replace(chunks[-1], tokens=(token,), finish_reason="stop" if last else None)
+    def say(*said):
+        def answer(*given):
+            chunks = list(real(*given))
+            for place, text in enumerate(said, start=1):
+                token = chunks[0].tokens[0]._replace(text=text)
+                yield replace(chunks[-1], tokens=(token,), finish_reason="stop" if place == len(said) else None)
 
-    monkeypatch.setattr(engine, "answer", answer)
+        monkeypatch.setattr(engine, "answer", answer)
+
+    return say
+
+
+def test_a_call_is_told_as_one(client, says):
+    says("Let me look. <tool", CALL.removeprefix("<tool"), "")
     choice = ask(client, tools=[WEATHER]).choices[0]
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", "Let me look. ")
     (call,) = choice.message.tool_calls
@@ -275,7 +284,110 @@ def test_a_call_is_told_as_one(client, monkeypatch):
     assert "".join(part.delta.content or "" for part in parts) == "Let me look. "
     assert [each.function.name for part in parts for each in part.delta.tool_calls or ()] == ["weather"]
     assert parts[-1].finish_reason == "tool_calls"
-    assert ask(client).choices[0].message.content == "".join(said)
+    assert ask(client).choices[0].message.content == f"Let me look. {CALL}"
+
+
+def test_several_calls_are_told_each_when_it_is_whole(client, says):
+    says(CALL, "\n" + CALL[:20], CALL[20:] + "\n" + block('"other"'), "")
+    parts = [chunk.choices[0] for chunk in ask(client, tools=[WEATHER], stream=True)]
+    deltas = [[(each.index, each.type, each.function.name) for each in part.delta.tool_calls or ()] for part in parts]
+    assert deltas == [[], [(0, "function", "weather")], [], [(1, "function", "weather")], []]
+    assert len({each.id for part in parts for each in part.delta.tool_calls or ()}) == 2
+    assert [part.finish_reason for part in parts] == [None] * 4 + ["tool_calls"]
+    whole = ask(client, tools=[WEATHER]).choices[0]
+    assert whole.message.content == "".join(part.delta.content or "" for part in parts) == "\n" + block('"other"')
+    assert (whole.finish_reason, len(whole.message.tool_calls)) == ("tool_calls", 2)
+
+
+@pytest.mark.parametrize("bad", [each for each in NO_CALLS.values() if len(each) < 100_000])
+def test_what_a_model_writes_is_never_an_error(client, says, bad):
+    says(*(bad[at : at + 500] for at in range(0, len(bad), 500)), "")
+    whole = ask(client, tools=[WEATHER]).choices[0]
+    parts = [chunk.choices[0] for chunk in ask(client, tools=[WEATHER], stream=True)]
+    assert whole.message.content == "".join(part.delta.content or "" for part in parts) == bad
+    assert (whole.message.tool_calls, whole.finish_reason, parts[-1].finish_reason) == (None, "stop", "stop")
+
+
+def test_a_model_that_repeats_calls_until_it_is_cut_off_keeps_nobody_waiting(client, says):
+    text = CALL * 10_000 + CALL[:40]
+    says(text)
+    begun = time.perf_counter()
+    choice = ask(client, tools=[WEATHER]).choices[0]
+    assert time.perf_counter() - begun < 10
+    assert (len(choice.message.tool_calls), choice.message.content) == (128, CALL * 9872 + CALL[:40])
+
+
+@pytest.mark.parametrize("said", [CALL, "Let me look. " + CALL + "\n" + CALL, "Hi", ""])
+def test_an_answer_can_be_sent_back_as_it_came(client, says, said):
+    says(*said, "")
+    messages = [{"role": "user", "content": "How is the weather?"}]
+    whole = ask(client, tools=[WEATHER]).choices[0].message
+    with client.chat.completions.stream(model="tools", messages=messages, tools=[WEATHER], temperature=0, max_tokens=8) as stream:
+        streamed = stream.get_final_completion().choices[0].message
+    prompts = []
+    for message in (whole, streamed):
+        for sent in (message.model_dump(), message.model_dump(exclude_none=True), json.loads(message.model_dump_json())):
+            results = [{"role": "tool", "tool_call_id": call.id, "content": "Sunny."} for call in message.tool_calls or ()]
+            prompts.append(ask(client, messages=[*messages, sent, *results, *messages], tools=[WEATHER]).usage.prompt_tokens)
+    assert len(set(prompts)) == 1
+
+
+@pytest.mark.parametrize("depth", [50, 98, 110, 150, 190, 250])
+def test_nothing_that_is_nested_deeply_is_an_error_of_the_server(client, depth):
+    """Whatever the JSON reader takes, the template takes, or it is refused."""
+    deep = json.loads('{"a":' * depth + "1" + "}" * depth)
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "x": deep}}}
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": json.dumps(deep)}}
+    history = [{"role": "user", "content": "?"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    for fields in ({"tools": [tool]}, {"messages": history}):
+        with contextlib.suppress(openai.BadRequestError):
+            assert ask(client, max_tokens=1, **fields).usage.prompt_tokens > depth
+            assert depth < 200
+
+
+def earlier(**fields):
+    """An assistant's earlier message as the chat template gets it."""
+    return messages_of(ChatRequest.model_validate({"model": "m", "messages": [{"role": "assistant", **fields}]}).messages)[0]
+
+
+@pytest.mark.parametrize("arguments", ["", " \n", "null", "{}", None, {}])
+def test_an_earlier_call_without_arguments_has_an_empty_object(arguments):
+    function = {"name": "now", "arguments": arguments}
+    read = [{"type": "function", "function": {"name": "now", "arguments": {}}}]
+    assert earlier(content=None, tool_calls=[{"function": function}])["tool_calls"] == read
+    assert earlier(function_call=function)["tool_calls"] == read
+    assert earlier(function_call={"name": "now"})["tool_calls"] == read
+
+
+@pytest.mark.parametrize("arguments", [{"city": "Graz", "days": [1, None]}, '{"city": "Graz", "days": [1, null]}'])
+def test_an_earlier_call_s_arguments_are_json_or_the_object_itself(arguments):
+    call = {"id": "1", "type": "function", "index": 0, "function": {"name": "weather", "arguments": arguments}}
+    function = {"name": "weather", "arguments": {"city": "Graz", "days": [1, None]}}
+    assert earlier(tool_calls=[call])["tool_calls"] == [{"id": "1", "type": "function", "function": function}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({}, ""),
+        ({"content": None, "tool_calls": None, "function_call": None, "refusal": None, "audio": None, "annotations": []}, ""),
+        ({"content": "", "tool_calls": []}, ""),
+        ({"content": "Hi", "reasoning_content": "They greet.", "refusal": None}, "Hi"),
+        ({"content": None, "refusal": "I cannot."}, "I cannot."),
+        ({"content": [{"type": "refusal", "refusal": "I cannot."}]}, "I cannot."),
+        ({"content": [{"type": "text", "text": "a"}, {"type": "input_text", "text": "b"}, {"type": "output_text", "text": "c"}]}, "abc"),
+        ({"content": []}, ""),
+    ],
+)
+def test_an_earlier_message_s_text_is_read_in_every_form(fields, text):
+    assert earlier(**fields) == {"role": "assistant", "content": text}
+
+
+@pytest.mark.parametrize("content", ["Sunny.", None, [{"type": "text", "text": "Sunny."}]])
+def test_what_a_function_answered_is_a_tool_s_message(content):
+    text = "Sunny." if content else ""
+    assert earlier(role="function", name="weather", content=content) == {"role": "tool", "content": text, "name": "weather"}
+    assert earlier(role="tool", tool_call_id="1", content=content) == {"role": "tool", "content": text, "tool_call_id": "1"}
 
 
 def test_earlier_calls_are_read(client):

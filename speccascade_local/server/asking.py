@@ -199,21 +199,14 @@ def _withdrawn(submitting: asyncio.Future[Job]) -> None:
 
 
 def messages_of(given: list[ChatMessage]) -> list[dict[str, Any]]:
-    """As the chat template takes them; a developer is what templates call the system."""
-    return [_message(each, f"messages.{place}") for place, each in enumerate(given)]
+    """As the chat template takes them; a developer is what templates call the system, a function's answer a tool's."""
+    return [_message(each) for each in given]
 
 
-def _message(given: ChatMessage, place: str) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "system" if given.role == "developer" else given.role, "content": given.text}
+def _message(given: ChatMessage) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": {"developer": "system", "function": "tool"}.get(given.role, given.role), "content": given.text}
     message |= {name: value for name in ("name", "tool_call_id") if (value := getattr(given, name)) is not None}
-    if given.tool_calls:
-        message["tool_calls"] = [call.model_dump() for call in given.tool_calls]
-        for call in message["tool_calls"]:  # templates write them as JSON, so they must not be text by then
-            try:
-                call["function"]["arguments"] = pydantic_core.from_json(call["function"]["arguments"], allow_inf_nan=False)
-            except ValueError as error:
-                raise RefusedError(400, f"{place}.tool_calls: arguments are not valid JSON: {error}", param=f"{place}.tool_calls") from None
-    return message
+    return message | ({"tool_calls": [call.as_dict() for call in given.calls]} if given.calls else {})
 
 
 def require_room(characters: int, runtime: Runtime) -> None:
