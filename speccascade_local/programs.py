@@ -11,7 +11,7 @@ import runpy
 import sys
 from typing import Literal, get_args
 
-Program = Literal["sandbox", "rehearsing", "rpc_server", "doctor.trial"]
+Program = Literal["sandbox", "rehearsing", "rpc_server", "doctor.trial", "bench.matching"]
 _WORD = "--run-program-of-speccascade-local"
 
 

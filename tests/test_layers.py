@@ -14,7 +14,7 @@ PACKAGE = Path(speccascade_local.__file__).parent
 
 #: From the bottom up. A module may import from lower rows and, without a circle, from its own.
 LAYERS = [
-    {"errors", "programs", "sandbox"},
+    {"errors", "programs", "sandbox", "bench.matching"},
     {"checks", "lark", "sequences", "layout", "header", "rendering", "hub_cache", "ggml", "rebuilding", "doctor.redaction"},
     {"machine", "doctor.bandwidth", "endpoints"},
     {"placement"},
@@ -46,8 +46,8 @@ LAYERS = [
     {"bench.charts", "checking", "suggesting"},
     {"bench.report", "bench"},
     {"server.waiting", "server.slots", "server.engine", "server"},
-    {"server.tool_calls"},
-    {"server.protocol", "server.refusals", "server.answers", "server.metrics", "server.openapi"},
+    {"server.protocol", "server.tool_calls"},
+    {"server.refusals", "server.answers", "server.metrics", "server.openapi"},
     {"server.security", "server.choosing", "server.streams"},
     {"server.asking", "server.listing"},
     {"server.app"},

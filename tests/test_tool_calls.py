@@ -145,8 +145,8 @@ def test_only_so_many_calls_are_read():
     assert (shown, len(calls)) == (CALL * 72, 128)
 
 
-PIECES = ["Hi ", "\n ", CALL, block('"other"'), block(arguments="{}}"), "<tool_call>", "<tool", "_call>", "</tool_call>", '{"name": "weather"}',
-          '{"a":', '"', "\\", "{", "}", "[", "]", "x", '\\"']  # fmt: skip
+PIECES = ["Hi ", "\n ", CALL, block('"other"'), block(arguments="{}}"), "<tool_call>", "<tool", "_call>", "</tool_call>",
+          '{"name": "weather"}', '{"a":', '"', "\\", "{", "}", "[", "]", "x", '\\"']  # fmt: skip
 
 
 def fed(pieces):
@@ -172,7 +172,9 @@ def test_without_calls_no_character_is_lost(pieces):
     assert calls or shown == "".join(pieces)
 
 
-@given(st.lists(st.sampled_from(["Hi ", "\n ", CALL, block('"other"'), block("{}}"), "</tool_call>", "{", '"', "\\", "<tool"]), max_size=12))
+@given(
+    st.lists(st.sampled_from(["Hi ", "\n ", CALL, block('"other"'), block("{}}"), "</tool_call>", "{", '"', "\\", "<tool"]), max_size=12)
+)
 def test_beside_calls_nothing_is_lost_but_white_space_that_stands_alone(pieces):
     text = "".join(pieces)
     shown, calls = calls_in(text, {"weather"})

@@ -113,7 +113,14 @@ class Sampled(Checked):
 
 
 #: What parts of a message hold besides text, by their type.
-_UNREAD = {"image_url": "images", "input_image": "images", "input_audio": "sounds", "file": "files", "input_file": "files", "video_url": "films"}
+_UNREAD = {
+    "image_url": "images",
+    "input_image": "images",
+    "input_audio": "sounds",
+    "file": "files",
+    "input_file": "files",
+    "video_url": "films",
+}
 
 
 class TextPart(Checked):
