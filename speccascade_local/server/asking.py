@@ -26,8 +26,9 @@ from ..settings import Settings
 from .answers import Form
 from .choosing import Offer, nth, settings_of
 from .engine import Engine, Job
+from .messages import ChatMessage
 from .metrics import Metrics
-from .protocol import ChatMessage, ChatRequest, CompletionRequest, Sampled
+from .protocol import ChatRequest, CompletionRequest, Sampled
 from .refusals import RefusedError
 from .streams import EventStream, unless_gone
 from .tool_calls import CallReader

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Collection
 from typing import Any, NoReturn
 
-from .protocol import MAX_DEPTH, MAX_TOOLS
+from .messages import MAX_DEPTH, MAX_TOOLS
 
 #: The longest call that is read. A longer one stays text, so a stream holds back no more than this.
 MAX_CALL_CHARACTERS = 1_000_000
