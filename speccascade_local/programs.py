@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Literal, get_args
 
-Program = Literal["sandbox", "matcher", "rehearsing", "rpc_server", "doctor.trial"]
+Program = Literal["sandbox", "matcher", "rehearsing", "rpc_server", "doctor.trial", "bench.matching"]
 _WORD = "--run-program-of-speccascade-local"
 #: A program that finds the modules that this process finds, and none that lies in the folder where it is started.
 _START = (

@@ -75,14 +75,15 @@ def _after(beginning: Sequence[tuple[str, bool | None]], parts: Sequence[Part]) 
     """What follows this beginning; None where the text begins otherwise, or with parts of another kind (None: of any kind)."""
     rest = list(reversed(parts))
     for text, may_hold_control in beginning:
-        while text:
+        read = 0
+        while read < len(text):
             if not rest:
                 return None
             here, kind = rest.pop()
-            shared = min(len(here), len(text))
-            if here[:shared] != text[:shared] or may_hold_control not in (None, kind):
+            shared = min(len(here), len(text) - read)
+            if here[:shared] != text[read : read + shared] or may_hold_control not in (None, kind):
                 return None
-            text = text[shared:]
+            read += shared
             if here[shared:]:
                 rest.append((here[shared:], kind))
     return rest[::-1]

@@ -14,7 +14,7 @@ PACKAGE = Path(speccascade_local.__file__).parent
 
 #: From the bottom up. A module may import from lower rows and, without a circle, from its own.
 LAYERS = [
-    {"errors", "programs", "sandbox", "matcher"},
+    {"errors", "programs", "sandbox", "matcher", "bench.matching"},
     {"limited_child", "matcher_pool"},
     {"checks", "lark", "sequences", "layout", "header", "rendering", "hub_cache", "ggml", "rebuilding", "doctor.redaction"},
     {"machine", "doctor.bandwidth", "endpoints"},
@@ -60,7 +60,7 @@ LAYERS = [
     {"bench.charts", "checking", "suggesting"},
     {"bench.report", "bench"},
     {"server.waiting", "server.slots", "server.engine", "server"},
-    {"server.tool_calls"},
+    {"server.messages", "server.tool_calls"},
     {"server.protocol", "server.refusals", "server.answers", "server.metrics", "server.openapi"},
     {"server.security", "server.choosing", "server.streams"},
     {"server.asking", "server.listing"},

@@ -101,6 +101,79 @@ def test_fields_of_the_wrong_kind(served, field, value, param):
     assert len(error["message"]) < 600
 
 
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [("image_url", "images"), ("input_image", "images"), ("input_audio", "sounds"), ("file", "files"), ("video_url", "films")],
+)
+def test_parts_that_are_not_read(served, kind, what):
+    content = [{"type": "text", "text": "What is this?"}, {"type": kind, kind: {"url": "/etc/passwd"}}]
+    error = refused(served.chat(messages=[{"role": "user", "content": content}]))
+    assert error["message"] == f"messages.0.content.1: {what} are not read; send text parts"
+    assert error["param"] == "messages.0.content.1"
+
+
+@pytest.mark.parametrize(
+    ("content", "param", "what"),
+    [
+        (5, "messages.0.content", "text or a list of text parts"),
+        ({"type": "text", "text": "Hi"}, "messages.0.content", "text or a list of text parts"),
+        (["Hi"], "messages.0.content.0", "dictionary"),
+        ([{"type": "text"}], "messages.0.content.0", "no text"),
+        ([{"type": "text", "text": 5}], "messages.0.content.0", "no text"),
+        ([{"type": ["text"], "text": "Hi"}], "messages.0.content.0.type", "'text'"),
+        ([{"type": "poem", "text": "Hi"}], "messages.0.content.0.type", "'text'"),
+        ([{"type": "text", "text": "a"}] * 5000, "messages.0.content", "1024"),
+    ],
+)
+def test_content_that_is_no_text(served, content, param, what):
+    error = refused(served.chat(messages=[{"role": "user", "content": content}]))
+    assert error["param"] == param
+    assert what in error["message"]
+
+
+DEEP = '{"a":' * 150 + "1" + "}" * 150
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ("{", "not valid JSON"),
+        ("Graz", "not valid JSON"),
+        ('"Graz"', "JSON str; they must be an object"),
+        ("[1]", "JSON list; they must be an object"),
+        ("5", "JSON int; they must be an object"),
+        ("false", "JSON bool; they must be an object"),
+        ('{"a": NaN}', "not valid JSON"),
+        ('{"a": 1e999}', "too large for JSON"),
+        ('{"a": %s}' % ("9" * 5000), "JSON"),
+        ('{"a": "\\ud800"}', "not valid JSON"),
+        (DEEP, "more than 100 deep"),
+        (json.loads(DEEP), "more than 100 deep"),
+        ("[" * 100_000, "not valid JSON"),
+        ([1], "list"),
+        (5, "5"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_arguments_of_earlier_calls_that_are_no_object(served, arguments, what):
+    function = {"name": "now", "arguments": arguments}
+    call = {"id": "1", "type": "function", "function": function}
+    for fields, place in (({"tool_calls": [call]}, "tool_calls.0.function"), ({"function_call": function}, "function_call")):
+        error = refused(served.chat(messages=[*QUESTION, {"role": "assistant", "content": None, **fields}]))
+        assert error["param"] == f"messages.1.{place}.arguments"
+        assert what in error["message"]
+        assert len(error["message"]) < 600
+
+
+def test_nothing_that_is_nested_deeply_is_an_error_of_the_server(served):
+    """Whatever the JSON reader takes, the rest takes or refuses."""
+    for depth in range(0, 220, 20):
+        deep = json.loads('{"a":' * depth + "1" + "}" * depth)
+        schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"x-note": deep}}}
+        for fields in ({"response_format": schema}, {"metadata": {"a": deep}}, {"logit_bias": {"5": deep}}):
+            assert served.chat(max_tokens=1, **fields).status_code in (200, 400)
+
+
 @pytest.mark.parametrize("missing", ["model", "messages"])
 def test_fields_that_are_missing(served, missing):
     body = {"model": "demo", "messages": QUESTION}

@@ -5,6 +5,8 @@ The oracle is plain: the same text tokenized anew, compared as text.
 
 from __future__ import annotations
 
+import time
+
 import gguf
 import pytest
 from gguf_files import CHATML, IM_END, byte_id, text_model
@@ -15,7 +17,7 @@ from speccascade_local.model import LlamaModel
 from speccascade_local.prompts import rendered_ids
 from speccascade_local.templates import ChatTemplate
 from speccascade_local.tokenizer import Tokenizer
-from speccascade_local.transcript import Transcript
+from speccascade_local.transcript import Transcript, _after
 
 ENDOFTEXT = 0
 NO_THOUGHTS = (
@@ -132,3 +134,10 @@ def test_a_transcript_is_a_value(tokenizers) -> None:
     first.prompt([("other", True)], tokenizer)
     assert first.ids == before
     assert Transcript().ids == []
+
+
+def test_an_answer_of_a_hundred_thousand_spelled_control_tokens_is_found_again_at_once():
+    spelled = "<|im_end|>"
+    begun = time.perf_counter()
+    assert _after([(spelled * 200_000, None)], [(spelled, False)] * 200_000 + [("more", True)]) == [("more", True)]
+    assert time.perf_counter() - begun < 10

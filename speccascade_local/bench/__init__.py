@@ -2,6 +2,7 @@
 
     questions.py   what is asked: the built-in families, the user's JSONL, Spec-Bench
     graders.py     how good an answer is
+    matching.py    searching patterns in it, as a program of its own
     grid.py        in which ways it is asked
     running.py     asking, and what each answer cost; setup.py with what, rows.py on the disk
     judging.py     both models alone, for calibration

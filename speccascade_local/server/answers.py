@@ -61,7 +61,7 @@ class Form:
         message: dict[str, Any] = {"role": "assistant", "content": None if calls and not text else text, "refusal": None}
         said = {"message": message | ({"tool_calls": calls} if calls else {})} if self.kind == "chat" else {"text": text}
         logprobs = self._logprobs(reply.tokens, 0)
-        return {"index": index, **said, "logprobs": logprobs, "finish_reason": _ending(reply.finish_reason, calls)}
+        return {"index": index, **said, "logprobs": logprobs, "finish_reason": _ending(reply.finish_reason, len(calls))}
 
     # ------------------------------------------------------------------ streams
 
@@ -71,15 +71,15 @@ class Form:
 
     def part(self, index: int, chunk: Chunk, offset: int, reader: CallReader) -> dict[str, Any]:
         """One block. offset: characters of the text before it. reader: what reads the calls out of this choice's text."""
-        text = reader.feed(chunk.text)
-        calls: list[dict[str, Any]] = []
+        first = reader.count
+        text, calls = reader.feed(chunk.text)
         if chunk.finish_reason is not None:
-            rest, calls = reader.finish()
-            text += rest
-        numbered = [{"index": place, **call} for place, call in enumerate(calls)]
+            rest, last = reader.finish()
+            text, calls = text + rest, calls + last
+        numbered = [{"index": place, **call} for place, call in enumerate(calls, start=first)]
         delta = {"content": text} | ({"tool_calls": numbered} if numbered else {})
         said: dict[str, Any] = {"delta": delta} if self.kind == "chat" else {"text": text}
-        part = self._chunk(index, said, self._logprobs(chunk.tokens, offset), _ending(chunk.finish_reason, calls))
+        part = self._chunk(index, said, self._logprobs(chunk.tokens, offset), _ending(chunk.finish_reason, reader.count))
         account: dict[str, Any] = {"tokens": [told(token) for token in chunk.tokens]} if self._tells_tokens else {}
         return part | ({"speccascade": account} if account else {})
 
@@ -170,7 +170,7 @@ def timings(stats: Stats) -> dict[str, Any]:
     }
 
 
-def _ending(finish_reason: str | None, calls: Sequence[Any]) -> str | None:
+def _ending(finish_reason: str | None, calls: int) -> str | None:
     return "tool_calls" if calls and finish_reason == "stop" else finish_reason
 
 

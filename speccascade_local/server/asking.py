@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import pydantic_core
@@ -25,8 +26,9 @@ from ..settings import Settings
 from .answers import Form
 from .choosing import Offer, nth, settings_of
 from .engine import Engine, Job
+from .messages import ChatMessage
 from .metrics import Metrics
-from .protocol import ChatMessage, ChatRequest, CompletionRequest, Sampled
+from .protocol import ChatRequest, CompletionRequest, Sampled
 from .refusals import RefusedError
 from .streams import EventStream, unless_gone
 from .tool_calls import CallReader
@@ -116,7 +118,8 @@ class Asking:
 
     async def _answer(self, request: Request, asked: Asked) -> Response:
         if not asked.streams:
-            return JSONResponse(asked.form.whole(await unless_gone(request.receive, self._replies(asked))))
+            replies = await unless_gone(request.receive, self._replies(asked))
+            return await asyncio.to_thread(lambda: JSONResponse(asked.form.whole(replies)))
         events = self._events(asked)
         try:
             first = await unless_gone(request.receive, anext(events))
@@ -129,11 +132,11 @@ class Asking:
         begun, replies = time.monotonic(), []
         for index in range(asked.choices):
             async with self._blocks(asked, index, begun) as blocks:
-                replies.append(Reply.of([chunk async for chunk in blocks]))
+                replies.append(await asyncio.to_thread(Reply.of, [chunk async for chunk in blocks]))
         return replies
 
     async def _events(self, asked: Asked) -> AsyncGenerator[Mapping[str, Any], None]:
-        """The first of them comes with the first block."""
+        """The first of them comes with the first block. What takes longer the longer the answer is runs in a thread, not in the loop."""
         begun, stats, form = time.monotonic(), [], asked.form
         for index in range(asked.choices):
             read: list[Chunk] = []
@@ -142,10 +145,11 @@ class Asking:
                 async for chunk in blocks:
                     if not read and form.kind == "chat":
                         yield form.first(index)
-                    event = form.part(index, chunk, offset, reader)
+                    made = partial(form.part, index, chunk, offset, reader)
+                    event = await asyncio.to_thread(made) if form.tools else made()  # a call may go back over many blocks
                     read.append(chunk)
                     offset += len(chunk.text)
-                    yield event if chunk.finish_reason is None else form.ended(event, read)
+                    yield event if chunk.finish_reason is None else await asyncio.to_thread(form.ended, event, read)
             stats.append(read[-1].stats)
         if asked.tells_usage:
             yield form.usage(stats)
@@ -164,13 +168,11 @@ class Asking:
                 job.cancel()
 
     async def _counted(self, pair: str, job: Job, begun: float) -> AsyncGenerator[Chunk, None]:
-        read: list[Chunk] = []
         first_s = 0.0
         async for chunk in job:
             first_s = first_s or time.monotonic() - begun
-            read.append(chunk)
-            if chunk.finish_reason is not None:
-                self._metrics.answered(pair, job, Reply.of(read), first_s, time.monotonic() - begun)
+            if chunk.finish_reason is not None:  # the last chunk alone has the whole answer's counts
+                self._metrics.answered(pair, job, Reply.of([chunk]), first_s, time.monotonic() - begun)
             yield chunk
 
     async def _submitted(self, asked: Asked, index: int, timeout_s: float | None) -> Job:
@@ -198,21 +200,14 @@ def _withdrawn(submitting: asyncio.Future[Job]) -> None:
 
 
 def messages_of(given: list[ChatMessage]) -> list[dict[str, Any]]:
-    """As the chat template takes them; a developer is what templates call the system."""
-    return [_message(each, f"messages.{place}") for place, each in enumerate(given)]
+    """As the chat template takes them; a developer is what templates call the system, a function's answer a tool's."""
+    return [_message(each) for each in given]
 
 
-def _message(given: ChatMessage, place: str) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "system" if given.role == "developer" else given.role, "content": given.text}
+def _message(given: ChatMessage) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": {"developer": "system", "function": "tool"}.get(given.role, given.role), "content": given.text}
     message |= {name: value for name in ("name", "tool_call_id") if (value := getattr(given, name)) is not None}
-    if given.tool_calls:
-        message["tool_calls"] = [call.model_dump() for call in given.tool_calls]
-        for call in message["tool_calls"]:  # templates write them as JSON, so they must not be text by then
-            try:
-                call["function"]["arguments"] = pydantic_core.from_json(call["function"]["arguments"], allow_inf_nan=False)
-            except ValueError as error:
-                raise RefusedError(400, f"{place}.tool_calls: arguments are not valid JSON: {error}", param=f"{place}.tool_calls") from None
-    return message
+    return message | ({"tool_calls": [call.as_dict() for call in given.calls]} if given.calls else {})
 
 
 def require_room(characters: int, runtime: Runtime) -> None:

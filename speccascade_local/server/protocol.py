@@ -9,21 +9,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-MAX_STOPS, MAX_STOP_CHARACTERS, MAX_MESSAGES, MAX_PARTS, MAX_TOOLS, MAX_CHOICES, MAX_BIASES = 16, 1000, 4096, 1024, 128, 16, 1024
+from .messages import MAX_TOOLS, ChatMessage, Checked
+
+MAX_STOPS, MAX_STOP_CHARACTERS, MAX_MESSAGES, MAX_CHOICES, MAX_BIASES = 16, 1000, 4096, 16, 1024
 MAX_TOP_LOGPROBS = 20
 LARGEST = 2**31 - 1
 
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Stops = Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=LARGEST)]], Field(min_length=1)]
-
-
-class Checked(BaseModel):
-    """Types as they are written: no text for a number, no NaN."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore", protected_namespaces=())
 
 
 class CascadeOptions(Checked):
@@ -106,55 +102,6 @@ class Sampled(Checked):
     def cascade(self) -> CascadeOptions:
         """Our own options, or their defaults."""
         return self.speccascade or CascadeOptions()
-
-
-class TextPart(Checked):
-    """A piece of a message; pictures and sounds have no model here."""
-
-    type: Literal["text"]
-    text: str
-
-
-class CalledFunction(Checked):
-    """What an assistant called, its arguments as JSON text."""
-
-    name: str
-    arguments: str
-
-
-class ToolCall(Checked):
-    """A call in an assistant's message."""
-
-    id: str
-    type: Literal["function"] = "function"
-    function: CalledFunction
-
-
-class ChatMessage(Checked):
-    """One turn."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Field(max_length=MAX_PARTS)] | None = None
-    name: str | None = None
-    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS)] | None = None
-    tool_call_id: str | None = None
-
-    @model_validator(mode="after")
-    def _said_something(self) -> ChatMessage:
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
-            raise ValueError("content is missing; only an assistant's message with tool_calls may do without")
-        return self
-
-    @property
-    def text(self) -> str:
-        """All parts, joined."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
-
-    @property
-    def characters(self) -> int:
-        """How long it is, calls included."""
-        calls = sum(len(call.function.name) + len(call.function.arguments) for call in self.tool_calls or ())
-        return len(self.text) + len(self.name or "") + len(self.tool_call_id or "") + calls
 
 
 class FunctionTool(Checked):

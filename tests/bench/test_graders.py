@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import time
 from decimal import Decimal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from speccascade_local.bench import graders
 from speccascade_local.bench.graders import METRICS, last_number, rouge_l
+from speccascade_local.errors import CatalogError
 
 CASES = [
     ("exact", " Paris.\n", ["Paris."], 1),
@@ -23,6 +26,12 @@ CASES = [
     ("numeric", "none at all", ["none either"], 0),
     ("regex", "the cat\nsat", ["^sat$"], 1),
     ("regex", "the cat", ["dog|cow"], 0),
+    ("regex", "é😀\u2028x", ["^é.\\u2028", "nothing"], 1),
+    ("numeric", "9" * 10_000, ["9" * 10_000 + ".0"], 1),
+    ("numeric", "it is 1" + ",000" * 3000, ["1" + "0" * 9000], 1),
+    ("numeric", "NaN Infinity -inf 1e999", ["999"], 1),
+    ("numeric", "٣", ["3"], 1),
+    ("numeric", "-" * 100_000 + "," * 100_000, ["4"], 0),
     ("rouge_l", "the cat sat on the mat", ["the cat sat on the mat"], 1),
     ("rouge_l", "The cat!", ["the cat sat"], 0.8),  # common 2, of 2 and 3 words
     ("rouge_l", "sat cat", ["cat sat"], 0.5),  # order counts
@@ -54,10 +63,28 @@ def test_rouge_l_is_by_the_longest_common_subsequence(one, other):
 @given(st.text(), st.lists(st.text(max_size=5), min_size=1, max_size=3))
 def test_every_grade_but_that_of_patterns_lies_between_0_and_1(text, references):
     for name, grader in METRICS.items():
-        if name != "regex":
+        if name != "regex":  # whose references are no patterns here
             assert 0 <= grader(text, references) <= 1
 
 
 @given(st.integers(-(10**9), 10**9))
 def test_a_number_is_read_with_its_commas_and_its_sign(number):
     assert last_number(f"about {number:,}.") == last_number(str(number)) == Decimal(number)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["9" * 300_000, "1," * 150_000, "-1" * 150_000, "1." * 150_000, "a " * 150_000, "a" * 300_000, "[" * 300_000, "\0" * 300_000],
+    ids=lambda text: text[:2],
+)
+def test_whatever_a_model_repeats_is_graded_at_once(text):
+    for name, reference in (("exact", text), ("contains", "b"), ("numeric", "1"), ("regex", "b$"), ("rouge_l", "a b " * 500)):
+        begun = time.perf_counter()
+        assert 0 <= METRICS[name](text, [reference]) <= 1
+        assert time.perf_counter() - begun < 10
+
+
+def test_a_pattern_that_would_search_for_ever_is_an_error(monkeypatch):
+    monkeypatch.setattr(graders, "SEARCH_S", 1.0)
+    with pytest.raises(CatalogError, match=r"'\(a\+\)\+b' could not be searched for within 1 s in an answer of 60 characters"):
+        METRICS["regex"]("a" * 60, ["(a+)+b"])

@@ -39,7 +39,8 @@ export class Answer {
     this.settings = settings;
     this.text = "";
     this.pace = new Pace();
-    this.gaps = [];
+    this.gap = 0; // sum of the total variations, and of how many tokens
+    this.measured = 0;
     this.tokens = element("div", {
       className: "tokens", tabindex: "0", role: "group", "aria-label": `${name}: answer, the arrow keys go from token to token`,
     });
@@ -56,7 +57,10 @@ export class Answer {
     this.pace.add(block);
     for (const token of block.tokens) {
       this.text += token.text;
-      if (typeof token.tv === "number") this.gaps.push(token.tv);
+      if (typeof token.tv === "number") {
+        this.gap += token.tv;
+        this.measured += 1;
+      }
       this.tokens.append(...spans(token, this.settings));
     }
     this.showFigures(baseline);
@@ -68,7 +72,7 @@ export class Answer {
       ["tokens", String(tokens)],
       ["expert calls", String(calls)],
       ["tokens/s", rate === null ? "–" : rate.toFixed(rate < 20 ? 1 : 0)],
-      ["mean TV", this.gaps.length ? (this.gaps.reduce((sum, gap) => sum + gap, 0) / this.gaps.length).toFixed(3) : "–"],
+      ["mean TV", this.measured ? (this.gap / this.measured).toFixed(3) : "–"],
     ];
     if (this.settings.timed) {
       const against = this.settings.rule === "expert" ? rate : baseline;
