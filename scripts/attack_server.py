@@ -280,7 +280,9 @@ def main() -> int:
         if name in ATTACKS:
             path, body, at_once = ATTACKS[name]
             made = body()
-            seen = attacked(path, made if isinstance(made, bytes) else json.dumps({"model": "demo", "max_tokens": 8} | made).encode(), at_once)
+            seen = attacked(
+                path, made if isinstance(made, bytes) else json.dumps({"model": "demo", "max_tokens": 8} | made).encode(), at_once
+            )
         else:
             seen = half_sent()
         answers = "; ".join(f"{count} x {answer}" for answer, count in seen.answers.items())

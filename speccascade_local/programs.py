@@ -36,7 +36,7 @@ def standalone(program: Program) -> list[str]:
     """What starts a program that imports nothing of this package, so that it starts quickly, in whatever folder."""
     if is_frozen():
         return command(program)
-    path = Path(__file__).with_name(f"{program}.py")
+    path = Path(__file__).parent.joinpath(*program.split(".")).with_suffix(".py")
     return [sys.executable, "-I", "-c", _START, json.dumps([os.path.abspath(entry) for entry in sys.path]), str(path)]
 
 

@@ -5,22 +5,18 @@ Whatever a model wrote, grading takes bounded time: numbers and words are read i
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from pathlib import Path
 
 from ..errors import CatalogError
-from ..programs import command, is_frozen
+from ..limited_child import ChildError, LimitedChild
+from ..programs import standalone
 
 _NUMBER = re.compile(r"(?<!\d)-?\d[\d,]*(?:\.\d+)?")
 _WORD = re.compile(r"\w+")
 #: So long may the patterns of one question search in one answer. Useful ones take microseconds.
-SEARCH_S = 10.0
-_MATCHING = Path(__file__).with_name("matching.py")
+SEARCH_S, SEARCH_BYTES = 10.0, 512_000_000
 
 
 def exact(text: str, references: Sequence[str]) -> float:
@@ -41,16 +37,16 @@ def numeric(text: str, references: Sequence[str]) -> float:
 
 def regex(text: str, references: Sequence[str]) -> float:
     """1 if any reference, as a pattern, is found in the text. Raises CatalogError for patterns that take longer than SEARCH_S."""
-    start = command("bench.matching") if is_frozen() else [sys.executable, "-I", str(_MATCHING)]
-    asked = json.dumps({"patterns": list(references), "text": text})
+    child = LimitedChild(standalone("bench.matching"), SEARCH_BYTES)
     try:
-        done = subprocess.run(start, input=asked, capture_output=True, encoding="ascii", timeout=SEARCH_S, check=True)
-    except (subprocess.TimeoutExpired, subprocess.CalledProcessError):
+        return float(child.ask({"patterns": list(references), "text": text}, SEARCH_S)["found"])
+    except ChildError as error:
         raise CatalogError(
-            f"the pattern {' or '.join(references)!r:.80} could not be searched for within {SEARCH_S:g} s "
-            f"in an answer of {len(text)} characters; write it without a repetition inside of a repetition, such as (a+)+"
+            f"searching for the pattern {' or '.join(references)!r:.80} in an answer of {len(text)} characters {error}; "
+            "write it without a repetition inside of a repetition, such as (a+)+"
         ) from None
-    return float(json.loads(done.stdout))
+    finally:
+        child.kill()
 
 
 def rouge_l(text: str, references: Sequence[str]) -> float:
