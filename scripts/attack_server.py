@@ -63,12 +63,6 @@ def multiples(*numbers: int) -> Body:
     return {"allOf": [{"type": "integer", "multipleOf": number} for number in numbers]}
 
 
-def calls(count: int) -> Body:
-    """A model that loops on tool calls, as a constant makes it write them."""
-    tools = [{"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}]
-    return schema({"const": "<tool_call>{}</tool_call>" * count}) | {"tools": tools, "max_tokens": 2000}
-
-
 def deep(levels: int) -> Any:
     value: Any = 1
     for _ in range(levels):
@@ -92,7 +86,6 @@ ATTACKS: dict[str, tuple[str, Callable[[], Body | bytes], int]] = {
     "a literal of 99 kB": (TEXT, lambda: {"prompt": "Who", "grammar": f'root ::= "{"ab" * 49_000}"'}, 6),
     "an enum of 150,000 texts": (CHAT, lambda: schema({"enum": [f"v{n}" for n in range(150_000)]}), 4),
     "a constant of 3 MB": (CHAT, lambda: schema({"const": "x" * 3_000_000}), 4),
-    "a model that loops on tool calls": (CHAT, lambda: calls(24), 4),
     "a million texts for a prompt": (TEXT, lambda: {"prompt": ["a"] * 999_001}, 2),
     "a million wrong ids": (TEXT, lambda: {"prompt": [-1] * 1_300_000}, 2),
     "a million wrong ids to detokenize": ("/detokenize", lambda: {"tokens": [-1] * 900_001}, 2),
@@ -281,7 +274,7 @@ def main() -> int:
             path, body, at_once = ATTACKS[name]
             made = body()
             seen = attacked(
-                path, made if isinstance(made, bytes) else json.dumps({"model": "demo", "max_tokens": 8} | made).encode(), at_once
+                path, made if isinstance(made, bytes) else json.dumps({"model": "demo", "max_tokens": 8} | made, separators=(",", ":")).encode(), at_once
             )
         else:
             seen = half_sent()

@@ -9,10 +9,8 @@ package; grammar.py is the one that asks.
 from __future__ import annotations
 
 import base64
-import contextlib
 import faulthandler
 import json
-import os
 import sys
 import threading
 import time
@@ -25,8 +23,6 @@ import llguidance
 LIMITS = llguidance.LLParserLimits(step_max_items=5_000_000, step_lexer_fuel=5_000_000, verbose_errors=False)
 #: llguidance recurses along references; a stack of this size lets it go deeper than its caller allows. Only what is used takes memory.
 STACK_BYTES = 256 << 20
-#: Behind whoever waits for plain text on the same processor.
-NICER = 5
 
 
 class Vocabulary:
@@ -90,8 +86,6 @@ def answer() -> None:
 
 def main() -> None:
     """Answer on a large stack, and end with the same exit code whatever goes wrong there."""
-    with contextlib.suppress(OSError, AttributeError):  # Windows has none, and some systems refuse
-        os.nice(NICER)
     failed: list[BaseException] = []
 
     def work() -> None:
