@@ -273,9 +273,9 @@ def main() -> int:
         if name in ATTACKS:
             path, body, at_once = ATTACKS[name]
             made = body()
-            seen = attacked(
-                path, made if isinstance(made, bytes) else json.dumps({"model": "demo", "max_tokens": 8} | made, separators=(",", ":")).encode(), at_once
-            )
+            if not isinstance(made, bytes):
+                made = json.dumps({"model": "demo", "max_tokens": 8} | made, separators=(",", ":")).encode()
+            seen = attacked(path, made, at_once)
         else:
             seen = half_sent()
         answers = "; ".join(f"{count} x {answer}" for answer, count in seen.answers.items())

@@ -6,7 +6,9 @@ Knows nothing of grammars; matcher.py is the program.
 from __future__ import annotations
 
 import base64
+import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -34,14 +36,16 @@ class MatcherPool:
             "bytes": base64.b64encode(b"".join(tokens)).decode(),
             "ends": list(ends),
         }
-        self._idle: deque[LimitedChild] = deque()
+        self._idle: deque[tuple[LimitedChild, float]] = deque()  # each since when
         self._fresh_bytes = 0  # what a process takes at its start
+        self._watching = False
+        self._lock = threading.RLock()  # giving back may happen anywhere, even within itself, where a grammar is collected
 
     def take(self, unwanted: Callable[[], bool]) -> LimitedChild:
         """A process that waits, or a new one. Raises ChildError and UnwantedError."""
         while True:
             try:
-                child = self._idle.pop()
+                child, _ = self._idle.pop()
             except IndexError:
                 break
             if child.alive:
@@ -57,15 +61,24 @@ class MatcherPool:
         if not child.alive or len(self._idle) >= IDLE_PROCESSES or grown > IDLE_GROWTH:
             child.kill()
             return
-        self._idle.append(child)
-        ending = threading.Timer(IDLE_S, _end_if_idle, (self._idle, child))
-        ending.daemon = True
-        ending.start()
+        with self._lock:
+            self._idle.append((child, time.monotonic()))
+            if not self._watching:
+                self._watch()
 
+    def _watch(self) -> None:
+        """Look again after a while, in a thread, what has waited for too long by then."""
+        watcher = threading.Timer(IDLE_S, self._end_idle)
+        watcher.daemon = self._watching = True
+        watcher.start()
 
-def _end_if_idle(idle: deque[LimitedChild], child: LimitedChild) -> None:
-    try:
-        idle.remove(child)
-    except ValueError:  # it serves another grammar by now
-        return
-    child.kill()
+    def _end_idle(self) -> None:
+        with self._lock:
+            old = [each for each in self._idle if time.monotonic() - each[1] >= IDLE_S]
+            for each in old:
+                with contextlib.suppress(ValueError):  # it was taken just now
+                    self._idle.remove(each)
+                    each[0].kill()
+            self._watching = False
+            if self._idle:
+                self._watch()
