@@ -362,6 +362,15 @@ def test_owners_do_not_wait_for_each_other_s_conversations(pair: sc.Runtime) -> 
         assert running.reply().finish_reason
 
 
+def test_a_rule_that_takes_its_time_holds_no_other_slot_up(pair: sc.Runtime) -> None:
+    gate = Gate()
+    with Engine({"demo": pair}, slots=2) as engine:
+        running = held(engine, gate)
+        assert engine.submit("demo", QUESTION, SHORT).reply().finish_reason
+        gate.opened.set()
+        assert running.reply().finish_reason
+
+
 def test_an_empty_name_is_no_conversation(demo: sc.Runtime) -> None:
     runtime = toy_runtime(demo, timelines=1)
     with Engine({"toy": runtime}) as engine:

@@ -15,7 +15,7 @@ PACKAGE = Path(speccascade_local.__file__).parent
 #: From the bottom up. A module may import from lower rows and, without a circle, from its own.
 LAYERS = [
     {"errors", "programs", "sandbox"},
-    {"checks", "lark", "sequences", "layout", "header", "rendering", "hub_cache", "ggml", "rebuilding", "doctor.redaction"},
+    {"checks", "lark", "lazy", "sequences", "layout", "header", "rendering", "hub_cache", "ggml", "rebuilding", "doctor.redaction"},
     {"machine", "doctor.bandwidth", "endpoints"},
     {"placement"},
     {"sampling", "stats", "profile", "figures", "ngram", "backend", "batch", "tokenizer", "gbnf", "checked_yaml", "model_source"},
@@ -94,6 +94,7 @@ LLAMA_CPP = {
 ALGORITHMS = {
     *(
         "checks",
+        "lazy",
         "sequences",
         "sampling",
         "stats",
