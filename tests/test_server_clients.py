@@ -16,6 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import psutil
 import pytest
 from serving import PATIENCE_S, QUESTION, events, serving, wait_until
 
@@ -409,9 +410,13 @@ def test_a_signal_ends_the_server_and_a_stream_that_runs(sent):
 
 
 SLOW_RULE = """\
-import time
+import subprocess, sys, time
 
 class Slow:
+    def __init__(self):
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        open("CHILD", "w").write(str(child.pid))
+
     def defer(self, evidence):
         time.sleep(600)
         return False
@@ -421,7 +426,7 @@ class Slow:
 @pytest.fixture
 def stuck(tmp_path):
     """A server in the middle of an answer that no cancelling ends: its process, and a stream of that answer."""
-    (tmp_path / "slow_rule.py").write_text(SLOW_RULE)
+    (tmp_path / "slow_rule.py").write_text(SLOW_RULE.replace("CHILD", str(tmp_path / "child")))
     process, url = started("--rule", "slow=slow_rule:Slow()", path=tmp_path)
     host, port = url.removeprefix("http://").split(":")
     with process, socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
@@ -429,28 +434,37 @@ def stuck(tmp_path):
             connection.sendall(request(model="demo@slow", stream=True, speccascade={"block_size": 2}))
             answering = 'vllm:num_requests_running{model_name="demo"} 1.0'
             wait_until(lambda: answering in httpx.get(url + "/metrics").text, "it is answered")
-            yield process, connection
+            yield process, connection, psutil.Process(int((tmp_path / "child").read_text()))
         finally:
             process.kill()
 
 
+def has_ended(process):
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE or process.wait(PATIENCE_S) is None
+    except psutil.NoSuchProcess:
+        return True
+
+
 def test_a_signal_ends_the_process_whatever_a_rule_does(stuck):
-    process, answered = stuck
+    process, answered, child = stuck
     process.send_signal(signal.SIGTERM)
     assert b"closing" in b"".join(iter(lambda: answered.recv(4096), b"")), "its client is told"
     assert process.wait(PATIENCE_S) == 1
     (line,) = process.stderr.read().splitlines()
     assert line.startswith("the server did not end within 4.5 s; it is ended while these still run: ")
-    assert "answers of demo (in defer, slow_rule.py:5)" in line
+    assert "answers of demo (in defer, slow_rule.py:9)" in line
+    assert has_ended(child)
 
 
 def test_a_second_ctrl_c_ends_the_process_at_once(stuck):
-    process, _ = stuck
+    process, _, child = stuck
     for _ in range(2):  # a signal that comes twice before it is handled is one signal
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
     assert process.wait(PATIENCE_S) == 130
     assert process.stderr.read() == ""
+    assert has_ended(child)
 
 
 def test_a_killed_server_leaves_its_port_and_nothing_to_clean():

@@ -1,7 +1,7 @@
 """Connections over uvicorn's HTTP/1.1 protocol: how long each waits for its client, and who gives way where there are too many.
 
 A connection awaits its client between two requests, until a request has come whole, and while its answer is not read. Only such a one is
-closed, so that whoever waits for an answer gets it. Knows nothing of routes.
+closed, so that a client which waits for its answer gets it. Knows nothing of routes.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Connection(H11Protocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _time_head(self) -> None:
-        """From connecting, or from its first byte, a request has so long to show its whole head; and so long for a body nobody wants."""
+        """From connecting, or from its first byte, a request has so long to show its whole head; the rest of a refused body, too."""
         begun = self.cycle is None or self.conn.their_state is not h11.IDLE or bool(self.conn.trailing_data[0])
         if self._is_answering or not begun:
             self._stop_timing()
@@ -138,7 +138,7 @@ class Connection(H11Protocol):
 
 
 def make_room(connections: Collection[Connection], most: int) -> bool:
-    """Whether there are fewer than so many; if not, the one that has awaited its client the longest is closed, if any does."""
+    """Whether one more fits beside these; where they are ``most``, the one that has awaited its client the longest is closed for it."""
     if len(connections) < most:
         return True
     waiting = [each for each in connections if each.awaits_client]

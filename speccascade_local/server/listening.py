@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import cast
 
@@ -80,7 +81,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answers that run may finish, for a while; then they are cancelled, and their clients told."""
-        closing = asyncio.ensure_future(asyncio.to_thread(self._engine.close, END_WITHIN_S))
+        alone = ThreadPoolExecutor(1, "closing")  # because the threads of the loop may all be at work for requests
+        closing = asyncio.get_running_loop().run_in_executor(alone, self._engine.close, END_WITHIN_S)
         await super().shutdown(sockets)
         await closing
 

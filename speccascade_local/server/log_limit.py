@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-#: Records of one kind per so many seconds.
+#: Records of one kind that are written, and the seconds after which they are counted anew.
 MOST, PER_S = 5, 60.0
 #: Advice to install what is not wanted here: uvicorn writes it for every request that asks to speak another protocol.
 _USELESS = "No supported WebSocket library detected"
