@@ -283,6 +283,34 @@ def test_who_waits_for_an_answer_keeps_the_connection_and_too_many_are_told(slow
         assert served.get("/health").status_code == 200
 
 
+class NoEngine:
+    def close(self, within_s):
+        pass
+
+
+async def large(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"30000000")]})
+    await send({"type": "http.response.body", "body": bytes(30_000_000)})
+
+
+@pytest.mark.parametrize("head", [HEALTH, HEALTH.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")], ids=["kept", "closed"])
+def test_an_answer_that_is_never_read_is_not_kept(monkeypatch, head):
+    monkeypatch.setattr(connections, "UNREAD_WITHIN_S", 0.2)
+    monkeypatch.setattr(listening, "BETWEEN_S", 0.2)
+    listens = listening.bound("127.0.0.1", 0)
+    server = listening.Server(large, NoEngine())
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listens]})
+    thread.start()
+    try:
+        with socket.create_connection(listens.getsockname(), timeout=PATIENCE_S) as deaf:
+            deaf.sendall(head)
+            assert deaf.recv(10)
+            wait_until(lambda: not server.server_state.connections, "its connection is gone")
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
 @pytest.mark.parametrize(
     ("address", "peer"),
     [

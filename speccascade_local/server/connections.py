@@ -15,7 +15,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .refusals import RefusedError
-from .security import ANSWER_HEADERS
+from .security import ANSWER_HEADERS, MAX_HEAD
 
 #: Connections in all; of one client, those that await it.
 MAX_CONNECTIONS, MAX_PER_PEER = 512, 128
@@ -97,7 +97,7 @@ class Connection(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer has begun, and this one would stand in its middle
             self.abort()
             return
-        refusal = RefusedError(400, f"{msg} It must be HTTP/1.1 with a head of at most 16 KiB.", code="invalid_http").response
+        refusal = RefusedError(400, f"{msg} It must be HTTP/1.1 with a head of at most {MAX_HEAD:,} bytes.", code="invalid_http").response
         headers = [*refusal.raw_headers, *((name.lower().encode(), value.encode()) for name, value in ANSWER_HEADERS.items())]
         head = h11.Response(status_code=400, headers=[*headers, (b"connection", b"close")], reason=b"Bad Request")
         for event in (head, h11.Data(data=bytes(refusal.body)), h11.EndOfMessage()):
