@@ -24,6 +24,7 @@ import speccascade_local as sc
 from speccascade_local.bench.export import piped
 from speccascade_local.cli.app import VERBS, app
 from speccascade_local.cli.options import in_groups
+from speccascade_local.lazy import LazyProperty
 from speccascade_local.server.openapi import description
 from speccascade_local.settings import Settings
 
@@ -167,7 +168,11 @@ def _name(name: str) -> list[str]:
     if fields:
         lines += [piped([["field", "type", "default"], *fields]).strip(), ""]
     public = {part: member for part, member in vars(thing).items() if part[0] != "_" and part not in getattr(thing, "_fields", ())}
-    told = [[f"`{part}`", cell(_prose(member))] for part, member in public.items() if isinstance(member, (property, cached_property))]
+    told = [
+        [f"`{part}`", cell(_prose(member))]
+        for part, member in public.items()
+        if isinstance(member, (property, cached_property, LazyProperty))
+    ]
     if told:
         lines += [piped([["property", "what it tells"], *told]).strip(), ""]
     for part, member in public.items():

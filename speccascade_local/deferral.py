@@ -15,7 +15,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from .checks import finite_number, whole_number
 from .evidence import Evidence
+from .lazy import LazyProperty
 from .rows import Float, total_variation
 from .sampling import Array, Mask, Sampler
 
@@ -140,7 +140,7 @@ class Decision:
     rule: Rule
     evidence: Evidence
 
-    @cached_property
+    @LazyProperty
     def deferred(self) -> Mask:
         """The rule's decision per token, with everything deferred that the user's filters deny the expert. [k, n_vocab]
 
@@ -167,7 +167,7 @@ class Decision:
         kept = 0.0 if self.deferred[0, token] else drafter.prob(sampler, token)
         return kept + float(self._handed_over[0]) * expert.prob(sampler, token)
 
-    @cached_property
+    @LazyProperty
     def target(self) -> Float:
         """The distribution π of the emitted token. [k, n_vocab]"""
         if isinstance(self.rule, TargetRule):
@@ -176,7 +176,7 @@ class Decision:
             return self.evidence.drafter_probs
         return blend(self.deferred, self.evidence.drafter_probs, self.evidence.expert_probs)
 
-    @cached_property
+    @LazyProperty
     def tv(self) -> Float:
         """How far the target is from the expert: total variation of π and p. [k]"""
         if isinstance(self.rule, TargetRule):
@@ -193,7 +193,7 @@ class Decision:
         q, p = evidence.drafter_probs[position, trusted], evidence.expert_probs[position, trusted]
         return float(np.maximum(q - q.sum() * p, 0.0).sum())
 
-    @cached_property
+    @LazyProperty
     def _handed_over(self) -> Float:
         if self.evidence.sampler.temperature == 0:
             return self.deferred[np.arange(len(self.deferred)), self.evidence.drafter.best].astype(np.float64)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from .errors import SettingError
+from .lazy import LazyProperty
 from .rows import Float, Rows, entropy, inner, total_variation
 from .sampling import Mask, Sampler
 from .vocabulary import Vocabulary
@@ -60,7 +60,7 @@ class Evidence:
         """Sampling distribution of the expert. [k, n_vocab]"""
         return self.expert.probs(self.sampler)
 
-    @cached_property
+    @LazyProperty
     def expert_support(self) -> Mask:
         """Tokens that the user's filters and grammar let the expert say. [k, n_vocab]"""
         support = self.expert.support(self.sampler)
@@ -102,7 +102,7 @@ class Evidence:
         """H(p) of the plain distribution, in nats. [k]"""
         return self.expert.entropy
 
-    @cached_property
+    @LazyProperty
     def cross_entropy(self) -> Float:
         """-sum p log q of the plain distributions, in nats; a token that the drafter rules out counts as q = 1e-300. [k]"""
         drafter = self.drafter.plain
@@ -111,7 +111,7 @@ class Evidence:
         nats: Float = -inner(self.expert_plain, log_q)
         return nats
 
-    @cached_property
+    @LazyProperty
     def tv(self) -> Float:
         """Total variation of the sampling distributions, sum of max(0, p - q). [k]"""
         if self.sampler.temperature == 0:
@@ -119,7 +119,7 @@ class Evidence:
             return differ
         return total_variation(self.expert_probs, self.drafter_probs)
 
-    @cached_property
+    @LazyProperty
     def js(self) -> Float:
         """Jensen-Shannon divergence of the sampling distributions, 0 to log 2 nats. [k]"""
         if self.sampler.temperature == 0:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .lazy import LazyProperty
 from .sampling import Array, Mask, Sampler, Softmax, draw, favourites
 
 Float = NDArray[np.float64]
@@ -45,7 +45,7 @@ class Rows:
         """One of the rows, as rows; the same object each time. [1, n_vocab]"""
         return self._cut[position]
 
-    @cached_property
+    @LazyProperty
     def _cut(self) -> list[Rows]:
         singles = []
         for j in range(len(self)):
@@ -53,19 +53,19 @@ class Rows:
             singles.append(Rows(logits, logits if self.shaped is self.logits else self.shaped[j : j + 1]))
         return singles
 
-    @cached_property
+    @LazyProperty
     def plain(self) -> Softmax:
         """The model's own distribution: temperature 1, nothing filtered or shaped."""
         found = Softmax.of(self.logits, self.best if self.shaped is self.logits else None)
         found.probs.flags.writeable = False
         return found
 
-    @cached_property
+    @LazyProperty
     def best(self) -> NDArray[np.intp]:
         """The token of each row at temperature 0. [k]"""
         return favourites(self.shaped)
 
-    @cached_property
+    @LazyProperty
     def entropy(self) -> Float:
         """Of the plain distribution, in nats. [k]"""
         below = np.subtract(self.logits, self.plain.top[:, None], dtype=np.float64)

@@ -20,7 +20,7 @@ import speccascade_local as sc
 from speccascade_local.server.app import make_app
 from speccascade_local.server.engine import Engine
 from speccascade_local.server.listening import Server, address_of, bound
-from speccascade_local.server.security import Policy
+from speccascade_local.server.policy import Policy
 
 
 class PageServer:

@@ -400,6 +400,53 @@ def test_a_job_takes_the_slot_that_shares_most_and_else_the_one_unused_the_longe
         assert [job.reply().stats.cached_tokens for job in asked] == [0, 0, 4, 0, 4, 0]
 
 
+def test_owners_share_neither_caches_nor_conversations(demo: sc.Runtime) -> None:
+    runtime = toy_runtime(demo, timelines=2)
+    settings = Settings(rule="strict", max_tokens=4, block_size=2, seed=1)
+    with Engine({"toy": runtime}, slots=2) as engine:
+
+        def ask(question, owner, conversation=None) -> tuple[Job, int]:
+            job = engine.submit("toy", question, settings, owner=owner, conversation=conversation)
+            return job, job.reply().stats.cached_tokens
+
+        assert [ask([5] * 9, owner)[1] for owner in ("a", "b", "a", "b", None)] == [0, 0, 8, 8, 0]
+        assert [ask([5] * 9, owner)[1] for owner in ("a", "b", "b")] == [0, 0, 8], "one of two slots was needed for another"
+        first, _ = ask(QUESTION, "a", "c")
+        said = [*QUESTION, {"role": "assistant", "content": first.reply().text}, {"role": "user", "content": "And then?"}]
+        spoken = [*first.prompt.ids, *first.reply().token_ids]
+        prompts = {owner: ask(said, owner, "c")[0].prompt.ids[: len(spoken)] for owner in ("b", "a")}
+        assert prompts["a"] == spoken
+        assert prompts["b"] == runtime.chat_ids(said)[: len(spoken)]
+
+
+def test_owners_do_not_wait_for_each_other_s_conversations(pair: sc.Runtime) -> None:
+    gate = Gate()
+    with Engine({"demo": pair}, slots=2) as engine:
+        running = engine.submit("demo", QUESTION, gate.settings(), conversation="c", owner="a")
+        assert gate.reached.wait(PATIENCE_S)
+        assert engine.submit("demo", QUESTION, SHORT, conversation="c", owner="b").reply().finish_reason
+        gate.opened.set()
+        assert running.reply().finish_reason
+
+
+def test_a_rule_that_takes_its_time_holds_no_other_slot_up(pair: sc.Runtime) -> None:
+    gate = Gate()
+    with Engine({"demo": pair}, slots=2) as engine:
+        running = held(engine, gate)
+        assert engine.submit("demo", QUESTION, SHORT).reply().finish_reason
+        gate.opened.set()
+        assert running.reply().finish_reason
+
+
+def test_an_empty_name_is_no_conversation(demo: sc.Runtime) -> None:
+    runtime = toy_runtime(demo, timelines=1)
+    with Engine({"toy": runtime}) as engine:
+        job = engine.submit("toy", QUESTION, Settings(rule="strict", max_tokens=4, block_size=2, seed=1), conversation="")
+        assert job.reply().finish_reason
+        assert job.conversation is None
+        assert not engine._lanes["toy"]._said
+
+
 def test_a_seed_repeats_an_answer_whatever_was_asked_in_between(demo: sc.Runtime) -> None:
     runtime = toy_runtime(demo, timelines=4)
     seeded = Settings(rule="token_v3:0.3", max_tokens=24, seed=7, temperature=1.0)

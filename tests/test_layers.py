@@ -16,7 +16,7 @@ PACKAGE = Path(speccascade_local.__file__).parent
 LAYERS = [
     {"errors", "programs", "sandbox", "matcher", "bench.matching"},
     {"limited_child", "matcher_pool"},
-    {"checks", "lark", "sequences", "layout", "header", "rendering", "hub_cache", "ggml", "rebuilding", "doctor.redaction"},
+    {"checks", "lark", "lazy", "sequences", "layout", "header", "rendering", "hub_cache", "ggml", "rebuilding", "doctor.redaction"},
     {"machine", "doctor.bandwidth", "endpoints"},
     {"placement"},
     {
@@ -61,10 +61,10 @@ LAYERS = [
     {"bench.report", "bench"},
     {"server.waiting", "server.slots", "server.engine", "server"},
     {"server.messages", "server.tool_calls"},
-    {"server.protocol", "server.refusals", "server.answers", "server.metrics", "server.openapi"},
+    {"server.protocol", "server.refusals", "server.answers", "server.metrics", "server.openapi", "server.policy"},
     {"server.security", "server.choosing", "server.streams"},
     {"server.asking", "server.listing"},
-    {"server.app"},
+    {"server.app", "server.connections", "server.log_limit", "server.watchdog"},
     {"server.listening"},
     {"cli.placing"},
     {"cli.terminal", "cli.options"},
@@ -108,6 +108,7 @@ LLAMA_CPP = {
 ALGORITHMS = {
     *(
         "checks",
+        "lazy",
         "sequences",
         "sampling",
         "stats",

@@ -16,7 +16,7 @@ from page_server import PageServer
 
 import speccascade_local as sc
 from speccascade_local.server.app import PAGE
-from speccascade_local.server.security import Policy
+from speccascade_local.server.policy import Policy
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(
@@ -336,7 +336,7 @@ def test_what_the_server_refuses_is_told_with_what_to_do(page, server, status, a
 @needs_browser
 def test_a_server_with_a_key_is_given_it_and_nobody_else(browser, runtime):
     key = "k" * 32
-    served = PageServer(runtime, policy=Policy(api_key=key))
+    served = PageServer(runtime, policy=Policy(api_keys=(key,)))
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     page = context.new_page()
     page.goto(served.url)

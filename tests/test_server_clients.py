@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import signal
@@ -11,14 +12,16 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import psutil
 import pytest
 from serving import PATIENCE_S, QUESTION, events, serving, wait_until
 
+from speccascade_local.server import connections, listening, log_limit, streams
 from speccascade_local.server import engine as engine_module
-from speccascade_local.server import listening, streams
 
 
 @pytest.fixture
@@ -174,13 +177,209 @@ def test_many_at_once_get_what_each_gets_alone():
         assert list(pool.map(ask, questions, [True, False] * 8)) == [alone[question] for question in questions]
 
 
-def test_a_connection_that_says_nothing_is_closed(monkeypatch):
-    monkeypatch.setattr(listening, "HEAD_WITHIN_S", 0.2)
+# ---------------------------------------------------------------- connections
+
+
+HEALTH = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
+
+
+def read_answer(connection):
+    """One answer with a length, whole."""
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        answer += connection.recv(1) or pytest.fail(f"closed after {answer!r}")
+    length = int(re.search(rb"content-length: (\d+)", answer)[1])
+    for _ in range(length):
+        answer += connection.recv(1) or pytest.fail(f"closed after {answer!r}")
+    return answer
+
+
+def is_closed(connection):
+    with contextlib.suppress(ConnectionError):
+        return connection.recv(10) == b""
+    return True
+
+
+@pytest.mark.parametrize("begun", [b"", b"G", b"GET /health HTT"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_head_that_does_not_come_whole_closes_the_connection(monkeypatch, begun, first):
+    monkeypatch.setattr(connections, "HEAD_WITHIN_S", 0.2)
+    monkeypatch.setattr(listening, "BETWEEN_S", 0.2)
+    with serving() as served, served.connect() as connection:
+        if not first:
+            connection.sendall(HEALTH)
+            assert b"200 OK" in read_answer(connection)
+        connection.sendall(begun)
+        assert is_closed(connection)
+
+
+def test_a_byte_now_and_then_does_not_keep_a_connection(monkeypatch):
+    monkeypatch.setattr(connections, "HEAD_WITHIN_S", 0.3)
+    with serving() as served, served.connect() as connection:
+        connection.sendall(HEALTH)
+        assert b"200 OK" in read_answer(connection)
+        for byte in HEALTH[:15]:
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(bytes([byte]))
+            time.sleep(0.05)
+        assert is_closed(connection)
+
+
+def test_the_rest_of_a_body_that_was_refused_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(connections, "HEAD_WITHIN_S", 0.2)
+    with serving() as served, served.connect() as connection:
+        connection.sendall(b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{")
+        assert b"415" in read_answer(connection)
+        assert is_closed(connection)
+
+
+def test_a_slow_client_gets_its_answers_one_after_the_other():
+    """Heads in pieces, several requests at once, and a pause longer than no head may take."""
+    with serving() as served, served.connect() as connection:
+        for piece in (HEALTH[:1], HEALTH[1:20], HEALTH[20:] + HEALTH + HEALTH[:5]):
+            connection.sendall(piece)
+            time.sleep(0.1)
+        assert [b"200 OK" in read_answer(connection) for _ in range(2)] == [True, True]
+        connection.sendall(HEALTH[5:])
+        assert b"200 OK" in read_answer(connection)
+
+
+def half_open(served, begun):
+    connection = served.connect()
+    connection.sendall(HEALTH)
+    assert b"200 OK" in read_answer(connection)
+    connection.sendall(begun)
+    return connection
+
+
+@pytest.mark.parametrize("begun", [b"", b"G", request()[:-1]], ids=["idle", "a byte", "no whole body"])
+def test_clients_that_only_hold_connections_keep_none_out(begun):
+    """As many as there may be, and more; who waits for an answer keeps its connection."""
+    with serving() as served, contextlib.ExitStack() as opened:
+        held = [opened.enter_context(half_open(served, begun)) for _ in range(connections.MAX_PER_PEER + 10)]
+        answers = [served.get("/health") for _ in range(20)]
+        assert [answer.status_code for answer in answers] == [200] * 20
+        assert is_closed(held[0])
+        held[-1].settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            held[-1].recv(1)
+
+
+def test_who_waits_for_an_answer_keeps_the_connection_and_too_many_are_told(slow, monkeypatch):
+    monkeypatch.setattr(connections, "MAX_PER_PEER", 4)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 6)
+    monkeypatch.setattr(listening, "MAX_CONNECTIONS", 6)
+    with serving(slots=1) as served, contextlib.ExitStack() as opened:
+        waiting = []
+        for number in range(1, 7):
+            waiting.append(opened.enter_context(served.connect()))
+            waiting[-1].sendall(request(max_tokens=2))
+            wait_until(lambda number=number: sum(running(served)) == number, "it is in the queue")
+        refused = served.get("/health")
+        assert (refused.status_code, refused.headers["retry-after"], refused.json()["error"]["code"]) == (503, "1", "too_many_connections")
+        assert refused.headers["x-content-type-options"] == "nosniff"
+        slow.open()
+        assert all(b"200 OK" in read_answer(connection) for connection in waiting)
+        assert served.get("/health").status_code == 200
+
+
+class NoEngine:
+    def close(self, within_s):
+        pass
+
+
+async def large(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"30000000")]})
+    await send({"type": "http.response.body", "body": bytes(30_000_000)})
+
+
+@pytest.mark.parametrize("head", [HEALTH, HEALTH.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")], ids=["kept", "closed"])
+def test_an_answer_that_is_never_read_is_not_kept(monkeypatch, head):
+    monkeypatch.setattr(connections, "UNREAD_WITHIN_S", 0.2)
+    monkeypatch.setattr(listening, "BETWEEN_S", 0.2)
+    listens = listening.bound("127.0.0.1", 0)
+    server = listening.Server(large, NoEngine())
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listens]})
+    thread.start()
+    try:
+        with socket.create_connection(listens.getsockname(), timeout=PATIENCE_S) as deaf:
+            deaf.sendall(head)
+            assert deaf.recv(10)
+            wait_until(lambda: not server.server_state.connections, "its connection is gone")
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("address", "peer"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+    ],
+)
+def test_an_ipv6_network_is_one_peer(address, peer):
+    assert connections.peer_of(address) == peer
+
+
+def answer_of_half_closed(served, sent):
+    with served.connect() as connection:
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_shuts_its_side_behind_the_request_gets_its_answer(slow, stream):
+    with serving(slots=1) as served, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(answer_of_half_closed, served, request(stream=stream))
+        wait_until(lambda: running(served) == (1, 0), "it is answered")
+        with pytest.raises(TimeoutError):
+            answer.result(0.5)
+        slow.open()
+        interim, _, rest = answer.result(PATIENCE_S).rpartition(b"HTTP/1.1 200 OK\r\n")
+        assert set(interim.split(b"\r\n\r\n")) == {b"HTTP/1.1 100 Continue", b""}
+        assert (b"[DONE]" if stream else b"chat.completion") in rest
+
+
+def test_several_requests_before_the_side_is_shut_are_all_answered():
     with serving() as served:
-        for begun in (b"", b"GET /health HTT"):
-            with served.connect() as connection:
-                connection.sendall(begun)
-                assert connection.recv(10) == b""
+        assert answer_of_half_closed(served, HEALTH * 3).count(b"200 OK") == 3
+        assert answer_of_half_closed(served, HEALTH[:-2]) == b""
+
+
+# ---------------------------------------------------------------- the log
+
+
+def test_strangers_write_little_into_the_log(caplog):
+    with serving() as served:
+        for sent in (b"no HTTP\r\n\r\n", HEALTH.replace(b"\r\n\r\n", b"\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")):
+            for _ in range(log_limit.MOST + 15):
+                with served.connect() as connection:
+                    connection.sendall(sent)
+                    assert connection.recv(10)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2 * log_limit.MOST
+    assert not [line for line in lines if "WebSocket" in line]
+
+
+def test_what_was_not_logged_is_counted(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(log_limit.time, "monotonic", lambda: now)
+    limit = log_limit.LogLimit()
+
+    def written(message="refused %s"):
+        record = logging.LogRecord("uvicorn.error", logging.WARNING, "", 0, message, ("it",), None)
+        return record.getMessage() if limit.filter(record) else None
+
+    assert [written() for _ in range(log_limit.MOST + 3)] == ["refused it"] * log_limit.MOST + [None] * 3
+    assert written("another %s") == "another it"
+    now += log_limit.PER_S
+    assert written() == "refused it (3 more of these were not logged)"
+    assert written() == "refused it"
 
 
 # ---------------------------------------------------------------- the verb
@@ -236,6 +435,64 @@ def test_a_signal_ends_the_server_and_a_stream_that_runs(sent):
         assert rest[-1] == "data: [DONE]" or "closing" in rest[-1]
         assert process.wait(PATIENCE_S) == 0
         assert process.stderr.read() == "stopped\n"
+
+
+SLOW_RULE = """\
+import subprocess, sys, time
+
+class Slow:
+    def __init__(self):
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        open("CHILD", "w").write(str(child.pid))
+
+    def defer(self, evidence):
+        time.sleep(600)
+        return False
+"""
+
+
+@pytest.fixture
+def stuck(tmp_path):
+    """A server in the middle of an answer that no cancelling ends: its process, and a stream of that answer."""
+    (tmp_path / "slow_rule.py").write_text(SLOW_RULE.replace("CHILD", str(tmp_path / "child")))
+    process, url = started("--rule", "slow=slow_rule:Slow()", path=tmp_path)
+    host, port = url.removeprefix("http://").split(":")
+    with process, socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
+        try:
+            connection.sendall(request(model="demo@slow", stream=True, speccascade={"block_size": 2}))
+            answering = 'vllm:num_requests_running{model_name="demo"} 1.0'
+            wait_until(lambda: answering in httpx.get(url + "/metrics").text, "it is answered")
+            yield process, connection, psutil.Process(int((tmp_path / "child").read_text()))
+        finally:
+            process.kill()
+
+
+def has_ended(process):
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE or process.wait(PATIENCE_S) is None
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_signal_ends_the_process_whatever_a_rule_does(stuck):
+    process, answered, child = stuck
+    process.send_signal(signal.SIGTERM)
+    assert b"closing" in b"".join(iter(lambda: answered.recv(4096), b"")), "its client is told"
+    assert process.wait(PATIENCE_S) == 1
+    (line,) = process.stderr.read().splitlines()
+    assert line.startswith("the server did not end within 4.5 s; it is ended while these still run: ")
+    assert "answers of demo (in defer, slow_rule.py:9)" in line
+    assert has_ended(child)
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once(stuck):
+    process, _, child = stuck
+    for _ in range(2):  # a signal that comes twice before it is handled is one signal
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    assert process.wait(PATIENCE_S) == 130
+    assert process.stderr.read() == ""
+    assert has_ended(child)
 
 
 def test_a_killed_server_leaves_its_port_and_nothing_to_clean():

@@ -32,14 +32,28 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen at; any but this machine's own needs an API key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen at; 0 takes any that is free.")] = PORT,
     api_key_file: Annotated[
-        Path | None, typer.Option(show_default="$SPECCASCADE_API_KEY", help="A file with the key that every request must bring.")
+        Path | None,
+        typer.Option(show_default="$SPECCASCADE_API_KEY", help="A file with API keys, one per line; requests must bring one of them."),
     ] = None,
     allow_origin: Annotated[
-        list[str] | None, typer.Option(show_default="none", help="A website whose pages may ask, as https://example.org; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            show_default="none",
+            help="A website or application whose pages may ask, as https://example.org or app://obsidian.md; may be repeated.",
+        ),
     ] = None,
     allow_host: Annotated[
-        list[str] | None, typer.Option(show_default="none", help="Another name by which the server is reached; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            show_default="none",
+            help="Another name by which the server is reached, as host.docker.internal; may be repeated.",
+        ),
     ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Nothing that was read for one prompt_cache_key serves another, or a request without one.")
+    ] = False,
     rule: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=RULE", show_default="none", help="A rule of your own that requests may name; may be repeated."),
@@ -55,8 +69,8 @@ def serve(
     """
     set_log_level(verbose)
     parts = _server()
-    key = parts.security.api_key(api_key_file)
-    policy = parts.security.Policy(host, key, parts.security.origins_of(allow_origin), tuple(allow_host or ()))
+    keys = parts.policy.api_keys(api_key_file)
+    policy = parts.policy.Policy(host, keys, parts.policy.origins_of(allow_origin), tuple(allow_host or ()), private)
     whole_number("--port", port, 0, 65535)
     whole_number("--slots", slots, 1, MAX_TIMELINES)
     whole_number("--max-queue", max_queue, 1, 10**6)
@@ -65,6 +79,8 @@ def serve(
     names = _names(pairs, chosen)
     if not is_loopback(host):
         stderr.print("warning: nothing is encrypted, and other machines are let in; put a proxy with TLS in front", style="bold red")
+    if parts.policy.OPAQUE in policy.origins and not keys:
+        stderr.print("warning: any website can send the origin null, and no API key is needed", style="bold red")
     with contextlib.ExitStack() as open_things:
         listening = open_things.enter_context(parts.listening.bound(host, port))
         runtimes = {}
@@ -72,14 +88,14 @@ def serve(
             runtime = open_things.enter_context(loaded(name, chosen, verbose, timelines=slots))
             runtimes[runtime.pair.name] = runtime
         engine = open_things.enter_context(parts.engine.Engine(runtimes, slots=slots, queue=max_queue))
-        needed = " (API key needed)" if key is not None else ""
+        needed = " (API key needed)" if keys else ""
         app = parts.app.make_app(engine, policy=policy, rules=rules, timeout_s=timeout)
         stdout.print(
             f"serving {', '.join(runtimes)} at {parts.listening.address_of(listening)}{needed}; end with Ctrl-C",
             markup=False,
             soft_wrap=True,
         )
-        parts.listening.Server(app, engine).run(sockets=[listening])
+        parts.listening.Server(app, engine, owns_process=True).run(sockets=[listening])
     stderr.print("stopped")
 
 
@@ -87,7 +103,7 @@ def _server() -> Any:
     """The server, which nobody else needs. Raises SettingError where its libraries are missing."""
     try:
         from .. import server
-        from ..server import app, engine, listening, security  # noqa: F401  # parts of it from now on
+        from ..server import app, engine, listening, policy  # noqa: F401  # parts of it from now on
     except ImportError as error:
         raise SettingError(f"serving needs libraries that are not installed here ({error}); install them: {INSTALL}") from None
     return server

@@ -23,18 +23,12 @@ from .engine import Engine
 from .listing import Listing
 from .metrics import CONTENT_TYPE, Metrics
 from .openapi import description
+from .policy import Policy
 from .refusals import RefusedError, refusal_of
-from .security import Guard, Policy
+from .security import Guard, ProtectedAnswers
 from .streams import ClientGoneError
 
 PAGE = Path(__file__).parent / "page"
-#: The page loads nothing from elsewhere, is shown in no other page, and sends no address on.
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -60,7 +54,7 @@ def make_app(
         return JSONResponse(description())
 
     async def page(_: Request) -> Response:
-        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
+        return FileResponse(PAGE / "index.html")
 
     async def no_embeddings(_: Request) -> Response:
         raise RefusedError(400, "a pair of language models makes no embeddings; ask a server with an embedding model", code="not_supported")
@@ -86,8 +80,8 @@ def make_app(
         routes += [Route("/", page, methods=["GET"]), Mount("/static", StaticFiles(directory=PAGE))]
     app: ASGIApp = Guard(Starlette(routes=routes, exception_handlers={HTTPException: _refused}), policy)
     if policy.origins:
-        app = CORSMiddleware(app, policy.origins, allow_methods=["GET", "POST"], allow_headers=["authorization", "content-type"])
-    return app
+        app = CORSMiddleware(app, policy.origins, allow_methods=["GET", "POST"], allow_headers=["*"])  # clients add headers of their own
+    return ProtectedAnswers(app)
 
 
 def _answered(endpoint: Endpoint, metrics: Metrics) -> Endpoint:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -62,6 +62,8 @@ class Asked:
     conversation: str | None
     streams: bool
     tells_usage: bool
+    cache_salt: str | None
+    owner: Hashable = None
 
 
 class Asking:
@@ -112,11 +114,13 @@ class Asking:
             wanted.prompt_cache_key,
             bool(wanted.stream),
             bool(wanted.stream_options and wanted.stream_options.include_usage),
+            wanted.cache_salt,
         )
 
     # ------------------------------------------------------------------ what is answered
 
     async def _answer(self, request: Request, asked: Asked) -> Response:
+        asked = replace(asked, owner=request.state.owner(asked.cache_salt, asked.conversation))
         if not asked.streams:
             replies = await unless_gone(request.receive, self._replies(asked))
             return await asyncio.to_thread(lambda: JSONResponse(asked.form.whole(replies)))
@@ -185,6 +189,7 @@ class Asking:
                 nth(asked.settings, index),
                 conversation=asked.conversation,
                 timeout_s=timeout_s,
+                owner=asked.owner,
             )
         )
         try:

@@ -41,10 +41,16 @@ class Job(PendingReply):
     """A request, and the reply to it: see :class:`~speccascade_local.pending.PendingReply`. Made by :meth:`Engine.submit`."""
 
     def __init__(
-        self, prompt: Transcript, settings: Settings, conversation: str | None, timeout_s: float | None, withdraw: Callable[[Job], bool]
+        self,
+        prompt: Transcript,
+        settings: Settings,
+        conversation: str | None,
+        timeout_s: float | None,
+        withdraw: Callable[[Job], bool],
+        owner: Hashable = None,
     ) -> None:
         super().__init__(timeout_s=timeout_s)
-        self.prompt, self.settings, self.conversation = prompt, settings, conversation
+        self.prompt, self.settings, self.conversation, self.owner = prompt, settings, conversation, owner
         self._withdraw = withdraw
         self._submitted, self._taken = time.monotonic(), 0.0
         self.ready, self.heavy = settings.constraint is None, False
@@ -53,7 +59,7 @@ class Job(PendingReply):
     @property
     def line(self) -> Hashable:
         """Whose turn it takes."""
-        return id(self) if self.conversation is None else self.conversation
+        return id(self) if self.conversation is None else (self.owner, self.conversation)
 
     @property
     def queued_s(self) -> float:
@@ -103,11 +109,19 @@ class Engine:
         return {name: lane.runtime for name, lane in self._lanes.items()}
 
     def submit(
-        self, pair: str, question: Question, settings: Settings, *, conversation: str | None = None, timeout_s: float | None = None
+        self,
+        pair: str,
+        question: Question,
+        settings: Settings,
+        *,
+        conversation: str | None = None,
+        timeout_s: float | None = None,
+        owner: Hashable = None,
     ) -> Job:
         """Put a request into the queue: a text, a list of ids, or a list of messages for the chat template.
 
-        conversation: requests of one conversation are answered one after the other. timeout_s: for waiting and answering together.
+        conversation: requests of one conversation are answered one after the other; "" is none, like None. timeout_s: for waiting and
+        answering together. owner: what the models have read for one owner is never used for another, nor are conversations the same.
         Everything that is wrong with a request is refused here, which takes a while for long texts: not for an event loop. Raises
         CatalogError for a pair that there is not, EngineBusyError when as many wait as may, EngineError when closing, PromptError and
         SettingError.
@@ -116,7 +130,7 @@ class Engine:
             raise CatalogError(f"there is no pair {pair!r:.80} here; there are {', '.join(sorted(self._lanes))}")
         if timeout_s is not None and not (isinstance(timeout_s, (int, float)) and 0 < timeout_s <= 10**7):
             raise SettingError(f"timeout_s is {timeout_s!r:.40}; it must be a number of seconds above 0")
-        return self._lanes[pair].submit(question, settings, conversation, timeout_s)
+        return self._lanes[pair].submit(question, settings, conversation or None, timeout_s, owner)
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """How many requests are being answered and how many wait, by pair."""
@@ -149,7 +163,7 @@ class _Lane:
         self.queue: FairQueue[Job] = FairQueue(bound, slots)
         self.running: set[Job] = set()
         self._closing = False
-        self._said: OrderedDict[str, Transcript] = OrderedDict()
+        self._said: OrderedDict[Hashable, Transcript] = OrderedDict()  # by owner and conversation
         self._resources = ExitStack()
         sharing = self._resources.enter_context(runtime.shared(slots))
         self._gathering, self._slots = sharing.gathering, Slots(sharing.pairs)
@@ -158,11 +172,12 @@ class _Lane:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, question: Question, settings: Settings, conversation: str | None, timeout_s: float | None) -> Job:
+    def submit(self, question: Question, settings: Settings, conversation: str | None, timeout_s: float | None, owner: Hashable) -> Job:
         self.runtime.method(settings)
-        prompt = self.runtime.transcript_of(question, self._said.get(conversation or "", Transcript()))
+        said = Transcript() if conversation is None else self._said.get((owner, conversation), Transcript())
+        prompt = self.runtime.transcript_of(question, said)
         seed = secrets.randbits(32) if settings.seed is None else settings.seed  # named, so that no answer depends on another
-        job = Job(prompt, replace(settings, seed=seed), conversation, timeout_s, self.queue.withdraw)
+        job = Job(prompt, replace(settings, seed=seed), conversation, timeout_s, self.queue.withdraw, owner)
         self.queue.put(job)
         return job
 
@@ -183,7 +198,7 @@ class _Lane:
             if self._closing:  # it was taken just before, and not seen running
                 job.stop_for(_unfinished())
             begun = time.monotonic()
-            slot = self._slots.take(job.prompt.ids)
+            slot = self._slots.take(job.prompt.ids, job.owner)
             slot.seat.stopped = lambda job=job: job.should_stop  # type: ignore[misc]
             try:
                 self._answer(job, slot, grammar)
@@ -198,14 +213,15 @@ class _Lane:
     def _answer(self, job: Job, slot: Slot, grammar: Grammar | None) -> None:
         if job.should_stop:
             return
+        self._slots.hand_over(slot, job.owner)
         method, seed = self.runtime.method(job.settings), cast(int, job.settings.seed)
         chunks = answer(slot.pair, job.prompt.ids, job.settings, method, seed, grammar=grammar, unwanted=lambda: job.should_stop)
         with self._gathering.seated(slot.seat):
             job.follow(chunks)
         if job.conversation is not None and not job.cancelled:
-            self._remember(job.conversation, job.prompt.answered(job.reply_so_far.token_ids))
+            self._remember((job.owner, job.conversation), job.prompt.answered(job.reply_so_far.token_ids))
 
-    def _remember(self, conversation: str, said: Transcript) -> None:
+    def _remember(self, conversation: Hashable, said: Transcript) -> None:
         """The ids of what was said, so that the next prompt of the conversation begins as the caches do."""
         self._said[conversation] = said
         self._said.move_to_end(conversation)

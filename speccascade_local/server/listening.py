@@ -1,6 +1,6 @@
 """A port, and what listens there until Ctrl-C or SIGTERM: uvicorn, with limits, closing the engine within seconds.
 
-Knows nothing of routes.
+Knows nothing of routes, and of single connections only how many there are (connections.py).
 """
 
 from __future__ import annotations
@@ -8,46 +8,50 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import signal
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+from typing import cast
 
 import uvicorn
-from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import SettingError
+from .connections import BETWEEN_S, MAX_CONNECTIONS, Connection, make_room
 from .engine import Engine
-from .security import MAX_HEAD
+from .log_limit import limited
+from .refusals import SERVER_ERROR, RefusedError
+from .security import MAX_HEAD, ProtectedAnswers
+from .watchdog import Watchdog, end_process
 
-MAX_CONNECTIONS = 512
-#: Seconds for a connection's first request line and headers, between two requests, and for what runs when the server is to end.
-HEAD_WITHIN_S, BETWEEN_S, END_WITHIN_S = 20.0, 30, 4
+log = logging.getLogger(__name__)
 
-
-class Impatient(H11Protocol):
-    """A connection on which no request comes is closed."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Somebody has connected."""
-        super().connection_made(transport)
-        self.loop.call_later(HEAD_WITHIN_S, self._give_up)
-
-    def _give_up(self) -> None:
-        if self.cycle is None:
-            self.transport.abort()
+#: Seconds for what runs when the server is to end; so much later its process is ended.
+END_WITHIN_S, GRACE_S = 4, 0.5
+#: Connections accepted before what has come on the others is read, so that many new ones at once do not displace each other unread.
+_ACCEPTED_AT_ONCE = 32
+#: Connections that may wait to be accepted.
+_BACKLOG = 1024
+#: Where strangers make the server log.
+_OPEN_LOGGERS = ("uvicorn.error", __name__)
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which closes the engine as soon as it is told to end, and then returns instead of dying by the signal."""
+    """uvicorn's, which closes the engine as soon as it is told to end, and then returns instead of dying by the signal.
 
-    def __init__(self, app: ASGIApp, engine: Engine) -> None:
-        limits = {"limit_concurrency": MAX_CONNECTIONS, "timeout_keep_alive": BETWEEN_S, "h11_max_incomplete_event_size": MAX_HEAD}
+    owns_process: a signal ends the process, within :data:`END_WITHIN_S` and :data:`GRACE_S` whatever still runs in it.
+    """
+
+    def __init__(self, app: ASGIApp, engine: Engine, *, owns_process: bool = False) -> None:
         super().__init__(
             uvicorn.Config(
-                app,
-                http=Impatient,
+                self._admitted,
+                interface="asgi3",
+                http=Connection,
                 ws="none",
                 lifespan="off",
                 loop="asyncio",
@@ -56,14 +60,29 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=END_WITHIN_S,
-                **limits,  # type: ignore[arg-type]
+                timeout_keep_alive=BETWEEN_S,
+                h11_max_incomplete_event_size=MAX_HEAD,
+                backlog=_ACCEPTED_AT_ONCE,
             )
         )
-        self._engine = engine
+        self._app, self._engine = app, engine
+        self._watchdog = Watchdog(END_WITHIN_S + GRACE_S) if owns_process else None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Until it is told to end, logging no more than a log can take."""
+        with limited(_OPEN_LOGGERS):
+            await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, with room for many who connect at once."""
+        await super().startup(sockets)
+        for each in sockets or []:
+            each.listen(_BACKLOG)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answers that run may finish, for a while; then they are cancelled, and their clients told."""
-        closing = asyncio.ensure_future(asyncio.to_thread(self._engine.close, END_WITHIN_S))
+        alone = ThreadPoolExecutor(1, "closing")  # because the threads of the loop may all be at work for requests
+        closing = asyncio.get_running_loop().run_in_executor(alone, self._engine.close, END_WITHIN_S)
         await super().shutdown(sockets)
         await closing
 
@@ -79,6 +98,31 @@ class Server(uvicorn.Server):
         finally:
             for each, handler in before.items():
                 signal.signal(each, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal has come."""
+        again = self.should_exit
+        super().handle_exit(sig, frame)
+        if self._watchdog is None:
+            return
+        if again and sig == signal.SIGINT:
+            end_process(128 + sig)
+        self._watchdog.start()
+
+    async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The application, or an error where all connections are at work."""
+        if make_room(cast("set[Connection]", self.server_state.connections), MAX_CONNECTIONS + 1):
+            await self._app(scope, receive, send)
+            return
+        log.warning("Too many requests at once; some are refused.")
+        refusal = RefusedError(
+            503,
+            f"{MAX_CONNECTIONS} requests are being answered, which is as many as may; try again in a second",
+            kind=SERVER_ERROR,
+            code="too_many_connections",
+            headers={"Retry-After": "1", "Connection": "close"},
+        )
+        await ProtectedAnswers(refusal.response)(scope, receive, send)
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -30,9 +30,9 @@ _ERRORS = {
     404: "No such model.",
     408: "The body came too slowly.",
     413: "The body is too large.",
-    415: "The body is not application/json.",
+    415: "The body is not application/json, or is packed.",
     429: "As many requests wait as may; see Retry-After.",
-    503: "The server is closing, or llama.cpp failed.",
+    503: "The server is closing, has too many connections, or llama.cpp failed.",
     504: "No whole answer in time.",
 }
 _ERROR_SCHEMA = {

@@ -96,6 +96,9 @@ class Sampled(Checked):
     prompt_cache_key: Annotated[str, Field(max_length=200)] | None = Field(
         None, description="the conversation that this prompt goes on with"
     )
+    cache_salt: Annotated[str, Field(max_length=200)] | None = Field(
+        None, description="as in vLLM: what was read for a prompt serves only requests with the same one"
+    )
     speccascade: CascadeOptions | None = None
 
     @property

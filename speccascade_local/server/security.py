@@ -1,96 +1,59 @@
-"""Who may ask, and how much at once: checked before a request reaches any route.
+"""The guard in front of all routes: who may ask (policy.py), how much at once, and the headers that protect every answer.
 
 A page of any website can make its visitor's browser send requests to this machine, and by DNS rebinding read the answers: so the Host that
-a request names must be one of this server's, and an Origin the server's own, or one that was allowed. Other programs send no Origin. An
-API key is compared in constant time. Bodies and headers are bounded. Knows nothing of routes, but which of them need no key.
+a request names must be one of this server's, and an Origin the server's own, or one that was allowed. Other programs send no Origin.
+Bodies and headers are bounded. Knows nothing of routes, but which of them need no key.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
-import ipaddress
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import urlsplit
+from functools import partial
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..endpoints import is_loopback
-from ..errors import CatalogError, SettingError
+from .policy import Policy
 from .refusals import RefusedError
 
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-ENVIRONMENT_KEY = "SPECCASCADE_API_KEY"
-SHORTEST_KEY = 16
 #: Bytes of a body; a request's line and headers; how many headers; seconds for a whole body.
 MAX_BODY, MAX_HEAD, MAX_HEADERS, BODY_WITHIN_S = 4_000_000, 16_384, 64, 30.0
 #: What anybody may see who reaches the port: that it lives, and a page without anything in it.
 OPEN_PATHS, OPEN_FOLDER = ("/", "/health"), "/static/"
+#: Of these a request has one at most; which of two counts would be anybody's guess.
+_ONCE = ("host", "origin", "authorization", "content-type", "content-encoding")
+#: Of every answer: nothing is loaded from elsewhere, shown in another page, taken for another type, or sent on to other sites.
+ANSWER_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
 
 
-@dataclass(frozen=True)
-class Policy:
-    """Who may ask. host: what the server is bound to; names: further names it is reached by; origins: other sites whose pages may ask."""
+class ProtectedAnswers:
+    """ASGI middleware that puts :data:`ANSWER_HEADERS` on every answer, and keeps JSON out of caches."""
 
-    host: str = "127.0.0.1"
-    api_key: str | None = None
-    origins: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
 
-    def __post_init__(self) -> None:
-        if not is_loopback(self.host) and self.api_key is None:
-            raise SettingError(
-                f"--host {self.host} lets other machines in, and there is no API key; give one with --api-key-file or ${ENVIRONMENT_KEY}, "
-                "or stay on 127.0.0.1"
-            )
-        for origin in self.origins:
-            parts = urlsplit(origin)
-            if parts.scheme not in ("http", "https") or not parts.hostname or origin != f"{parts.scheme}://{parts.netloc}":
-                raise SettingError(
-                    f"--allow-origin {origin!r:.80} is not an origin, such as https://chat.example.org or http://localhost:3000"
-                )
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything on, and add headers on the way back."""
 
-    def knows(self, host: str) -> bool:
-        """Whether a Host header, with its port or without, names this server."""
-        name = _name_of(host)
-        if name in (*LOOPBACK_NAMES, self.host.lower(), *map(str.lower, self.names)):
-            return True
-        return not is_loopback(self.host) and _is_address(name)  # an address cannot be rebound, and there a key is needed
+        async def protected(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(ANSWER_HEADERS)
+                if headers.get("content-type", "").startswith("application/json"):
+                    headers.setdefault("Cache-Control", "no-store")
+            await send(message)
 
-    def admits(self, key: str | None) -> bool:
-        """Whether this is the key; in the same time for every wrong one."""
-        if self.api_key is None:
-            return True
-        given, right = (hashlib.sha256(each.encode(errors="surrogateescape")).digest() for each in (key or "", self.api_key))
-        return hmac.compare_digest(given, right)
-
-
-def api_key(file: Path | None) -> str | None:
-    """From a file, or from the environment; None where neither is named. Raises CatalogError and SettingError."""
-    if file is not None:
-        try:
-            key, origin = file.read_text(encoding="utf-8").strip(), f"--api-key-file {file}"
-        except (OSError, UnicodeDecodeError) as error:
-            raise CatalogError(f"--api-key-file {file}: cannot be read ({error}); check its name and permissions") from None
-    elif ENVIRONMENT_KEY in os.environ:
-        key, origin = os.environ[ENVIRONMENT_KEY].strip(), f"${ENVIRONMENT_KEY}"
-    else:
-        return None
-    if len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key:
-        raise SettingError(
-            f"{origin} holds a key of {len(key)} characters; it must be at least {SHORTEST_KEY} of ASCII without blanks, such as what "
-            "this prints: python -c 'import secrets; print(secrets.token_urlsafe())'"
-        )
-    return key
+        await self._app(scope, receive, protected if scope["type"] == "http" else send)
 
 
 class Guard:
-    """The checks as ASGI middleware, in front of all routes."""
+    """The checks as ASGI middleware, in front of all routes. Requests that pass know whose caches they may find (``state.owner``)."""
 
     def __init__(self, app: ASGIApp, policy: Policy) -> None:
         self._app, self._policy = app, policy
@@ -113,34 +76,40 @@ class Guard:
         """Raises RefusedError."""
         if len(scope["headers"]) > MAX_HEADERS:
             raise RefusedError(431, f"the request has {len(scope['headers'])} headers; {MAX_HEADERS} are allowed")
-        hosts = headers.getlist("host")
-        if len(hosts) != 1 or not self._policy.knows(hosts[0]):
-            named = f"{hosts[0]!r:.80}" if hosts else "nobody"
+        twice = next((name for name in _ONCE if len(headers.getlist(name)) > 1), None)
+        if twice is not None:
+            raise RefusedError(400, f"the request has more than one {twice} header; send it once", code="invalid_value")
+        host = headers.get("host", "")
+        if not self._policy.knows(host):
             raise RefusedError(
                 403,
-                f"the request is for host {named}, which is not this server; use its address, or start it with --allow-host",
+                f"the request is for host {host!r:.80}, which is not this server; use its address, or start it with --allow-host NAME, "
+                "such as --allow-host host.docker.internal",
                 code="host_not_allowed",
             )
-        self._check_origin(headers.get("origin"), hosts[0])
+        self._check_origin(headers.get("origin"), host)
         if scope["method"] == "POST":
             _check_body_headers(headers)
-        if not _is_open(scope["path"]):
-            scheme, _, key = headers.get("authorization", "").partition(" ")
-            if not self._policy.admits(key.strip() if scheme.lower() == "bearer" else None):
-                raise RefusedError(
-                    401,
-                    "a valid API key is needed; send it as Authorization: Bearer KEY",
-                    kind="authentication_error",
-                    code="invalid_api_key",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        number = self._policy.key_number(key.strip() if scheme.lower() == "bearer" else None)
+        scope.setdefault("state", {})["owner"] = partial(self._policy.owner, number)
+        if self._policy.api_keys and number is None and not _is_open(scope["path"]):
+            raise RefusedError(
+                401,
+                "a valid API key is needed; send it as Authorization: Bearer KEY",
+                kind="authentication_error",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
 
     def _check_origin(self, origin: str | None, host: str) -> None:
         own = (f"http://{host}".lower(), f"https://{host}".lower())
-        if origin is None or origin in self._policy.origins or origin.lower() in own:
+        if origin is None or self._policy.lets_ask(origin) or origin.lower() in own:
             return
         raise RefusedError(
-            403, f"pages of {origin!r:.80} may not ask this server; start it with --allow-origin to let them", code="origin_not_allowed"
+            403,
+            f"pages of {origin!r:.80} may not ask this server; to let them, start it with --allow-origin and this origin",
+            code="origin_not_allowed",
         )
 
 
@@ -149,6 +118,9 @@ def _check_body_headers(headers: Headers) -> None:
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise RefusedError(415, f"the content type is {kind!r:.60}; it must be application/json", code="unsupported_media_type")
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise RefusedError(415, f"the content encoding is {encoding!r:.60}; send the body as it is", code="unsupported_media_type")
     length = headers.get("content-length", "0")
     if not length.isdecimal() or int(length[:20]) > MAX_BODY:
         raise _too_large()
@@ -185,24 +157,3 @@ def _too_large() -> RefusedError:
 
 def _is_open(path: str) -> bool:
     return path in OPEN_PATHS or path.startswith(OPEN_FOLDER)
-
-
-def _name_of(host: str) -> str:
-    """``localhost:8080`` -> ``localhost``, ``[::1]:8080`` -> ``::1``."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def origins_of(given: Sequence[str] | None) -> tuple[str, ...]:
-    """As they were named, without a slash at the end."""
-    return tuple(each.rstrip("/") for each in given or ())
