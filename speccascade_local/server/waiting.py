@@ -1,8 +1,9 @@
 """Who is answered next: a bounded queue that takes turns between conversations.
 
 Each conversation is a line of its own, of which one job at a time is answered, in the order they came; conversations with somebody waiting
-take turns. A job of no conversation is one of its own, so that without any the queue is first come, first served. A job that has to be
-prepared first keeps its place meanwhile, and lets others pass. Knows nothing of models, threads of its own or protocols.
+take turns. A job of no conversation is one of its own, so that without any the queue is first come, first served. Owners take turns too,
+and none takes all places, so that no client keeps another out. A job that has to be prepared first keeps its place meanwhile, and lets
+others pass. Knows nothing of models, threads of its own or protocols.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from ..errors import EngineBusyError, EngineError
 
 #: How much of what earlier jobs took is left in the average after one more.
 _FORGETTING = 0.8
+#: How many owners' turns are remembered, the latest.
+_REMEMBERED_OWNERS = 1024
 
 
 class Waiting(Protocol):
@@ -25,6 +28,10 @@ class Waiting(Protocol):
     @property
     def line(self) -> Hashable:
         """Jobs of equal lines are answered one after the other."""
+
+    @property
+    def owner(self) -> Hashable:
+        """Who it is for, where several clients are told apart; None where they are not."""
 
     @property
     def ready(self) -> bool:
@@ -39,7 +46,8 @@ Item = TypeVar("Item", bound=Waiting)
 
 
 class FairQueue(Generic[Item]):
-    """bound: how many may wait. servers: how many are answered at once; heavy jobs leave one of several servers to others.
+    """bound: how many may wait. servers: how many are answered at once; heavy jobs leave one of several servers to others, and so does each
+    owner, who also takes no more than half of the places to wait.
 
     Of jobs that have to be prepared no more are taken ahead than can be answered soon, because a prepared one takes memory.
     """
@@ -47,9 +55,9 @@ class FairQueue(Generic[Item]):
     def __init__(self, bound: int, servers: int = 1) -> None:
         self._bound, self._servers = bound, servers
         self._lines: OrderedDict[Hashable, deque[Item]] = OrderedDict()  # in the order of their turns
-        self._busy: set[Hashable] = set()
+        self._running: list[Item] = []
         self._prepared: list[Item] = []  # those that are being prepared, or were and wait
-        self._heavy = 0  # how many are being answered
+        self._served: OrderedDict[Hashable, None] = OrderedDict()  # owners, the one whose turn was last at the end
         self._changed = threading.Condition()
         self._closed = False
         self._usual_s = 1.0
@@ -67,9 +75,13 @@ class FairQueue(Generic[Item]):
         with self._changed:
             if self._closed:
                 raise EngineError("the server is closing and takes no more requests; ask again when it is back")
-            if self._length >= self._bound:
+            own = sum(each.owner == item.owner for line in self._lines.values() for each in line)
+            if self._length >= self._bound or (item.owner is not None and own >= max(1, self._bound // 2)):
                 retry = max(1, math.ceil(self._length / self._servers * self._usual_s))
-                raise EngineBusyError(f"{self._length} requests are waiting, which is as many as may; try again in {retry} s", retry)
+                of = "" if self._length >= self._bound else " of one client"
+                raise EngineBusyError(
+                    f"{own if of else self._length} requests{of} are waiting, which is as many as may; try again in {retry} s", retry
+                )
             self._lines.setdefault(item.line, deque()).append(item)
             self._changed.notify_all()
 
@@ -85,9 +97,12 @@ class FairQueue(Generic[Item]):
                 self._lines.move_to_end(line)
             else:
                 del self._lines[line]
-            self._busy.add(line)
             self._forget(item)
-            self._heavy += item.heavy
+            self._running.append(item)
+            self._served[item.owner] = None
+            self._served.move_to_end(item.owner)
+            if len(self._served) > _REMEMBERED_OWNERS:
+                self._served.popitem(last=False)
             return item
 
     def take_unready(self) -> Item | None:
@@ -110,8 +125,7 @@ class FairQueue(Generic[Item]):
     def finished(self, item: Item, seconds: float) -> None:
         """What was taken has been answered, in so many seconds."""
         with self._changed:
-            self._busy.discard(item.line)
-            self._heavy -= item.heavy
+            self._running.remove(item)
             self._usual_s = _FORGETTING * self._usual_s + (1 - _FORGETTING) * seconds
             self._changed.notify_all()
 
@@ -139,11 +153,16 @@ class FairQueue(Generic[Item]):
             return left
 
     def _next(self) -> Hashable | None:
-        full = self._heavy >= max(1, self._servers - 1)
-        return next((line for line, jobs in self._lines.items() if self._may_go(line, jobs[0], full)), None)
+        """Of the lines that may go, the first one of the owner whose last turn is the longest ago."""
+        turns = {owner: turn for turn, owner in enumerate(self._served, start=1)}
+        able = [(turns.get(jobs[0].owner, 0), line) for line, jobs in self._lines.items() if self._may_go(line, jobs[0])]
+        return min(able, key=lambda each: each[0])[1] if able else None
 
-    def _may_go(self, line: Hashable, item: Item, full: bool) -> bool:
-        return line not in self._busy and item.ready and not (full and item.heavy)
+    def _may_go(self, line: Hashable, item: Item) -> bool:
+        most = max(1, self._servers - 1)
+        is_greedy = item.owner is not None and sum(each.owner == item.owner for each in self._running) >= most
+        is_heavy = item.heavy and sum(each.heavy for each in self._running) >= most
+        return item.ready and not is_greedy and not is_heavy and all(each.line != line for each in self._running)
 
     def _next_unready(self) -> Item | None:
         if len(self._prepared) > self._servers:
