@@ -6,7 +6,7 @@ take turns, and leaves both sessions fit for the next one after every chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import astuple, dataclass, field, replace
 
@@ -18,6 +18,7 @@ from .cascade import Block, decode
 from .controller import Auto
 from .deferral import Method, Rule
 from .drafting import Helpers, Session
+from .errors import SettingError
 from .experience import Experience
 from .generation import Generation
 from .grammar import Grammar
@@ -30,7 +31,7 @@ from .rules import Never, Strict
 from .sequences import shared_length
 from .session import LlamaSession
 from .settings import Settings
-from .shaping import Shaper
+from .shaping import Constraint, Shaper, Unended
 from .stats import Stats
 from .text import TextStream
 from .tokenizer import Tokenizer
@@ -92,15 +93,27 @@ def answer(pair: LoadedPair, ids: list[int], settings: Settings, method: Method,
 
 
 def _shaper(pair: LoadedPair, ids: list[int], settings: Settings) -> Shaper:
-    n_vocab, source = pair.expert.n_vocab, settings.constraint
-    grammar = Grammar(pair.tokenizer.for_grammars, source, n_vocab) if source is not None else None
-    return Shaper(n_vocab, ids, settings.penalties, grammar)
+    n_vocab, source, own = pair.expert.n_vocab, settings.constraint, settings.stop_token_ids
+    if own and max(own) >= n_vocab:
+        raise SettingError(f"stop_token_ids names token id {max(own)}; the ids that both models have are 0 to {n_vocab - 1}")
+    constraint: Constraint | None = Grammar(pair.tokenizer.for_grammars, source, n_vocab) if source is not None else None
+    if settings.min_tokens or settings.ignore_eos:  # never together with a grammar, see settings.py
+        ends = [token for token in pair.tokenizer.end_ids if token < n_vocab]
+        early, always = [*ends, *settings.stop_token_ids], ends if settings.ignore_eos else ()
+        constraint = Unended(n_vocab, early=early, least=settings.min_tokens, always=always)
+    return Shaper(n_vocab, ids, settings.penalties, constraint)
+
+
+def _ends(pair: LoadedPair, settings: Settings) -> Callable[[int], bool]:
+    """Whether an id ends this reply."""
+    own = frozenset(settings.stop_token_ids)
+    return (lambda token: token in own or pair.tokenizer.is_end(token)) if own else pair.tokenizer.is_end
 
 
 def _decoded(pair: LoadedPair, ids: list[int], settings: Settings, rule: Rule, seed: int, shaper: Shaper) -> Iterator[tuple[Chunk, Block]]:
     """The loop with text around it."""
     stats = Stats(prompt_tokens=len(ids))
-    text = TextStream(pair.tokenizer.piece, pair.tokenizer.is_end, settings.stop)
+    text = TextStream(pair.tokenizer.piece, _ends(pair, settings), settings.stop)
     shared = {session: rewind_to_shared(session, ids) for session in pair.sessions}
     stats.cached_tokens = shared[pair.expert if rule.asks_expert else pair.drafter]
     before = pair.rollbacks
@@ -116,7 +129,7 @@ def _decoded(pair: LoadedPair, ids: list[int], settings: Settings, rule: Rule, s
 def _blocks(
     pair: LoadedPair, tokens: list[int], settings: Settings, rule: Rule, seed: int, shaper: Shaper, text: TextStream, stats: Stats
 ) -> Iterator[Block]:
-    generation = Generation(tokens, settings.sampler, np.random.default_rng(seed), pair.tokenizer.is_end, shaper)
+    generation = Generation(tokens, settings.sampler, np.random.default_rng(seed), _ends(pair, settings), shaper)
     if isinstance(rule, TokenCascade):
         return token_cascade(
             generation,

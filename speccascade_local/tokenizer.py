@@ -74,6 +74,11 @@ class Tokenizer:
         """Whether this id ends a text or a turn."""
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """All ids that end a text or a turn."""
+        return tuple(token for token in range(self.n_vocab) if self.is_end(token))
+
     def token_text(self, token: int) -> str:
         """The vocabulary's entry for an id, as stored in the file (byte-level alphabets are not decoded)."""
         return self.stored_text(token).decode(errors="replace")
@@ -136,6 +141,6 @@ class Tokenizer:
             tokens=[mark + self.piece(token, special=True) for token, mark in enumerate(marks)],
             vocab_ptr=self._vocab,
             tokenize_fptr=ctypes.cast(llama_cpp.llama_cpp._lib.llama_tokenize, ctypes.c_void_p).value,
-            eos_token=[token for token in range(self.n_vocab) if self.is_end(token)],
+            eos_token=list(self.end_ids),
             slices=None,
         )
