@@ -35,18 +35,18 @@ class Settings:
     """How one reply is made: keywords of generate, stream and chat, written here and nowhere else.
 
     rule None: the pair's own. temperature 0: greedy. top_k: so many of the most probable tokens, 0 for all. top_p: the most probable ones
-    up to this mass. min_p: those with at least this share of the most probable one's probability. top_n_sigma: those whose logit lies at most so many standard
-    deviations below the largest; 0 for all. block_size: drafted tokens per block, 0
-    for the expert alone; "auto" for as many as pay on this machine, by its profile and by what was kept so far (sequential cascades do not
-    look at it). max_tokens: the longest answer. seed None: a fresh one, told in ``Reply.seed``; a seed repeats an answer, so a call that
-    names one does not look at what earlier calls have taught about lengths. stop: texts that end the answer, and are not part of it. stop_token_ids: ids that do the
-    same. min_tokens: no token ends the answer before it has so many; a stop text still does. ignore_eos: no token that ends a text or a turn
-    is written at all; ``stop``, ``stop_token_ids`` and ``max_tokens`` still end the answer.
-    strict_first: so many first tokens are the expert's whatever the rule says. thinking_rule: the rule between ``<think>`` and
+    up to this mass. min_p: those with at least this share of the most probable one's probability. top_n_sigma: those whose logit lies
+    at most so many standard deviations below the largest; 0 for all. block_size: drafted tokens per block, 0 for the expert alone;
+    "auto" for as many as pay on this machine, by its profile and by what was kept so far (sequential cascades do not look at it).
+    max_tokens: the longest answer. seed None: a fresh one, told in ``Reply.seed``; a seed repeats an answer, so a call that names one
+    does not look at what earlier calls have taught about lengths. stop: texts that end the answer, and are not part of it.
+    stop_token_ids: ids that do the same. min_tokens: no token ends the answer before it has so many; a stop text still does.
+    ignore_eos: no token that ends a text or a turn is written at all; ``stop``, ``stop_token_ids`` and ``max_tokens`` still end the
+    answer. strict_first: so many first tokens are the expert's whatever the rule says. thinking_rule: the rule between ``<think>`` and
     ``</think>``; None for the same. verification "block": coins over whole blocks, same targets, more kept drafts. bonus "cascade": one
     drafted token more in place of the expert's own after a kept draft. fidelity: keep the account of every token (``Token.tv``,
-    ``Reply.fidelity``); it is kept for logprobs too. logprobs: so many of the most probable tokens at each place, of the distribution that
-    the token was drawn from; with model_logprobs of the two models' too.
+    ``Reply.fidelity``); it is kept for logprobs too. logprobs: so many of the most probable tokens at each place, of the distribution
+    that the token was drawn from; with model_logprobs of the two models' too.
 
     Penalties, logit_bias, grammar (GBNF) and json_schema hold for both models, along the draft. Raises SettingError for a value outside
     its range.

@@ -1,4 +1,4 @@
-"""What changes rows before they are sampled from: penalties, logit bias, forbidden ends, grammar. Both models' rows alike, position by position.
+"""What changes rows before they are sampled from: penalties, logit bias, forbidden ends, grammar. Both models' rows alike, place by place.
 
 All of it depends on the text so far, a drafted prefix included, and on nothing else: ``shape(row, reply)`` gives the same answer
 whenever it is asked, so a dropped draft leaves no trace. Knows nothing of models or of how tokens are drawn.
@@ -45,10 +45,10 @@ class Unended:
 class Penalties:
     """Additions to logits that depend on what was written.
 
-    logit_bias: id -> what is added to its logit, -100..100; -inf for an id that is never written. frequency: subtracted once for each time that a token occurs in the reply.
-    presence: subtracted once if it occurs. repetition: divides positive and multiplies negative logits of tokens that occur in prompt
-    or reply; 1 is off. It comes first, the others are added to its result. Presence and frequency as in the OpenAI API, repetition
-    as in Keskar et al. 1909.05858.
+    logit_bias: id -> what is added to its logit, -100..100; -inf for an id that is never written. frequency: subtracted once for each time
+    that a token occurs in the reply. presence: subtracted once if it occurs. repetition: divides positive and multiplies negative
+    logits of tokens that occur in prompt or reply; 1 is off. It comes first, the others are added to its result. Presence and frequency
+    as in the OpenAI API, repetition as in Keskar et al. 1909.05858.
 
     Raises SettingError for a value outside its range.
     """

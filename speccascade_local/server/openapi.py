@@ -8,6 +8,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from .. import __version__
+from .fields import FIELDS, ROUTES, Route
 from .protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 
 _POSTS = {
@@ -22,6 +23,7 @@ _GETS = {
     "/api/pairs": "The same with their rules and files.",
     "/metrics": "Counters for Prometheus.",
     "/health": "Whether the server lives.",
+    "/v1/health": "The same.",
 }
 _ERRORS = {
     400: "Something in the request is wrong; the message says what.",
@@ -30,7 +32,7 @@ _ERRORS = {
     404: "No such model.",
     408: "The body came too slowly.",
     413: "The body is too large.",
-    415: "The body is not application/json.",
+    415: "The body is not application/json, or compressed.",
     429: "As many requests wait as may; see Retry-After.",
     503: "The server is closing, or llama.cpp failed.",
     504: "No whole answer in time.",
@@ -58,6 +60,8 @@ def description() -> dict[str, Any]:
     """The whole document."""
     models: list[Any] = [(model, "validation") for model, _, _ in _POSTS.values()]
     _, schemas = models_json_schema(models, ref_template="#/components/schemas/{model}")
+    for route, model in zip(ROUTES, (ChatRequest, CompletionRequest)):
+        _add_mapped(schemas["$defs"][model.__name__]["properties"], route)
     paths: dict[str, Any] = {path: {"get": _get(path, told)} for path, told in _GETS.items()}
     paths |= {path: {"post": _post(model.__name__, told, streams)} for path, (model, told, streams) in _POSTS.items()}
     refused = {"summary": "Refused: language models make no embeddings.", "requestBody": _body({"type": "object"})}
@@ -72,6 +76,13 @@ def description() -> dict[str, Any]:
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
+
+
+def _add_mapped(properties: dict[str, Any], route: Route) -> None:
+    """Other servers' names of fields, each with what its own takes."""
+    for each in FIELDS:
+        if each.ours == "mapped" and route in each.routes and each.to in properties:
+            properties[each.name] = {**properties[each.to], "description": each.meaning}
 
 
 def _get(path: str, told: str) -> dict[str, Any]:
