@@ -31,7 +31,7 @@ from .rules import Never, Strict
 from .sequences import shared_length
 from .session import LlamaSession
 from .settings import Settings
-from .shaping import Constraint, Shaper, Unended
+from .shaping import Shaper, Unended
 from .stats import Stats
 from .text import TextStream
 from .tokenizer import Tokenizer
@@ -93,15 +93,20 @@ def answer(pair: LoadedPair, ids: list[int], settings: Settings, method: Method,
 
 
 def _shaper(pair: LoadedPair, ids: list[int], settings: Settings) -> Shaper:
-    n_vocab, source, own = pair.expert.n_vocab, settings.constraint, settings.stop_token_ids
+    n_vocab, source, unended = pair.expert.n_vocab, settings.constraint, _unended(pair, settings)
+    grammar = Grammar(pair.tokenizer.for_grammars, source, n_vocab) if source is not None else None
+    return Shaper(n_vocab, ids, settings.penalties, grammar or unended)
+
+
+def _unended(pair: LoadedPair, settings: Settings) -> Unended | None:
+    """What keeps the reply from ending, if anything; never beside a grammar, see settings.py. Raises SettingError."""
+    n_vocab, own = pair.expert.n_vocab, settings.stop_token_ids
     if own and max(own) >= n_vocab:
         raise SettingError(f"stop_token_ids names token id {max(own)}; the ids that both models have are 0 to {n_vocab - 1}")
-    constraint: Constraint | None = Grammar(pair.tokenizer.for_grammars, source, n_vocab) if source is not None else None
-    if settings.min_tokens or settings.ignore_eos:  # never together with a grammar, see settings.py
-        ends = [token for token in pair.tokenizer.end_ids if token < n_vocab]
-        early, always = [*ends, *settings.stop_token_ids], ends if settings.ignore_eos else ()
-        constraint = Unended(n_vocab, early=early, least=settings.min_tokens, always=always)
-    return Shaper(n_vocab, ids, settings.penalties, constraint)
+    if not (settings.min_tokens or settings.ignore_eos):
+        return None
+    ends = [token for token in pair.tokenizer.end_ids if token < n_vocab]
+    return Unended(n_vocab, early=[*ends, *own], least=settings.min_tokens, always=ends if settings.ignore_eos else ())
 
 
 def _ends(pair: LoadedPair, settings: Settings) -> Callable[[int], bool]:

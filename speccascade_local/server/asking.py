@@ -111,9 +111,9 @@ class Asking:
         tools = [tool.model_dump(exclude_none=True) for tool in wanted.tools or () if wanted.tool_choice != "none"]
         require_room(wanted.characters, runtime)
         settings = settings_of(wanted, runtime, self._offer, rule)
-        if tools:
-            if not runtime.takes_tools:
-                raise RefusedError(400, f"the chat template of {name} has no place for tools; leave them out", param="tools")
+        if tools and not runtime.takes_tools:
+            raise RefusedError(400, f"the chat template of {name} has no place for tools; leave them out", param="tools")
+        if tools or wanted.continues is False:
             question = runtime.chat_ids(messages_of(wanted.messages), tools)
         top = (wanted.top_logprobs or 0) if wanted.logprobs else None
         asked = self._asked(wanted, name, question, settings, "chat", top)

@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 from .. import __version__
 from .fields import FIELDS, ROUTES, Route
 from .protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from .translating import FORMS
 
 _POSTS = {
     "/v1/chat/completions": (ChatRequest, "Answer a conversation.", True),
@@ -79,10 +80,11 @@ def description() -> dict[str, Any]:
 
 
 def _add_mapped(properties: dict[str, Any], route: Route) -> None:
-    """Other servers' names of fields, each with what its own takes."""
+    """Other servers' names of fields, each with what ours takes, or, where it is written in another form, with anything."""
     for each in FIELDS:
-        if each.ours == "mapped" and route in each.routes and each.to in properties:
-            properties[each.name] = {**properties[each.to], "description": each.meaning}
+        if each.ours == "mapped" and route in each.routes:
+            takes = {} if each.name in FORMS else properties[each.to]
+            properties[each.name] = {**takes, "description": each.meaning}
 
 
 def _get(path: str, told: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def translated(given: Mapping[str, Any], route: Route) -> Translated:
         if row.ours == "refused":
             waiting.append((row, value))
             continue
-        to, read = _FORMS[name](name, value) if name in _FORMS else (row.to or name, value)
+        to, read = FORMS[name](name, value) if name in FORMS else (row.to or name, value)
         _put(found, to, read, name)
     for row, value in waiting:
         if not row.beside or any(each in found.fields for each in row.beside):
@@ -151,7 +151,7 @@ _WAYS: dict[str, Callable[[str, Any], tuple[str, Any]]] = {
     "grammar": lambda name, value: ("grammar", value),
 }
 #: Fields whose value is written in another form, by name: what makes a field of ours and its value of it.
-_FORMS: dict[str, Callable[[str, Any], tuple[str, Any]]] = {
+FORMS: dict[str, Callable[[str, Any], tuple[str, Any]]] = {
     "prompt": _prompt,
     "json_schema": _schema,
     "guided_json": _schema,
