@@ -3,11 +3,11 @@
 
     python scripts/fuzz_server.py [--minutes 10] [--clients 8] [--cases 250]
 
-Serves the bundled pair on a port of its own. Clients ask what the table of request fields makes (neutral values, odd ones, several at once)
-and what tests/corpus holds, as long as --minutes says. Where schemathesis is installed (pip install "schemathesis>=4,<5") it asks beside them
-what the server's own OpenAPI description makes. Ends with figures as JSON, and with 1 where a request failed, a slot is still taken, or
-memory grew. This file is also what schemathesis calls for each body: every other one names a pair that exists, and none asks for more
-than a few tokens.
+Serves the bundled pair on a port of its own. Clients ask what the table of request fields makes (neutral values, odd ones, several at
+once) and what tests/corpus holds, as long as --minutes says. Where schemathesis is installed (pip install "schemathesis>=4,<5") it asks
+beside them what the server's own OpenAPI description makes. Ends with figures as JSON, and with 1 where a request failed, a slot is still
+taken, or memory grew. This file is also what schemathesis calls for each body: every other one names a pair that exists, and none asks
+for more than a few tokens.
 """
 
 from __future__ import annotations
