@@ -1,4 +1,5 @@
-"""Make the reference pages from the code: docs/cli.md from the verbs, docs/python.md from the public names, docs/http.md from OpenAPI.
+"""Make the reference pages from the code: docs/cli.md from the verbs, docs/python.md from the public names, docs/http.md from OpenAPI
+and the table of fields.
 
     python scripts/update_reference.py
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
@@ -25,6 +27,7 @@ from speccascade_local.bench.export import piped
 from speccascade_local.cli.app import VERBS, app
 from speccascade_local.cli.options import in_groups
 from speccascade_local.lazy import LazyProperty
+from speccascade_local.server.fields import FIELDS, RequestField
 from speccascade_local.server.openapi import description
 from speccascade_local.settings import Settings
 
@@ -235,6 +238,33 @@ def _type(annotation: Any) -> str:
     return re.sub(r"ForwardRef\('([^']*)'[^)]*\)", r"\1", said)
 
 
+# --- HTTP
+
+
+def fields() -> str:
+    """Every field that clients send, and what becomes of it."""
+    lines = [[f"`{each.name}`", each.servers, _becomes(each), cell(each.meaning)] for each in FIELDS]
+    intro = (
+        "What becomes of the fields that clients of this and of other servers send. Null is as if a field was not there. A refused one is "
+        "answered with 400 and its name, unless it has a value that changes nothing. What does not stand here is ignored."
+    )
+    return "\n".join(
+        ["## Fields of requests", "", intro, "", piped([["field", "who has it", "here", "what it asks for"], *lines]).strip(), ""]
+    )
+
+
+def _becomes(row: RequestField) -> str:
+    passes = [f"`{json.dumps(each)}`" for each in row.neutral]
+    beside = f" beside {' or '.join(f'`{each}`' for each in row.beside)}" if row.beside else ""
+    told = {
+        "honoured": "honoured",
+        "mapped": f"read as {' or '.join(f'`{each}`' for each in row.to.split(' or '))}",
+        "refused": f"refused{beside}" + (f"; passes: {', '.join(passes)}" if passes else ""),
+        "ignored": "ignored, it changes no answer",
+    }
+    return cell(told[row.ours]) + (f" ({row.routes[0]})" if len(row.routes) == 1 else "")
+
+
 # --- all of them
 
 
@@ -268,7 +298,7 @@ def _anchor(title: str) -> str:
 
 def sections() -> dict[str, str]:
     """What stands in which page."""
-    return {"cli": cli(), "python": python(), "http": http(description())}
+    return {"cli": cli(), "python": python(), "http": f"{http(description())}\n{fields()}"}
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from .cascade import Block, decode
 from .controller import Auto
 from .deferral import Method, Rule
 from .drafting import Helpers, Session
+from .errors import SettingError
 from .experience import Experience
 from .generation import Generation
 from .grammar import Grammar
@@ -30,7 +31,7 @@ from .rules import Never, Strict
 from .sequences import shared_length
 from .session import LlamaSession
 from .settings import Settings
-from .shaping import Shaper
+from .shaping import Shaper, Unended
 from .stats import Stats
 from .text import TextStream
 from .tokenizer import Tokenizer
@@ -95,7 +96,9 @@ def answer(
     chunk is asked for. unwanted: asked while a grammar works whether the caller has given up. Raises SettingError and UnwantedError.
     """
     n_vocab = pair.expert.n_vocab
-    shaper = Shaper(n_vocab, ids, settings.penalties, grammar or compiled(settings, pair.tokenizer, n_vocab, unwanted))
+    unended = _unended(pair, settings)
+    constraint = grammar or compiled(settings, pair.tokenizer, n_vocab, unwanted) or unended
+    shaper = Shaper(n_vocab, ids, settings.penalties, constraint)
     if isinstance(method, Route):
         return _routed(pair, ids, settings, method, seed, shaper)
     assert isinstance(method, Rule)
@@ -108,10 +111,27 @@ def compiled(settings: Settings, tokenizer: Tokenizer, n_vocab: int, unwanted: C
     return None if source is None else Grammar(tokenizer.for_grammars, source, n_vocab, unwanted)
 
 
+def _unended(pair: LoadedPair, settings: Settings) -> Unended | None:
+    """What keeps the reply from ending, if anything; never beside a grammar, see settings.py. Raises SettingError."""
+    n_vocab, own = pair.expert.n_vocab, settings.stop_token_ids
+    if own and max(own) >= n_vocab:
+        raise SettingError(f"stop_token_ids names token id {max(own)}; the ids that both models have are 0 to {n_vocab - 1}")
+    if not (settings.min_tokens or settings.ignore_eos):
+        return None
+    ends = [token for token in pair.tokenizer.end_ids if token < n_vocab]
+    return Unended(n_vocab, early=[*ends, *own], least=settings.min_tokens, always=ends if settings.ignore_eos else ())
+
+
+def _ends(pair: LoadedPair, settings: Settings) -> Callable[[int], bool]:
+    """Whether an id ends this reply."""
+    own = frozenset(settings.stop_token_ids)
+    return (lambda token: token in own or pair.tokenizer.is_end(token)) if own else pair.tokenizer.is_end
+
+
 def _decoded(pair: LoadedPair, ids: list[int], settings: Settings, rule: Rule, seed: int, shaper: Shaper) -> Iterator[tuple[Chunk, Block]]:
     """The loop with text around it."""
     stats = Stats(prompt_tokens=len(ids))
-    text = TextStream(pair.tokenizer.piece, pair.tokenizer.is_end, settings.stop)
+    text = TextStream(pair.tokenizer.piece, _ends(pair, settings), settings.stop)
     shared = {session: rewind_to_shared(session, ids) for session in pair.sessions}
     stats.cached_tokens = shared[pair.expert if rule.asks_expert else pair.drafter]
     before = pair.rollbacks
@@ -127,7 +147,7 @@ def _decoded(pair: LoadedPair, ids: list[int], settings: Settings, rule: Rule, s
 def _blocks(
     pair: LoadedPair, tokens: list[int], settings: Settings, rule: Rule, seed: int, shaper: Shaper, text: TextStream, stats: Stats
 ) -> Iterator[Block]:
-    generation = Generation(tokens, settings.sampler, np.random.default_rng(seed), pair.tokenizer.is_end, shaper)
+    generation = Generation(tokens, settings.sampler, np.random.default_rng(seed), _ends(pair, settings), shaper)
     if isinstance(rule, TokenCascade):
         return token_cascade(
             generation,

@@ -7,6 +7,7 @@ terminals and of how replies are made.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -187,11 +188,16 @@ def _path(given: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(given))
 
 
+#: A bias of minus infinity, for which JSON has no number.
+_NEVER = "never"
+
+
 def _plain(settings: Settings) -> dict[str, Any]:
     """As JSON has them. Rules are written as they are named."""
     given = {field.name: getattr(settings, field.name) for field in fields(Settings)}
     named = {name: str(given[name]) for name in ("rule", "thinking_rule") if given[name] is not None}
-    return given | named | {"stop": list(settings.stop), "logit_bias": {str(key): value for key, value in settings.logit_bias.items()}}
+    biases = {str(key): _NEVER if value == -math.inf else value for key, value in settings.logit_bias.items()}
+    return given | named | {"stop": list(settings.stop), "stop_token_ids": list(settings.stop_token_ids), "logit_bias": biases}
 
 
 def _settings(given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
@@ -204,7 +210,7 @@ def _settings(given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
     if unknown:
         raise CatalogError(f"the session has the unknown settings {', '.join(sorted(unknown))}; it was written by another version")
     try:
-        biases = {int(key): value for key, value in kept.pop("logit_bias", {}).items()}
+        biases = {int(key): -math.inf if value == _NEVER else value for key, value in kept.pop("logit_bias", {}).items()}
         return Settings(**kept, logit_bias=biases), notes
     except (SettingError, TypeError, ValueError, AttributeError) as error:
         raise CatalogError(f"the session's settings cannot be used here: {error}") from error

@@ -203,6 +203,7 @@ def target_probs(
     top_k: int = Sampler.top_k,
     top_p: float = Sampler.top_p,
     min_p: float = Sampler.min_p,
+    top_n_sigma: float = Sampler.top_n_sigma,
 ) -> Float:
     """The exact distribution π of the token that ``rule`` emits at a drafted position, given both models' raw logits.
 
@@ -224,7 +225,7 @@ def target_probs(
     for name, logits in (("drafter_logits", drafter_logits), ("expert_logits", expert_logits)):
         if not np.isfinite(logits.max(axis=-1)).all():
             raise SettingError(f"{name} have a row with nan, +inf or nothing but -inf; each row needs at least one finite logit")
-    sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, top_n_sigma=top_n_sigma)
     method.check(sampler, 0)
     targets = []
     for drafter_row, expert_row in zip(drafter_logits, expert_logits):

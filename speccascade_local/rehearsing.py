@@ -181,7 +181,7 @@ class Trial:
         tokenizer, pointer = self.tokenizer, self.vocab
         special = {"bos_id": llama_cpp.llama_vocab_bos(pointer), "eos_id": llama_cpp.llama_vocab_eos(pointer)}
         named = {name: token if token >= 0 else None for name, token in special.items()}
-        ends = [token for token in range(tokenizer.n_vocab) if tokenizer.is_end(token)]
+        ends = tokenizer.end_ids
         shown = {token for token in (*ends, *named.values()) if token is not None} if tokenizer.has_text else set()
         return {
             "kind": tokenizer.kind,

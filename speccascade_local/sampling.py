@@ -1,6 +1,6 @@
 """Logits -> probabilities -> token.
 
-The order is temperature, top-k, top-p, min-p, and both models of a pair go through the same :class:`Sampler`.
+The order is temperature, top-n-sigma, top-k, top-p, min-p, and both models of a pair go through the same :class:`Sampler`.
 (llama.cpp's own chain filters first and applies the temperature last; at temperature 1 the two agree.)
 Temperature 0 is exact: a one-hot row at the first largest logit.
 Knows nothing of models, rules or blocks. Rows are the last axis; any number of leading axes is allowed.
@@ -112,7 +112,9 @@ class Sampler:
     """How a row of logits becomes the distribution that tokens are drawn from.
 
     temperature: 0 (greedy) or more. top_k: 0 switches it off. top_p: in (0, 1]; the smallest set of most probable tokens whose
-    mass reaches it. min_p: in [0, 1]; drops tokens below ``min_p`` times the largest probability.
+    mass reaches it. min_p: in [0, 1]; drops tokens below ``min_p`` times the largest probability. top_n_sigma: 0 switches it off; drops
+    tokens whose logit lies more than so many standard deviations below the largest (Tang et al. 2411.07641). The deviation is that of all
+    finite logits of the row. Temperature makes no difference to what it keeps.
 
     Raises SettingError for a value outside its range.
     """
@@ -121,17 +123,19 @@ class Sampler:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    top_n_sigma: float = 0.0
 
     def __post_init__(self) -> None:
         finite_number("temperature", self.temperature, 0, math.inf, "0 (greedy) or more")
         whole_number("top_k", self.top_k, 0, 2**31 - 1)
         finite_number("top_p", self.top_p, math.ulp(0), 1, "above 0 and at most 1 (off)")
         finite_number("min_p", self.min_p, 0, 1, "between 0 (off) and 1")
+        finite_number("top_n_sigma", self.top_n_sigma, 0, math.inf, "0 (off) or more")
 
     @property
     def filters(self) -> bool:
         """Whether any token is left out."""
-        return bool(self.top_k) or self.top_p < 1 or self.min_p > 0
+        return bool(self.top_k) or self.top_p < 1 or self.min_p > 0 or self.top_n_sigma > 0
 
     @property
     def plain(self) -> bool:
@@ -172,11 +176,13 @@ class Sampler:
         return rows
 
     def _kept(self, rows: NDArray[np.float64]) -> Mask:
-        """What top-k, top-p and min-p leave of rows whose largest value is 0."""
+        """What top-n-sigma, top-k, top-p and min-p leave of rows whose largest value is 0."""
         kept = np.ones(rows.shape, dtype=bool)
+        if self.top_n_sigma > 0:
+            kept = rows >= -self.top_n_sigma * np.std(rows, axis=-1, where=np.isfinite(rows), keepdims=True)
         if self.top_k or self.top_p < 1:
             for place in np.ndindex(rows.shape[:-1]):
-                kept[place] = self._most_probable(rows[place])
+                kept[place] &= self._most_probable(np.where(kept[place], rows[place], -np.inf))
         if self.min_p > 0:
             kept &= rows >= math.log(self.min_p)
         return kept

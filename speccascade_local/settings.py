@@ -35,15 +35,18 @@ class Settings:
     """How one reply is made: keywords of generate, stream and chat, written here and nowhere else.
 
     rule None: the pair's own. temperature 0: greedy. top_k: so many of the most probable tokens, 0 for all. top_p: the most probable ones
-    up to this mass. min_p: those with at least this share of the most probable one's probability. block_size: drafted tokens per block, 0
-    for the expert alone; "auto" for as many as pay on this machine, by its profile and by what was kept so far (sequential cascades do not
-    look at it). max_tokens: the longest answer. seed None: a fresh one, told in ``Reply.seed``; a seed repeats an answer, so a call that
-    names one does not look at what earlier calls have taught about lengths. stop: texts that end the answer, and are not part of it.
-    strict_first: so many first tokens are the expert's whatever the rule says. thinking_rule: the rule between ``<think>`` and
+    up to this mass. min_p: those with at least this share of the most probable one's probability. top_n_sigma: those whose logit lies
+    at most so many standard deviations below the largest; 0 for all. block_size: drafted tokens per block, 0 for the expert alone;
+    "auto" for as many as pay on this machine, by its profile and by what was kept so far (sequential cascades do not look at it).
+    max_tokens: the longest answer. seed None: a fresh one, told in ``Reply.seed``; a seed repeats an answer, so a call that names one
+    does not look at what earlier calls have taught about lengths. stop: texts that end the answer, and are not part of it.
+    stop_token_ids: ids that do the same. min_tokens: no token ends the answer before it has so many; a stop text still does.
+    ignore_eos: no token that ends a text or a turn is written at all; ``stop``, ``stop_token_ids`` and ``max_tokens`` still end the
+    answer. strict_first: so many first tokens are the expert's whatever the rule says. thinking_rule: the rule between ``<think>`` and
     ``</think>``; None for the same. verification "block": coins over whole blocks, same targets, more kept drafts. bonus "cascade": one
     drafted token more in place of the expert's own after a kept draft. fidelity: keep the account of every token (``Token.tv``,
-    ``Reply.fidelity``); it is kept for logprobs too. logprobs: so many of the most probable tokens at each place, of the distribution that
-    the token was drawn from; with model_logprobs of the two models' too.
+    ``Reply.fidelity``); it is kept for logprobs too. logprobs: so many of the most probable tokens at each place, of the distribution
+    that the token was drawn from; with model_logprobs of the two models' too.
 
     Penalties, logit_bias, grammar (GBNF) and json_schema hold for both models, along the draft. Raises SettingError for a value outside
     its range.
@@ -54,10 +57,14 @@ class Settings:
     top_k: int = Sampler.top_k
     top_p: float = Sampler.top_p
     min_p: float = Sampler.min_p
+    top_n_sigma: float = Sampler.top_n_sigma
     block_size: BlockSize = "auto"
     max_tokens: int = 256
     seed: int | None = None
     stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
     strict_first: int = 0
     thinking_rule: str | Method | None = None
     verification: Verification = "token"
@@ -78,6 +85,7 @@ class Settings:
             whole_number("block_size", self.block_size, 0, MAX_ROWS - 1, " or 'auto'")
         whole_number("max_tokens", self.max_tokens, 1, 2**31 - 1)
         whole_number("strict_first", self.strict_first, 0, 2**31 - 1)
+        self._check_ends()
         if self.seed is not None:
             whole_number("seed", self.seed, 0, 2**63 - 1)
         if self.logprobs is not None:
@@ -85,22 +93,35 @@ class Settings:
         for name, known in (("verification", VERIFICATIONS), ("bonus", BONUSES)):
             if getattr(self, name) not in known:
                 raise SettingError(f"{name} is {getattr(self, name)!r:.40}; it must be {' or '.join(map(repr, known))}")
-        for name in ("fidelity", "model_logprobs"):
+        for name in ("fidelity", "model_logprobs", "ignore_eos"):
             if not isinstance(getattr(self, name), bool):
                 raise SettingError(f"{name} is {getattr(self, name)!r:.40}; it must be True or False")
         if self.model_logprobs and self.logprobs is None:
             raise SettingError("model_logprobs adds the two models' log-probabilities to those of logprobs; give logprobs a number too")
         if self.bonus == "cascade" and self.block_size == 0:
             raise SettingError("bonus 'cascade' settles one drafted token more, and with block_size 0 nothing is drafted; give 1 or more")
+        if self.thinking_rule is not None:
+            methods.parse(self.thinking_rule)
+        if self.rule is not None:
+            self.method(self.rule)
+
+    def _check_ends(self) -> None:
+        """Raises SettingError for what says where the answer ends."""
         if isinstance(self.stop, (str, bytes)) or not isinstance(self.stop, Iterable):
             raise SettingError(f"stop is {self.stop!r:.40}; it must be a list of texts")
         object.__setattr__(self, "stop", tuple(self.stop))
         if not all(isinstance(text, str) and text for text in self.stop):
             raise SettingError(f"stop is {self.stop!r:.40}; it must be a list of texts, none of them empty")
-        if self.thinking_rule is not None:
-            methods.parse(self.thinking_rule)
-        if self.rule is not None:
-            self.method(self.rule)
+        if isinstance(self.stop_token_ids, (str, bytes)) or not isinstance(self.stop_token_ids, Iterable):
+            raise SettingError(f"stop_token_ids is {self.stop_token_ids!r:.40}; it must be a list of token ids")
+        ids = tuple(whole_number("a token id in stop_token_ids", token, 0, 2**31 - 1) for token in self.stop_token_ids)
+        object.__setattr__(self, "stop_token_ids", ids)
+        whole_number("min_tokens", self.min_tokens, 0, 2**31 - 1)
+        if self.min_tokens > self.max_tokens:
+            raise SettingError(f"min_tokens is {self.min_tokens} and max_tokens {self.max_tokens}; an answer cannot have both")
+        if (self.min_tokens or self.ignore_eos) and (self.grammar is not None or self.json_schema is not None):
+            name = "ignore_eos" if self.ignore_eos else "min_tokens"
+            raise SettingError(f"{name} forbids the end where a grammar or JSON schema allows nothing else; leave one of them out")
 
     def method(self, default: str | Method) -> Method:
         """The method that these settings ask for, ``default`` being the pair's own. Raises SettingError if it does not go with them."""
@@ -121,7 +142,7 @@ class Settings:
     @property
     def sampler(self) -> Sampler:
         """The sampling part of the settings."""
-        return Sampler(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
+        return Sampler(self.temperature, self.top_k, self.top_p, self.min_p, self.top_n_sigma)
 
     @property
     def penalties(self) -> Penalties:

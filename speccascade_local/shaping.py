@@ -1,4 +1,4 @@
-"""What changes rows before they are sampled from: penalties, logit bias, grammar. Both models' rows alike, position by position.
+"""What changes rows before they are sampled from: penalties, logit bias, forbidden ends, grammar. Both models' rows alike, place by place.
 
 All of it depends on the text so far, a drafted prefix included, and on nothing else: ``shape(row, reply)`` gives the same answer
 whenever it is asked, so a dropped draft leaves no trace. Knows nothing of models or of how tokens are drawn.
@@ -6,7 +6,8 @@ whenever it is asked, so a dropped draft leaves no trace. Knows nothing of model
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,14 +26,29 @@ class Constraint(Protocol):
         """Which ids may follow the reply so far. [n_vocab]"""
 
 
+class Unended:
+    """A constraint that forbids ids: ``early`` while the reply has fewer than ``least`` tokens, ``always`` at every place."""
+
+    def __init__(self, n_vocab: int, *, early: Iterable[int] = (), least: int = 0, always: Iterable[int] = ()) -> None:
+        self._least = least
+        self._late = np.ones(n_vocab, dtype=bool)
+        self._late[list(always)] = False
+        self._early = self._late.copy()
+        self._early[list(early)] = False
+
+    def allowed(self, reply: Sequence[int]) -> Mask:
+        """Which ids may follow the reply so far. [n_vocab]"""
+        return self._early if len(reply) < self._least else self._late
+
+
 @dataclass(frozen=True)
 class Penalties:
     """Additions to logits that depend on what was written.
 
-    logit_bias: id -> what is added to its logit, -100..100. frequency: subtracted once for each time that a token occurs in the reply.
-    presence: subtracted once if it occurs. repetition: divides positive and multiplies negative logits of tokens that occur in prompt
-    or reply; 1 is off. It comes first, the others are added to its result. Presence and frequency as in the OpenAI API, repetition
-    as in Keskar et al. 1909.05858.
+    logit_bias: id -> what is added to its logit, -100..100; -inf for an id that is never written. frequency: subtracted once for each time
+    that a token occurs in the reply. presence: subtracted once if it occurs. repetition: divides positive and multiplies negative
+    logits of tokens that occur in prompt or reply; 1 is off. It comes first, the others are added to its result. Presence and frequency
+    as in the OpenAI API, repetition as in Keskar et al. 1909.05858.
 
     Raises SettingError for a value outside its range.
     """
@@ -52,9 +68,9 @@ class Penalties:
         if not isinstance(self.logit_bias, Mapping):
             raise SettingError(f"logit_bias is {self.logit_bias!r:.40}; it must be a mapping from token ids to numbers")
         biases = {
-            whole_number("a token id in logit_bias", token, 0, 2**31 - 1): finite_number(
-                f"logit_bias of token {token!r:.40}", bias, -100, 100, "between -100 and 100"
-            )
+            whole_number("a token id in logit_bias", token, 0, 2**31 - 1): -math.inf
+            if isinstance(bias, float) and bias == -math.inf
+            else finite_number(f"logit_bias of token {token!r:.40}", bias, -100, 100, "between -100 and 100, or -inf for never")
             for token, bias in self.logit_bias.items()
         }
         object.__setattr__(self, "logit_bias", biases)  # a copy: what was checked cannot be changed behind our back
@@ -80,6 +96,7 @@ class Shaper:
             raise SettingError(f"logit_bias names token id {max(bias)}; the ids that both models have are 0 to {n_vocab - 1}")
         self._biased = np.array(list(bias), dtype=np.int64)
         self._bias = np.array(list(bias.values()), dtype=np.float64)
+        self._forbids = bool(np.isneginf(self._bias).any())
 
     @property
     def active(self) -> bool:
@@ -95,11 +112,12 @@ class Shaper:
             self._penalize(row, reply, self._penalties)
         if self._grammar:
             row[~self._grammar.allowed(reply)] = -np.inf
-            if np.isneginf(row).all():  # a row with nan is the model's fault, which the sampler says
-                raise SettingError(
-                    f"after {len(reply)} tokens the grammar or schema allows nothing that this vocabulary can say; "
-                    "make it wider, or check that it can be satisfied"
-                )
+        if (self._grammar or self._forbids) and np.isneginf(row).all():  # a row with nan is the model's fault, which the sampler says
+            what = "grammar or schema" if self._grammar else "logit_bias"
+            raise SettingError(
+                f"after {len(reply)} tokens the {what} allows nothing that this vocabulary can say; "
+                "make it wider, or check that it can be satisfied"
+            )
         return row
 
     def rows(self, logits: Array, reply: Sequence[int], drafted: Sequence[int]) -> Rows:

@@ -74,6 +74,11 @@ class Tokenizer:
         """Whether this id ends a text or a turn."""
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """All ids that end a text or a turn."""
+        return tuple(token for token in range(self.n_vocab) if self.is_end(token))
+
     def token_text(self, token: int) -> str:
         """The vocabulary's entry for an id, as stored in the file (byte-level alphabets are not decoded)."""
         return self.stored_text(token).decode(errors="replace")
@@ -133,4 +138,4 @@ class Tokenizer:
         control = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
         marks = [b"\xff" if llama_cpp.llama_vocab_get_attr(self._vocab, token) & control else b"" for token in range(self.n_vocab)]
         tokens = [mark + self.piece(token, special=True) for token, mark in enumerate(marks)]
-        return MatcherPool(tokens, [token for token in range(self.n_vocab) if self.is_end(token)])
+        return MatcherPool(tokens, self.end_ids)

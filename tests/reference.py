@@ -6,10 +6,11 @@ Slow on purpose: the package's own rows, masks and targets are held equal to thi
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
-PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "top_n_sigma": 0.0}
 
 
 def softmax(row: Sequence[float], temperature: float = 1.0) -> list[float]:
@@ -19,13 +20,18 @@ def softmax(row: Sequence[float], temperature: float = 1.0) -> list[float]:
     return [w / total for w in weights]
 
 
-def sampling_probs(row: Sequence[float], *, temperature: float, top_k: int, top_p: float, min_p: float) -> list[float]:
-    """Temperature, top-k, top-p, min-p, in this order; temperature 0 is one-hot at the first largest."""
+def sampling_probs(
+    row: Sequence[float], *, temperature: float, top_k: int, top_p: float, min_p: float, top_n_sigma: float = 0.0
+) -> list[float]:
+    """Temperature, top-n-sigma, top-k, top-p, min-p, in this order; temperature 0 is one-hot at the first largest."""
     if temperature == 0:
         first = max(range(len(row)), key=lambda v: (row[v], -v))
         return [1.0 if v == first else 0.0 for v in range(len(row))]
     probs = softmax(row, temperature)
     best = sorted(range(len(row)), key=lambda v: (-row[v], v))
+    if top_n_sigma:
+        reach = top_n_sigma * statistics.pstdev(x for x in row if x > -math.inf)
+        best = [v for v in best if max(row) - row[v] <= reach]
     if top_k:
         best = best[:top_k]
     if top_p < 1:

@@ -66,5 +66,6 @@ sampler_settings = st.fixed_dictionaries(
         "top_k": st.sampled_from([0, 1, 3]),
         "top_p": st.sampled_from([1.0, 0.9137, 0.4321]),  # never the exact mass of a few equal tokens
         "min_p": st.sampled_from([0.0, 0.1, 1.0]),
+        "top_n_sigma": st.sampled_from([0.0, 0.5137, 1.3721, 9.0]),  # never a distance that a few grid values have exactly
     }
 )

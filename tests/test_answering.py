@@ -276,3 +276,42 @@ def test_between_tokens_both_caches_hold_the_text_and_the_expert_catches_up_wher
         behind.add(len(text) - 1 - len(expert))
     assert len(behind) > 1, "it lagged, and it caught up"
     assert_caches_are_true(demo, text)
+
+
+@pytest.mark.parametrize("settings", [{"rule": "strict"}, {"rule": "token_v3:0.8", "block_size": 4}, {"block_size": 0}], ids=str)
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_no_end_is_written_before_the_least_length_along_the_draft(demo, settings, temperature):
+    """The prompt holds the answer and its end already, so guesses copied from it end early."""
+    prompt = ids(demo, QUESTIONS[0])
+    plain = cold(demo, prompt, temperature=temperature, **settings)
+    assert plain.finish_reason == "stop"
+    twice = [*prompt, *plain.token_ids, *prompt]
+    least = len(plain.token_ids) + 7
+    longer = cold(demo, twice, temperature=temperature, min_tokens=least, max_tokens=least + 100, **settings)
+    ends = demo.models["expert"].tokenizer.end_ids
+    assert len(longer.token_ids) >= least
+    assert not set(longer.token_ids[: least - 1]) & set(ends)
+    endless = cold(demo, twice, temperature=temperature, ignore_eos=True, max_tokens=least + 50, **settings)
+    assert (endless.finish_reason, len(endless.token_ids)) == ("length", least + 50)
+    assert not set(endless.token_ids) & set(ends)
+
+
+def test_an_id_can_end_an_answer_as_the_end_token_does(demo):
+    prompt = ids(demo, QUESTIONS[0])
+    plain = cold(demo, prompt, rule="strict", block_size=3)
+    stop = plain.token_ids[4]
+    at = plain.token_ids.index(stop)
+    ended = cold(demo, prompt, rule="strict", block_size=3, stop_token_ids=[stop])
+    assert (ended.token_ids, ended.finish_reason) == (plain.token_ids[: at + 1], "stop")
+    assert ended.text == "".join(token.text for token in plain.tokens[:at])
+    later = cold(demo, prompt, rule="strict", block_size=3, stop_token_ids=[stop], min_tokens=at + 2)
+    assert stop not in later.token_ids[: at + 1]
+    with pytest.raises(sc.SettingError, match="stop_token_ids names token id 1000000; the ids"):
+        cold(demo, prompt, stop_token_ids=[10**6])
+
+
+def test_a_token_with_a_bias_of_minus_infinity_is_never_written(demo):
+    prompt = ids(demo, QUESTIONS[0])
+    plain = cold(demo, prompt, rule="never", block_size=3)
+    other = cold(demo, [*prompt, *plain.token_ids, *prompt], rule="token_v3:0.8", temperature=1, logit_bias={plain.token_ids[0]: -math.inf})
+    assert plain.token_ids[0] not in other.token_ids

@@ -6,6 +6,7 @@ What is read is counted at the one place where tokens reach llama.cpp, ``Batch.d
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -274,7 +275,8 @@ def test_a_session_goes_on_as_if_it_had_never_been_put_away(pair: sc.Runtime, re
     conversation = sc.Conversation(pair, system="Be odd.")
     for number in range(2):
         conversation.ask(f"number {number}", temperature=1.0, seed=number, max_tokens=12, block_size=3)
-    settings = Settings(rule="opt:0.2", temperature=0.5, logit_bias={7: -1.5}, stop=("x",), seed=4)
+    biases = {7: -1.5, 8: -math.inf}
+    settings = Settings(rule="opt:0.2", temperature=0.5, logit_bias=biases, stop=("x",), stop_token_ids=(9,), min_tokens=2, seed=4)
     conversation.save(tmp_path / "a.chat", settings)
     read.clear()
     expected = conversation.ask("then", temperature=1.0, seed=9, max_tokens=12, block_size=3)

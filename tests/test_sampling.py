@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -12,13 +13,16 @@ from speccascade_local.errors import SessionError, SettingError
 from speccascade_local.sampling import Sampler, Softmax, draw, softmax
 
 
-def reference_probs(row: list[float], temperature: float, top_k: int, top_p: float, min_p: float) -> list[float]:
+def reference_probs(row: list[float], temperature: float, top_k: int, top_p: float, min_p: float, top_n_sigma: float = 0.0) -> list[float]:
     """The definition, one token at a time."""
     if temperature == 0:
         return [1.0 if i == row.index(max(row)) else 0.0 for i in range(len(row))]
     weights = [math.exp((x - max(row)) / temperature) for x in row]
     order = sorted(range(len(row)), key=lambda i: (-row[i], i))
     kept = {i for i in order if weights[i] > 0 or row[i] > -math.inf}
+    if top_n_sigma:
+        deviation = statistics.pstdev(x for x in row if x > -math.inf)
+        kept = {i for i in kept if max(row) - row[i] <= top_n_sigma * deviation}
     if top_k:
         kept &= set(order[:top_k])
     if top_p < 1:
@@ -153,6 +157,8 @@ def test_rows_that_are_no_logits_are_refused_and_never_drawn_from(broken, temper
         {"top_p": 1.01},
         {"min_p": -0.1},
         {"min_p": 1.1},
+        {"top_n_sigma": -1},
+        {"top_n_sigma": math.inf},
     ],
 )
 def test_a_value_out_of_range_is_refused_with_its_name_and_what_is_allowed(wrong):
@@ -162,6 +168,7 @@ def test_a_value_out_of_range_is_refused_with_its_name_and_what_is_allowed(wrong
         "top_k": "a whole number from 0 to 2147483647",
         "top_p": "above 0 and at most 1 (off)",
         "min_p": "between 0 (off) and 1",
+        "top_n_sigma": "0 (off) or more",
     }
     with pytest.raises(SettingError) as caught:
         Sampler(**wrong)

@@ -183,7 +183,7 @@ def test_fields_that_are_missing(served, missing):
 
 def test_unknown_fields_are_left_aside(served):
     plain = served.chat(max_tokens=8).json()["choices"][0]
-    assert served.chat(max_tokens=8, store=True, metadata={"a": "b"}, reasoning_effort="low", tomorrow=[1]).json()["choices"][0] == plain
+    assert served.chat(max_tokens=8, store=True, metadata={"a": "b"}, tomorrow=[1]).json()["choices"][0] == plain
 
 
 @pytest.mark.parametrize("model", ["gpt-4o", "Demo", "demo@", "@strict", "demo/../demo", "/etc/passwd"])

@@ -38,6 +38,13 @@ BAD = {
     "top_k": ("top_k", not_whole(0, 2**31 - 1)),
     "top_p": ("top_p", st.one_of(outside(0, 1), st.just(0.0), no_number)),
     "min_p": ("min_p", st.one_of(outside(0, 1), no_number)),
+    "top_n_sigma": ("top_n_sigma", st.one_of(st.floats(max_value=0, exclude_max=True), no_number)),
+    "stop_token_ids": (
+        "stop_token_ids",
+        st.one_of(st.sampled_from(["1", b"1", 5, None, {}.items]), st.lists(not_whole(0, 2**31 - 1), min_size=1)),
+    ),
+    "min_tokens": ("min_tokens", not_whole(0, DEFAULTS.max_tokens)),
+    "ignore_eos": ("ignore_eos", no_flag),
     "block_size": ("block_size", not_whole(0, MAX_ROWS - 1)),
     "max_tokens": ("max_tokens", not_whole(1, 2**31 - 1)),
     "seed": ("seed", without(not_whole(0, 2**63 - 1), None)),
@@ -57,7 +64,9 @@ BAD = {
         st.one_of(
             st.sampled_from([None, [], [1, 2], "1", 3]),
             st.dictionaries(not_whole(0, 2**31 - 1).filter(lambda v: v.__hash__ is not None), st.just(0.0), min_size=1, max_size=1),
-            st.dictionaries(st.integers(0, 99), st.one_of(outside(-100, 100), no_number), min_size=1, max_size=2),
+            st.dictionaries(
+                st.integers(0, 99), st.one_of(outside(-100, 100), no_number).filter(lambda bias: bias != -math.inf), min_size=1, max_size=2
+            ),
         ),
     ),
     "grammar": ("grammar", st.sampled_from(["", " ", 5, b"root ::= x", 'root ::= "a', "no rule here"])),
@@ -84,8 +93,12 @@ def test_a_value_that_a_setting_does_not_take_is_refused_by_name(name, data):
     top_k=st.integers(0, 99),
     top_p=st.floats(1e-9, 1),
     min_p=st.floats(0, 1),
+    top_n_sigma=st.floats(0, 9),
     block_size=st.integers(1, MAX_ROWS - 1),
-    max_tokens=st.integers(1, 2**31 - 1),
+    max_tokens=st.integers(99, 2**31 - 1),
+    min_tokens=st.integers(0, 99),
+    ignore_eos=st.booleans(),
+    stop_token_ids=st.lists(st.integers(0, 2**31 - 1)),
     seed=st.none() | st.integers(0, 2**63 - 1),
     stop=st.lists(st.text(min_size=1)),
     strict_first=st.integers(0, 99),
@@ -97,11 +110,11 @@ def test_a_value_that_a_setting_does_not_take_is_refused_by_name(name, data):
     presence_penalty=st.floats(-2, 2),
     frequency_penalty=st.floats(-2, 2),
     repetition_penalty=st.floats(1e-3, 1e3),
-    logit_bias=st.dictionaries(st.integers(0, 99), st.floats(-100, 100)),
+    logit_bias=st.dictionaries(st.integers(0, 99), st.floats(-100, 100) | st.just(-math.inf)),
 )
 def test_every_value_in_range_is_taken_and_kept(**values):
     settings = Settings(**values)
-    assert vars(settings) == vars(DEFAULTS) | values | {"stop": tuple(values["stop"])}
+    assert vars(settings) == vars(DEFAULTS) | values | {name: tuple(values[name]) for name in ("stop", "stop_token_ids")}
     assert settings.sampler.probs(np.zeros(3)).sum() == pytest.approx(1)
 
 
@@ -125,6 +138,9 @@ def test_what_is_recorded_of_a_token_follows_from_the_settings(values, wanted):
         ({"grammar": 'root ::= "a"', "json_schema": {}}, "choose one"),
         ({"model_logprobs": True}, "give logprobs a number"),
         ({"bonus": "cascade", "block_size": 0}, "block_size 0"),
+        ({"min_tokens": 5, "max_tokens": 4}, "cannot have both"),
+        ({"min_tokens": 5, "grammar": 'root ::= "a"'}, "min_tokens forbids the end"),
+        ({"ignore_eos": True, "json_schema": {}}, "ignore_eos forbids the end"),
     ],
     ids=str,
 )

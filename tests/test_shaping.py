@@ -15,7 +15,7 @@ from toys import ToySession, random_rows, writing
 from speccascade_local.drafting import propose
 from speccascade_local.errors import SessionError, SettingError
 from speccascade_local.sampling import Sampler
-from speccascade_local.shaping import Penalties, Shaper
+from speccascade_local.shaping import Penalties, Shaper, Unended
 
 WIDTH = 6
 ids = st.integers(0, WIDTH - 1)
@@ -23,7 +23,7 @@ texts = st.lists(ids, max_size=8)
 halves = st.integers(-4, 4).map(lambda n: n / 2)
 penalties = st.builds(
     Penalties,
-    st.dictionaries(ids, st.sampled_from([-100, -1.5, 0, 2, 100]), max_size=3),
+    st.dictionaries(ids, st.sampled_from([-np.inf, -100, -1.5, 0, 2, 100]), max_size=3),
     halves,
     halves,
     st.sampled_from([0.001, 0.5, 1, 1.3, 1000]),
@@ -43,7 +43,7 @@ class NoRepeats:
         return mask
 
 
-grammars = st.sampled_from([None, NoRepeats()])
+grammars = st.sampled_from([None, NoRepeats(), Unended(WIDTH, early=[1, 4], least=3, always=[5])])
 
 
 def by_definition(
@@ -154,8 +154,8 @@ def test_each_setting_alone_makes_a_shaper_active(setting):
         ({"logit_bias": [(1, 2)]}, "logit_bias is [(1, 2)]; it must be a mapping from token ids to numbers"),
         ({"logit_bias": {-1: 0}}, "a token id in logit_bias is -1; it must be a whole number from 0 to 2147483647"),
         ({"logit_bias": {"7": 0}}, "a token id in logit_bias is '7'; it must be a whole number from 0 to 2147483647"),
-        ({"logit_bias": {7: 100.5}}, "logit_bias of token 7 is 100.5; it must be between -100 and 100"),
-        ({"logit_bias": {7: None}}, "logit_bias of token 7 is None; it must be between -100 and 100"),
+        ({"logit_bias": {7: 100.5}}, "logit_bias of token 7 is 100.5; it must be between -100 and 100, or -inf for never"),
+        ({"logit_bias": {7: None}}, "logit_bias of token 7 is None; it must be between -100 and 100, or -inf for never"),
     ],
     ids=str,
 )
@@ -201,3 +201,21 @@ def test_rows_that_are_no_numbers_are_the_models_fault_and_not_the_grammars():
     shaped = Shaper(WIDTH, (), None, OnlyTheLast()).shape(np.full(WIDTH, np.nan), [])
     with pytest.raises(SessionError, match="no numbers"):
         Sampler().probs(shaped)
+
+
+def test_ends_are_forbidden_before_the_least_length_and_guesses_of_them_are_not_admitted():
+    shaper = Shaper(WIDTH, grammar=Unended(WIDTH, early=[1, 4], least=2, always=[5]))
+    row = np.zeros(WIDTH, np.float32)
+    assert np.flatnonzero(np.isneginf(shaper.shape(row, []))).tolist() == [1, 4, 5]
+    assert np.flatnonzero(np.isneginf(shaper.shape(row, [0]))).tolist() == [1, 4, 5]
+    assert np.flatnonzero(np.isneginf(shaper.shape(row, [0, 0]))).tolist() == [5]
+    assert shaper.admitted([], [0, 1, 2]) == 1
+    assert shaper.admitted([0], [0, 1, 2]) == 3
+    assert shaper.admitted([0, 0], [0, 5]) == 1
+
+
+def test_a_bias_of_minus_infinity_forbids_and_forbidding_everything_is_an_error_of_the_setting():
+    shaper = Shaper(3, (), Penalties({0: -np.inf, 1: 100}))
+    assert shaper.shape(np.array([np.inf, 1, 2], np.float32)[[1, 1, 2]], []).tolist() == [-np.inf, 101, 2]
+    with pytest.raises(SettingError, match="logit_bias allows nothing"):
+        Shaper(2, (), Penalties({0: -np.inf, 1: -np.inf})).shape(np.zeros(2, np.float32), [])

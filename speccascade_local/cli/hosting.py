@@ -58,6 +58,17 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME=RULE", show_default="none", help="A rule of your own that requests may name; may be repeated."),
     ] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=PAIR]",
+            show_default="none",
+            help="Another name that requests may give a pair; may be repeated; needs no pair if one is served.",
+        ),
+    ] = None,
+    any_model: Annotated[
+        bool, typer.Option("--any-model", help="Answer requests for any model's name, or for none, by the only pair.")
+    ] = False,
     slots: Annotated[int, typer.Option(help="So many requests are answered at once, each with a context of its own.")] = SLOTS,
     max_queue: Annotated[int, typer.Option(help="So many requests may wait; more are told when to come back.")] = QUEUE,
     timeout: Annotated[float, typer.Option(help="Seconds for one request, waiting included.")] = TIMEOUT_S,
@@ -77,6 +88,9 @@ def serve(
     finite_number("--timeout", timeout, 0.001, 10**6, "a number of seconds above 0")
     rules = _rules(rule or [])
     names = _names(pairs, chosen)
+    known = [options.pair_of(name, chosen).name for name in names]
+    aliases = _aliases(alias or [], known)
+    parts.choosing.check_names(known, aliases, any_model)
     if not is_loopback(host):
         stderr.print("warning: nothing is encrypted, and other machines are let in; put a proxy with TLS in front", style="bold red")
     if parts.policy.OPAQUE in policy.origins and not keys:
@@ -89,7 +103,7 @@ def serve(
             runtimes[runtime.pair.name] = runtime
         engine = open_things.enter_context(parts.engine.Engine(runtimes, slots=slots, queue=max_queue))
         needed = " (API key needed)" if keys else ""
-        app = parts.app.make_app(engine, policy=policy, rules=rules, timeout_s=timeout)
+        app = parts.app.make_app(engine, policy=policy, rules=rules, timeout_s=timeout, aliases=aliases, any_model=any_model)
         stdout.print(
             f"serving {', '.join(runtimes)} at {parts.listening.address_of(listening)}{needed}; end with Ctrl-C",
             markup=False,
@@ -103,7 +117,7 @@ def _server() -> Any:
     """The server, which nobody else needs. Raises SettingError where its libraries are missing."""
     try:
         from .. import server
-        from ..server import app, engine, listening, policy  # noqa: F401  # parts of it from now on
+        from ..server import app, choosing, engine, listening, policy  # noqa: F401  # parts of it from now on
     except ImportError as error:
         raise SettingError(f"serving needs libraries that are not installed here ({error}); install them: {INSTALL}") from None
     return server
@@ -130,4 +144,17 @@ def _rules(given: Sequence[str]) -> dict[str, Method]:
         if name in methods.METHODS or name == "expert" or name in found:
             raise SettingError(f"--rule {text!r:.80}: the name {name} is taken; choose another")
         found[name] = methods.parse(spec)
+    return found
+
+
+def _aliases(given: Sequence[str], pairs: Sequence[str]) -> dict[str, str]:
+    """``["gpt-4o=demo"]``, or with one pair ``["gpt-4o"]``. Raises SettingError."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, pair = text.partition("=")
+        if name in found:
+            raise SettingError(f"--alias {text!r:.80}: the name {name} is given twice; choose another")
+        if not equals and len(pairs) > 1:
+            raise SettingError(f"--alias {text!r:.80} names none of {', '.join(pairs)}; write it as NAME=PAIR")
+        found[name] = pair if equals else pairs[0]
     return found

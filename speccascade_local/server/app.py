@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..deferral import Method
 from .asking import Asking
@@ -33,15 +34,22 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(
-    engine: Engine, *, policy: Policy | None = None, rules: Mapping[str, Method] | None = None, timeout_s: float | None = None
+    engine: Engine,
+    *,
+    policy: Policy | None = None,
+    rules: Mapping[str, Method] | None = None,
+    timeout_s: float | None = None,
+    aliases: Mapping[str, str] | None = None,
+    any_model: bool = False,
 ) -> ASGIApp:
     """The application over an engine, which the caller closes.
 
     policy: who may ask; without one, programs of this machine. rules: the user's own, by the names that requests use.
-    timeout_s: for each request, waiting included.
+    timeout_s: for each request, waiting included. aliases: further names of pairs. any_model: answer every name by the only pair. Raises
+    SettingError for names that do not go together.
     """
     policy = policy or Policy()
-    offer, metrics = Offer(engine.pairs, rules or {}), Metrics(engine)
+    offer, metrics = Offer(engine.pairs, rules or {}, aliases or {}, any_model), Metrics(engine)
     asking, listing = Asking(engine, offer, metrics, timeout_s), Listing(offer, created=int(time.time()))
 
     async def metered(_: Request) -> Response:
@@ -68,20 +76,30 @@ def make_app(
     }
     gets: dict[str, Endpoint] = {
         "/v1/models": listing.models,
-        "/v1/models/{model}": listing.model,
+        "/v1/models/{model:path}": listing.model,
         "/api/pairs": listing.pairs,
         "/metrics": metered,
         "/health": health,
+        "/v1/health": health,
         "/openapi.json": described,
     }
     routes: list[BaseRoute] = [Route(path, _answered(each, metrics), methods=["POST"]) for path, each in posts.items()]
     routes += [Route(path, _answered(each, metrics), methods=["GET"]) for path, each in gets.items()]
     if PAGE.is_dir():
         routes += [Route("/", page, methods=["GET"]), Mount("/static", StaticFiles(directory=PAGE))]
-    app: ASGIApp = Guard(Starlette(routes=routes, exception_handlers={HTTPException: _refused}), policy)
+    app: ASGIApp = _with_single_slashes(Guard(Starlette(routes=routes, exception_handlers={HTTPException: _refused}), policy))
     if policy.origins:
         app = CORSMiddleware(app, policy.origins, allow_methods=["GET", "POST"], allow_headers=["*"])  # clients add headers of their own
     return ProtectedAnswers(app)
+
+
+def _with_single_slashes(app: ASGIApp) -> ASGIApp:
+    """``//v1/models`` is ``/v1/models``: clients put a path behind a base that ends with a slash."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "path": re.sub("/{2,}", "/", scope["path"])} if scope["type"] == "http" else scope, receive, send)
+
+    return call
 
 
 def _answered(endpoint: Endpoint, metrics: Metrics) -> Endpoint:

@@ -7,6 +7,7 @@ only what the engine gives.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -15,7 +16,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import pydantic_core
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -26,28 +27,49 @@ from ..settings import Settings
 from .answers import Form
 from .choosing import Offer, nth, settings_of
 from .engine import Engine, Job
+from .fields import Route
 from .messages import ChatMessage
 from .metrics import Metrics
 from .protocol import ChatRequest, CompletionRequest, Sampled
-from .refusals import RefusedError
+from .refusals import RefusedError, refusal_of
 from .streams import EventStream, unless_gone
 from .tool_calls import CallReader
+from .translating import translated
 
 #: A text of more characters than this for each token of the context is refused without being read.
 CHARACTERS_PER_TOKEN = 64
+#: Bodies of at most so many bytes are checked on the event loop.
+CHECKED_AT_ONCE = 65_536
+#: Objects and lists in a body; a bracket within a text counts too.
+MAX_VALUES = 200_000
 Model = TypeVar("Model", bound=BaseModel)
+_ROUTES: dict[type[BaseModel], Route] = {ChatRequest: "chat", CompletionRequest: "completions"}
 
 
 async def parsed(request: Request, model: type[Model]) -> Model:
-    """The body, checked. Raises RefusedError and pydantic's ValidationError."""
+    """The body, checked; a large one in a thread. Raises RefusedError and pydantic's ValidationError."""
     body = await request.body()
+    return _checked(body, model) if len(body) <= CHECKED_AT_ONCE else await asyncio.to_thread(_checked, body, model)
+
+
+def _checked(body: bytes, model: type[Model]) -> Model:
+    """Of a name that stands twice in an object the last one counts."""
+    values = body.count(b"{") + body.count(b"[")  # before they take memory, and time of the garbage collector's
+    if values > MAX_VALUES:
+        raise RefusedError(400, f"the body has {values:,} objects and lists; {MAX_VALUES:,} are read", code="invalid_value")
     try:
-        given = pydantic_core.from_json(body, allow_inf_nan=False)
+        given = pydantic_core.from_json(body.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False)
     except ValueError as error:
         raise RefusedError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(given, dict):
         raise RefusedError(400, f"the body is a JSON {type(given).__name__}; it must be an object", code="invalid_json")
-    return model.model_validate(given)
+    if model not in _ROUTES:
+        return model.model_validate(given)
+    known = translated(given, _ROUTES[model])
+    try:
+        return model.model_validate(known.fields)
+    except ValidationError as error:
+        raise known.refusal(refusal_of(error)) from None
 
 
 @dataclass(frozen=True)
@@ -85,21 +107,21 @@ class Asking:
     # ------------------------------------------------------------------ what is asked
 
     def _asked_chat(self, wanted: ChatRequest) -> Asked:
-        name, runtime, rule = self._offer.chosen(wanted.model)
+        name, runtime, rule = self._offer.asked(wanted.model)
         question: Question = messages_of(wanted.messages)
         tools = [tool.model_dump(exclude_none=True) for tool in wanted.tools or () if wanted.tool_choice != "none"]
         require_room(wanted.characters, runtime)
         settings = settings_of(wanted, runtime, self._offer, rule)
-        if tools:
-            if not runtime.takes_tools:
-                raise RefusedError(400, f"the chat template of {name} has no place for tools; leave them out", param="tools")
+        if tools and not runtime.takes_tools:
+            raise RefusedError(400, f"the chat template of {name} has no place for tools; leave them out", param="tools")
+        if tools or wanted.continues is False:
             question = runtime.chat_ids(messages_of(wanted.messages), tools)
         top = (wanted.top_logprobs or 0) if wanted.logprobs else None
         asked = self._asked(wanted, name, question, settings, "chat", top)
         return replace(asked, form=replace(asked.form, tools=frozenset(tool["function"]["name"] for tool in tools)))
 
     def _asked_completion(self, wanted: CompletionRequest) -> Asked:
-        name, runtime, rule = self._offer.chosen(wanted.model)
+        name, runtime, rule = self._offer.asked(wanted.model)
         require_room(len(wanted.prompt) if isinstance(wanted.prompt, str) else 0, runtime)
         return self._asked(wanted, name, wanted.prompt, settings_of(wanted, runtime, self._offer, rule), "text", wanted.logprobs)
 
@@ -109,9 +131,9 @@ class Asking:
             name,
             question,
             settings,
-            Form(kind, wanted.model, wanted.cascade, settings.block_size, lambda token: piece(token, special=True), top),
+            Form(kind, wanted.model or name, wanted.cascade, settings.block_size, lambda token: piece(token, special=True), top),
             wanted.n or 1,
-            wanted.prompt_cache_key,
+            wanted.prompt_cache_key or None,
             bool(wanted.stream),
             bool(wanted.stream_options and wanted.stream_options.include_usage),
             wanted.cache_salt,

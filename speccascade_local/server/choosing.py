@@ -7,8 +7,8 @@ one that was registered when the server started. It is never code, and never a f
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .. import methods
@@ -25,24 +25,58 @@ _BUILT_IN = re.compile(r"[a-z0-9_.:,+-]{1,200}")
 _READS_A_FILE = "calibrated"
 #: How many candidates of each model are told where only ``model_logprobs`` asks for them.
 CANDIDATES = 5
+#: Fields that settings.py has under the same name, with the same values.
+_AS_THEY_ARE = (
+    *("top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
+    *("stop_token_ids", "min_tokens", "ignore_eos"),
+)
 #: OpenAI's own defaults, which are what clients that leave a field out expect.
 TEMPERATURE, COMPLETION_TOKENS = 1.0, 16
 
 
+#: A name that a pair may go by besides its own; what stands behind an @ is a rule.
+_ALIAS = re.compile(r"[^@\s\x00-\x1f\x7f]{1,200}")
+
+
 @dataclass(frozen=True)
 class Offer:
-    """What is served: pairs by name, and the user's rules by name."""
+    """What is served: pairs by name, and the user's rules by name.
+
+    aliases: further names, each with the pair's own. any_model: whatever name a request gives, or none, it is answered by the only pair.
+    Raises SettingError.
+    """
 
     pairs: Mapping[str, Runtime]
     rules: Mapping[str, Method]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    any_model: bool = False
+
+    def __post_init__(self) -> None:
+        check_names(list(self.pairs), self.aliases, self.any_model)
+
+    @property
+    def names(self) -> list[str]:
+        """All that a request may name."""
+        return [*self.pairs, *self.aliases]
+
+    def asked(self, model: str | None) -> tuple[str, Runtime, str | None]:
+        """As ``chosen``, for a request that must name one. Raises RefusedError."""
+        if not model and not self.any_model:
+            raise RefusedError(
+                400, f"model: this field is required; models are {', '.join(self.names)}", param="model", code="invalid_value"
+            )
+        return self.chosen(model or None)
 
     def chosen(self, model: str | None) -> tuple[str, Runtime, str | None]:
         """The pair and, where the name has one, the rule. None: the first pair. Raises RefusedError (404), which lists what there is."""
-        name, at, rule = (next(iter(self.pairs)) if model is None else model).partition("@")
+        first = next(iter(self.pairs))
+        name, at, rule = (first if model is None else model).partition("@")
+        name = self.aliases.get(name, name)
+        if self.any_model and name not in self.pairs:
+            name = first
         if name not in self.pairs or (at and not rule):
-            there = ", ".join(self.pairs)
-            example = f"{next(iter(self.pairs))}@strict"
-            message = f"the model {shown(model)} does not exist here; models are {there}, and each with a rule, such as {example}"
+            there = ", ".join(self.names)
+            message = f"the model {shown(model)} does not exist here; models are {there}, and each with a rule, such as {first}@strict"
             raise RefusedError(404, message, param="model", code="model_not_found")
         return name, self.pairs[name], rule or None
 
@@ -59,21 +93,34 @@ class Offer:
         return methods.parse(spec)
 
 
+def check_names(pairs: Sequence[str], aliases: Mapping[str, str], any_model: bool) -> None:
+    """Raises SettingError for names that cannot be served together."""
+    if any_model and len(pairs) != 1:
+        raise SettingError(f"--any-model answers every name by the only pair, and there are {len(pairs)}: {', '.join(pairs)}; serve one")
+    for alias, pair in aliases.items():
+        if not _ALIAS.fullmatch(alias):
+            raise SettingError(f"--alias {alias!r:.80} cannot be a model's name; it has blanks or an @, or is too long")
+        if alias in pairs:
+            raise SettingError(f"--alias {alias!r:.80}: a pair has this name; choose another")
+        if pair not in pairs:
+            raise SettingError(f"--alias {alias!r:.80}: there is no pair {pair!r:.80} here; there are {', '.join(pairs)}")
+
+
 def settings_of(request: Sampled, runtime: Runtime, offer: Offer, rule: str | None) -> Settings:
     """How the reply to this request is made. rule: what the model's name says. Raises SettingError and RefusedError."""
-    given: dict[str, Any] = {
-        name: value
-        for name in ("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-        if (value := getattr(request, name)) is not None
-    }
+    given = {name: value for name in _AS_THEY_ARE if (value := getattr(request, name)) is not None} | request.constraint
     given["temperature"] = TEMPERATURE if request.temperature is None else request.temperature
-    if request.seed is not None:
-        given["seed"] = request.seed % 2**63
+    given |= {name: max(0, value) for name in ("top_k", "top_n_sigma") if (value := getattr(request, name)) is not None}
+    if request.seed is not None and request.seed >= 0:
+        given["seed"] = request.seed
     if request.stop is not None:
         given["stop"] = [request.stop] if isinstance(request.stop, str) else request.stop
-    if request.logit_bias:
-        given["logit_bias"] = _biases(request.logit_bias)
-    given |= _of_chat(request, runtime) if isinstance(request, ChatRequest) else _of_completion(request)
+    usual = runtime.n_ctx if isinstance(request, ChatRequest) else COMPLETION_TOKENS
+    given["max_tokens"] = runtime.n_ctx if request.max_tokens == -1 else request.max_tokens or usual
+    if isinstance(request, ChatRequest):
+        given |= {"logprobs": request.top_logprobs or 0} if request.logprobs else {}
+    elif isinstance(request, CompletionRequest) and request.logprobs is not None:
+        given["logprobs"] = request.logprobs
     return Settings(**_cascade(request, runtime, offer, rule, given))
 
 
@@ -109,30 +156,3 @@ def _told(models: bool, fidelity: bool, given: dict[str, Any]) -> dict[str, Any]
     if models:
         given |= {"model_logprobs": True, "logprobs": given.get("logprobs") or CANDIDATES}
     return given
-
-
-def _of_chat(request: ChatRequest, runtime: Runtime) -> dict[str, Any]:
-    """max_tokens: where none is named, as many as the context holds."""
-    given: dict[str, Any] = {"max_tokens": request.max_completion_tokens or request.max_tokens or runtime.n_ctx}
-    if request.logprobs:
-        given["logprobs"] = request.top_logprobs or 0
-    wanted = request.response_format
-    if wanted is not None and wanted.type != "text":
-        given["json_schema"] = wanted.json_schema.schema_ if wanted.type == "json_schema" else {"type": "object"}
-    return given
-
-
-def _of_completion(request: Sampled) -> dict[str, Any]:
-    assert isinstance(request, CompletionRequest)
-    given: dict[str, Any] = {"max_tokens": request.max_tokens or COMPLETION_TOKENS}
-    given |= {name: value for name in ("logprobs", "grammar", "json_schema") if (value := getattr(request, name)) is not None}
-    return given
-
-
-def _biases(given: Mapping[str, float]) -> dict[int, float]:
-    try:
-        return {int(token): bias for token, bias in given.items()}
-    except ValueError:
-        raise RefusedError(
-            400, 'logit_bias: keys are token ids, such as {"42": -5}; POST /tokenize tells them', param="logit_bias"
-        ) from None

@@ -27,11 +27,13 @@ class Listing:
 
     async def models(self, _: Request) -> Response:
         """``GET /v1/models``."""
-        return JSONResponse({"object": "list", "data": [self._told(name) for name in self._offer.pairs]})
+        return JSONResponse({"object": "list", "data": [self._told(name) for name in self._offer.names]})
 
     async def model(self, request: Request) -> Response:
         """``GET /v1/models/{model}``."""
         name = request.path_params["model"]
+        if not name:
+            return await self.models(request)
         self._offer.chosen(name)
         return JSONResponse(self._told(name))
 
@@ -51,8 +53,8 @@ class Listing:
         """``POST /detokenize``, likewise."""
         wanted = await parsed(request, DetokenizeRequest)
         _, runtime, _ = self._offer.chosen(wanted.model)
-        wrong = next((token for token in wanted.tokens if token >= runtime.n_vocab), None)
-        if wrong is not None:
+        wrong = max(wanted.tokens, default=0)
+        if wrong >= runtime.n_vocab:
             raise RefusedError(400, f"tokens: there is no id {wrong}; ids are 0 to {runtime.n_vocab - 1}", param="tokens")
         text = await asyncio.to_thread(_text, wanted.tokens, runtime)
         return JSONResponse({"content": text, "prompt": text})

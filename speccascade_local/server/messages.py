@@ -112,7 +112,7 @@ def _kind_of_content(given: Any) -> str | None:
 
 
 Content = Annotated[
-    Annotated[str, Tag("str")] | Annotated[list[TextPart], Field(max_length=MAX_PARTS), Tag("list[TextPart]")],
+    Annotated[str, Tag("str")] | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True), Tag("list[TextPart]")],
     Discriminator(_kind_of_content, custom_error_type="content_type", custom_error_message="this must be text or a list of text parts"),
 ]
 
@@ -124,7 +124,7 @@ class ChatMessage(Checked):
     content: Content | None = None
     refusal: str | None = None
     name: str | None = None
-    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     function_call: CalledFunction | None = None
     tool_call_id: str | None = None
     audio: None = Field(default=None, description="refused; sounds are not read")

@@ -8,7 +8,9 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from .. import __version__
+from .fields import FIELDS, ROUTES, Route
 from .protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from .translating import FORMS
 
 _POSTS = {
     "/v1/chat/completions": (ChatRequest, "Answer a conversation.", True),
@@ -22,6 +24,7 @@ _GETS = {
     "/api/pairs": "The same with their rules and files.",
     "/metrics": "Counters for Prometheus.",
     "/health": "Whether the server lives.",
+    "/v1/health": "The same.",
 }
 _ERRORS = {
     400: "Something in the request is wrong; the message says what.",
@@ -58,6 +61,8 @@ def description() -> dict[str, Any]:
     """The whole document."""
     models: list[Any] = [(model, "validation") for model, _, _ in _POSTS.values()]
     _, schemas = models_json_schema(models, ref_template="#/components/schemas/{model}")
+    for route, model in zip(ROUTES, (ChatRequest, CompletionRequest)):
+        _add_mapped(schemas["$defs"][model.__name__]["properties"], route)
     paths: dict[str, Any] = {path: {"get": _get(path, told)} for path, told in _GETS.items()}
     paths |= {path: {"post": _post(model.__name__, told, streams)} for path, (model, told, streams) in _POSTS.items()}
     refused = {"summary": "Refused: language models make no embeddings.", "requestBody": _body({"type": "object"})}
@@ -72,6 +77,14 @@ def description() -> dict[str, Any]:
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
+
+
+def _add_mapped(properties: dict[str, Any], route: Route) -> None:
+    """Other servers' names of fields, each with what ours takes, or, where it is written in another form, with anything."""
+    for each in FIELDS:
+        if each.ours == "mapped" and route in each.routes:
+            takes = {} if each.name in FORMS else properties[each.to]
+            properties[each.name] = {**takes, "description": each.meaning}
 
 
 def _get(path: str, told: str) -> dict[str, Any]:

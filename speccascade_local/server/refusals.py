@@ -83,7 +83,7 @@ def without_paths(message: str) -> str:
 
 
 def _invalid(error: ValidationError) -> RefusedError:
-    """The first field that is wrong, and all that may stand there."""
+    """The first field that is wrong, and all that may stand there. (Lists end at their first wrong item, so errors are few.)"""
     found = error.errors(include_url=False, include_context=False)
     param = _param(found[0]["loc"])
     reasons = dict.fromkeys(_reason(each) for each in found if _param(each["loc"]) == param)
@@ -103,11 +103,12 @@ def _reason(found: Mapping[str, Any]) -> str:
 
 def _param(place: Sequence[str | int]) -> str | None:
     """``messages.0.content``; what pydantic adds to tell the kinds of a union apart is left out."""
-    names = [str(part) for part in place if isinstance(part, int) or (re.fullmatch(r"[a-z_]+", part) and part not in _KINDS)]
+    parts = [part for before, part in zip((None, *place), place) if before != "response_format"]  # behind it stands its kind
+    names = [str(part) for part in parts if isinstance(part, int) or (re.fullmatch(r"[a-z_]+", part) and part not in _KINDS)]
     return ".".join(names) or None
 
 
-_KINDS = {"str", "int", "float", "bool", "none", "text", "json_object"}
+_KINDS = {"str", "int", "float", "bool", "none", "text", "list", "dict"}
 
 
 def shown(value: object) -> str:

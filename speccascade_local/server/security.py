@@ -19,7 +19,7 @@ from .refusals import RefusedError
 #: Bytes of a body; a request's line and headers; how many headers; seconds for a whole body.
 MAX_BODY, MAX_HEAD, MAX_HEADERS, BODY_WITHIN_S = 4_000_000, 16_384, 64, 30.0
 #: What anybody may see who reaches the port: that it lives, and a page without anything in it.
-OPEN_PATHS, OPEN_FOLDER = ("/", "/health"), "/static/"
+OPEN_PATHS, OPEN_FOLDER = ("/", "/health", "/v1/health"), "/static/"
 #: Of these a request has one at most; which of two counts would be anybody's guess.
 _ONCE = ("host", "origin", "authorization", "content-type", "content-encoding")
 #: Of every answer: nothing is loaded from elsewhere, shown in another page, taken for another type, or sent on to other sites.
