@@ -9,9 +9,11 @@ import json
 from typing import Annotated, Any, Literal
 
 import pydantic_core
-from pydantic import AliasChoices, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-MAX_PARTS, MAX_TOOLS = 1024, 128
+MAX_MESSAGES, MAX_PARTS, MAX_TOOLS = 4096, 1024, 128
+#: Parts and tool calls of all messages together.
+MAX_ALL_PARTS = 16_384
 #: So deep may JSON be nested that ends up in a template.
 MAX_DEPTH = 100
 
@@ -150,3 +152,16 @@ class ChatMessage(Checked):
     def characters(self) -> int:
         """How long it is, calls included."""
         return len(self.text) + len(self.name or "") + len(self.tool_call_id or "") + sum(call.function.characters for call in self.calls)
+
+
+def _bounded(messages: Any) -> Any:
+    """Count parts and calls before they are looked at. Raises ValueError."""
+    if isinstance(messages, list):
+        lists = (each.get(name) for each in messages if isinstance(each, dict) for name in ("content", "tool_calls"))
+        parts = sum(len(each) for each in lists if isinstance(each, list))
+        if parts > MAX_ALL_PARTS:
+            raise ValueError(f"there are {parts:,} parts and tool calls in all; {MAX_ALL_PARTS:,} are allowed")
+    return messages
+
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True), BeforeValidator(_bounded)]

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
-from .messages import MAX_TOOLS, ChatMessage, Checked
+from .messages import MAX_TOOLS, Checked, Messages
 
-MAX_STOPS, MAX_STOP_CHARACTERS, MAX_MESSAGES, MAX_CHOICES, MAX_BIASES = 16, 1000, 4096, 16, 1024
+MAX_STOPS, MAX_STOP_CHARACTERS, MAX_CHOICES, MAX_BIASES = 16, 1000, 16, 1024
 MAX_TOP_LOGPROBS = 20
-#: Token ids of one prompt; parts and tool calls of all messages together; fields of ``speccascade``, misspelt ones included.
-MAX_IDS, MAX_ALL_PARTS, MAX_OPTIONS = 1_000_000, 16_384, 32
+#: Token ids of one prompt; fields of ``speccascade``, misspelt ones included.
+MAX_IDS, MAX_OPTIONS = 1_000_000, 32
 LARGEST = 2**31 - 1
 
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
@@ -65,16 +65,6 @@ def _bias(pair: Any) -> tuple[int, float]:
     if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not -100 <= bias <= 100:
         raise ValueError(f"the bias of token {token} is {bias!r:.40}; it must be between -100 and 100, or false for never")
     return token, float(bias)
-
-
-def _bounded(messages: Any) -> Any:
-    """Count parts and calls before they are looked at. Raises ValueError."""
-    if isinstance(messages, list):
-        lists = (each.get(name) for each in messages if isinstance(each, dict) for name in ("content", "tool_calls"))
-        parts = sum(len(each) for each in lists if isinstance(each, list))
-        if parts > MAX_ALL_PARTS:
-            raise ValueError(f"there are {parts:,} parts and tool calls in all; {MAX_ALL_PARTS:,} are allowed")
-    return messages
 
 
 Biases = Annotated[
