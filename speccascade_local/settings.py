@@ -38,13 +38,12 @@ class Settings:
     up to this mass. min_p: those with at least this share of the most probable one's probability. block_size: drafted tokens per block, 0
     for the expert alone; "auto" for as many as pay on this machine, by its profile and by what was kept so far (sequential cascades do not
     look at it). max_tokens: the longest answer. seed None: a fresh one, told in ``Reply.seed``; a seed repeats an answer, so a call that
-    names one does not look at what earlier calls have taught about lengths. stop: texts that end the answer, and are not part of it; they may
-    spell control tokens.
-    strict_first: so many first tokens are the expert's whatever the rule says. thinking_rule: the rule between ``<think>`` and
-    ``</think>``; None for the same. verification "block": coins over whole blocks, same targets, more kept drafts. bonus "cascade": one
-    drafted token more in place of the expert's own after a kept draft. fidelity: keep the account of every token (``Token.tv``,
-    ``Reply.fidelity``); it is kept for logprobs too. logprobs: so many of the most probable tokens at each place, of the distribution that
-    the token was drawn from; with model_logprobs of the two models' too.
+    names one does not look at what earlier calls have taught about lengths. stop: texts that end the answer, and are not part of it; they
+    may spell control tokens. strict_first: so many first tokens are the expert's whatever the rule says. thinking_rule: the rule between
+    ``<think>`` and ``</think>``; None for the same. verification "block": coins over whole blocks, same targets, more kept drafts. bonus
+    "cascade": one drafted token more in place of the expert's own after a kept draft. fidelity: keep the account of every token
+    (``Token.tv``, ``Reply.fidelity``); it is kept for logprobs too. logprobs: so many of the most probable tokens at each place, of the
+    distribution that the token was drawn from; with model_logprobs of the two models' too.
 
     Penalties, logit_bias, grammar (GBNF) and json_schema hold for both models, along the draft. Raises SettingError for a value outside
     its range.

@@ -171,6 +171,27 @@ def test_stop_strings_end_the_text_before_them_wherever_token_borders_lie(demo):
         assert reply.finish_reason == "stop"
 
 
+def test_an_answer_that_has_begun_is_continued_and_the_reply_is_what_follows(demo):
+    begun = [*QUESTION, {"role": "assistant", "content": "Ada Lovelace was "}]
+    ids = demo.chat_ids(begun)
+    spelled = b"".join(demo._tokenizer.piece(token, special=True) for token in demo.chat_ids(QUESTION))
+    assert b"".join(demo._tokenizer.piece(token, special=True) for token in ids) == spelled + b"Ada Lovelace was "
+    assert demo.transcript_of(begun).ids == demo.chat_prompt(begun).ids == ids
+    demo.reset()
+    reply = demo.chat(begun, max_tokens=12, rule="strict", block_size=0)
+    demo.reset()
+    assert reply.text == demo.generate(ids, max_tokens=12, rule="strict", block_size=0).text
+    assert reply.stats.prompt_tokens == len(ids)
+
+
+def test_an_answer_that_is_over_is_followed_by_another(demo):
+    said = [*QUESTION, {"role": "assistant", "content": "No."}]
+    ids = demo.chat_ids(said, continues=False)
+    assert demo.transcript_of(said, continues=False).ids == demo.chat_prompt(said, continues=False).ids == ids
+    spelled = b"".join(demo._tokenizer.piece(token, special=True) for token in ids).decode()
+    assert spelled.endswith("No.<|im_end|>\n<|im_start|>assistant\n")
+
+
 @pytest.fixture(scope="module")
 def talks_in_control_tokens(tmp_path_factory: pytest.TempPathFactory):
     """Two models of random weights, with a BOS."""
