@@ -23,6 +23,7 @@ from typing import Any, cast
 
 import psutil
 
+from .checks import printable
 from .errors import PromptError
 from .programs import command, is_frozen
 
@@ -34,6 +35,8 @@ _PROGRAM = Path(__file__).with_name("sandbox.py")
 _START = (
     "import json, runpy, sys; sys.path[:] = json.loads(sys.argv[1]); del sys.argv[:2]; runpy.run_path(sys.argv[0], run_name='__main__')"
 )
+#: Characters of what a template says in an error.
+_MOST_SAID = 300
 _INSTEAD = "use a raw prompt (--raw)"
 
 
@@ -66,11 +69,10 @@ class Renderer:
                 self._end()
                 raise
         if "broken" in reply:
-            raise PromptError(f"the chat template in the model file does not compile: {reply['broken']}; {_INSTEAD}")
+            raise PromptError(f"the chat template in the model file does not compile: {printable(reply['broken'], _MOST_SAID)}; {_INSTEAD}")
         if "refused" in reply:
-            raise PromptError(
-                f"the model's chat template refuses these messages: {reply['refused']}; check the roles and their order, or {_INSTEAD}"
-            )
+            said = printable(reply["refused"], _MOST_SAID)
+            raise PromptError(f"the model's chat template refuses these messages: {said}; check the roles and their order, or {_INSTEAD}")
         return reply["text"]
 
     def _exchanged(self, request: str) -> dict[str, str]:

@@ -289,6 +289,16 @@ def test_ctrl_c_where_nothing_is_being_written_leaves_and_loses_nothing(keyboard
 
 
 @at_a_keyboard
+def test_control_characters_of_an_answer_are_shown_in_a_chat_too(tmp_path: Path) -> None:
+    (tmp_path / "g.gbnf").write_text(r'root ::= "A\x1b[2JB"')
+    process = pexpect.spawn(COMMAND[0], [*COMMAND[1:], "--grammar", str(tmp_path / "g.gbnf")], timeout=60, dimensions=(24, 80))
+    process.expect("> ")
+    process.sendline("Hi")
+    process.expect(r"A\\u001b\[2JB")
+    process.close(force=True)
+
+
+@at_a_keyboard
 def test_a_line_can_be_edited_and_an_earlier_one_called_back(keyboard) -> None:
     keyboard.sendline("/temperature 0.5")
     keyboard.expect(r"\(temperature 0.5\)")
