@@ -15,6 +15,8 @@ from pathlib import Path
 from .errors import CatalogError, SettingError
 
 _EDGE_BYTES = 1 << 20
+#: Of a file that is read whole, where its reader names no other limit.
+MOST_BYTES = 64 << 20
 #: ASCII's control characters but newline and tab, Unicode's others, those that turn the direction of writing, and halves of characters.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -58,20 +60,27 @@ def replace_file(path: Path, content: str | Iterable[bytes]) -> None:
             raise
 
 
-def text_of(path: Path) -> str:
-    """What a file says, without its byte order mark, and with a newline at the end of lines, whatever it is there. Raises CatalogError."""
+def bytes_of(path: Path, most: int = MOST_BYTES) -> bytes:
+    """What stands in a file. Raises CatalogError, also for one of more than ``most`` bytes, of which no more are read."""
     try:
-        return decoded(bytes_of(path)).replace("\r\n", "\n").replace("\r", "\n")
-    except ValueError as error:
-        raise CatalogError(f"{path}: {error}") from error
-
-
-def bytes_of(path: Path) -> bytes:
-    """What a file holds. Raises CatalogError."""
-    try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(most + 1)
     except OSError as error:
         raise CatalogError(f"{path}: cannot be read ({error.strerror}); check its name and permissions") from error
+    except ValueError as error:  # a name that no file can have
+        raise CatalogError(f"{path}: cannot be read ({error}); check its name") from error
+    if len(data) > most:
+        raise CatalogError(f"{path}: larger than the {most / (1 << 20):g} MiB that are read of such a file; is it the right one?")
+    return data
+
+
+def text_of(path: Path, most: int = MOST_BYTES) -> str:
+    """What a file of at most ``most`` bytes says, without its byte order mark and with the line ends of Unix. Raises CatalogError."""
+    data = bytes_of(path, most)
+    try:
+        return decoded(data).replace("\r\n", "\n").replace("\r", "\n")
+    except ValueError as error:
+        raise CatalogError(f"{path}: {error}") from error
 
 
 def decoded(data: bytes) -> str:
