@@ -117,6 +117,13 @@ def test_what_is_wrong_is_one_line_and_the_chat_goes_on(answers: list[str]) -> N
         assert message in error
 
 
+def test_a_byte_order_mark_is_no_part_of_a_question_and_of_a_system_prompt(answers: list[str], tmp_path: Path) -> None:
+    (tmp_path / "s.txt").write_bytes(b"\xef\xbb\xbfBe brief.\r\n")
+    done = chat(b"\xef\xbb\xbf" + ADA.encode() + b"\r\n", f"/system @{tmp_path / 's.txt'}", "/system")
+    assert done.stdout == answers[0] + "\n"
+    assert done.stderr.count("(system prompt: Be brief.)") == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

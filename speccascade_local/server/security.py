@@ -74,7 +74,7 @@ def api_key(file: Path | None) -> str | None:
     """From a file, or from the environment; None where neither is named. Raises CatalogError and SettingError."""
     if file is not None:
         try:
-            key, origin = file.read_text(encoding="utf-8").strip(), f"--api-key-file {file}"
+            key, origin = file.read_text(encoding="utf-8-sig").strip(), f"--api-key-file {file}"
         except (OSError, UnicodeDecodeError) as error:
             raise CatalogError(f"--api-key-file {file}: cannot be read ({error}); check its name and permissions") from None
     elif ENVIRONMENT_KEY in os.environ:
