@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import astuple, dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -131,7 +132,7 @@ def _ends(pair: LoadedPair, settings: Settings) -> Callable[[int], bool]:
 def _decoded(pair: LoadedPair, ids: list[int], settings: Settings, rule: Rule, seed: int, shaper: Shaper) -> Iterator[tuple[Chunk, Block]]:
     """The loop with text around it."""
     stats = Stats(prompt_tokens=len(ids))
-    text = TextStream(pair.tokenizer.piece, _ends(pair, settings), settings.stop)
+    text = TextStream(pair.tokenizer.piece, _ends(pair, settings), settings.stop, partial(pair.tokenizer.piece, special=True))
     shared = {session: rewind_to_shared(session, ids) for session in pair.sessions}
     stats.cached_tokens = shared[pair.expert if rule.asks_expert else pair.drafter]
     before = pair.rollbacks

@@ -1,10 +1,12 @@
-"""Numbers and files that come from users: the right kind, within their range, readable, or a clear error."""
+"""Numbers, files and texts that come from users and strangers: the right kind, within their range, readable, or a clear error."""
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from numbers import Integral, Real
@@ -13,6 +15,10 @@ from pathlib import Path
 from .errors import CatalogError, SettingError
 
 _EDGE_BYTES = 1 << 20
+#: Of a file that is read whole, where its reader names no other limit.
+MOST_BYTES = 64 << 20
+#: ASCII's control characters but newline and tab, Unicode's others, those that turn the direction of writing, and halves of characters.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def whole_number(name: str, value: object, low: int, high: int, other: str = "") -> int:
@@ -54,17 +60,53 @@ def replace_file(path: Path, content: str | Iterable[bytes]) -> None:
             raise
 
 
-def text_of(path: Path) -> str:
-    """What a file says. Raises CatalogError."""
+def bytes_of(path: Path, most: int = MOST_BYTES) -> bytes:
+    """What stands in a file. Raises CatalogError, also for one of more than ``most`` bytes, of which no more are read."""
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(most + 1)
     except OSError as error:
         raise CatalogError(f"{path}: cannot be read ({error.strerror}); check its name and permissions") from error
+    except ValueError as error:  # a name that no file can have
+        raise CatalogError(f"{path}: cannot be read ({error}); check its name") from error
+    if len(data) > most:
+        raise CatalogError(f"{path}: larger than the {most / (1 << 20):g} MiB that are read of such a file; is it the right one?")
+    return data
+
+
+def text_of(path: Path, most: int = MOST_BYTES) -> str:
+    """What a file of at most ``most`` bytes says, without its byte order mark and with the line ends of Unix. Raises CatalogError."""
+    data = bytes_of(path, most)
+    try:
+        return decoded(data).replace("\r\n", "\n").replace("\r", "\n")
+    except ValueError as error:
+        raise CatalogError(f"{path}: {error}") from error
+
+
+def decoded(data: bytes) -> str:
+    """The text of a file or a pipe, without its byte order mark. Raises ValueError for what is no UTF-8, and says what to do."""
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CatalogError(
-            f"{path}: not UTF-8 text: byte {error.object[error.start]:#04x} at position {error.start}; "
-            "convert it first, for example with iconv"
-        ) from error
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError("not UTF-8 text but UTF-16; save it as UTF-8, or convert it first, for example with iconv") from error
+        seen = f"byte {error.object[error.start]:#04x} at position {error.start}"
+        raise ValueError(f"not UTF-8 text: {seen}; convert it first, for example with iconv") from error
+
+
+def printable(text: str, limit: int | None = None) -> str:
+    """The text with its control characters as escapes of four digits, so that no terminal obeys them. Newline and tab stay.
+
+    limit: most of its characters that are shown; of a longer one the middle is left out.
+    """
+    return _shortened(_CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", _shortened(text, limit)), limit)
+
+
+def _shortened(text: str, limit: int | None) -> str:
+    if limit is None or len(text) <= limit:
+        return text
+    half = (limit - 3) // 2
+    return f"{text[:half]} … {text[-half:]}"
 
 
 def fingerprint(path: Path) -> str:

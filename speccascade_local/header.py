@@ -19,6 +19,7 @@ from .layout import Layout, Tensor, layout_of, shards_of
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?) ?(?P<unit>[MG]i?B)", re.IGNORECASE)
 _UNITS = {"mb": 1e6, "mib": 2**20, "gb": 1e9, "gib": 2**30}
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?<!\.gguf)")
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 _CACHE_BYTES = 2  # of each value in a cache: 16 bits, which is what contexts are made with
 
@@ -139,8 +140,7 @@ def check_gguf(path: Path) -> list[Layout]:
         with path.open("rb") as file:
             magic = file.read(4)
     except FileNotFoundError:
-        away = "nothing is downloaded; fetch it first and name the file" if str(path).startswith(("http:", "https:")) else ""
-        hint = away or "check the path, or run 'speccascade models' to see what is present"
+        hint = _not_here(str(path)) or "check the path, or run 'speccascade models' to see what is present"
         raise ModelLoadError(f"{path}: no such file; {hint}") from None
     except IsADirectoryError:
         raise ModelLoadError(f"{path}: a folder; name the .gguf file itself") from None
@@ -155,6 +155,31 @@ def check_gguf(path: Path) -> list[Layout]:
             "models in other formats must be converted first (llama.cpp's convert_hf_to_gguf.py)"
         )
     return [_checked_layout(each) for each in shards_of(path)]
+
+
+def check_model(path: Path) -> None:
+    """Refuse what :func:`check_gguf` refuses, and files of GGUF form that are no whole model. Raises ModelLoadError."""
+    first = check_gguf(path)[0].values
+    if first.get("general.type") == "adapter":
+        raise ModelLoadError(
+            f"{path}: a LoRA adapter and not a model; name the model that it was made for, and the adapter by --expert-lora, "
+            "--drafter-lora, or lora: in models.yaml"
+        )
+    if path != shards_of(path)[0] or first.get("split.no"):
+        name = shards_of(path)[0].name if path != shards_of(path)[0] else "the first"
+        raise ModelLoadError(f"{path}: one of the files that a model is divided into, and not the first; name {name}")
+
+
+def _not_here(name: str) -> str:
+    """What to do about a name that is no file's, where it looks like something else."""
+    if name.startswith(("http:", "https:")):
+        return "nothing is downloaded; fetch it first and name the file"
+    if _REPOSITORY.fullmatch(name):
+        return (
+            "if it is a repository on the Hugging Face hub: only files in GGUF form can be used; write the repository as hub: and such a "
+            "file of it as file: into models.yaml, and fetch it with 'speccascade pull'"
+        )
+    return ""
 
 
 def _checked_layout(path: Path) -> Layout:

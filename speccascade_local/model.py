@@ -19,7 +19,7 @@ import llama_cpp
 from .adapters import read_adapter
 from .backend import complaint, forget_complaints, free, made, physical_cores, require_own_process
 from .errors import ModelLoadError, SessionError
-from .header import check_gguf
+from .header import check_model
 from .parameters import model_parameters
 from .placement import Placement
 from .tokenizer import Tokenizer
@@ -45,7 +45,7 @@ class LlamaModel:
     ) -> None:
         self.path = Path(os.path.expanduser(path))
         self.placement = placement or Placement()
-        check_gguf(self.path)
+        check_model(self.path)
         params = model_parameters(self.placement)
         log.info(
             "%s: weight repacking is %s",

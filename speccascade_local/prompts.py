@@ -14,10 +14,13 @@ Prompt = str | Sequence[int]
 def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, *, n_vocab: int, n_ctx: int, n_ctx_trained: int) -> list[int]:
     """The ids of a raw prompt: of a text, in which control tokens are read, or as they are given.
 
-    n_vocab: bound of the ids. n_ctx: how many fit. n_ctx_trained: how many could. Raises PromptError and ContextOverflowError.
+    A text gets the BOS that the model wants, unless it begins with it already; a list of ids stays as it is. n_vocab: bound of the ids.
+    n_ctx: how many fit. n_ctx_trained: how many could. Raises PromptError and ContextOverflowError.
     """
     if isinstance(prompt, str):
         ids = tokenizer.tokenize(prompt, add_special=True, parse_special=True) if prompt else []
+        if tokenizer.bos_id is not None and ids[:2] == [tokenizer.bos_id] * 2:  # the text begins with the BOS
+            del ids[0]
     else:
         try:
             if isinstance(prompt, (bytes, bytearray)) or any(isinstance(token, bool) for token in prompt):

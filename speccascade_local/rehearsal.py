@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 
 from .batch import MOST_COPIES
 from .errors import ModelLoadError, SettingError
-from .header import check_gguf
+from .header import check_model
 from .placement import Placement
 from .programs import command
 
@@ -124,7 +124,7 @@ def rehearse(
     Raises ModelLoadError, also where the child dies, hangs or talks nonsense; SettingError for a device that there is not.
     """
     for path in files.values():
-        check_gguf(path)
+        check_model(path)
     asked = {
         "files": {role: _absolute(path) for role, path in files.items()},
         "n_ctx": n_ctx,

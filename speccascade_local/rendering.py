@@ -6,12 +6,12 @@ of this one. It starts when first needed, and again after one that had to be kil
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Mapping
 from typing import Any
 
+from .checks import printable
 from .errors import PromptError
 from .limited_child import ChildError, LimitedChild
 from .programs import standalone
@@ -20,7 +20,7 @@ from .programs import standalone
 SECONDS, MEMORY_BYTES, CHARACTERS = 10.0, 512_000_000, 10_000_000
 _INSTEAD = "use a raw prompt (--raw)"
 #: Characters of what a template says about itself that an error repeats.
-_MOST_SHOWN = 300
+_MOST_SAID = 300
 
 
 class Renderer:
@@ -53,17 +53,11 @@ class Renderer:
         except ChildError as error:
             raise PromptError(f"the chat template in the model file {error}; {_INSTEAD}") from error
         if "broken" in reply:
-            raise PromptError(f"the chat template in the model file does not compile: {_shown(reply['broken'])}; {_INSTEAD}")
+            raise PromptError(f"the chat template in the model file does not compile: {printable(reply['broken'], _MOST_SAID)}; {_INSTEAD}")
         if "refused" in reply:
-            reason = f"{_shown(reply['refused'])}; check the roles and their order, or {_INSTEAD}"
-            raise PromptError(f"the model's chat template refuses these messages: {reason}")
+            said = printable(reply["refused"], _MOST_SAID)
+            raise PromptError(f"the model's chat template refuses these messages: {said}; check the roles and their order, or {_INSTEAD}")
         return reply["text"]
-
-
-def _shown(text: str) -> str:
-    """What a template says, which may be anything: short, and no control characters that a terminal would obey."""
-    short = text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
-    return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in short)
 
 
 #: The one of this process. A fork must not share it: two would read each other's answers.

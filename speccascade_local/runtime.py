@@ -95,7 +95,10 @@ class Runtime:
 
     @takes_settings
     def chat(self, messages: Sequence[Message], call: Call) -> Reply:
-        """Answer a conversation, ``[{"role": "user", "content": "Hi"}, ...]``, through the expert's chat template."""
+        """Answer a conversation, ``[{"role": "user", "content": "Hi"}, ...]``, through the expert's chat template.
+
+        Where the last message is the assistant's, the reply is what follows it: see :meth:`chat_ids`.
+        """
         return self._reply(self.chat_ids(messages), call)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
@@ -110,28 +113,42 @@ class Runtime:
             method.check_pair(self.pair.drafter, self.pair.expert)
         return method
 
-    def chat_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+    def chat_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, continues: bool = True) -> list[int]:
         """The prompt that the expert's chat template makes of a conversation, and of functions that may be called.
 
-        A control token that a message merely spells out stays plain text. Raises PromptError when the expert has no template.
+        A control token that a message merely spells out stays plain text. continues: where the last message is the assistant's, the prompt
+        ends with its content as the template writes it, for the model to go on with; without it the message is over, and another begins.
+        Raises PromptError when the expert has no template, or one that cannot leave an answer unfinished.
         """
         with self._exclusively():
-            return Transcript().prompt(self._template.render(messages, tools), self._tokenizer).ids
+            return Transcript().prompt(self._template.render(messages, tools, continues=continues), self._tokenizer).ids
 
     @property
     def takes_tools(self) -> bool:
         """Whether the chat template has a place for functions that may be called. Raises PromptError where there is no template."""
         return self._template.takes_tools
 
-    def chat_prompt(self, messages: Sequence[Message], said: Transcript = Transcript()) -> Transcript:  # noqa: B008  # a frozen value
+    def chat_prompt(
+        self,
+        messages: Sequence[Message],
+        said: Transcript = Transcript(),  # noqa: B008  # a frozen value
+        *,
+        continues: bool = True,
+    ) -> Transcript:
         """Like :meth:`chat_ids`, for a conversation that goes on: what was ``said`` keeps its ids where the prompt begins with it."""
         with self._exclusively():
-            return said.prompt(self._template.render(messages), self._tokenizer)
+            return said.prompt(self._template.render(messages, continues=continues), self._tokenizer)
 
-    def transcript_of(self, question: Question, said: Transcript = Transcript()) -> Transcript:  # noqa: B008  # a frozen value
+    def transcript_of(
+        self,
+        question: Question,
+        said: Transcript = Transcript(),  # noqa: B008  # a frozen value
+        *,
+        continues: bool = True,
+    ) -> Transcript:
         """The ids of a prompt, or of a list of messages as :meth:`chat_prompt` makes them. Raises PromptError, ContextOverflowError."""
         if not isinstance(question, str) and question and isinstance(question[0], Mapping):
-            prompt = self.chat_prompt(cast(Sequence[Message], question), said)
+            prompt = self.chat_prompt(cast(Sequence[Message], question), said, continues=continues)
             self.prompt_ids(prompt.ids)  # refuses too many
             return prompt
         return Transcript().answered(self.prompt_ids(cast(Prompt, question)))

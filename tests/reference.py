@@ -5,6 +5,7 @@ Slow on purpose: the package's own rows, masks and targets are held equal to thi
 
 from __future__ import annotations
 
+import codecs
 import math
 import statistics
 from collections.abc import Sequence
@@ -149,3 +150,35 @@ def target(
         return found if tv(found, p) <= limit else list(p)
     trusted = trusted_tokens(name, dials, q, p, qu, pu)
     return mixture(trusted if name == "token_cascade" else trusted & allowed, q, p)  # it does not ask where it keeps
+
+
+def written_out(tokens: Sequence[bytes | str]) -> list[tuple[str, bool]]:
+    """Each character of a text with its control tokens written out, and whether it is visible.
+
+    tokens: visible bytes, or how a control token is written.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    return [
+        (character, isinstance(token, bytes))
+        for token in tokens
+        for character in (decoder.decode(token) if isinstance(token, bytes) else token)
+    ]
+
+
+def visible_until_stop(tokens: Sequence[bytes | str], stops: Sequence[str]) -> tuple[str, int | None]:
+    """What is visible of a text, and which of its tokens completes a stop string.
+
+    Token by token and character by character the text is read again from its beginning, with and without its control tokens.
+    """
+    for count in range(1, len(tokens) + 1):
+        before, written = len(written_out(tokens[: count - 1])), written_out(tokens[:count])
+        for end in range(before + 1, len(written) + 1):
+            cuts = []
+            for everything in (True, False) if written[end - 1][1] else (True,):
+                places = [place for place in range(end) if everything or written[place][1]]
+                text = "".join(written[place][0] for place in places)
+                cuts += [places[len(text) - len(stop)] for stop in stops if text.endswith(stop)]
+            if cuts:
+                return "".join(character for character, seen in written[: min(cuts)] if seen), count - 1
+    whole = b"".join(token for token in tokens if isinstance(token, bytes))
+    return whole.decode(errors="replace"), None

@@ -17,6 +17,7 @@ import pytest
 from gguf_files import text_model
 
 import speccascade_local as sc
+from speccascade_local.cli import terminal
 
 COMMAND = [sys.executable, "-m", "speccascade_local"]
 QUESTION = "Who is Ada Lovelace?"
@@ -71,6 +72,91 @@ def test_the_prompt_may_come_from_stdin_and_the_pair_may_be_named(answer):
     for arguments in (["run"], ["run", "-"], ["run", "demo", "-"], ["run", "demo"]):
         assert speccascade(*arguments, *FIXED, stdin=QUESTION.encode() + b"\n").stdout.decode() == answer + "\n"
     assert speccascade("run", "demo", QUESTION, *FIXED).stdout.decode() == answer + "\n"
+
+
+@pytest.mark.parametrize("piped", [b"\xef\xbb\xbf%s\n", b"%s\r\n", b"\xef\xbb\xbf%s\r\n", b"%s"])
+def test_a_byte_order_mark_and_one_line_end_of_what_is_piped_are_no_part_of_the_prompt(piped):
+    done = speccascade("run", "--json", "--max-tokens", "1", *FIXED, stdin=piped % QUESTION.encode())
+    assert json.loads(done.stdout)["prompt"] == QUESTION
+    done = speccascade("run", "--json", "--max-tokens", "1", *FIXED, stdin=piped % b"two\r\nlines\n")
+    assert json.loads(done.stdout)["prompt"] == "two\r\nlines" + "\n" * (not piped.endswith(b"s"))
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_grammar_or_schema_from_windows_is_read_like_any_other(tmp_path, mark):
+    (tmp_path / "g.gbnf").write_bytes(mark + b'root ::= yes |\r\n  "no"\r\nyes ::= "yes"\r\n')
+    assert speccascade("run", "--grammar", tmp_path / "g.gbnf", QUESTION).stdout.strip() in (b"yes", b"no")
+    (tmp_path / "s.json").write_bytes(mark + b'{\r\n"const": "yes"}\r\n')
+    assert speccascade("run", "--json-schema", tmp_path / "s.json", QUESTION).stdout.strip() == b'"yes"'
+    (tmp_path / "s.json").write_text('{"const": "yes"}', encoding="utf-16")
+    done = speccascade("run", "--json-schema", tmp_path / "s.json", QUESTION)
+    assert done.returncode == 1
+    assert done.stderr.endswith(b"s.json: not UTF-8 text but UTF-16; save it as UTF-8, or convert it first, for example with iconv\n")
+
+
+#: As a grammar has it: a title, a cleared screen, a bell, C1's CSI, text that runs backwards, and a line that is written over.
+HOSTILE = r"A\x1b]0;X\x07B\x1b[2JC\u009b1mD\u202eE\rF\x7f"
+RAW = "A\x1b]0;X\x07B\x1b[2JC\u009b1mD\u202eE\rF\x7f"
+SHOWN = r"A\u001b]0;X\u0007B\u001b[2JC\u009b1mD\u202eE\u000dF\u007f"
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> tuple[str, str]:
+    (tmp_path / "g.gbnf").write_text(f'root ::= "{HOSTILE}\\t[bold]\\n:smile:"\n')
+    return "--grammar", str(tmp_path / "g.gbnf")
+
+
+def test_control_characters_of_an_answer_are_shown_in_a_terminal_and_stay_as_they_are_in_a_pipe(hostile):
+    assert speccascade("run", *hostile, "Hi").stdout.decode() == f"{RAW}\t[bold]\n:smile:\n"
+    for kind in ("xterm-256color", "dumb"):
+        assert in_terminal("run", *hostile, "Hi", TERM=kind).endswith(f"{SHOWN}\t[bold]\r\n:smile:\r\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [(["run", "--show-origin"], SHOWN), (["compare"], SHOWN), (["run", "--json"], SHOWN.replace(r"\u000d", r"\r"))],
+    ids=["colours", "compare", "json"],
+)
+def test_nothing_that_shows_an_answer_in_a_terminal_obeys_it(hostile, arguments, found):
+    told = in_terminal(*arguments, *hostile, "Hi", COLUMNS="300")
+    for raw in ("\x1b]", "\x1b[2J", "\x07", "\u009b", "\u202e", "\x7f"):
+        assert raw not in told
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", told)
+    assert found in plain
+    assert "[bold]" in plain
+
+
+def test_what_a_catalog_says_is_shown_and_not_obeyed(tmp_path):
+    (tmp_path / "m.yaml").write_text(
+        'pairs:\n  "a[red]b":\n    drafter: ngram\n    expert: bundled:demo-expert.gguf\n    description: "\\e[2J\\a[bold]x"\n'
+    )
+    for arguments in (["models", "a[red]b"], ["models"]):
+        told = in_terminal(*arguments, "--models", str(tmp_path / "m.yaml"), COLUMNS="200")
+        assert r"\u001b[2J" in told
+        assert "[bold]x" in told
+        assert "\x1b[2J" not in told
+    assert "a[red]b" in told
+
+
+def test_what_a_template_says_in_an_error_is_short_and_has_no_control_characters(tmp_path):
+    source = "{{ raise_exception('\x1b[2J\x1b]0;pwn\x07' ~ 'a' * 9000000) }}"
+    path = text_model(tmp_path / "m.gguf", chat_template=source)
+    done = speccascade("run", "--drafter", path, "--expert", path, "--no-check-memory", "Hi")
+    told = done.stderr.decode()
+    assert done.returncode == 1
+    assert "\x1b" not in told
+    assert "\x07" not in told
+    assert r"refuses these messages: \u001b[2J\u001b]0;pwn" in told
+    assert told.endswith("check the roles and their order, or use a raw prompt (--raw)\n")
+    assert len(told) < 700
+
+
+def test_an_error_of_any_length_is_cut_in_its_middle(capsys):
+    terminal.print_error("begins " + "\x1b" * 10_000 + " ends")
+    told = capsys.readouterr().err
+    assert told.startswith(r"error: begins \u001b")
+    assert told.endswith(r"\u001b ends" + "\n")
+    assert len(told) < terminal.LONGEST_ERROR + 20
 
 
 def test_a_dash_reads_what_is_typed_in_a_terminal_and_nothing_at_all_does_not_wait_for_it(answer):

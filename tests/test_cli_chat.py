@@ -117,6 +117,13 @@ def test_what_is_wrong_is_one_line_and_the_chat_goes_on(answers: list[str]) -> N
         assert message in error
 
 
+def test_a_byte_order_mark_is_no_part_of_a_question_and_of_a_system_prompt(answers: list[str], tmp_path: Path) -> None:
+    (tmp_path / "s.txt").write_bytes(b"\xef\xbb\xbfBe brief.\r\n")
+    done = chat(b"\xef\xbb\xbf" + ADA.encode() + b"\r\n", f"/system @{tmp_path / 's.txt'}", "/system")
+    assert done.stdout == answers[0] + "\n"
+    assert done.stderr.count("(system prompt: Be brief.)") == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -286,6 +293,16 @@ def test_ctrl_c_where_nothing_is_being_written_leaves_and_loses_nothing(keyboard
     keyboard.wait()
     assert keyboard.exitstatus == 130
     assert chat_file.read(tmp_path / "a.chat").system == "Be odd."
+
+
+@at_a_keyboard
+def test_control_characters_of_an_answer_are_shown_in_a_chat_too(tmp_path: Path) -> None:
+    (tmp_path / "g.gbnf").write_text(r'root ::= "A\x1b[2JB"')
+    process = pexpect.spawn(COMMAND[0], [*COMMAND[1:], "--grammar", str(tmp_path / "g.gbnf")], timeout=60, dimensions=(24, 80))
+    process.expect("> ")
+    process.sendline("Hi")
+    process.expect(r"A\\u001b\[2JB")
+    process.close(force=True)
 
 
 @at_a_keyboard

@@ -39,6 +39,7 @@ EFFECTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "messages": (TOOL, {}),
     "prompt": ([1, 2], {}),
     "prompt_cache_key": ("mine", {}),
+    "cache_salt": ("grain", {}),
     "speccascade": ({"block_size": 3}, {"block_size": 3}),
     "continue_final_message": (False, {}),
     "add_generation_prompt": (True, {}),

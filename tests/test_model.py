@@ -12,11 +12,14 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import gguf
 import llama_cpp
 import pytest
 from gguf_files import (
     CHATML,
+    adapter,
     embedding_model,
+    textless_model,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,9 +28,47 @@ from speccascade_local import parameters
 from speccascade_local.context import LlamaContext
 from speccascade_local.errors import ModelLoadError, SessionError
 from speccascade_local.model import LlamaModel
+from speccascade_local.rehearsal import rehearse
 from speccascade_local.session import LlamaSession
 
 DEMO = Path(parameters.__file__).parent / "demo"
+
+
+def test_an_adapter_named_as_a_model_is_told_apart_and_says_where_it_goes(tmp_path: Path) -> None:
+    path = adapter(tmp_path / "lora.gguf")
+    for load in (LlamaModel, lambda path: rehearse({"expert": path})):
+        with pytest.raises(ModelLoadError, match=r"lora\.gguf: a LoRA adapter and not a model; .* --expert-lora, --drafter-lora"):
+            load(path)
+
+
+def test_a_later_part_of_a_divided_model_says_which_file_to_name(tmp_path: Path) -> None:
+    whole = textless_model(tmp_path / "m.gguf").read_bytes()
+    for number in (1, 2):
+        (tmp_path / f"big-0000{number}-of-00002.gguf").write_bytes(whole)
+    for load in (LlamaModel, lambda path: rehearse({"expert": path})):
+        with pytest.raises(ModelLoadError, match=r"big-00002-of-00002\.gguf: .*, and not the first; name big-00001-of-00002\.gguf$"):
+            load(tmp_path / "big-00002-of-00002.gguf")
+
+
+def test_a_later_part_under_another_name_is_refused_too(tmp_path: Path) -> None:
+    path = tmp_path / "renamed.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_uint16("split.no", 1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ModelLoadError, match=r"renamed\.gguf: .*, and not the first; name the first$"):
+        LlamaModel(path)
+
+
+def test_the_name_of_a_repository_is_no_file_and_says_how_to_fetch_one() -> None:
+    with pytest.raises(
+        ModelLoadError, match=r"^Qwen/Qwen2\.5-0\.5B-Instruct-GPTQ-Int4: no such file; .* only files in GGUF form .* pull'$"
+    ):
+        LlamaModel("Qwen/Qwen2.5-0.5B-Instruct-GPTQ-Int4")
+    for name in ("here/absent.gguf", "/a/b", "../a", "absent"):
+        with pytest.raises(ModelLoadError, match="no such file; check the path"):
+            LlamaModel(name)
 
 
 def test_a_closed_model_says_so_and_may_be_closed_again(files: SimpleNamespace, freed: list[tuple[str, int]]) -> None:

@@ -5,9 +5,10 @@ import threading
 
 import numpy as np
 import pytest
-from gguf_files import text_model
+from gguf_files import CHATML, ENDOFTEXT, IM_END, IM_START, byte_id, text_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import visible_until_stop
 
 import speccascade_local as sc
 from speccascade_local.context import LlamaContext
@@ -168,6 +169,83 @@ def test_stop_strings_end_the_text_before_them_wherever_token_borders_lie(demo):
         reply = demo.chat(QUESTION, max_tokens=60, seed=0, stop=[stop])
         assert reply.text == text[: text.find(stop)]
         assert reply.finish_reason == "stop"
+
+
+def test_an_answer_that_has_begun_is_continued_and_the_reply_is_what_follows(demo):
+    begun = [*QUESTION, {"role": "assistant", "content": "Ada Lovelace was "}]
+    ids = demo.chat_ids(begun)
+    spelled = b"".join(demo._tokenizer.piece(token, special=True) for token in demo.chat_ids(QUESTION))
+    assert b"".join(demo._tokenizer.piece(token, special=True) for token in ids) == spelled + b"Ada Lovelace was "
+    assert demo.transcript_of(begun).ids == demo.chat_prompt(begun).ids == ids
+    demo.reset()
+    reply = demo.chat(begun, max_tokens=12, rule="strict", block_size=0)
+    demo.reset()
+    assert reply.text == demo.generate(ids, max_tokens=12, rule="strict", block_size=0).text
+    assert reply.stats.prompt_tokens == len(ids)
+
+
+def test_an_answer_that_is_over_is_followed_by_another(demo):
+    said = [*QUESTION, {"role": "assistant", "content": "No."}]
+    ids = demo.chat_ids(said, continues=False)
+    assert demo.transcript_of(said, continues=False).ids == demo.chat_prompt(said, continues=False).ids == ids
+    spelled = b"".join(demo._tokenizer.piece(token, special=True) for token in ids).decode()
+    assert spelled.endswith("No.<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.fixture(scope="module")
+def talks_in_control_tokens(tmp_path_factory: pytest.TempPathFactory):
+    """Two models of random weights, with a BOS."""
+    folder = tmp_path_factory.mktemp("control")
+    paths = [text_model(folder / f"{seed}.gguf", seed=seed, add_bos=True, chat_template=CHATML) for seed in (1, 2)]
+    with sc.load(drafter=paths[0], expert=paths[1], n_ctx=128, n_threads=1) as runtime:
+        yield runtime
+
+
+@pytest.mark.parametrize("block_size", [0, 4])
+def test_a_stop_string_that_spells_control_tokens_ends_the_text_streamed_and_whole(talks_in_control_tokens, block_size):
+    runtime = talks_in_control_tokens
+    piece = runtime._tokenizer.piece
+    bias = {
+        IM_START: 7.0,
+        ENDOFTEXT: -100.0,
+        IM_END: -100.0,
+        **{byte_id(ord(c)): 7.0 for c in "ab"},
+        byte_id(0xC3): 5.0,
+        byte_id(0xA9): 5.0,
+    }
+    asked = {"temperature": 1.0, "max_tokens": 24, "block_size": block_size, "logit_bias": bias}
+    stopped = 0
+    for seed in range(12):
+        whole = runtime.generate("ab", seed=seed, **asked)
+        tokens = [piece(token) or piece(token, special=True).decode() for token in whole.token_ids]
+        assert whole.text == visible_until_stop(tokens, [])[0]
+        text = "".join(token.decode(errors="replace") if isinstance(token, bytes) else token for token in tokens)
+        for stop in (["<|im_start|>"], ["a<|im_start|>"], ["<|im_start|><|im_start|>"], ["<|im_start|>ab", text[-30:-10]], [text[3:21]]):
+            if not all(stop):
+                continue
+            expected, at = visible_until_stop(tokens, stop)
+            reply = runtime.generate("ab", seed=seed, stop=stop, **asked)
+            assert (reply.text, len(reply.token_ids)) == (expected, len(tokens) if at is None else at + 1)
+            assert reply.finish_reason == ("length" if at is None else "stop")
+            streamed = runtime.stream("ab", seed=seed, stop=stop, **asked)
+            assert "".join(chunk.text for chunk in streamed) == expected
+            stopped += at is not None
+    assert stopped > 20
+
+
+@pytest.mark.parametrize("written", ["<|im_start|>", ""])
+def test_a_raw_prompt_has_one_bos_whether_or_not_it_begins_with_it(talks_in_control_tokens, written):
+    runtime = talks_in_control_tokens
+    assert runtime.prompt_ids(f"{written}ab") == [IM_START, byte_id(ord("a")), byte_id(ord("b"))]
+    assert runtime.transcript_of(f"{written}ab").ids == runtime.prompt_ids("ab")
+    assert runtime.generate(f"{written}ab", max_tokens=1).stats.prompt_tokens == 3
+
+
+def test_further_bos_of_a_prompt_and_ids_stay_as_they_are_given(talks_in_control_tokens):
+    runtime = talks_in_control_tokens
+    assert runtime.prompt_ids("<|im_start|><|im_start|>a") == [IM_START, IM_START, byte_id(ord("a"))]
+    assert runtime.prompt_ids([IM_START, IM_START, 9]) == [IM_START, IM_START, 9]
+    assert runtime.prompt_ids([9]) == [9]
 
 
 def test_a_raw_prompt_reads_control_tokens_and_a_message_does_not(demo):

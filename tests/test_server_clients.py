@@ -18,8 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import psutil
 import pytest
+from gguf_files import CHATML, IM_START, text_model
 from serving import PATIENCE_S, QUESTION, events, serving, wait_until
 
+import speccascade_local as sc
 from speccascade_local.server import connections, listening, log_limit, streams
 from speccascade_local.server import engine as engine_module
 
@@ -511,3 +513,52 @@ def test_a_killed_server_leaves_its_port_and_nothing_to_clean():
         assert httpx.get(url + "/health", timeout=PATIENCE_S).status_code == 200
         again.terminate()
         assert again.wait(PATIENCE_S) == 0
+
+
+# --------------------------------------------------------------------------- what is seen is what stops
+
+
+@pytest.fixture(scope="module")
+def talks_in_control_tokens(tmp_path_factory: pytest.TempPathFactory):
+    """A server of a model that likes a control token, has a BOS, and a template with a mind of its own."""
+    source = "{% if messages[0].content == '!' %}{{ raise_exception('\x1b[2J' ~ '/home/me/x ' * 100000) }}{% endif %}" + CHATML
+    path = text_model(tmp_path_factory.mktemp("served") / "m.gguf", add_bos=True, chat_template=source)
+    with sc.load(drafter="ngram", expert=path, n_ctx=256, n_threads=1, timelines=2) as runtime, serving({"m": runtime}) as served:
+        yield served
+
+
+def test_a_stop_string_that_is_a_control_token_stops_over_http(talks_in_control_tokens):
+    asked = {"model": "m", "prompt": "ab", "temperature": 0, "max_tokens": 4, "logit_bias": {str(IM_START): 100}}
+    whole = talks_in_control_tokens.post("/v1/completions", asked).json()
+    assert (whole["choices"][0]["text"], whole["choices"][0]["finish_reason"]) == ("", "length")
+    for stop in ("<|im_start|>", ["x", "<|im_start|>"]):
+        got = talks_in_control_tokens.post("/v1/completions", {**asked, "stop": stop}).json()
+        assert (got["choices"][0]["text"], got["choices"][0]["finish_reason"]) == ("", "stop")
+        assert got["usage"]["completion_tokens"] == 1
+    two = talks_in_control_tokens.post("/v1/completions", {**asked, "stop": "<|im_start|><|im_start|>"}).json()
+    assert two["usage"]["completion_tokens"] == 2
+
+
+def test_a_prompt_that_begins_with_the_bos_has_one_over_http(talks_in_control_tokens):
+    sizes = [
+        talks_in_control_tokens.post("/v1/completions", {"model": "m", "prompt": prompt, "max_tokens": 1}).json()["usage"]["prompt_tokens"]
+        for prompt in ("ab", "<|im_start|>ab")
+    ]
+    assert sizes == [3, 3]
+
+
+def test_a_last_message_of_the_assistants_is_continued_over_http(talks_in_control_tokens):
+    runtime = talks_in_control_tokens.engine.pairs["m"]
+    begun = [*QUESTION, {"role": "assistant", "content": "She was "}]
+    got = talks_in_control_tokens.post("/v1/chat/completions", {"model": "m", "messages": begun, "max_tokens": 2}).json()
+    assert got["usage"]["prompt_tokens"] == len(runtime.chat_ids(begun)) < len(runtime.chat_ids(begun, continues=False))
+
+
+def test_what_a_template_says_is_cut_short_over_http(talks_in_control_tokens):
+    asked = {"model": "m", "messages": [{"role": "user", "content": "!"}]}
+    got = talks_in_control_tokens.post("/v1/chat/completions", asked)
+    assert got.status_code == 400
+    message = got.json()["error"]["message"]
+    assert "\x1b" not in message
+    assert message.endswith("use a raw prompt (--raw)")
+    assert len(message) < 700

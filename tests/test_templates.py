@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,7 @@ import speccascade_local as sc
 from speccascade_local import rendering
 from speccascade_local.errors import PromptError
 from speccascade_local.model import LlamaModel
-from speccascade_local.templates import ChatTemplate
+from speccascade_local.templates import ChatTemplate, _Spellings
 
 USER = [{"role": "user", "content": "Hi"}]
 
@@ -82,6 +83,31 @@ def test_no_message_can_forge_a_control_token_or_lose_a_character(model: LlamaMo
 def test_the_longer_of_two_control_tokens_that_begin_alike_is_found_whole() -> None:
     parts = template("{{ messages[0].content }}", ("<|a", "<|a|>")).render([{"role": "user", "content": "<|a|><|a"}])
     assert parts == [("<|a|>", False), ("<|a", False)]
+
+
+@given(st.text("<|a>", max_size=12), st.lists(st.text("<|a>", max_size=5), max_size=5))
+@settings(deadline=None)
+def test_spelled_control_tokens_are_found_from_the_left_the_longest_first(text: str, controls: list[str]) -> None:
+    expected, at = "", 0
+    while at < len(text):
+        here = max((len(each) for each in controls if each and text.startswith(each, at)), default=0)
+        expected += f"[{text[at : at + here]}]" if here else text[at]
+        at += here or 1
+    assert _Spellings(controls).sub(lambda found: f"[{found}]", text) == expected
+
+
+def test_a_hundred_thousand_control_tokens_are_kept_out_of_a_long_message_at_once() -> None:
+    begun = time.monotonic()
+    chat = template("{{ messages[0].content }}", tuple(f"<|{number}|>" for number in range(100_000)) + ("",) * 100_000)
+    parts = chat.render([{"role": "user", "content": "<|99999|><|1000000|>" * 10_000}])
+    assert parts[:2] == [("<|99999|>", False), ("<|1000000|>", True)]
+    assert len(parts) == 20_000
+    assert time.monotonic() - begun < 5
+
+
+def test_a_control_token_longer_than_any_real_one_is_refused() -> None:
+    with pytest.raises(PromptError, match=r"a control token of 129 characters, and at most 128 .* \(--raw\)$"):
+        template("{{ messages[0].content }}", ("<" * 129,))
 
 
 def test_a_template_without_control_tokens_to_guard_renders_too() -> None:
@@ -314,6 +340,87 @@ def test_a_template_that_leaves_the_system_message_out_gets_it_with_the_first_qu
     source = "{% for m in messages if m.role != 'system' %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     parts = template(source, ()).render([{"role": "system", "content": "Be brief."}, *USER])
     assert parts == [("user: Be brief.\n\nHi\n", True)]
+
+
+# --------------------------------------------------------------------------- an answer that is continued
+
+NOW = {"type": "function", "function": {"name": "now", "description": "?", "parameters": {"type": "object", "properties": {}}}}
+#: Fails with tools in any Jinja that writes no generators as JSON, continued or not.
+NO_TOOLS = "llama-cpp-deepseek-r1"
+BEGUN = {
+    "an answer": ([FIRST], "One, two,"),
+    "white space at its end": ([SYSTEM, FIRST, PLAIN, SECOND], "One,\n two, \n"),
+    "a thought": ([FIRST], "<think>\nhm, so"),
+    "with tools": ([FIRST], "One, two, "),
+}
+
+
+def joined(parts: list[tuple[str, bool]]) -> str:
+    return "".join(text for text, _ in parts)
+
+
+@pytest.mark.parametrize("begun", BEGUN)
+@pytest.mark.parametrize("name", [name for name in REAL if name != NEEDS_TOOLS])
+def test_real_templates_leave_an_answer_that_is_continued_where_its_content_ends(name: str, begun: str) -> None:
+    before, content = BEGUN[begun]
+    tools = [NOW] if begun == "with tools" and name != NO_TOOLS else []
+    messages = [*before, {"role": "assistant", "content": content}]
+    real = ChatTemplate(REAL[name], special_texts=SPECIAL, control_texts=())
+    text = joined(real.render(messages, tools))
+    assert text.endswith(content)
+    if messages[0] == SYSTEM and name in NO_SYSTEM:
+        messages = [{"role": "user", "content": f"{SYSTEM['content']}\n\n{FIRST['content']}"}, *messages[2:]]
+    closed = real._rendered(messages, tools, add_generation_prompt=False)
+    assert closed.startswith(text.rstrip())  # many cut the white space off
+
+
+@pytest.mark.parametrize("name", [name for name in REAL if name != NEEDS_TOOLS])
+def test_an_answer_that_is_empty_is_an_answer_that_has_not_begun(name: str) -> None:
+    real = ChatTemplate(REAL[name], special_texts=SPECIAL, control_texts=())
+    assert real.render([FIRST, {"role": "assistant", "content": ""}]) == real.render([FIRST])
+
+
+@given(fragments.filter(bool))
+@settings(max_examples=60, deadline=None)
+def test_what_an_answer_that_is_continued_spells_stays_plain_text(model: LlamaModel, content: str) -> None:
+    parts = template(CHATML).render([*USER, {"role": "assistant", "content": content}])
+    assert joined(parts) == f"<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n{content}"
+    tokenizer = model.tokenizer
+    ids = [token for text, control in parts for token in tokenizer.tokenize(text, add_special=False, parse_special=control)]
+    assert sum(tokenizer.token_text(token) in tokenizer.control_texts for token in ids) == 3
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "{{ m.content[:-1] }}",
+        "{% if m.role == 'user' %}{{ m.content }}{% endif %}",
+        "{{ m.content }} {{ m.content }}",
+        "{{ m.content | tojson(ensure_ascii=true) }}",
+        "{{ m.content | length }}",
+        "{{ m.content | reverse }}",
+    ],
+)
+def test_a_template_that_does_not_write_an_answer_as_it_is_cannot_continue_one(written: str) -> None:
+    with pytest.raises(PromptError, match=r"cannot be continued; let the last message be the user's$"):
+        template(f"{{% for m in messages %}}{written}{{% endfor %}}").render([*USER, {"role": "assistant", "content": "One"}])
+
+
+def test_a_template_that_wants_the_user_last_refuses_in_its_own_words() -> None:
+    source = "{% if messages[-1].role != 'user' %}{{ raise_exception('the user comes last') }}{% endif %}"
+    with pytest.raises(PromptError, match="the user comes last"):
+        template(source).render([*USER, {"role": "assistant", "content": "One"}])
+
+
+def test_a_last_message_that_calls_tools_is_complete() -> None:
+    call = {"type": "function", "function": {"name": "now", "arguments": {}}}
+    messages = [*USER, {"role": "assistant", "content": "Let me see", "tool_calls": [call]}]
+    assert joined(template(CHATML).render(messages)).endswith("Let me see<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_an_empty_answer_alone_is_no_conversation() -> None:
+    with pytest.raises(PromptError, match="at least one message"):
+        template(CHATML).render([{"role": "assistant", "content": ""}])
 
 
 # --------------------------------------------------------------------------- hostile templates

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import codecs
 import itertools
+import time
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from reference import visible_until_stop, written_out
 
 from speccascade_local.text import TextStream
 
@@ -159,3 +161,85 @@ def test_finishing_an_empty_stream_adds_nothing() -> None:
     stream = stream_over([])
     stream.finish()
     assert stream.pieces == []
+
+
+# --------------------------------------------------------------------------- control tokens
+
+#: What a token may be: visible bytes, perhaps half a character, or a control token, which shows nothing and is written as it stands here.
+ORDINARY = [b"a", b"b", b"ab", b"<", b"<a", b">", b"a>", b"", "é".encode()[:1], "é".encode()[1:], "😀".encode()]
+CONTROL = ["<a>", "<b>", "<", ""]
+tokens = st.lists(st.sampled_from(ORDINARY) | st.sampled_from(CONTROL), max_size=12)
+spelled_stops = st.lists(st.text("ab<>é", min_size=1, max_size=6), max_size=3)
+
+
+def stream_with_controls(given_tokens: list[bytes | str], stop: list[str], ends: int | None = None) -> TextStream:
+    def piece(token: int) -> bytes:
+        entry = given_tokens[token]
+        return entry if isinstance(entry, bytes) else b""
+
+    def spelled(token: int) -> bytes:
+        entry = given_tokens[token]
+        return entry.encode() if isinstance(entry, str) else entry
+
+    return TextStream(piece, lambda token: token == ends, stop, spelled)
+
+
+@given(tokens, spelled_stops)
+@example(["<a>"], ["<a>"])
+@example([b"b", "<a>", b"b"], ["<a>b"])
+@example([b"a", "<b>", b"b"], ["ab"])  # what is seen stops, whatever is hidden in it
+@example([b"a", b"<", b"a", b">"], ["<a>"])  # spelled by ordinary tokens it stops as it always did
+@example(["é".encode()[:1], "<a>", "é".encode()[1:], b"b"], ["éb"])
+@example([b"a", "<a>", b"a", "<b>"], ["a<a>ab", "<b>"])
+@settings(deadline=None, max_examples=400)
+def test_a_stop_string_ends_what_is_shown_and_what_is_spelled_as_a_token_by_token_reading_says(
+    given_tokens: list[bytes | str], stops: list[str]
+) -> None:
+    stream = stream_with_controls(given_tokens, stops)
+    ended = next((token for token in range(len(given_tokens)) if stream.feed(token)), None)
+    stream.finish()
+    assert ("".join(stream.pieces), ended) == visible_until_stop(given_tokens, stops)
+
+
+@given(tokens, spelled_stops)
+@settings(deadline=None, max_examples=400)
+def test_with_control_tokens_too_nothing_is_taken_back_and_exactly_the_beginnings_of_stops_are_held_back(
+    given_tokens: list[bytes | str], stops: list[str]
+) -> None:
+    stream = stream_with_controls(given_tokens, stops)
+    for token in range(len(given_tokens)):
+        shown = list(stream.pieces)
+        if stream.feed(token):
+            assert stream.pieces[:-1] == shown
+            return
+        assert stream.pieces[:-1] == shown
+        written = written_out(given_tokens[: token + 1])
+        held = 0
+        for reading in (written, [each for each in written if each[1]]):
+            text = "".join(character for character, _ in reading)
+            beginnings = [n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
+            held = max([held, *(sum(seen for _, seen in reading[-n:]) for n in beginnings)])
+        whole = "".join(character for character, seen in written if seen)
+        assert "".join(stream.pieces) == whole[: len(whole) - held]
+
+
+def test_a_control_token_that_no_stop_spells_shows_nothing_and_holds_nothing_back() -> None:
+    stream = stream_with_controls([b"a", "<|x|>", b"b"], ["zz"])
+    assert [stream.feed(token) for token in range(3)] == [False, False, False]
+    assert stream.pieces == ["a", "", "b"]
+
+
+def test_a_stop_that_ends_with_the_token_that_ends_the_text_takes_its_visible_beginning_away() -> None:
+    stream = stream_with_controls([b"one", b" END", "<end>"], [" END<end>"], ends=2)
+    assert [stream.feed(token) for token in range(3)] == [False, False, True]
+    stream.finish()
+    assert "".join(stream.pieces) == "one"
+
+
+def test_sixteen_long_stops_that_nearly_match_at_every_character_are_looked_for_in_linear_time() -> None:
+    stops = ["a" * (1000 - n) + "b" for n in range(16)]
+    stream = stream_over([b"a" * 4], stops)
+    begun = time.monotonic()
+    for _ in range(5_000):
+        assert not stream.feed(0)
+    assert time.monotonic() - begun < 10

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checks import text_of
+from ..checks import bytes_of
 from ..errors import CatalogError
 from ..figures import writable
 
@@ -101,10 +101,9 @@ def _parsed(path: Path) -> tuple[dict[str, Any], list[Row], int]:
 
 def _whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
     """Each object with the byte behind its line. Only the last line may be cut off."""
-    text, end = text_of(path), 0
-    lines = text.split("\n")
+    lines, end = bytes_of(path).split(b"\n"), 0  # as bytes, because an editor may have given them other ends
     for number, line in enumerate(lines, start=1):
-        end += len(line.encode()) + 1
+        end += len(line) + 1
         try:
             value = json.loads(line)
             if not isinstance(value, dict):

@@ -13,7 +13,7 @@ from ..errors import SettingError
 from ..reply import Chunk, Reply
 from . import options
 from .invocation import loaded, pair_and_prompt, prompt_ids, set_log_level, stepping, tell_rule
-from .terminal import comparison_table, legend, number, print_groups, print_row, print_tokens, stderr, stdout, styled
+from .terminal import comparison_table, legend, number, print_groups, print_row, print_tokens, stderr, stdout, styled, write
 
 DEFAULT_QUESTION = "Who is Buzz Aldrin?"
 
@@ -44,9 +44,9 @@ def run(
     reply = Reply.of(read)
     if as_json:
         asked = {"pair": runtime.pair.name, "prompt": prompt, "settings": {**vars(settings), "rule": str(reply.rule), "seed": reply.seed}}
-        print(json.dumps({**asked, **reply.as_dict()}, ensure_ascii=False))
+        write(json.dumps({**asked, **reply.as_dict()}, ensure_ascii=False))
     else:
-        print(flush=True)
+        write("")
         if show_origin and styled():
             stderr.print(legend())
         if reply.finish_reason == "length":
@@ -105,7 +105,7 @@ def compare_verb(
             rows = compare(runtime, ids, arms, repeat=repeat, on_step=on_step)
     if as_json:
         asked = {"pair": runtime.pair.name, "prompt": prompt, "settings": {**vars(settings), "rule": str(own)}}
-        print(
+        write(
             json.dumps(
                 {**asked, "repeat": repeat, "threshold": below, "rows": [row.as_dict() for row in rows]}, ensure_ascii=False, indent=1
             )

@@ -66,7 +66,7 @@ class Verbs(TyperGroup):
             raise typer.Exit(130) from interruption
         except OSError as error:
             if not isinstance(error, BrokenPipeError):  # else the reader of a pipe has gone; there is nobody to tell
-                print(f"error: {error.filename or 'stdout'}: {error.strerror or error}", file=sys.stderr)
+                print_error(f"{error.filename or 'stdout'}: {error.strerror or error}")
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still unwritten would fail again at exit
             raise typer.Exit(1) from error
 

@@ -14,6 +14,7 @@ from ..bench import export, grid, questions, rows, running, setup
 from ..bench.charts import draw_curves
 from ..bench.report import write_report
 from ..bench.summary import summarized
+from ..checks import text_of
 from ..errors import CatalogError, SettingError
 from ..figures import figure_class, writable
 from ..profile import Profile
@@ -22,6 +23,7 @@ from ..settings import DEFAULTS
 from . import options
 from .invocation import loaded, progress, set_log_level
 from .scores import print_scores
+from .terminal import write
 
 #: Questions of each family for a first look.
 QUICKLY = 8
@@ -138,7 +140,7 @@ class Shown:
         if self.form == "table":
             print_scores(summary, told)
         else:
-            sys.stdout.write(path.read_text(encoding="utf-8") if self.form == "jsonl" else export.FORMATS[self.form](summary, told))
+            write(text_of(path) if self.form == "jsonl" else export.FORMATS[self.form](summary, told), end="")
         if self.report is not None:
             write_report(self.report, summary, measured, told)
         if self.picture is not None:

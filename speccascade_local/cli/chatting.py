@@ -16,13 +16,14 @@ from typing import Annotated
 import typer
 
 from .. import chat_file
+from ..checks import decoded
 from ..conversation import Conversation
 from ..errors import PromptError, SpeccascadeError
 from ..reply import Chunk, Reply
 from . import options
 from .commands import Chat, LeaveError, obey, system_text, tell
 from .invocation import loaded, set_log_level
-from .terminal import legend, number, print_tokens, stderr, styled
+from .terminal import legend, number, print_error, print_tokens, stderr, styled, write
 
 QUOTES = '"""'
 
@@ -100,12 +101,12 @@ class Lines:
             if self.typed:
                 return input(prompt if sys.stdout.isatty() else "")
             read = sys.stdin.buffer.readline() if sys.stdin is not None else b""
-            return read.decode("utf-8").rstrip("\r\n") if read else None
+            return decoded(read).rstrip("\r\n") if read else None
         except EOFError:
             print(file=sys.stderr)
             return None
-        except UnicodeDecodeError as error:
-            raise PromptError(f"a line is not UTF-8 text: byte {error.object[error.start]:#04x}; convert it first, with iconv") from error
+        except ValueError as error:
+            raise PromptError(f"a line is {error}") from error
 
 
 def _turns(talk: Chat, lines: Lines) -> bool:
@@ -127,7 +128,7 @@ def _turns(talk: Chat, lines: Lines) -> bool:
         except LeaveError:
             return failed
         except SpeccascadeError as error:
-            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            print_error(error)
             failed = True
 
 
@@ -140,7 +141,7 @@ def _shown(talk: Chat, answer: Generator[Chunk], lines: Lines) -> None:
                 read.append(chunk)
                 print_tokens(chunk.tokens, coloured=talk.coloured)
     finally:
-        print(flush=True)
+        write("")
         if read:
             _told(talk, Reply.of(read), lines)
 

@@ -14,7 +14,7 @@ from ..doctor.inspection import Inspection, inspected
 from ..doctor.redaction import redacted
 from . import options
 from .invocation import set_log_level
-from .terminal import for_tables, stderr, stdout
+from .terminal import for_tables, stderr, stdout, write
 
 _MODEL = 4e9  # bytes, for an example
 
@@ -31,7 +31,7 @@ def doctor(as_json: options.Json = False, verbose: options.Verbose = 0) -> None:
     findings = diagnosed(found)
     if as_json:
         report = {"broken": any(each.broken for each in findings), "findings": [asdict(each) for each in findings], **found.as_dict()}
-        print(json.dumps(redacted(report), ensure_ascii=False))
+        write(json.dumps(redacted(report), ensure_ascii=False))
     else:
         table = Table("", "", box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
         for name, value in _rows(found):

@@ -19,7 +19,7 @@ from ..fetching import RemoteFile, check_space, described, fetch
 from ..hub_cache import cache_folder, cached_file, is_commit, is_revision
 from ..model_source import FileSource, ModelSource
 from . import options
-from .terminal import stderr
+from .terminal import stderr, write
 
 Revisions = Annotated[
     list[str] | None,
@@ -50,7 +50,7 @@ def pull(
         _say(f"{pair}: all its files are here already")
     paths = [cached_file(source.hub or "", source.revision, name) for source in sources for name in source.names_on_hub]
     for path in paths:
-        print(path)
+        write(str(path))
     _tell_what_else(catalog.find(pair, models), paths)
 
 

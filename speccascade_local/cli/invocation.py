@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from .. import catalog
+from ..checks import decoded, printable
 from ..deferral import Method
 from ..errors import CatalogError, PromptError, SettingError
 from ..loading import load
@@ -40,12 +41,9 @@ def pair_and_prompt(words: list[str] | None, chosen: ModelOptions) -> tuple[str 
         if sys.stdin is None or (sys.stdin.isatty() and not asked_for_stdin):
             raise PromptError("no prompt; give one in quotes, or pipe it in")
         try:
-            prompt = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
-        except UnicodeDecodeError as error:
-            raise PromptError(
-                f"stdin is not UTF-8 text: byte {error.object[error.start]:#04x} at position {error.start}; "
-                "convert it first, for example with iconv"
-            ) from error
+            prompt = decoded(sys.stdin.buffer.read()).removesuffix("\n").removesuffix("\r")
+        except ValueError as error:
+            raise PromptError(f"stdin is {error}") from error
     if not prompt.strip():
         raise PromptError("the prompt is empty; give at least one word")
     return (words[0] if len(words) == 2 else None), prompt
@@ -119,7 +117,18 @@ def stepping(doing: str, verbose: int) -> Iterator[Callable[[float], None]]:
         yield lambda fraction: bar.update(task, completed=fraction)
 
 
+class _Shown(logging.Formatter):
+    """Control characters, which a file's name or an answer may bring into the log, are shown in a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One message."""
+        text = super().format(record)
+        return printable(text) if stderr.obeyed else text
+
+
 def set_log_level(verbose: int) -> None:
     """-v for what was decided, -vv for llama.cpp's own log too."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Shown("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("speccascade_local").setLevel([logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)])

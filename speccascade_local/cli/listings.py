@@ -6,7 +6,6 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Column, Table
 from rich.text import Text
@@ -15,7 +14,7 @@ from .. import catalog, methods
 from ..catalog import Pair
 from ..model_source import NGRAM, FileSource, ModelSource
 from . import options
-from .terminal import stdout
+from .terminal import for_tables, stdout, write
 
 _ROOM_FOR_DESCRIPTIONS = 110
 
@@ -105,7 +104,7 @@ def _state(source: FileSource) -> str:
 
 def _print(table: Table) -> None:
     """A pipe has no width, and no path is cut short for it."""
-    (stdout if stdout.is_terminal else Console(width=10_000)).print(table)
+    for_tables(width=10_000).print(table)
 
 
 def _here(pair: Pair) -> Text:
@@ -147,7 +146,7 @@ def rules_verb(as_json: options.Json = False) -> None:
     """List every method: how it is written, what it does, its range, its lossless end, temperature 0, its source."""
     rows = [methods.described(method) for method in methods.METHODS.values()]
     if as_json:
-        print(json.dumps(rows, ensure_ascii=False, indent=1))
+        write(json.dumps(rows, ensure_ascii=False, indent=1))
         return
     for row in rows:
         stdout.print(Text(row.pop("method"), "bold"))

@@ -17,7 +17,7 @@ from ..pictures import reliability_diagram, staircase
 from ..settings import DEFAULTS
 from . import options
 from .invocation import loaded, set_log_level, stepping
-from .terminal import for_tables, profile_summary, profile_table
+from .terminal import for_tables, profile_summary, profile_table, write
 
 
 def calibrate_verb(
@@ -75,7 +75,7 @@ def profile_verb(
     if picture:
         staircase(found, picture)
     if as_json:
-        print(json.dumps({"pair": runtime.pair.name, **found.as_dict()}, ensure_ascii=False))
+        write(json.dumps({"pair": runtime.pair.name, **found.as_dict()}, ensure_ascii=False))
         return
     for_tables().print(profile_table(found))
     for line in profile_summary(found):

@@ -1,18 +1,22 @@
 """How replies look in a terminal: colours by origin, the legend, the table of a comparison.
 
-In a pipe there are no colours, only the text. Knows nothing of verbs and options.
+In a pipe there are no colours, only the text as it is. In a terminal the control characters of what models, files and servers say are
+shown, never obeyed. Knows nothing of verbs and options.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from rich.console import Console
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from ..checks import printable
 from ..compare import Row, dropped_pairs
 from ..profile import SIZES, Profile, Speed
 from ..reply import Reply, Token
@@ -31,17 +35,44 @@ DROPPED_STYLE = "strike red"
 FULL_TABLE_COLUMNS, IN_A_PIPE = 80, 200
 FIRST_WORD = re.compile(r"(\s*)(\S*)")
 
-stdout, stderr = Console(highlight=False), Console(stderr=True, highlight=False)
+#: Characters of an error.
+LONGEST_ERROR = 1000
 
 
-def for_tables() -> Console:
-    """Where a table goes: the terminal, or a pipe in which no line is broken."""
-    return stdout if stdout.is_terminal else Console(width=IN_A_PIPE, highlight=False)
+class PlainConsole(Console):
+    """A console that takes every text as it is, without markup. options: as rich's."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    @property
+    def obeyed(self) -> bool:
+        """Whether what is written goes to a terminal, which would obey control characters."""
+        return self.is_terminal or self.file.isatty()
+
+    def render(self, *renderable: Any, **options: Any) -> Iterable[Segment]:
+        """As rich does, but for the control characters that stand in texts."""
+        for segment in super().render(*renderable, **options):
+            yield segment._replace(text=printable(segment.text)) if self.obeyed and not segment.control else segment
 
 
-def print_error(error: Exception) -> None:
-    """One line on stderr, whatever a file put into it."""
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
+stdout, stderr = PlainConsole(), PlainConsole(stderr=True)
+
+
+def for_tables(width: int = IN_A_PIPE) -> Console:
+    """Where a table goes: the terminal, or a pipe in which no line is broken. width: of a pipe."""
+    return stdout if stdout.is_terminal else PlainConsole(width=width)
+
+
+def write(text: str, end: str = "\n") -> None:
+    """Put a text on stdout as it is, tabs included; in a terminal with its control characters shown."""
+    stdout.file.write((printable(text) if stdout.obeyed else text) + end)
+    stdout.file.flush()
+
+
+def print_error(error: object) -> None:
+    """One line on stderr, whatever a file put into it, and not too long."""
+    print("error:", printable(" ".join(str(error).split()), LONGEST_ERROR), file=sys.stderr)
 
 
 def styled() -> bool:
@@ -54,8 +85,7 @@ def print_tokens(tokens: Sequence[Token], *, coloured: bool, end: str = "") -> N
     if coloured and styled():
         stdout.print(coloured_text(tokens), end=end, soft_wrap=True)
     else:
-        stdout.file.write("".join(token.text for token in tokens) + end)  # not through rich, which would expand tabs
-        stdout.file.flush()
+        write("".join(token.text for token in tokens), end)  # not through rich, which would expand tabs
 
 
 def coloured_text(tokens: Sequence[Token]) -> Text:
@@ -63,9 +93,9 @@ def coloured_text(tokens: Sequence[Token]) -> Text:
     text = Text()
     for token in tokens:
         if token.dropped:
-            space, word = FIRST_WORD.match(token.dropped).groups()  # type: ignore[union-attr]  # matches any text
+            space, word = FIRST_WORD.match(printable(token.dropped)).groups()  # type: ignore[union-attr]  # matches any text
             text.append(space).append(word, DROPPED_STYLE)
-        text.append(token.text, ORIGINS[token.origin][0])
+        text.append(printable(token.text), ORIGINS[token.origin][0])
     return text
 
 

@@ -115,7 +115,7 @@ class Asking:
         if tools and not runtime.takes_tools:
             raise RefusedError(400, f"the chat template of {name} has no place for tools; leave them out", param="tools")
         if tools or wanted.continues is False:
-            question = runtime.chat_ids(messages_of(wanted.messages), tools)
+            question = runtime.chat_ids(messages_of(wanted.messages), tools, continues=wanted.continues is not False)
         top = (wanted.top_logprobs or 0) if wanted.logprobs else None
         asked = self._asked(wanted, name, question, settings, "chat", top)
         return replace(asked, form=replace(asked.form, tools=frozenset(tool["function"]["name"] for tool in tools)))

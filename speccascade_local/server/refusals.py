@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
+from ..checks import printable
 from ..errors import ContextOverflowError, EngineBusyError, EngineError, EngineTimeoutError, PromptError, SettingError, SpeccascadeError
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ INVALID, SERVER_ERROR = "invalid_request_error", "server_error"
 _PATH = re.compile(r"(?<![\w.:/])(?:/[\w.+@~-]+){2,}/?|\b[A-Za-z]:\\[^\s'\";,]+")
 #: Most of what pydantic was given that is told again.
 _SHOWN = 60
+#: Characters of an error, in which a downloaded file or a template may speak.
+_LONGEST = 1000
 
 
 class RefusedError(Exception):
@@ -58,7 +61,7 @@ def refusal_of(error: BaseException) -> RefusedError:
         return error
     if isinstance(error, ValidationError):
         return _invalid(error)
-    message = without_paths(" ".join(str(error).split()))
+    message = printable(without_paths(" ".join(str(error).split())), _LONGEST)
     if isinstance(error, EngineBusyError):
         seconds = str(max(1, round(error.retry_after_s)))
         return RefusedError(429, message, kind="rate_limit_error", code="queue_full", headers={"Retry-After": seconds})

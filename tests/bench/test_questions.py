@@ -45,6 +45,15 @@ def test_a_users_file_may_hold_prompts_and_conversations(tmp_path):
     assert (three.quality("y "), three.quality("z")) == (1, 0)
 
 
+def test_a_users_file_may_come_from_windows(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "Hi"}\r\n{"prompt": "Ho"}\r\n')
+    assert [question.prompt for question in read_questions(path)] == ["Hi", "Ho"]
+    path.write_text('{"prompt": "Hi"}', encoding="utf-16")
+    with pytest.raises(CatalogError, match=r"q\.jsonl: not UTF-8 text but UTF-16; save it as UTF-8"):
+        read_questions(path)
+
+
 def test_spec_bench_is_read_as_it_is(tmp_path):
     path = written(tmp_path, {"question_id": 81, "category": "writing", "turns": ["Compose", "Rewrite"], "reference": ["long"]})
     (question,) = read_questions(path)

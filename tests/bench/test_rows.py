@@ -37,6 +37,19 @@ def test_a_file_cut_off_anywhere_is_gone_on_with_and_loses_at_most_its_last_row(
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_what_an_editor_of_windows_saved_is_gone_on_with_and_keeps_every_row(tmp_path, mark):
+    path = tmp_path / "r.jsonl"
+    with Store(path, SETUP, resume=False) as store:
+        for number in range(20):
+            store.append({"n": number})
+    path.write_bytes(mark + path.read_bytes().replace(b"\n", b"\r\n"))
+    with Store(path, SETUP, resume=True) as store:
+        store.append({"n": 20})
+    assert read(path)[1] == [{"n": number} for number in range(21)]
+    assert path.read_bytes().startswith(mark + b"{")
+
+
 WRITER = """
 import sys
 from pathlib import Path
