@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import tempfile
 from collections.abc import Iterable
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 from .errors import CatalogError, SettingError
 
 _EDGE_BYTES = 1 << 20
+#: Of a file that is read whole, where its reader names no other limit.
+MOST_BYTES = 64 << 20
 
 
 def whole_number(name: str, value: object, low: int, high: int, other: str = "") -> int:
@@ -54,17 +58,38 @@ def replace_file(path: Path, content: str | Iterable[bytes]) -> None:
             raise
 
 
-def text_of(path: Path) -> str:
-    """What a file says. Raises CatalogError."""
+def bytes_of(path: Path, most: int = MOST_BYTES) -> bytes:
+    """What stands in a file. Raises CatalogError, also for one of more than ``most`` bytes, of which no more are read."""
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(most + 1)
     except OSError as error:
         raise CatalogError(f"{path}: cannot be read ({error.strerror}); check its name and permissions") from error
+    except ValueError as error:  # a name that no file can have
+        raise CatalogError(f"{path}: cannot be read ({error}); check its name") from error
+    if len(data) > most:
+        raise CatalogError(f"{path}: larger than the {most / (1 << 20):g} MiB that are read of such a file; is it the right one?")
+    return data
+
+
+def text_of(path: Path, most: int = MOST_BYTES) -> str:
+    """What a file of at most ``most`` bytes says, with the line ends of Unix. Raises CatalogError."""
+    data = bytes_of(path, most)
+    try:
+        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise CatalogError(
             f"{path}: not UTF-8 text: byte {error.object[error.start]:#04x} at position {error.start}; "
             "convert it first, for example with iconv"
         ) from error
+
+
+def json_of(path: Path, most: int = MOST_BYTES) -> Any:
+    """What a file of JSON holds. Raises CatalogError, also for one that is too large or too deep."""
+    try:
+        return json.loads(text_of(path, most))
+    except (ValueError, RecursionError) as error:
+        raise CatalogError(f"{path}: not JSON ({error})") from error
 
 
 def fingerprint(path: Path) -> str:
