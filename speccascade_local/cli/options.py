@@ -82,6 +82,14 @@ class FileOptions:
         Path | None, typer.Option("--small", rich_help_panel="Models", help="A third, still smaller model that drafts for the drafter.")
     ] = None
     models: Models = None
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code",
+            rich_help_panel="Models",
+            help="Run code and use other machines that a models.yaml names which is not your own.",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True)
