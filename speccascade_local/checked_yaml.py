@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from .checks import text_of
+from .checks import shown, text_of
 from .errors import CatalogError
 
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -118,18 +117,6 @@ def _line(node: yaml.Node | None, keys: tuple[int | str, ...]) -> int:
         else:
             break
     return line + 1
-
-
-def shown(value: object, most: int = 100) -> str:
-    """A value as an error shows it: short, however large the value is."""
-    try:
-        return f"{_SHORT.repr(value):.{most}}"
-    except Exception:  # numbers of more digits than Python writes
-        return f"a {type(value).__name__}"
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 
 
 def problem(error: ValidationError, whole: str = "the whole file") -> str:

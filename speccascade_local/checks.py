@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import reprlib
 import tempfile
 from collections.abc import Iterable
 from numbers import Integral, Real
@@ -17,6 +18,8 @@ from .errors import CatalogError, SettingError
 _EDGE_BYTES = 1 << 20
 #: Of a file that is read whole, where its reader names no other limit.
 MOST_BYTES = 64 << 20
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 
 
 def whole_number(name: str, value: object, low: int, high: int, other: str = "") -> int:
@@ -35,6 +38,14 @@ def finite_number(name: str, value: object, low: float, high: float, allowed: st
     if not (math.isfinite(number) and low <= number <= high):
         raise SettingError(f"{name} is {value!r:.40}; it must be {allowed}")
     return number
+
+
+def shown(value: object, most: int = 100) -> str:
+    """A value as an error shows it: short, however large the value is."""
+    try:
+        return f"{_SHORT.repr(value):.{most}}"
+    except Exception:  # numbers of more digits than Python writes
+        return f"a {type(value).__name__}"
 
 
 def replace_file(path: Path, content: str | Iterable[bytes]) -> None:
