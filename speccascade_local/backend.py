@@ -9,21 +9,27 @@ import ctypes
 import logging
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import llama_cpp
 import psutil
 
 from .errors import SessionError
+from .ggml import function
 
 log = logging.getLogger(__name__)
 
 _recent_complaints: deque[str] = deque(maxlen=8)
+_ABORT_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+#: What an abort is put down to: the file that is being read, and whether other machines are asked.
+_suspects: dict[str, Any] = {"file": None, "servers": False}
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
@@ -43,6 +49,43 @@ def forget_complaints() -> None:
 def complaint() -> str:
     """What llama.cpp warned of last, a few lines: the first tend to be the cause, the last say that it failed."""
     return "; ".join(dict.fromkeys(_recent_complaints)) or "no reason given"
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Within the block an abort of llama.cpp is put down to this file. From now on any abort says why, before it ends the process."""
+    _tell_last_words()
+    _suspects["file"] = path
+    try:
+        yield
+    finally:
+        _suspects["file"] = None
+
+
+def expect_lost_servers() -> None:
+    """From now on an abort is put down to other machines that went away, and ends the process as an error does."""
+    _tell_last_words()
+    _suspects["servers"] = True
+
+
+@lru_cache(maxsize=1)
+def _tell_last_words() -> None:
+    function("ggml_set_abort_callback", ctypes.c_void_p, _ABORT_CALLBACK)(_last_words)
+
+
+@_ABORT_CALLBACK  # type: ignore[untyped-decorator]
+def _last_words(message: bytes) -> None:
+    """llama.cpp ends the process when this returns."""
+    said = f"{complaint()}; " if _recent_complaints else ""
+    reason = " ".join(f"{said}{message.decode(errors='replace')}".split())
+    path, hint = _suspects["file"], "a fault of llama.cpp or of a model's file; 'speccascade doctor' tries the installation"
+    if path:
+        hint = "the file is damaged, or was changed after it was tried: fetch it again"
+    elif _suspects["servers"]:
+        hint = "is every RPC server still running? see speccascade rpc-serve"
+    print(f"error: llama.cpp gave up{f' on {path}' if path else ''}: {reason} ({hint})", file=sys.stderr, flush=True)
+    if _suspects["servers"]:
+        os._exit(1)  # a machine that goes away is no reason for a core dump
 
 
 def system_info() -> str:

@@ -88,6 +88,21 @@ def test_a_file_that_kills_llama_cpp_is_one_line_too(tmp_path):
     assert_one_line(text_model(tmp_path / "twins.gguf", texts={100: "a", 101: "a"}), "llama.cpp gave up on this file")
 
 
+def test_where_llama_cpp_ends_the_process_its_last_line_says_why_and_names_the_file(tmp_path):
+    """A file that nothing tried first, as one that is replaced between the trial and the load."""
+    path = text_model(tmp_path / "twins.gguf", texts={100: "a", 101: "a"})
+    code = "import os, sys; from pathlib import Path; from speccascade_local.model import LlamaModel; LlamaModel(Path(sys.argv[1]))"
+    environment = {name: value for name, value in os.environ.items() if name != "GGML_NO_BACKTRACE"}
+    ran = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, env=environment)
+    assert ran.returncode not in (0, 1)
+    last = ran.stderr.splitlines()[-1]
+    assert last.startswith(f"error: llama.cpp gave up on {path}: ")
+    assert "GGML_ASSERT" in last
+    assert "changed after it was tried: fetch it again" in last
+    assert "No such process" not in ran.stderr
+    assert "ptrace" not in ran.stderr
+
+
 def assert_one_line(bad: Path, said: str) -> None:
     drafter = sc.catalog.bundled().drafter
     command = [sys.executable, "-m", "speccascade_local", "run", "--drafter", drafter, "--expert", bad, "hello"]
