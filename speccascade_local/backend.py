@@ -26,29 +26,47 @@ from .ggml import function
 
 log = logging.getLogger(__name__)
 
-_recent_complaints: deque[str] = deque(maxlen=8)
+_LONGEST_COMPLAINT = 500
+_recent_complaints: deque[bytes] = deque(maxlen=8)
 _ABORT_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 #: What an abort is put down to: the file that is being read, and whether other machines are asked.
 _suspects: dict[str, Any] = {"file": None, "servers": False}
 
 
+_listeners: list[Callable[[bytes], None]] = []
+#: Lines that are passed on to Python's log until the next load or context: llama.cpp writes one for each odd token of a vocabulary.
+_MOST_LOGGED = 10_000
+_left_to_log = [_MOST_LOGGED]
+
+
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _on_log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
-    line = text.decode(errors="replace").rstrip()
-    if line:
-        log.debug("llama.cpp: %s", line)
-        if level in (3, 4):  # GGML_LOG_LEVEL_WARN, GGML_LOG_LEVEL_ERROR
-            _recent_complaints.append(line)
+    for listener in _listeners:
+        listener(text)
+    if level in (3, 4):  # GGML_LOG_LEVEL_WARN, GGML_LOG_LEVEL_ERROR
+        _recent_complaints.append(text)
+    if _left_to_log[0] and log.isEnabledFor(logging.DEBUG):
+        line = text.decode(errors="replace").rstrip()
+        if line:
+            log.debug("llama.cpp: %s", line)
+            _left_to_log[0] -= 1
+
+
+def listen(listener: Callable[[bytes], None]) -> None:
+    """Have every line that llama.cpp logs, in pieces as it comes, given to a function, which must be quick."""
+    _listeners.append(listener)
 
 
 def forget_complaints() -> None:
     """Clear old lines, so that the next error quotes only its own."""
     _recent_complaints.clear()
+    _left_to_log[0] = _MOST_LOGGED
 
 
 def complaint() -> str:
     """What llama.cpp warned of last, a few lines: the first tend to be the cause, the last say that it failed."""
-    return "; ".join(dict.fromkeys(_recent_complaints)) or "no reason given"
+    lines = (text.decode(errors="replace").rstrip()[:_LONGEST_COMPLAINT] for text in _recent_complaints)
+    return "; ".join(dict.fromkeys(filter(None, lines))) or "no reason given"
 
 
 @contextmanager

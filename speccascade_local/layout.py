@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from .errors import ModelLoadError
 
 #: Far above what any model has, far below what would keep this process busy: keys, tensors, texts in a list, numbers in a list.
-_MOST_KEYS, _MOST_TENSORS, _MOST_TEXTS, _MOST_NUMBERS = 1 << 16, 1 << 20, 1 << 23, 1 << 30
+_MOST_KEYS, _MOST_TENSORS, _MOST_TEXTS, _MOST_NUMBERS = 1 << 16, 1 << 20, 1 << 20, 1 << 30
 _MOST_SHARDS, _MOST_KEPT = 1000, 1 << 28
 _LONGEST_KEY, _LONGEST_TEXT, _LONGEST_TENSOR_NAME, _MOST_DIMENSIONS = 1 << 16, 32 << 20, 63, 4
 TEXT, _LIST = 8, 9
@@ -149,8 +149,8 @@ class _Walk:
         if kind == TEXT:
             count = self._count(f"texts of {key}", _MOST_TEXTS, least_bytes=8)
             self.lists[key] = StoredList(kind, count, self.size - self.left)
-            for _ in range(count if skipped else 0):
-                self._skip(self._length(key, _LONGEST_TEXT))
+            if skipped:
+                self._skip_texts(key, count)
             return count
         size = struct.calcsize(self._format(key, kind))
         count = self._count(f"numbers of {key}", _MOST_NUMBERS, least_bytes=size)
@@ -216,6 +216,21 @@ class _Walk:
             raise self._refused(f"it ends within its header, at byte {self.size}")
         self.file.seek(n, os.SEEK_CUR)
         self.left -= n
+
+    def _skip_texts(self, key: str, count: int) -> None:
+        """As ``_length`` and ``_skip`` do it, in one loop: a vocabulary has hundreds of thousands."""
+        read, seek, left = self.file.read, self.file.seek, self.left
+        for _ in range(count):
+            length = int.from_bytes(read(8), "little")
+            left -= 8 + length
+            if left < 0 or length > _LONGEST_TEXT:
+                self.left = max(0, left + length)
+                raise self._refused(
+                    f"{key:.80} is said to be {length} bytes long, with {self.left} to go; at most {_LONGEST_TEXT} are believed"
+                )
+            if length:
+                seek(length, os.SEEK_CUR)
+        self.left = left
 
     def _refused(self, reason: str) -> ModelLoadError:
         return ModelLoadError(f"{self.path}: its header cannot be read: {reason}; the file is damaged or cut off: fetch it again")
