@@ -17,7 +17,8 @@ from pathlib import Path
 import platformdirs
 
 from .backend import llama_cpp_version
-from .checks import replace_file
+from .checks import json_of, replace_file
+from .errors import CatalogError
 from .layout import shards_of
 from .placement import Placement
 from .rehearsal import RehearsedModel, from_facts, rehearse
@@ -59,11 +60,11 @@ def _seen(path: Path) -> list[int]:
 def _read(key: str | None) -> RehearsedModel | None:
     if key is None:
         return None
-    try:
-        return from_facts(json.loads(_file(key).read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    if not os.path.exists(_file(key)):
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    try:
+        return from_facts(json_of(_file(key)))
+    except (CatalogError, ValueError) as error:
         log.info("%s: not what a rehearsal found (%s); trying the model again", _file(key), error)
         return None
 
