@@ -55,7 +55,9 @@ class Calibration(BaseModel):
     kept: Share  # the part of the validation split that the drafter answered
     expert_accuracy: Share
     drafter_accuracy: Share
-    validation: Annotated[list[tuple[Share, bool]], Field(min_length=1, max_length=MOST_ENTRIES, fail_fast=True)]  # predicted error, and whether the drafter was wrong
+    validation: Annotated[
+        list[tuple[Share, bool]], Field(min_length=1, max_length=MOST_ENTRIES, fail_fast=True)
+    ]  # predicted error, and whether the drafter was wrong
     calibrated_on: int
 
     @model_validator(mode="after")

@@ -41,7 +41,7 @@ def read_yaml_with_lines(path: Path, shape: type[Shape]) -> tuple[Shape, LineOf]
     except Exception as error:  # besides YAMLError, whatever PyYAML trips over: dates that are none, tags that do not fit
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise CatalogError(f"{path}{line}: not valid YAML: {str(getattr(error, 'problem', None) or error):.200}") from error
+        raise CatalogError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error!s:.200}") from error
     try:
         return shape.model_validate(data), lambda keys: _line(node, keys)
     except ValidationError as error:
@@ -73,7 +73,7 @@ class _Bounded(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in self.anchors and event.anchor not in self._sizes:
                 raise _Refused(line, "this holds itself, by an alias within its own anchor; write it out")
-            self._count += self._sizes.get(event.anchor, 0)
+            self._count += self._sizes.get(str(event.anchor), 0)
         self._count += 1
         if self._count > MOST_NODES:
             raise _Refused(line, f"more than {MOST_NODES} values, aliases written out; divide it into several files")
@@ -82,14 +82,14 @@ class _Bounded(yaml.SafeLoader):
         self._depth += 1
         if self._depth > MOST_LEVELS:
             raise _Refused(line, f"more than {MOST_LEVELS} levels within each other; a pair needs five")
-        node = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        node = super().compose_node(parent, index)
         self._depth -= 1
         if event.anchor is not None and not isinstance(event, yaml.AliasEvent):
             self._sizes[event.anchor] = self._count - before
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # type: ignore[no-untyped-call]
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         keys: set[str] = set()
         for key, _ in node.value:
             if isinstance(key.value, str):

@@ -151,7 +151,9 @@ def _made(spec: str) -> Any:
     module_name, name, arguments = match.groups()
     values, named = _plain_values(spec, arguments)
     if module_name.partition(".")[0] in sys.stdlib_module_names:
-        raise SettingError(f"rule {spec!r}: module {module_name!r} is a part of Python and holds no rules; name a class of a file of your own")
+        raise SettingError(
+            f"rule {spec!r}: module {module_name!r} is a part of Python and holds no rules; name a class of a file of your own"
+        )
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # the module is the user's: it may fail in any way, or end as a script does

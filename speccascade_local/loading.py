@@ -158,9 +158,7 @@ def placements_of(pair: Pair, given: Placement | Mapping[str, Placement] | None)
     return found
 
 
-def require_allowed(
-    pair: Pair, allow_code: bool, rule: str | Method | None, placement: Placement | Mapping[str, Placement] | None
-) -> None:
+def require_allowed(pair: Pair, allow_code: bool, rule: str | Method | None, placement: Placement | Mapping[str, Placement] | None) -> None:
     """Refuse what the pair's file may not ask for, unless it is allowed or the caller named something else in its place.
 
     Raises CatalogError with the file and the line, and how to allow it.

@@ -37,7 +37,9 @@ class Speed:
 
     def __post_init__(self) -> None:
         if not all(_is_whole(threads, 1) and threads <= MOST_THREADS for threads in (self.threads, self.batch_threads)):
-            raise ValueError(f"threads are {self.threads!r} and {self.batch_threads!r}; they must be whole numbers from 1 to {MOST_THREADS}")
+            raise ValueError(
+                f"threads are {self.threads!r} and {self.batch_threads!r}; they must be whole numbers from 1 to {MOST_THREADS}"
+            )
         if not self.depths or not all(_is_whole(depth, 0) for depth in self.depths) or any(a >= b for a, b in pairwise(self.depths)):
             raise ValueError(f"depths are {self.depths!r}; they must be whole numbers from 0, at least one, ascending")
         if len(self.seconds) != len(self.depths) or any(len(row) != len(SIZES) for row in self.seconds):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import tracemalloc
 import sys
+import tracemalloc
 import xml.etree.ElementTree as ET
 from itertools import chain, pairwise
 from pathlib import Path

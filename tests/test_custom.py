@@ -462,7 +462,7 @@ def test_the_rule_of_a_pair_is_looked_for_beside_the_file_that_names_it_and_blam
     [
         ("os:system('touch ran')", "module 'os' is a part of Python"),
         ("subprocess:call(['touch', 'ran'])", "module 'subprocess' is a part of Python"),
-        ("builtins:exec('open(\"ran\", \"w\")')", "module 'builtins' is a part of Python"),
+        ('builtins:exec(\'open("ran", "w")\')', "module 'builtins' is a part of Python"),
         ("xml.dom.minidom:parse('ran')", "module 'xml.dom.minidom' is a part of Python"),
         ("numpy:save('ran', 1)", "'save' is not called"),
         ("yaml:unsafe_load('1')", "'unsafe_load' is not called"),
