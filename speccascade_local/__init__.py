@@ -14,8 +14,11 @@
 Start with :func:`load`, or on the command line with ``speccascade compare``.
 """
 
+import os
+
 from . import programs
 
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # before llama.cpp is there, which starts a debugger where it aborts
 programs.run_if_asked()  # does not return in a child process of a frozen application
 
 from .account import Fidelity

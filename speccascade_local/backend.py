@@ -9,40 +9,101 @@ import ctypes
 import logging
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import llama_cpp
 import psutil
 
 from .errors import SessionError
+from .ggml import function
 
 log = logging.getLogger(__name__)
 
-_recent_complaints: deque[str] = deque(maxlen=8)
+_LONGEST_COMPLAINT = 500
+_recent_complaints: deque[bytes] = deque(maxlen=8)
+_ABORT_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+#: What an abort is put down to: the file that is being read, and whether other machines are asked.
+_suspects: dict[str, Any] = {"file": None, "servers": False}
+
+
+_listeners: list[Callable[[bytes], None]] = []
+#: Lines that are passed on to Python's log until the next load or context: llama.cpp writes one for each odd token of a vocabulary.
+_MOST_LOGGED = 10_000
+_left_to_log = [_MOST_LOGGED]
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _on_log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
-    line = text.decode(errors="replace").rstrip()
-    if line:
-        log.debug("llama.cpp: %s", line)
-        if level in (3, 4):  # GGML_LOG_LEVEL_WARN, GGML_LOG_LEVEL_ERROR
-            _recent_complaints.append(line)
+    for listener in _listeners:
+        listener(text)
+    if level in (3, 4):  # GGML_LOG_LEVEL_WARN, GGML_LOG_LEVEL_ERROR
+        _recent_complaints.append(text)
+    if _left_to_log[0] and log.isEnabledFor(logging.DEBUG):
+        line = text.decode(errors="replace").rstrip()
+        if line:
+            log.debug("llama.cpp: %s", line)
+            _left_to_log[0] -= 1
+
+
+def listen(listener: Callable[[bytes], None]) -> None:
+    """Have every line that llama.cpp logs, in pieces as it comes, given to a function, which must be quick."""
+    _listeners.append(listener)
 
 
 def forget_complaints() -> None:
     """Clear old lines, so that the next error quotes only its own."""
     _recent_complaints.clear()
+    _left_to_log[0] = _MOST_LOGGED
 
 
 def complaint() -> str:
     """What llama.cpp warned of last, a few lines: the first tend to be the cause, the last say that it failed."""
-    return "; ".join(dict.fromkeys(_recent_complaints)) or "no reason given"
+    lines = (text.decode(errors="replace").rstrip()[:_LONGEST_COMPLAINT] for text in _recent_complaints)
+    return "; ".join(dict.fromkeys(filter(None, lines))) or "no reason given"
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Within the block an abort of llama.cpp is put down to this file. From now on any abort says why, before it ends the process."""
+    _tell_last_words()
+    _suspects["file"] = path
+    try:
+        yield
+    finally:
+        _suspects["file"] = None
+
+
+def expect_lost_servers() -> None:
+    """From now on an abort is put down to other machines that went away, and ends the process as an error does."""
+    _tell_last_words()
+    _suspects["servers"] = True
+
+
+@lru_cache(maxsize=1)
+def _tell_last_words() -> None:
+    function("ggml_set_abort_callback", ctypes.c_void_p, _ABORT_CALLBACK)(_last_words)
+
+
+@_ABORT_CALLBACK  # type: ignore[untyped-decorator]
+def _last_words(message: bytes) -> None:
+    """llama.cpp ends the process when this returns."""
+    said = f"{complaint()}; " if _recent_complaints else ""
+    reason = " ".join(f"{said}{message.decode(errors='replace')}".split())
+    path, hint = _suspects["file"], "a fault of llama.cpp or of a model's file; 'speccascade doctor' tries the installation"
+    if path:
+        hint = "the file is damaged, or was changed after it was tried: fetch it again"
+    elif _suspects["servers"]:
+        hint = "is every RPC server still running? see speccascade rpc-serve"
+    print(f"error: llama.cpp gave up{f' on {path}' if path else ''}: {reason} ({hint})", file=sys.stderr, flush=True)
+    if _suspects["servers"]:
+        os._exit(1)  # a machine that goes away is no reason for a core dump
 
 
 def system_info() -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .checked_yaml import problem
-from .checks import fingerprint, finite_number
+from .checks import fingerprint, finite_number, text_of
 from .errors import CatalogError, SettingError
 from .figures import figure_class, writable
 from .routing import Route, Signals
@@ -27,6 +27,9 @@ from .routing import Route, Signals
 #: Fewer judged answers than this, in both splits together, say too little to choose a threshold by.
 FEWEST_ANSWERS = 20
 Share = Annotated[float, Field(ge=0, le=1)]
+#: Bytes of a file, and entries of a list in it: of a hundred times as many judged answers as anyone has.
+MOST_BYTES, MOST_ENTRIES = 16 << 20, 200_000
+Shares = Annotated[list[Share], Field(max_length=MOST_ENTRIES, fail_fast=True)]
 
 
 class Outcome(NamedTuple):
@@ -44,15 +47,17 @@ class Calibration(BaseModel):
 
     drafter: str
     expert: str
-    uncertainty: list[Share]
-    error: list[Share]
+    uncertainty: Shares
+    error: Shares
     threshold: Annotated[float, Field(ge=-1, le=1)]  # ask the expert where the error is above; -1: always
     target_accuracy: Share
     accuracy: Share  # of the cascade, on the validation split
     kept: Share  # the part of the validation split that the drafter answered
     expert_accuracy: Share
     drafter_accuracy: Share
-    validation: Annotated[list[tuple[Share, bool]], Field(min_length=1)]  # predicted error, and whether the drafter was wrong
+    validation: Annotated[
+        list[tuple[Share, bool]], Field(min_length=1, max_length=MOST_ENTRIES, fail_fast=True)
+    ]  # predicted error, and whether the drafter was wrong
     calibrated_on: int
 
     @model_validator(mode="after")
@@ -78,13 +83,11 @@ class Calibration(BaseModel):
     def load(cls, path: Path) -> Calibration:
         """Read the file. Raises CatalogError."""
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise CatalogError(f"{path}: cannot be read ({error.strerror}); make it with 'speccascade calibrate'") from error
+            return cls.model_validate_json(text_of(path, MOST_BYTES))
+        except CatalogError as error:
+            raise CatalogError(f"{error}; a calibration is made with 'speccascade calibrate'") from error
         except ValidationError as error:
             raise CatalogError(f"{path}: not a calibration: {problem(error)}; make it anew with 'speccascade calibrate'") from error
-        except ValueError as error:  # no UTF-8, or a path that no file can have
-            raise CatalogError(f"{path}: cannot be read ({error}); make it with 'speccascade calibrate'") from error
 
 
 @dataclass(frozen=True)

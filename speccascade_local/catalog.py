@@ -16,9 +16,10 @@ from pathlib import Path
 import platformdirs
 
 from .catalog_file import CALIBRATED, CatalogFile, PairEntry
-from .checked_yaml import read_yaml
+from .checked_yaml import LineOf, read_yaml_with_lines
 from .errors import CatalogError
 from .hub_cache import is_file
+from .methods import is_custom
 from .model_source import NGRAM, ModelSource, model_source, resolved
 
 #: The pair that ships with the package, used where none is named.
@@ -32,7 +33,7 @@ class Pair:
 
     drafter: may be ``ngram`` in place of a file. small: a third model, which drafts for the drafter. models: by role, what else was
     said of each. context: tokens that the catalog says both were trained for. seen_in: where the catalog's facts come from. rpc: machines
-    that share the expert.
+    that share the expert. code_line, rpc_line: where ``source`` names code as the rule, and such machines; None where it does not.
     """
 
     name: str
@@ -47,6 +48,8 @@ class Pair:
     context: int | None = None
     seen_in: str | None = None
     rpc: tuple[str, ...] = ()
+    code_line: int | None = None
+    rpc_line: int | None = None
 
     def __post_init__(self) -> None:
         models = {role: self.models.get(role) or ModelSource(path, str(path)) for role, path in self.files.items()}
@@ -62,6 +65,19 @@ class Pair:
     def missing(self) -> list[Path]:
         """The files that are not there, adapters and shards among them."""
         return [path for model in self.models.values() for source in model.sources for path in source.missing]
+
+    @property
+    def demands(self) -> dict[str, str]:
+        """What the pair wants beyond data, in words, under "code" and "rpc"; empty where the user's own file, or the package's, says so."""
+        if self.source is None or not (self.code_line or self.rpc_line):
+            return {}
+        if self.source.resolve() in (users_own().resolve(), packaged().resolve()):
+            return {}
+        wants = {
+            "code": (self.code_line, f"runs code, the rule {self.rule}"),
+            "rpc": (self.rpc_line, f"sends what it reads to other machines, {', '.join(self.rpc)}"),
+        }
+        return {name: f"{self.source}, line {line}: pair {self.name!r} {what}" for name, (line, what) in wants.items() if line}
 
     def check_files(self) -> None:
         """Refuse what was named and cannot be used. Raises CatalogError, which says what to do.
@@ -103,10 +119,11 @@ def search_path(models: str | os.PathLike[str] | None = None) -> list[Path]:
 
 def read_file(path: Path) -> dict[str, Pair]:
     """The pairs of one file. Raises CatalogError with file, key path and line."""
-    return {name: _pair(name, entry, path) for name, entry in read_yaml(path, CatalogFile).pairs.items()}
+    catalog, line_of = read_yaml_with_lines(path, CatalogFile)
+    return {name: _pair(name, entry, path, line_of) for name, entry in catalog.pairs.items()}
 
 
-def _pair(name: str, entry: PairEntry, path: Path) -> Pair:
+def _pair(name: str, entry: PairEntry, path: Path, line_of: LineOf) -> Pair:
     named = {"small": entry.small, "drafter": entry.drafter, "expert": entry.expert}
     models = {role: model_source(each, path.parent) for role, each in named.items() if each}
     return Pair(
@@ -122,6 +139,8 @@ def _pair(name: str, entry: PairEntry, path: Path) -> Pair:
         entry.context,
         entry.source,
         tuple(entry.rpc),
+        line_of(("pairs", name, "rule")) if entry.rule and is_custom(entry.rule) else None,
+        line_of(("pairs", name, "rpc")) if entry.rpc else None,
     )
 
 

@@ -7,14 +7,15 @@ checksum of everything. Knows nothing of loaded models, only how their files are
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import accumulate, chain
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, BinaryIO
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from .checks import fingerprint, replace_file
 from .errors import CatalogError
@@ -24,6 +25,10 @@ from .transcript import Piece, Transcript
 VERSION = 1
 _MAGIC = b"speccascade chat session\n"
 _LENGTH_BYTES, _SUM_BYTES = 8, 32
+#: Bytes of messages, settings and ids; a context of a million tokens needs half of it.
+_MOST_HEADER = 32 << 20
+_PIECE = 1 << 20
+_TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(fail_fast=True)]
 
 
 class ModelMark(BaseModel):
@@ -59,7 +64,7 @@ class SavedChat:
 class _Cache(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    tokens: list[int]
+    tokens: _TokenIds
     n_bytes: NonNegativeInt
 
 
@@ -69,11 +74,11 @@ class _Header(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     version: int
-    messages: list[dict[str, str]]
+    messages: Annotated[list[dict[str, str]], Field(fail_fast=True)]
     system: str | None
-    forgotten: NonNegativeInt
+    forgotten: Annotated[int, Field(ge=0, lt=2**31)]
     settings: dict[str, Any]
-    said: list[tuple[list[int], list[tuple[str, bool]] | None]]
+    said: Annotated[list[tuple[_TokenIds, list[tuple[str, bool]] | None]], Field(fail_fast=True)]
     models: dict[str, ModelMark]
     caches: dict[str, _Cache]
 
@@ -101,19 +106,29 @@ def write(path: Path, chat: SavedChat) -> None:
 def read(path: Path) -> SavedChat:
     """What is in a file. Raises CatalogError for one that is missing, cut off, damaged, of another kind or of a newer version."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            return _read(path, file, os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise CatalogError(f"{path}: cannot be read ({error.strerror}); give a file that /save or --session wrote") from error
-    if not data.startswith(_MAGIC):
-        raise CatalogError(f"{path}: no session file: it begins with {data[: len(_MAGIC)]!r}; give a file that /save or --session wrote")
-    body, total = memoryview(data)[:-_SUM_BYTES], data[-_SUM_BYTES:]
-    damaged = CatalogError(f"{path}: cut off or damaged: the checksum does not fit its {len(data)} bytes; take a copy of it that is whole")
-    if hashlib.sha256(body).digest() != total:
+    except MemoryError as error:
+        raise CatalogError(f"{path}: this machine has no memory for its caches; free some, or take another session") from error
+
+
+def _read(path: Path, file: BinaryIO, size: int) -> SavedChat:
+    """Nothing is believed before the checksum is right, and nothing is set aside that the file does not have."""
+    begin = file.read(len(_MAGIC))
+    if begin != _MAGIC:
+        raise CatalogError(f"{path}: no session file: it begins with {begin!r}; give a file that /save or --session wrote")
+    damaged = CatalogError(f"{path}: cut off or damaged: the checksum does not fit its {size} bytes; take a copy of it that is whole")
+    n_header, caches_at = int.from_bytes(file.read(_LENGTH_BYTES), "big"), len(_MAGIC) + _LENGTH_BYTES
+    caches_at += n_header
+    if caches_at + _SUM_BYTES > size or _checksum(file, size - _SUM_BYTES) != file.read():
         raise damaged
-    begun = len(_MAGIC) + _LENGTH_BYTES
-    ended = begun + int.from_bytes(body[len(_MAGIC) : begun], "big")
+    if n_header > _MOST_HEADER:
+        raise CatalogError(f"{path}: {n_header} bytes stand before its caches; at most {_MOST_HEADER} are read; take another session")
+    file.seek(caches_at - n_header)
     try:
-        header = _Header.model_validate_json(bytes(body[begun:ended]), strict=False)
+        header = _Header.model_validate_json(file.read(n_header), strict=False)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -122,14 +137,21 @@ def read(path: Path) -> SavedChat:
         ) from error
     if header.version != VERSION:
         raise CatalogError(f"{path}: a session of version {header.version}; this program reads version {VERSION}")
-    ends = list(accumulate((cache.n_bytes for cache in header.caches.values()), initial=ended))
-    if ends[-1] != len(body):
+    if caches_at + sum(cache.n_bytes for cache in header.caches.values()) + _SUM_BYTES != size:
         raise damaged
-    caches = {
-        role: Saved(tuple(cache.tokens), bytes(body[start:end])) for (role, cache), start, end in zip(header.caches.items(), ends, ends[1:])
-    }
+    caches = {role: Saved(tuple(cache.tokens), file.read(cache.n_bytes)) for role, cache in header.caches.items()}
     said = Transcript(tuple(Piece(tuple(ids), None if parts is None else tuple(parts)) for ids, parts in header.said))
     return SavedChat(header.messages, header.system, header.forgotten, header.settings, said, header.models, caches)
+
+
+def _checksum(file: BinaryIO, length: int) -> bytes:
+    """Of so many bytes from the beginning; the file is left behind them."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    while length and (piece := file.read(min(length, _PIECE))):
+        digest.update(piece)
+        length -= len(piece)
+    return digest.digest()
 
 
 def _is_session(path: Path) -> bool:
@@ -149,6 +171,8 @@ def _content(chat: SavedChat) -> Iterator[bytes]:
         caches={role: _Cache(tokens=list(cache.tokens), n_bytes=len(cache.state)) for role, cache in chat.caches.items()},
     )
     text = header.model_dump_json().encode()
+    if len(text) > _MOST_HEADER:
+        raise CatalogError(f"this conversation is {len(text)} bytes long, and a session file has room for {_MOST_HEADER}; begin a new one")
     yield from chain([_MAGIC, len(text).to_bytes(_LENGTH_BYTES, "big"), text], (cache.state for cache in chat.caches.values()))
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import json
 import math
 import os
 import re
+import reprlib
 import tempfile
 from collections.abc import Iterable
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 from .errors import CatalogError, SettingError
 
@@ -19,6 +22,8 @@ _EDGE_BYTES = 1 << 20
 MOST_BYTES = 64 << 20
 #: ASCII's control characters but newline and tab, Unicode's others, those that turn the direction of writing, and halves of characters.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 
 
 def whole_number(name: str, value: object, low: int, high: int, other: str = "") -> int:
@@ -37,6 +42,14 @@ def finite_number(name: str, value: object, low: float, high: float, allowed: st
     if not (math.isfinite(number) and low <= number <= high):
         raise SettingError(f"{name} is {value!r:.40}; it must be {allowed}")
     return number
+
+
+def shown(value: object, most: int = 100) -> str:
+    """A value as an error shows it: short, however large the value is."""
+    try:
+        return f"{_SHORT.repr(value):.{most}}"
+    except Exception:  # numbers of more digits than Python writes
+        return f"a {type(value).__name__}"
 
 
 def replace_file(path: Path, content: str | Iterable[bytes]) -> None:
@@ -107,6 +120,14 @@ def _shortened(text: str, limit: int | None) -> str:
         return text
     half = (limit - 3) // 2
     return f"{text[:half]} … {text[-half:]}"
+
+
+def json_of(path: Path, most: int = MOST_BYTES) -> Any:
+    """What a file of JSON holds. Raises CatalogError, also for one that is too large or too deep."""
+    try:
+        return json.loads(text_of(path, most))
+    except (ValueError, RecursionError) as error:
+        raise CatalogError(f"{path}: not JSON ({error})") from error
 
 
 def fingerprint(path: Path) -> str:

@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
+import sys
 import traceback
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -147,6 +150,10 @@ def _made(spec: str) -> Any:
     assert match, spec
     module_name, name, arguments = match.groups()
     values, named = _plain_values(spec, arguments)
+    if module_name.partition(".")[0] in sys.stdlib_module_names:
+        raise SettingError(
+            f"rule {spec!r}: module {module_name!r} is a part of Python and holds no rules; name a class of a file of your own"
+        )
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # the module is the user's: it may fail in any way, or end as a script does
@@ -160,10 +167,28 @@ def _made(spec: str) -> Any:
         raise SettingError(
             f"rule {spec!r}: module {module_name!r} ({getattr(module, '__file__', None) or 'built in'}) has no class or function {name!r}"
         )
+    if not _makes_rules(maker, module):
+        raise SettingError(
+            f"rule {spec!r}: {name!r} is not called: it is no class with defer or target, and no function of a file of your own"
+        )
     try:
         return maker(*values, **named)
     except (Exception, SystemExit) as error:  # as above
         raise _failed(spec, name, error) from error
+
+
+def _makes_rules(maker: Any, module: ModuleType) -> bool:
+    """Whether this may be called to make a rule: a class of rules, or a function that is defined in the user's own file.
+
+    What is installed is not the user's own: a text could have any function of it called.
+    """
+    if isinstance(maker, type):
+        return hasattr(maker, "defer") or hasattr(maker, "target")
+    file = getattr(module, "__file__", None)
+    if file is None or not inspect.isfunction(maker) or maker.__module__ != module.__name__:
+        return False
+    place = Path(file)
+    return not {"site-packages", "dist-packages"}.intersection(place.parts) and Path(__file__).parent not in place.parents
 
 
 def _plain_values(spec: str, arguments: str) -> tuple[list[Any], dict[str, Any]]:

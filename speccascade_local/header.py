@@ -14,13 +14,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .checks import shown
 from .errors import ModelLoadError
-from .layout import Layout, Tensor, layout_of, shards_of
+from .layout import TEXT, Layout, Tensor, layout_of, shards_of
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?) ?(?P<unit>[MG]i?B)", re.IGNORECASE)
 _UNITS = {"mb": 1e6, "mib": 2**20, "gb": 1e9, "gib": 2**30}
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?<!\.gguf)")
 _BLOCK = re.compile(r"blk\.(\d+)\.")
+#: What a header may say of an architecture, from and to; llama.cpp has room for 512 layers and 512 experts.
+_RANGES = {
+    "block_count": (1, 512),
+    "context_length": (1, 2**31 - 1),
+    "embedding_length": (1, 2**24),
+    "attention.head_count": (0, 2**16),
+    "attention.head_count_kv": (0, 2**16),
+    "attention.key_length": (0, 2**20),
+    "attention.value_length": (0, 2**20),
+    "expert_count": (0, 2**16),
+    "expert_used_count": (0, 2**16),
+    "vocab_size": (0, 2**31 - 1),
+}
+_LONGEST_NAME = 100
 _CACHE_BYTES = 2  # of each value in a cache: 16 bits, which is what contexts are made with
 
 
@@ -82,7 +97,7 @@ def read_header(path: Path) -> Header:
     try:
         return _described(path, layouts[0], [tensor for layout in layouts for tensor in layout.tensors])
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ModelLoadError(f"{path}: its header cannot be read ({error}); it may be damaged: fetch it again") from error
+        raise ModelLoadError(f"{path}: its header cannot be read ({error!s:.200}); it may be damaged: fetch it again") from error
 
 
 def _described(path: Path, layout: Layout, tensors: Sequence[Tensor]) -> Header:
@@ -117,6 +132,27 @@ def _described(path: Path, layout: Layout, tensors: Sequence[Tensor]) -> Header:
         n_vocab=value(f"{kind}.vocab_size", 0) or layout.lists["tokenizer.ggml.tokens"].count,
         n_ctx_train=value(f"{kind}.context_length"),
     )
+
+
+def _check_numbers(path: Path, layout: Layout) -> None:
+    """Refuse numbers that would make whoever believes them count or reserve without end. Raises ModelLoadError and OSError."""
+    kind = layout.values.get("general.architecture", "")
+    if not isinstance(kind, str) or len(kind) > _LONGEST_NAME:
+        raise _wrong(path, f"general.architecture is {shown(kind)}; it must be a short name")
+    for name, (low, high) in _RANGES.items():
+        key = f"{kind}.{name}"
+        if key not in layout.values:
+            continue
+        if (place := layout.lists.get(key)) and (place.kind == TEXT or place.count > _RANGES["block_count"][1]):
+            raise _wrong(path, f"{key} is a list of {place.count}; allowed is one number for each layer")
+        values = layout.numbers(key) if key in layout.lists else [layout.values[key]]
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise _wrong(path, f"{key} is {shown(value)}; allowed are whole numbers from {low} to {high}")
+
+
+def _wrong(path: Path, reason: str) -> ModelLoadError:
+    return ModelLoadError(f"{path}: its header cannot be true: {reason}; the file is damaged or of ill will: fetch it again elsewhere")
 
 
 def _type_name(kind: int) -> str:
@@ -184,7 +220,9 @@ def _not_here(name: str) -> str:
 
 def _checked_layout(path: Path) -> Layout:
     try:
-        return layout_of(path)
+        layout = layout_of(path)
+        _check_numbers(path, layout)
+        return layout
     except FileNotFoundError:
         raise ModelLoadError(f"{path}: no such file, and the model is divided into several; fetch this one too") from None
     except OSError as error:

@@ -18,9 +18,10 @@ from typing import Any, BinaryIO
 from .errors import ModelLoadError
 
 #: Far above what any model has, far below what would keep this process busy: keys, tensors, texts in a list, numbers in a list.
-_MOST_KEYS, _MOST_TENSORS, _MOST_TEXTS, _MOST_NUMBERS = 1 << 16, 1 << 20, 1 << 23, 1 << 30
+_MOST_KEYS, _MOST_TENSORS, _MOST_TEXTS, _MOST_NUMBERS = 1 << 16, 1 << 20, 1 << 20, 1 << 30
+_MOST_SHARDS, _MOST_KEPT = 1000, 1 << 28
 _LONGEST_KEY, _LONGEST_TEXT, _LONGEST_TENSOR_NAME, _MOST_DIMENSIONS = 1 << 16, 32 << 20, 63, 4
-_TEXT, _LIST = 8, 9
+TEXT, _LIST = 8, 9
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -82,12 +83,20 @@ def layout_in(file: BinaryIO, size: int, path: Path, until: str | None = None) -
     return _Walk(path, file, size).layout(until)
 
 
+def shards(name: str) -> list[str]:
+    """The names of all files of a model of which one is ``...-00002-of-00003.gguf``; of any other model the name alone.
+
+    A number beyond the count, no count, or one beyond what any model has makes it a name like any other.
+    """
+    found = _SHARD.fullmatch(name)
+    if found is None or not 1 <= int(found["number"]) <= int(found["count"]) <= _MOST_SHARDS:
+        return [name]
+    return [f"{found['stem']}-{number:05}-of-{found['count']}.gguf" for number in range(1, int(found["count"]) + 1)]
+
+
 def shards_of(path: Path) -> list[Path]:
-    """All the files that the first one of a divided model stands for; of any other model the file itself."""
-    found = _SHARD.fullmatch(path.name)
-    if found is None:
-        return [path]
-    return [path.with_name(f"{found['stem']}-{number:05}-of-{found['count']}.gguf") for number in range(1, int(found["count"]) + 1)]
+    """All the files that one of a divided model stands for; of any other model the file itself."""
+    return [path.with_name(name) for name in shards(path.name)]
 
 
 class _Walk:
@@ -95,6 +104,7 @@ class _Walk:
 
     def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
         self.path, self.file, self.size, self.left = path, file, size, size
+        self.kept = 0
         self.lists: dict[str, StoredList] = {}
 
     def layout(self, until: str | None) -> Layout:
@@ -124,7 +134,7 @@ class _Walk:
 
     def _value(self, key: str, until: str | None) -> Any:
         kind = self._number("I")
-        if kind == _TEXT:
+        if kind == TEXT:
             return self._text(key, _LONGEST_TEXT)
         if kind == _LIST:
             return self._list(key, skipped=key != until)
@@ -136,11 +146,11 @@ class _Walk:
     def _list(self, key: str, skipped: bool) -> int:
         """Its length; what it holds is passed over, where anything behind it is wanted."""
         kind = self._number("I")
-        if kind == _TEXT:
+        if kind == TEXT:
             count = self._count(f"texts of {key}", _MOST_TEXTS, least_bytes=8)
             self.lists[key] = StoredList(kind, count, self.size - self.left)
-            for _ in range(count if skipped else 0):
-                self._skip(self._length(key, _LONGEST_TEXT))
+            if skipped:
+                self._skip_texts(key, count)
             return count
         size = struct.calcsize(self._format(key, kind))
         count = self._count(f"numbers of {key}", _MOST_NUMBERS, least_bytes=size)
@@ -196,6 +206,9 @@ class _Walk:
         if len(taken) != n:
             raise self._refused(f"it ends within its header, at byte {self.size}")
         self.left -= n
+        self.kept += n
+        if self.kept > _MOST_KEPT:
+            raise self._refused(f"its names and texts are longer than {_MOST_KEPT} bytes")
         return taken
 
     def _skip(self, n: int) -> None:
@@ -203,6 +216,21 @@ class _Walk:
             raise self._refused(f"it ends within its header, at byte {self.size}")
         self.file.seek(n, os.SEEK_CUR)
         self.left -= n
+
+    def _skip_texts(self, key: str, count: int) -> None:
+        """As ``_length`` and ``_skip`` do it, in one loop: a vocabulary has hundreds of thousands."""
+        read, seek, left = self.file.read, self.file.seek, self.left
+        for _ in range(count):
+            length = int.from_bytes(read(8), "little")
+            left -= 8 + length
+            if left < 0 or length > _LONGEST_TEXT:
+                self.left = max(0, left + length)
+                raise self._refused(
+                    f"{key:.80} is said to be {length} bytes long, with {self.left} to go; at most {_LONGEST_TEXT} are believed"
+                )
+            if length:
+                seek(length, os.SEEK_CUR)
+        self.left = left
 
     def _refused(self, reason: str) -> ModelLoadError:
         return ModelLoadError(f"{self.path}: its header cannot be read: {reason}; the file is damaged or cut off: fetch it again")

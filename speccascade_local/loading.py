@@ -20,7 +20,7 @@ from .checks import whole_number
 from .context import MAX_TIMELINES, LlamaContext
 from .deferral import Method
 from .devices import devices
-from .errors import ModelLoadError, SettingError
+from .errors import CatalogError, ModelLoadError, SettingError
 from .experience import experiences
 from .header import layers_of
 from .memory import free_memory, need_of, require_fit, settled
@@ -57,6 +57,7 @@ def load(
     learnt: Mapping[str, Any] | None = None,
     timelines: int = 1,
     on_progress: Callable[[str, float], None] | None = None,
+    allow_code: bool = False,
 ) -> Runtime:
     """Load a pair: by name from ``models.yaml`` (None: the bundled one), or by the paths of two GGUF files.
 
@@ -67,11 +68,13 @@ def load(
     measure now how fast the models are on this machine, or read it where that was done before; False puts it off until automatic lengths
     need it. learnt: what :meth:`Runtime.learnt` of an earlier runtime gave. timelines: how many texts the models have room for at once, of
     ``n_ctx`` tokens each, for :meth:`Runtime.shared`; their caches take so many times the memory. on_progress: called with ("small",
-    "drafter", "expert" or "profile", 0..1).
+    "drafter", "expert" or "profile", 0..1). allow_code: run code that a ``models.yaml`` names as a pair's rule, and use the machines of its
+    ``rpc``, also where the file is not the user's own.
 
     Raises CatalogError, ModelLoadError, PairError, SettingError or SessionError; whatever was loaded by then is freed.
     """
     chosen = choose(pair, drafter, expert, small, models)
+    require_allowed(chosen, allow_code, rule, placement)
     own = methods.parse(rule) if rule else _own_rule(chosen)  # refused before anything is loaded
     known = experiences(learnt or {})
     if n_threads is not None:
@@ -153,6 +156,21 @@ def placements_of(pair: Pair, given: Placement | Mapping[str, Placement] | None)
     if any(placement.rpc for role, placement in found.items() if role != "expert"):
         raise SettingError("rpc is given to a model that drafts; only the expert's layers are worth the way to another machine")
     return found
+
+
+def require_allowed(pair: Pair, allow_code: bool, rule: str | Method | None, placement: Placement | Mapping[str, Placement] | None) -> None:
+    """Refuse what the pair's file may not ask for, unless it is allowed or the caller named something else in its place.
+
+    Raises CatalogError with the file and the line, and how to allow it.
+    """
+    expert = placement.get("expert") if isinstance(placement, Mapping) else placement
+    replaced = {"code": bool(rule), "rpc": bool(expert and expert.rpc)}
+    for name, demand in pair.demands.items():
+        if not (allow_code or replaced[name]):
+            raise CatalogError(
+                f"{demand:.500}; a file that is not your own may not: allow it by --allow-code (in Python allow_code=True), "
+                f"or put the pair into {catalog.users_own()}"
+            )
 
 
 def _own_rule(pair: Pair) -> Method:

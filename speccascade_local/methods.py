@@ -58,6 +58,8 @@ ROUTES: dict[str, type[Route]] = {
     route.name: route for route in (routing.ChowSum, routing.ChowAverage, routing.ChowQuantile, routing.Margin, Calibrated)
 }
 METHODS: Mapping[str, type[Method]] = {**RULES, **ROUTES}
+#: Characters of a rule that is written as text: a long path has room.
+LONGEST = 10_000
 #: Where neither the user nor models.yaml names one.
 DEFAULT = token_rules.TokenV3(0.3)
 
@@ -77,6 +79,8 @@ def parse(spec: str | Method) -> Method:
         kind = type(spec)
         said = f"{kind.__qualname__}(...)" if kind.__repr__ is object.__repr__ else repr(spec)  # not an address in memory
         return custom_rule(spec, origin=f"{kind.__module__}:{said}")
+    if len(spec) > LONGEST:
+        raise SettingError(f"rule {spec[:40]!r}... has {len(spec)} characters; at most {LONGEST} are read")
     first, *guarded = _GUARD.split(spec)
     method = _parse_one(first, spec)
     if not guarded:
@@ -117,7 +121,7 @@ def turned(method: Method, value: float) -> Method:
 
 def is_custom(spec: str) -> bool:
     """Whether a line of text names the user's own code."""
-    return bool(CUSTOM.search(spec))
+    return bool(CUSTOM.search(spec[:LONGEST]))  # a longer one is refused before it is read
 
 
 def _parse_one(text: str, spec: str) -> Method:

@@ -17,7 +17,7 @@ from typing import Any
 import llama_cpp
 
 from .adapters import read_adapter
-from .backend import complaint, forget_complaints, free, made, physical_cores, require_own_process
+from .backend import complaint, forget_complaints, free, made, physical_cores, reading, require_own_process
 from .errors import ModelLoadError, SessionError
 from .header import check_model
 from .parameters import model_parameters
@@ -68,7 +68,8 @@ class LlamaModel:
         params.progress_callback = progress
         forget_complaints()
         load, release = llama_cpp.llama_model_load_from_file, llama_cpp.llama_model_free
-        self._model = made(lambda: load(os.fsencode(self.path), params), release, interruption)
+        with reading(self.path):
+            self._model = made(lambda: load(os.fsencode(self.path), params), release, interruption)
         if not self._model:
             raise ModelLoadError(
                 f"{self.path}: llama.cpp cannot load this file: {complaint()}. "

@@ -20,12 +20,12 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from .hub_cache import REVISION, cached_file, is_file
+from .layout import shards
 
 #: In place of a drafter's file: no second model, drafts are copied from the text.
 NGRAM = "ngram"
 BUNDLED = "bundled:"
 _PACKAGE = Path(__file__).parent
-_SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<end>\.gguf)")
 _MAGIC = re.compile(r"[*?\[]")
 
 CacheType = Literal["f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]  # those of Placement
@@ -129,7 +129,7 @@ class FileSource:
             return f"{part}{self.file} of {self.hub} {'are' if len(missing) > 1 else 'is'} not on this machine"
         if len(missing) < len(self.parts):
             there = len(self.parts) - len(missing)
-            return f"{self.path}: {there} of {len(self.parts)} shards are there; missing: {', '.join(path.name for path in missing)}"
+            return f"{self.path}: {there} of {len(self.parts)} shards are there; missing: {_several(path.name for path in missing)}"
         return ""
 
 
@@ -156,15 +156,6 @@ class ModelSource(FileSource):
     def sources(self) -> list[FileSource]:
         """The model and its adapters."""
         return [self, *(adapter for adapter, _ in self.adapters)]
-
-
-def shards(name: str) -> list[str]:
-    """All files of a model whose first is ``...-00001-of-00003.gguf``; of another the name alone."""
-    found = _SHARD.fullmatch(name)
-    if found is None:
-        return [name]
-    total = int(found["total"])
-    return [f"{found['stem']}-{number:05d}-of-{total:05d}{found['end']}" for number in range(1, total + 1)] or [name]
 
 
 def model_source(entry: ModelEntry, folder: Path) -> ModelSource:

@@ -16,6 +16,7 @@ from typing import Any
 
 #: The sizes of batches that are measured: a draft of up to 16 tokens, and the token before it.
 SIZES = range(1, 18)
+MOST_THREADS = 1024
 #: A batch is padded only where that saves more than this share: less may be noise.
 WORTH_PADDING = 0.03
 
@@ -35,8 +36,10 @@ class Speed:
     prompt_s: float
 
     def __post_init__(self) -> None:
-        if not (_is_whole(self.threads, 1) and _is_whole(self.batch_threads, 1)):
-            raise ValueError(f"threads are {self.threads!r} and {self.batch_threads!r}; they must be whole numbers from 1")
+        if not all(_is_whole(threads, 1) and threads <= MOST_THREADS for threads in (self.threads, self.batch_threads)):
+            raise ValueError(
+                f"threads are {self.threads!r} and {self.batch_threads!r}; they must be whole numbers from 1 to {MOST_THREADS}"
+            )
         if not self.depths or not all(_is_whole(depth, 0) for depth in self.depths) or any(a >= b for a, b in pairwise(self.depths)):
             raise ValueError(f"depths are {self.depths!r}; they must be whole numbers from 0, at least one, ascending")
         if len(self.seconds) != len(self.depths) or any(len(row) != len(SIZES) for row in self.seconds):

@@ -16,7 +16,8 @@ from pathlib import Path
 import platformdirs
 
 from .backend import llama_cpp_version, physical_cores, system_info
-from .checks import fingerprint, replace_file
+from .checks import fingerprint, json_of, replace_file
+from .errors import CatalogError
 from .machine import cpu_name
 from .parameters import gpu_layers
 from .placement import Placement
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 #: Goes up when what is measured, or how it is written, changes.
 FORMAT = 7
+#: Of a file; a profile has some kB.
+_MOST_BYTES = 1 << 20
 _SPEED = ("device", "cache_type", "flash_attention", "rpc")
 
 
@@ -132,11 +135,11 @@ def _folder() -> Path:
 
 
 def _read(path: Path) -> Profile | None:
-    try:
-        return Profile.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    if not os.path.exists(path):
         return None
-    except (OSError, ValueError, RecursionError) as error:  # half-written, of another program, or not readable: measured anew
+    try:
+        return Profile.from_dict(json_of(path, most=_MOST_BYTES))
+    except (CatalogError, ValueError) as error:  # half-written, of another program, or not readable: measured anew
         log.info("%s: not a profile (%s); measuring anew", path, error)
         return None
 

@@ -1,7 +1,7 @@
 """What rehearsals found, kept in the user's cache folder, so that a file is tried in a child process once and not at every load.
 
-Kept by path, size and time of the last change of each file, by llama.cpp's version, and by what was asked. What cannot be read is tried
-again. Knows nothing of what a rehearsal does.
+Kept by path, size, place on the disk and times of the last change of each file, by llama.cpp's version, and by what was asked. What cannot
+be read is tried again. Knows nothing of what a rehearsal does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 import platformdirs
 
 from .backend import llama_cpp_version
-from .checks import replace_file
+from .checks import json_of, replace_file
+from .errors import CatalogError
 from .layout import shards_of
 from .placement import Placement
 from .rehearsal import RehearsedModel, from_facts, rehearse
@@ -51,18 +52,19 @@ def _key(path: Path, n_ctx: int | None, placement: Placement) -> str | None:
 
 
 def _seen(path: Path) -> list[int]:
+    """What changes with the file, even where whoever replaced it kept its size and the time of its last change."""
     status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _read(key: str | None) -> RehearsedModel | None:
     if key is None:
         return None
-    try:
-        return from_facts(json.loads(_file(key).read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    if not os.path.exists(_file(key)):
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    try:
+        return from_facts(json_of(_file(key)))
+    except (CatalogError, ValueError) as error:
         log.info("%s: not what a rehearsal found (%s); trying the model again", _file(key), error)
         return None
 

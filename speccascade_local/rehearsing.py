@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import logging
 import os
 import re
 import sys
@@ -34,6 +33,7 @@ from .tokenizer import Tokenizer
 _DEFAULT_CONTEXT = 4096
 _LEAST_MEMORY = 4 << 30
 _MIB = 1 << 20
+_OF_TOKENS = b"load: "
 _NO_MEMORY: dict[str, Any] = {"cache": 0, "recurrent": 0, "compute": {}, "rollback": None}
 _CACHE = re.compile(r"^llama_kv_cache\w*: size = +([\d.]+) MiB")
 _RECURRENT = re.compile(r"^llama_memory_recurrent: size = +([\d.]+) MiB|rs_seq = \d+, layers = \d+, size = +([\d.]+) MiB")
@@ -41,18 +41,21 @@ _REORDERED = re.compile(r"_(REPACK|AMX|KLEIDIAI)\S* model buffer size")
 _COMPUTE = re.compile(r"(\S+) compute buffer size = +([\d.]+) MiB")
 
 
-class Heard(logging.Handler):
-    """What llama.cpp logs."""
+class Heard:
+    """What llama.cpp logs, but for what it says of single tokens, which may be a million lines."""
 
     def __init__(self) -> None:
-        super().__init__(logging.DEBUG)
-        self.lines: list[str] = []
+        self._lines: list[bytes] = []
 
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage().removeprefix("llama.cpp: "))
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def take(self, line: bytes) -> None:
+        if not line.startswith(_OF_TOKENS):
+            self._lines.append(line)
 
     def since(self, start: int) -> list[str]:
-        return self.lines[start:]
+        return [line.decode(errors="replace").rstrip() for line in self._lines[start:]]
 
 
 def main() -> None:
@@ -62,9 +65,7 @@ def main() -> None:
         _limit_memory()
         backend.system_info()
         heard = Heard()
-        logger = logging.getLogger(backend.__name__)
-        logger.addHandler(heard)
-        logger.setLevel(logging.DEBUG)
+        backend.listen(heard.take)
         _rehearse(question, heard, out)
 
 
@@ -106,7 +107,7 @@ class Trial:
 
     def __init__(self, path: Path, placement: Placement, heard: Heard) -> None:
         self.path, self.placement, self.heard = path, placement, heard
-        self.before, start = _resident(), len(heard.lines)
+        self.before, start = _resident(), len(heard)
         backend.forget_complaints()
         self.handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_parameters(placement, weights=False))
         if not self.handle:
@@ -149,7 +150,7 @@ class Trial:
         }
 
     def _context(self, n_ctx: int, n_snapshots: int) -> dict[str, Any]:
-        start = len(self.heard.lines)
+        start = len(self.heard)
         backend.forget_complaints()
         params = context_parameters(self.placement, n_ctx=n_ctx, n_threads=backend.physical_cores(), n_snapshots=n_snapshots)
         context = llama_cpp.llama_init_from_model(self.handle, params)

@@ -9,15 +9,13 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import sys
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
 
-from .backend import complaint, forget_complaints, system_info
+from .backend import expect_lost_servers, forget_complaints, system_info
 from .devices import Device, array_of, described, device, devices
 from .endpoints import Endpoint, all_parsed, greet
 from .errors import SettingError
@@ -27,7 +25,6 @@ from .rebuilding import rebuild
 log = logging.getLogger(__name__)
 
 _POINTER, _NUMBER, _TEXT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p
-_ABORT_CALLBACK = ctypes.CFUNCTYPE(None, _TEXT)
 
 
 def supported() -> bool:
@@ -69,7 +66,7 @@ def holders(servers: Iterable[str], name: str | None = None) -> Any:
 
 
 def _devices_of(endpoint: Endpoint) -> list[Device]:
-    _tell_when_llama_cpp_gives_up()
+    expect_lost_servers()
     forget_complaints()
     add = ctypes.CFUNCTYPE(_POINTER, _TEXT)(_procedure("ggml_backend_rpc_add_server"))
     registry = add(str(endpoint).encode())
@@ -95,17 +92,3 @@ def _procedure(name: str) -> Any:
     """The address of a function that only a build with RPC has."""
     registry = function("ggml_backend_reg_by_name", _POINTER, _TEXT)(b"RPC")
     return function("ggml_backend_reg_get_proc_address", _POINTER, _POINTER, _TEXT)(registry, name.encode())
-
-
-@lru_cache(maxsize=1)
-def _tell_when_llama_cpp_gives_up() -> None:
-    """llama.cpp ends the process when a server goes away; it can be told why, and that without a core dump."""
-    function("ggml_set_abort_callback", _POINTER, _ABORT_CALLBACK)(_last_words)
-
-
-@_ABORT_CALLBACK  # type: ignore[untyped-decorator]
-def _last_words(message: bytes) -> None:
-    said = f"{complaint()}; " if complaint() != "no reason given" else ""
-    reason = " ".join(f"{said}{message.decode(errors='replace')}".split())
-    print(f"error: llama.cpp gave up: {reason} (is every RPC server still running? see speccascade rpc-serve)", file=sys.stderr, flush=True)
-    os._exit(1)

@@ -40,7 +40,7 @@ class Settings:
     "auto" for as many as pay on this machine, by its profile and by what was kept so far (sequential cascades do not look at it).
     max_tokens: the longest answer. seed None: a fresh one, told in ``Reply.seed``; a seed repeats an answer, so a call that names one
     does not look at what earlier calls have taught about lengths. stop: texts that end the answer, and are not part of it; they may spell
-    control tokens. stop_token_ids: ids that do the same. min_tokens: no token ends the answer before it has so many; a stop text still does.
+    control tokens. stop_token_ids: ids that do the same. min_tokens: no token ends the answer before it has so many; a stop still does.
     ignore_eos: no token that ends a text or a turn is written at all; ``stop``, ``stop_token_ids`` and ``max_tokens`` still end the
     answer. strict_first: so many first tokens are the expert's whatever the rule says. thinking_rule: the rule between ``<think>`` and
     ``</think>``; None for the same. verification "block": coins over whole blocks, same targets, more kept drafts. bonus "cascade": one

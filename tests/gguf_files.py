@@ -228,6 +228,15 @@ def merged_model(path: Path, *, scale: float = 1.0, rank: int = 3, alpha: float 
     return _finish(writer, path)
 
 
+def overwrite(path: Path, key: str, number: int) -> Path:
+    """Put another number in place of the 32-bit one under ``key``."""
+    data = bytearray(path.read_bytes())
+    place = data.index(key.encode()) + len(key) + 4
+    data[place : place + 4] = (number % 2**32).to_bytes(4, "little")
+    path.write_bytes(data)
+    return path
+
+
 def _lora(width: int, rank: int, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Of each matrix, [rank, width] and [width, rank]."""
     rng = np.random.default_rng(seed)

@@ -8,7 +8,6 @@ Reads paths from stdin, and writes a line for each: ok, or refused and why.
 
 from __future__ import annotations
 
-import logging
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -26,9 +25,7 @@ KEPT = []
 
 def rehearse(path: Path) -> None:
     heard = Heard()
-    logger = logging.getLogger(backend.__name__)
-    logger.handlers[:] = [heard]
-    logger.setLevel(logging.DEBUG)
+    backend._listeners[:] = [heard.take]
     KEPT.append(Trial(path, Placement(), heard))
     KEPT[-1].facts(64, 8)
 

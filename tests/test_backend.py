@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from gguf_files import text_model
 
 from speccascade_local import backend
 from speccascade_local.backend import extra_buffers_are_safe, physical_cores
 from speccascade_local.model import LlamaModel
+from speccascade_local.rehearsing import Heard
 
 AVX512 = "CPU : SSE3 = 1 | AVX2 = 1 | AVX512 = 1 | AVX512_VNNI = 1 | LLAMAFILE = 1 | OPENMP = 1 | REPACK = 1 | "
 
@@ -48,6 +51,20 @@ def test_threads_stay_within_physical_cores_and_within_what_the_process_may_use(
     monkeypatch.setattr(os, "cpu_count", lambda: logical)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(allowed)), raising=False)
     assert physical_cores() == expected
+
+
+def test_a_vocabulary_of_odd_tokens_fills_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp writes a line for each: a million of them took a minute and more to go through Python's log."""
+    count = 30_000
+    path = text_model(tmp_path / "empty.gguf", n_vocab=count, texts=dict.fromkeys(range(300, count), ""))
+    heard, lines = Heard(), []
+    monkeypatch.setattr(backend, "_listeners", [heard.take, lines.append])
+    with caplog.at_level(logging.DEBUG, logger="speccascade_local"):
+        LlamaModel(path).close()
+    assert len(lines) > count - 1000
+    assert len(caplog.records) < 11_000
+    assert len(heard) < 500
+    assert any("model buffer size" in line for line in heard.since(0))
 
 
 def test_the_log_of_llama_cpp_goes_to_the_debug_log(files: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tracemalloc
 import xml.etree.ElementTree as ET
 from itertools import chain, pairwise
 from pathlib import Path
@@ -217,10 +218,43 @@ def test_a_broken_calibration_is_refused_with_its_file_and_key(calibration, tmp_
         assert "make it anew with 'speccascade calibrate'" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("uncertainty", [7] * 1_000_000, "uncertainty.0: input should be less than or equal to 1"),
+        ("uncertainty", [0.5] * 300_000, "uncertainty: list should have at most 200000 items"),
+        ("validation", [7] * 1_000_000, "validation.0: "),
+        ("drafter", 7, "drafter: "),
+        ("drafter", "a" * (17 << 20), "larger than the 16 MiB"),
+    ],
+)
+def test_a_calibration_of_ill_will_is_refused_in_few_words(calibration, tmp_path, name, value, said):
+    path = tmp_path / "cal.json"
+    path.write_text(json.dumps(calibration.model_dump() | {name: value}))
+    tracemalloc.start()
+    with pytest.raises(CatalogError) as refused:
+        Calibration.load(path)
+    assert said in str(refused.value)
+    assert len(str(refused.value)) < 400 + len(str(tmp_path))
+    assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    tracemalloc.stop()
+
+
+def test_a_calibration_that_is_too_deep_is_refused(tmp_path):
+    (tmp_path / "cal.json").write_text("[" * 100_000)
+    with pytest.raises(CatalogError, match="not a calibration"):
+        Calibration.load(tmp_path / "cal.json")
+
+
 def test_a_file_that_cannot_be_read_or_written_is_named(calibration, tmp_path):
     (tmp_path / "latin").write_bytes(b"\xff")
-    for name, said in (("none", "No such file"), (".", "directory"), ("latin", "utf-8"), ("a\0b", "null byte")):
-        with pytest.raises(CatalogError, match=re.escape(str(tmp_path / name)) + f": cannot be read .*{said}"):
+    for name, said in (
+        ("none", "cannot be read .*No such file"),
+        (".", "cannot be read .*directory"),
+        ("latin", "not UTF-8 text"),
+        ("a\0b", "cannot be read .*null byte"),
+    ):
+        with pytest.raises(CatalogError, match=re.escape(str(tmp_path / name)) + f": {said}"):
             Calibration.load(tmp_path / name)
     with pytest.raises(CatalogError, match=re.escape(str(tmp_path / "no" / "cal.json")) + ": cannot be written"):
         calibration.save(tmp_path / "no" / "cal.json")

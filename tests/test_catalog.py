@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 
 import pytest
@@ -311,6 +312,48 @@ def test_what_yaml_or_the_system_trip_over_is_a_catalog_error_too(tmp_path: Path
 def test_a_path_that_no_file_can_have_is_missing(tmp_path: Path, name: str) -> None:
     pair = catalog.read_file(write(tmp_path / "m.yaml", f"pairs: {{p: {{drafter: {name}, expert: e}}}}"))["p"]
     assert pair.missing == [pair.drafter, pair.expert]
+
+
+def laughs(merged: bool) -> str:
+    """Ten lines of aliases of aliases, which stand for 9^10 values, or for as many merged keys."""
+    lines = ["a0: &a0 {x: 1, y: 2}" if merged else "a0: &a0 [lol, lol]"]
+    for number in range(1, 11):
+        inside = ", ".join([f"*a{number - 1}"] * 9)
+        lines.append(f"a{number}: &a{number} {{<<: [{inside}]}}" if merged else f"a{number}: &a{number} [{inside}]")
+    return "\n".join([*lines, "pairs: *a10\n"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (laughs(merged=False), "more than 20000 values, aliases written out"),
+        (laughs(merged=True), "more than 20000 values, aliases written out"),
+        (pairs(*(f"p{number}" for number in range(100_000))), "larger than the 1 MiB"),
+        (pairs(*(f"p{number}" for number in range(5_000))), "more than 20000 values"),
+        ("pairs: " + "[" * 100_000, "more than 32 levels within each other"),
+        ("pairs:\n" + "".join(f"{'  ' * level}a:\n" for level in range(1, 900)), "more than 32 levels"),
+        ("- " * 3000 + "a\n", "more than 32 levels"),
+        (f"pairs: {'1' * 500_000}\n", "a text of 500000 characters"),
+        (f"pairs: {'1:' * 5_000}1\n", "mapping"),
+        (f"pairs: 0x{'f' * 16_000}\n", "mapping"),
+        (f"pairs: {{p: {{drafter: d, expert: e, rule: {'a' * 16_000}}}}}\n", "characters; at most 10000"),
+        (f"pairs: {{p: [{'x, ' * 15_000}]}}\n", "mapping"),
+    ],
+    ids=lambda text: f"{text[:20]!r}",
+)
+def test_a_file_that_stands_for_more_than_anyone_writes_is_refused_in_no_time_and_few_words(tmp_path: Path, text: str, said: str) -> None:
+    begun = time.monotonic()
+    message = refused(tmp_path / "m.yaml", text)
+    assert said in message
+    assert len(message) < 500 + len(str(tmp_path))
+    assert time.monotonic() - begun < 15
+
+
+def test_aliases_and_merged_keys_that_anyone_writes_are_read(tmp_path: Path) -> None:
+    text = "pairs:\n  a: &a {drafter: d, expert: &e e, rule: strict}\n  b: {<<: *a, expert: *e, rule: never}\n  c: *a\n"
+    found = catalog.read_file(write(tmp_path / "m.yaml", text))
+    assert [pair.rule for pair in found.values()] == ["strict", "never", "strict"]
+    assert "line 3: pairs.b.rule" in refused(tmp_path / "m.yaml", text.replace("never", "often"))
 
 
 words = ["pairs", "p", "drafter", "expert", "rule", "strict", ": ", "\n", "  ", "    ", "- ", "{", "}", "[", "]", ",", "'", '"', "&a", "*a"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,65 @@ def test_caches_that_end_before_their_header_says_so_are_refused(whole: bytes, t
     path.write_bytes(b"".join(chat_file._summed(iter([whole[:-32][:-1]]))))
     with pytest.raises(CatalogError, match="damaged"):
         read(path)
+
+
+def as_file(path: Path, header: bytes, length: int | None = None, behind: bytes = b"") -> Path:
+    """A session file with a right checksum, whatever its header is."""
+    content = [chat_file._MAGIC, (len(header) if length is None else length).to_bytes(8, "big"), header, behind]
+    path.write_bytes(b"".join(chat_file._summed(iter(content))))
+    return path
+
+
+def header(**changed: object) -> bytes:
+    return json.dumps(
+        {"version": 1, "messages": [], "system": None, "forgotten": 0, "settings": {}, "said": [], "models": {}, "caches": {}} | changed
+    ).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (header(settings={"a": None}).replace(b"null}", b"[" * 100_000), "not a session that this version can read"),
+        (header(messages=[7] * 1_000_000), "messages.0: Input should be an object"),
+        (header(said=[[[-1] * 1_000_000, None]]), "said.0.0.0: Input should be greater than or equal to 0"),
+        (header(said=[[[2**31], None]]), "said.0.0.0: Input should be less than 2147483648"),
+        (header(caches={"expert": {"tokens": ["a"] * 1_000_000, "n_bytes": 0}}), "caches.expert.tokens.0: Input should be a valid integer"),
+        (header(caches={"expert": {"tokens": [], "n_bytes": 2**60}}), "cut off or damaged"),
+        (header(caches={"expert": {"tokens": [], "n_bytes": -1}}), "caches.expert.n_bytes"),
+        (header(forgotten=10**3000), "not a session that this version can read"),
+        (b" " * (33 << 20), "34603008 bytes stand before its caches; at most 33554432"),
+    ],
+    ids=["deep", "messages", "ids", "large id", "tokens", "claims", "negative", "number", "long"],
+)
+def test_a_header_of_ill_will_is_refused_in_no_time_and_few_words(tmp_path: Path, content: bytes, said: str) -> None:
+    tracemalloc.start()
+    with pytest.raises(CatalogError, match=r"a\.chat: ") as refused:
+        read(as_file(tmp_path / "a.chat", content))
+    assert said in str(refused.value)
+    assert len(str(refused.value)) < 400 + len(str(tmp_path))
+    assert tracemalloc.get_traced_memory()[1] < 300 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("length", [2**64 - 1, 2**40, 10**6])
+def test_lengths_that_a_file_does_not_have_are_not_set_aside(tmp_path: Path, length: int) -> None:
+    with pytest.raises(CatalogError, match="cut off or damaged"):
+        read(as_file(tmp_path / "a.chat", header(), length))
+
+
+def test_a_large_file_is_not_held_twice_to_be_checked(tmp_path: Path) -> None:
+    path = as_file(tmp_path / "a.chat", header(), behind=bytes(64 << 20))
+    tracemalloc.start()
+    with pytest.raises(CatalogError, match="cut off or damaged"):  # no cache is named that is so large
+        read(path)
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+
+
+def test_a_conversation_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match="a session file has room for"):
+        write(tmp_path / "a.chat", SavedChat([{"role": "user", "content": "a" * (33 << 20)}]))
+    assert not (tmp_path / "a.chat").exists()
 
 
 @pytest.mark.parametrize("place", ["none.chat", "folder"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -296,9 +297,10 @@ def test_listing_pairs_runs_no_code_and_answering_with_one_does(tmp_path):
     assert re.search(rf"^mine +{re.escape(rule)} ", told("models", cwd=tmp_path), re.MULTILINE)
     assert speccascade("run", "demo", "Hi", cwd=tmp_path).returncode == 0
     assert not (tmp_path / "ran").exists()
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     own, chow = (
-        json.loads(told("run", "--json", "--seed", "0", *arguments, QUESTION, cwd=tmp_path, PYTHONPATH=str(tmp_path)))
-        for arguments in (["mine"], ["--rule", "chow:0.3"])
+        json.loads(told("run", "--json", "--seed", "0", *arguments, QUESTION, cwd=tmp_path, PYTHONPATH=paths))
+        for arguments in (["--allow-code", "mine"], ["--rule", "chow:0.3"])
     )
     assert (tmp_path / "ran").exists()
     assert own.pop("settings")["rule"] == own["rule"] == rule

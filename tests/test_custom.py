@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -120,7 +121,7 @@ def test_the_command_line_and_models_yaml_take_the_example_by_its_text(demo, exa
     pair = bundled()
     named = f"pairs: {{mine: {{drafter: '{pair.drafter}', expert: '{pair.expert}', rule: '{SPEC}'}}}}"
     (tmp_path / "models.yaml").write_text(named)
-    mine = ["run", "mine", REASONING[0], "--models", str(tmp_path / "models.yaml")]
+    mine = ["run", "mine", REASONING[0], "--allow-code", "--models", str(tmp_path / "models.yaml")]
     expected = ask(demo, REASONING[0], SPEC)
     for arguments in (["run", REASONING[0], "--rule", SPEC], mine):
         done = speccascade(*arguments, "--json", "--max-tokens", "48", "--threads", "1", "--block-size", "5", cwd=EXAMPLES)
@@ -448,12 +449,110 @@ def test_the_rule_of_a_pair_is_looked_for_beside_the_file_that_names_it_and_blam
     rules = {"good": "beside:Rule()", "bad": "beside:Ruler()"}
     lines = [f"  {name}: {{{pair}, rule: '{rule}'}}" for name, rule in rules.items()]
     (elsewhere / "models.yaml").write_text("\n".join(["pairs:", *lines]))
-    ask = ("--threads", "1", "--max-tokens", "2", "--models", elsewhere / "models.yaml")
+    ask = ("--threads", "1", "--max-tokens", "2", "--allow-code", "--models", elsewhere / "models.yaml")
     done = speccascade("run", "good", "Hello", "-v", *ask, cwd=tmp_path)
     assert (done.returncode, "rule beside:Rule()" in done.stderr) == (0, True), done.stderr
     done = speccascade("run", "bad", "Hello", *ask, cwd=tmp_path)
     assert done.returncode == 1
     assert f"pair 'bad' in {elsewhere / 'models.yaml'}: rule 'beside:Ruler()'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("os:system('touch ran')", "module 'os' is a part of Python"),
+        ("subprocess:call(['touch', 'ran'])", "module 'subprocess' is a part of Python"),
+        ('builtins:exec(\'open("ran", "w")\')', "module 'builtins' is a part of Python"),
+        ("xml.dom.minidom:parse('ran')", "module 'xml.dom.minidom' is a part of Python"),
+        ("numpy:save('ran', 1)", "'save' is not called"),
+        ("yaml:unsafe_load('1')", "'unsafe_load' is not called"),
+        ("speccascade_local.checks:text_of('ran')", "'text_of' is not called"),
+        ("mine:system('touch ran')", "'system' is not called"),
+        ("mine:Path('ran')", "'Path' is not called"),
+        ("mine:touch('ran')", "'touch' is not called"),
+    ],
+)
+def test_what_makes_no_rule_is_refused_before_it_is_called(module, monkeypatch, tmp_path, spec, said):
+    module("from os import system\nfrom pathlib import Path\nfrom functools import partial\ntouch = partial(open, mode='w')\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(sc.SettingError, match=said):
+        parse(spec)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_function_in_a_file_of_the_users_own_may_make_the_rule(module):
+    module(GOOD + "def soft(a): return Rule(a)\n")
+    assert parse("mine:soft(0.5)").wrapped.a == 0.5
+
+
+def test_a_rule_of_any_length_is_refused_in_no_time():
+    for text in ("a" * 10**6, "a:a(" * 250_000, "opt:0.2+thinking:" + "x." * 500_000):
+        assert not is_custom("1" + text[1:])
+        with pytest.raises(sc.SettingError, match="characters; at most 10000 are read") as refused:
+            parse(text)
+        assert len(str(refused.value)) < 200
+
+
+PROGRAM = "import pathlib\npathlib.Path('ran').touch()\nclass Rule:\n    def defer(self, e): return True\n"
+ASKING = """pairs:
+  plain: {drafter: bundled:drafter.gguf, expert: bundled:expert.gguf, rule: strict}
+  coded:
+    drafter: bundled:drafter.gguf
+    expert: bundled:expert.gguf
+    rule: 'RULE'
+  far:
+    drafter: bundled:drafter.gguf
+    expert: bundled:expert.gguf
+    rpc: ['203.0.113.7:50052']
+"""
+
+
+@pytest.mark.parametrize("rule", ["theirs:Rule()", "opt:0.2+thinking:theirs:Rule()", "theirs:Rule()+strict_first:3"])
+@pytest.mark.parametrize("found", ["in the folder", "named"])
+def test_a_models_yaml_that_is_not_the_users_own_runs_no_code_and_asks_no_machine(monkeypatch, tmp_path, rule, found):
+    (tmp_path / "theirs.py").write_text(PROGRAM)
+    path = tmp_path / "models.yaml"
+    path.write_text(ASKING.replace("RULE", rule))
+    monkeypatch.chdir(tmp_path)
+    models = None if found == "in the folder" else path
+    for pair, line, what in (("coded", 6, f"runs code, the rule {rule}"), ("far", 10, "to other machines, 203.0.113.7:50052")):
+        with pytest.raises(sc.CatalogError, match=rf"models\.yaml, line {line}: pair '{pair}' .*--allow-code") as refused:
+            sc.load(pair, models=models, n_threads=1, profile=False)
+        assert what in str(refused.value)
+    assert not (tmp_path / "ran").exists()
+    sc.load("plain", models=models, n_threads=1, profile=False).close()
+    sc.load("coded", models=models, rule="strict", n_threads=1, profile=False).close()  # the caller's rule, not the file's
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_models_yaml_of_the_users_own_and_one_that_is_allowed_may_name_code(monkeypatch, tmp_path):
+    own = tmp_path / "config" / "speccascade"
+    own.mkdir(parents=True)
+    (own / "theirs.py").write_text(PROGRAM)
+    (own / "models.yaml").write_text(ASKING.replace("RULE", "theirs:Rule()"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(sc.CatalogError, match="--allow-code"):
+        sc.load("coded", models=own / "models.yaml")
+    sc.load("coded", models=own / "models.yaml", n_threads=1, profile=False, allow_code=True).close()
+    assert (tmp_path / "ran").exists()
+    monkeypatch.setattr("platformdirs.user_config_path", lambda name: tmp_path / "config" / name)
+    with sc.load("coded", n_threads=1, profile=False) as runtime:
+        assert str(runtime.rule) == "theirs:Rule()"
+    sys.modules.pop("theirs")
+
+
+def test_the_list_of_pairs_tells_which_want_more_than_data_and_checking_them_runs_nothing(tmp_path):
+    (tmp_path / "theirs.py").write_text(PROGRAM)
+    (tmp_path / "models.yaml").write_text(ASKING.replace("RULE", "theirs:Rule()"))
+    listed = speccascade("models", cwd=tmp_path).stdout
+    assert re.search(r"^coded +theirs:Rule\(\) \(wants code: --allow-code\)", listed, re.MULTILINE)
+    assert re.search(r"^far +token_v3:0.3 \(default\) \(wants other machines: --allow-code\)", listed, re.MULTILINE)
+    assert "to allow" in speccascade("models", "coded", cwd=tmp_path).stdout
+    for verb in ("check", "plan"):
+        assert speccascade(verb, "coded", cwd=tmp_path).returncode < 2
+    served = speccascade("serve", "plain", "coded", cwd=tmp_path)
+    assert (served.returncode, served.stdout, "models.yaml, line 6" in served.stderr) == (1, "", True)
+    assert not (tmp_path / "ran").exists()
 
 
 class CallsItsRuntime:

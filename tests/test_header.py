@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from gguf import GGUFReader, GGUFWriter
-from gguf_files import CHATML, recurrent_model, text_model
+from gguf_files import CHATML, overwrite, recurrent_model, text_model
 
 import speccascade_local
 from speccascade_local.context import LlamaContext
 from speccascade_local.errors import ModelLoadError
-from speccascade_local.header import of_size, read_header
+from speccascade_local.header import check_gguf, of_size, read_header
 from speccascade_local.layout import layout_of
 from speccascade_local.model import LlamaModel
 
@@ -100,6 +101,59 @@ def test_a_number_for_each_layer_is_read_as_such(tmp_path):
     writer.write_kv_data_to_file()
     writer.close()
     assert read_header(tmp_path / "m.gguf").cache_bytes == (4 + 2 + 0) * 2 * (64 // 4) * 2
+
+
+@pytest.mark.parametrize(
+    ("key", "number", "said"),
+    [
+        ("llama.block_count", 3 * 10**8, "allowed are whole numbers from 1 to 512"),
+        ("llama.block_count", 2**32 - 1, "from 1 to 512"),
+        ("llama.block_count", 0, "from 1 to 512"),
+        ("llama.context_length", 2**32 - 1, "from 1 to 2147483647"),
+        ("llama.context_length", 0, "from 1 to 2147483647"),
+        ("llama.embedding_length", 2**32 - 1, "from 1 to 16777216"),
+        ("llama.attention.head_count", 2**31 - 1, "from 0 to 65536"),
+        ("llama.attention.head_count_kv", 2**32 - 1, "from 0 to 65536"),
+        ("llama.vocab_size", 2**32 - 1, "from 0 to 2147483647"),
+    ],
+)
+def test_a_number_that_no_model_has_is_refused_wherever_a_file_is_read(tmp_path, key, number, said):
+    path = overwrite(text_model(tmp_path / "m.gguf"), key, number)
+    tracemalloc.start()
+    for read in (read_header, check_gguf, LlamaModel, layers_and_header):
+        with pytest.raises(ModelLoadError, match=rf"m\.gguf: its header cannot be true: {key} is {number}; .*{said}"):
+            read(path)
+    assert tracemalloc.get_traced_memory()[1] < 50 << 20
+    tracemalloc.stop()
+
+
+def layers_and_header(path: Path) -> None:
+    speccascade_local.load(drafter=DEMO / "drafter.gguf", expert=path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("llama.attention.head_count_kv", [1] * 100_000, "a list of 100000; allowed is one number for each layer"),
+        ("llama.attention.head_count_kv", ["1"], "a list of 1;"),
+        ("llama.attention.head_count_kv", [-1], "is -1; allowed"),
+        ("llama.attention.head_count_kv", 0.5, "is 0.5; allowed"),
+        ("llama.block_count", True, "is True; allowed"),
+        ("llama.block_count", "9" * 10_000, "is '999"),
+        ("general.architecture", "l" * 10_000, "must be a short name"),
+    ],
+)
+def test_values_of_another_kind_are_refused_in_few_words(tmp_path, key, value, said):
+    writer = GGUFWriter(tmp_path / "m.gguf", "llama" if key.startswith("llama") else value)
+    if key.startswith("llama"):
+        kinds = {bool: writer.add_bool, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
+        kinds[type(value)](key, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ModelLoadError, match=said) as refused:
+        check_gguf(tmp_path / "m.gguf")
+    assert len(str(refused.value)) < 400 + len(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,12 @@ import io
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from collections import Counter
 from pathlib import Path
 
+import gguf
 import pytest
 from gguf_files import CHATML, recurrent_model, text_model, textless_model
 from gguf_mutants import mutants
@@ -86,6 +88,36 @@ def test_the_command_says_one_line_and_ends_with_1(tmp_path, data, said):
 def test_a_file_that_kills_llama_cpp_is_one_line_too(tmp_path):
     """Two ids with one text: llama.cpp aborts."""
     assert_one_line(text_model(tmp_path / "twins.gguf", texts={100: "a", 101: "a"}), "llama.cpp gave up on this file")
+
+
+@pytest.mark.parametrize("kind", ["empty", "control"])
+def test_a_vocabulary_of_hundreds_of_thousands_of_odd_tokens_is_tried_in_seconds(tmp_path, kind):
+    count = 200_000
+    odd = range(300, count)
+    path = text_model(
+        tmp_path / "odd.gguf",
+        n_vocab=count,
+        texts={i: "" if kind == "empty" else f"<|{i}|>" for i in odd},
+        types={} if kind == "empty" else dict.fromkeys(odd, gguf.TokenType.CONTROL),
+    )
+    begun = time.monotonic()
+    assert rehearse({"drafter": path, "expert": path}, n_ctx=64).n_vocab == count
+    assert time.monotonic() - begun < 30
+
+
+def test_where_llama_cpp_ends_the_process_its_last_line_says_why_and_names_the_file(tmp_path):
+    """A file that nothing tried first, as one that is replaced between the trial and the load."""
+    path = text_model(tmp_path / "twins.gguf", texts={100: "a", 101: "a"})
+    code = "import os, sys; from pathlib import Path; from speccascade_local.model import LlamaModel; LlamaModel(Path(sys.argv[1]))"
+    environment = {name: value for name, value in os.environ.items() if name != "GGML_NO_BACKTRACE"}
+    ran = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, env=environment)
+    assert ran.returncode not in (0, 1)
+    last = ran.stderr.splitlines()[-1]
+    assert last.startswith(f"error: llama.cpp gave up on {path}: ")
+    assert "GGML_ASSERT" in last
+    assert "changed after it was tried: fetch it again" in last
+    assert "No such process" not in ran.stderr
+    assert "ptrace" not in ran.stderr
 
 
 def assert_one_line(bad: Path, said: str) -> None:

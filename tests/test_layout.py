@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 from contextlib import closing
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from gguf_files import CHATML, recurrent_model, shaped_model, text_model, textle
 
 import speccascade_local
 from speccascade_local.errors import ModelLoadError
-from speccascade_local.header import check_gguf, layers_of
+from speccascade_local.header import check_gguf, layers_of, read_header
 from speccascade_local.layout import layout_of, shards_of
 from speccascade_local.model import LlamaModel
 from speccascade_local.rehearsal import rehearse
@@ -126,6 +127,30 @@ def test_a_divided_model_is_the_whole_one(tmp_path):
     assert (found.weights, found.cache) == (one.weights, one.cache)
     with closing(LlamaModel(first)) as model:
         assert model.n_bytes == one.weights
+
+
+@pytest.mark.parametrize("name", ["m-00001-of-00000.gguf", "m-00000-of-00002.gguf", "m-00003-of-00002.gguf", "m-00001-of-99999.gguf"])
+def test_a_name_that_counts_wrongly_is_a_name_like_any_other(tmp_path, name):
+    path = textless_model(tmp_path / name)
+    assert shards_of(path) == [path]
+    assert [layout.path for layout in check_gguf(path)] == [path]
+    assert read_header(path).architecture == "llama"
+
+
+def test_texts_that_stand_for_terabytes_are_refused_before_memory_is_set_aside(tmp_path):
+    length, count = 20 << 20, 60
+    path = tmp_path / "sparse.gguf"
+    with path.open("wb") as file:  # holes: it takes no space
+        file.write(START + struct.pack("<QQ", 0, count))
+        for number in range(count):
+            file.write(text(f"key{number}".encode()) + struct.pack("<IQ", 8, length))
+            file.seek(length, 1)
+        file.truncate()
+    tracemalloc.start()
+    with pytest.raises(ModelLoadError, match="its names and texts are longer than"):
+        check_gguf(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 30
+    tracemalloc.stop()
 
 
 def test_all_files_of_a_divided_model_are_looked_at(tmp_path):

@@ -90,6 +90,7 @@ GOOD = Profile(
         (("expert",), None),
         (("expert", "threads"), 0),
         (("expert", "threads"), True),
+        (("expert", "threads"), 10**9),
         (("expert", "batch_threads"), 2.5),
         (("expert", "depths"), [512, 32]),
         (("expert", "depths"), [32]),

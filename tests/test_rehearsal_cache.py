@@ -70,6 +70,21 @@ def test_a_change_of_anything_that_matters_is_tried_again(tmp_path, tried, monke
     assert len(tried) == 2
 
 
+@pytest.mark.parametrize("how", ["written over", "put in its place"])
+def test_a_file_that_is_replaced_is_tried_again_though_its_size_and_its_time_stay(tmp_path, tried, how):
+    path = textless_model(tmp_path / "a.gguf")
+    plans(path)
+    before, other = path.stat(), textless_model(tmp_path / "b.gguf", seed=1)
+    assert other.stat().st_size == before.st_size
+    if how == "written over":
+        path.write_bytes(other.read_bytes())
+    else:
+        other.replace(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    plans(path)
+    assert len(tried) == 2
+
+
 @pytest.mark.parametrize("damage", [b"", b"{}", b"not json", b"[" * 100_000, b"\xff\xfe", b'{"path": 7}'])
 def test_a_damaged_memory_is_no_memory(tmp_path, tried, damage):
     path = textless_model(tmp_path / "a.gguf")

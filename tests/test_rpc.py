@@ -151,7 +151,7 @@ def test_a_pair_in_models_yaml_names_its_machines(servers, demo, tmp_path):
     models.write_text(f"pairs: {{far: {{drafter: 'bundled:drafter.gguf', expert: 'bundled:expert.gguf', rpc: [{named}]}}}}")
     demo.reset()
     own = demo.chat(QUESTION, rule="strict", temperature=0, block_size=5)
-    with sc.load("far", models=models, n_threads=1, profile=False) as runtime:
+    with sc.load("far", models=models, n_threads=1, profile=False, allow_code=True) as runtime:
         assert runtime.models["expert"].placement.rpc == tuple(str(each.endpoint) for each in servers)
         assert runtime.chat(QUESTION, rule="strict", temperature=0, block_size=5).text == own.text
 

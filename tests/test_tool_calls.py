@@ -265,8 +265,8 @@ def says(monkeypatch):
     real = engine.answer
 
     def say(*said):
-        def answer(*given):
-            chunks = list(real(*given))
+        def answer(*given, **more):
+            chunks = list(real(*given, **more))
             for place, text in enumerate(said, start=1):
                 token = chunks[0].tokens[0]._replace(text=text)
                 yield replace(chunks[-1], tokens=(token,), finish_reason="stop" if place == len(said) else None)

@@ -19,6 +19,8 @@ from .graders import METRICS
 HELD_OUT = Path(__file__).parent.parent / "demo" / "heldout.jsonl"
 #: So many of each built-in family are asked where nothing is said.
 PER_FAMILY = 20
+#: Characters of a line, messages or references of a question, characters of a pattern.
+LONGEST_LINE, MOST_PARTS, LONGEST_PATTERN = 2 << 20, 1000, 1000
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -41,8 +43,8 @@ class Question(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     prompt: Text | None = None
-    messages: Annotated[tuple[Turn, ...], Field(min_length=1, strict=False)] | None = None
-    reference: tuple[str, ...] = Field(default=(), strict=False)
+    messages: Annotated[tuple[Turn, ...], Field(min_length=1, max_length=MOST_PARTS, strict=False, fail_fast=True)] | None = None
+    reference: tuple[str, ...] = Field(default=(), max_length=MOST_PARTS, strict=False, fail_fast=True)
     metric: Literal["exact", "contains", "numeric", "regex", "rouge_l"] | None = None
     family: str = ""
     id: str = ""
@@ -51,7 +53,7 @@ class Question(BaseModel):
     @classmethod
     def _one_text_is_a_list_of_one(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            data = dict(data)
+            data = _translated(data)
             if isinstance(data.get("reference"), str):
                 data["reference"] = [data["reference"]]
             if isinstance(data.get("id"), int):
@@ -65,9 +67,11 @@ class Question(BaseModel):
         if self.metric and not self.reference:
             raise ValueError(f"metric {self.metric} needs a reference")
         for pattern in self.reference if self.metric == "regex" else ():
+            if len(pattern) > LONGEST_PATTERN:
+                raise ValueError(f"reference {pattern!r:.40} is a pattern of {len(pattern)} characters; at most {LONGEST_PATTERN} are read")
             try:
                 re.compile(pattern)
-            except re.error as error:
+            except (re.error, RecursionError, OverflowError) as error:  # too deep, or a number of repetitions that is too large
                 raise ValueError(f"reference {pattern!r:.40} is no regular expression ({error})") from None
         return self
 
@@ -105,7 +109,7 @@ def read_questions(path: Path) -> list[Question]:
     questions: dict[str, Question] = {}
     for number, data in _lines(path):
         try:
-            question = Question.model_validate(_translated(data))
+            question = Question.model_validate(data)
         except ValidationError as error:
             raise CatalogError(
                 f"{path}, line {number}: {problem(error, whole='the whole line')}; a line is "
@@ -137,6 +141,8 @@ def in_turns(questions: Sequence[Question], per_family: int | None = None) -> li
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text_of(path).split("\n"), start=1):  # not splitlines: JSON texts may hold other line separators
+        if len(line) > LONGEST_LINE:
+            raise CatalogError(f"{path}, line {number}: {len(line)} characters; at most {LONGEST_LINE} are read of a question")
         if line.strip():
             try:
                 yield number, from_json(line)  # refuses what no UTF-8 can hold, too
@@ -144,8 +150,8 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
                 raise CatalogError(f"{path}, line {number}: not JSON ({error}); give one JSON object in each line") from error
 
 
-def _translated(data: Any) -> Any:
-    """Spec-Bench's fields as ours (Xia et al. 2401.07851)."""
-    if isinstance(data, dict) and "turns" in data and isinstance(data["turns"], list) and data["turns"]:
+def _translated(data: dict[str, Any]) -> dict[str, Any]:
+    """A copy, with Spec-Bench's fields as ours (Xia et al. 2401.07851)."""
+    if "turns" in data and isinstance(data["turns"], list) and data["turns"]:
         return {"prompt": data["turns"][0], "family": str(data.get("category", "")), "id": str(data.get("question_id", ""))}
-    return data
+    return dict(data)

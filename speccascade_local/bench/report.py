@@ -31,7 +31,10 @@ def write_report(path: Path, summary: Summary, rows: Sequence[Row], setup: Mappi
     """Write the page. Raises SettingError without matplotlib, CatalogError where it cannot be written."""
     figure = figure_class(Path("any.svg"))  # refuses before anything is drawn
     parts = [_part(figure, temperature, summary, rows) for temperature in summary.by_temperature]
-    profile = Profile.from_dict(setup["profile"]) if "profile" in setup else None
+    try:
+        profile = Profile.from_dict(setup["profile"]) if "profile" in setup else None
+    except ValueError as error:
+        raise CatalogError(f"the profile in the first line of the results is none ({error!s:.200}); take it out there") from error
     page = (
         _environment()
         .get_template("report.html")

@@ -19,6 +19,8 @@ from ..figures import writable
 #: Goes up when rows mean something else.
 FORMAT = 1
 Row = dict[str, Any]
+#: Bytes of a file: a hundred thousand answers.
+MOST_BYTES = 512 << 20
 #: Of the set-up: what a run that goes on takes over from the one before; that the same is asked is told by a checksum.
 KEPT = {"profile", "learnt", "command", "asked"}
 
@@ -101,14 +103,14 @@ def _parsed(path: Path) -> tuple[dict[str, Any], list[Row], int]:
 
 def _whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
     """Each object with the byte behind its line. Only the last line may be cut off."""
-    lines, end = bytes_of(path).split(b"\n"), 0  # as bytes, because an editor may have given them other ends
+    lines, end = bytes_of(path, MOST_BYTES).split(b"\n"), 0  # as bytes, because an editor may have given them other ends
     for number, line in enumerate(lines, start=1):
         end += len(line) + 1
         try:
             value = json.loads(line)
             if not isinstance(value, dict):
                 raise ValueError("not an object")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number >= len(lines) - 1 and not any(lines[number:]):
                 return
             raise CatalogError(f"{path}, line {number}: not a row ({error}); take the line out") from error

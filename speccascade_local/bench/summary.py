@@ -10,8 +10,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from math import inf, isfinite
 from statistics import mean, median
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+from ..checked_yaml import problem
 from ..errors import CatalogError
 from .grid import BASE
 from .intervals import Estimate, differences, estimated, ratios
@@ -98,6 +110,54 @@ def summarized(rows: Iterable[Row]) -> Summary:
     names = dict.fromkeys(row["family"] for row in rows)
     parts = {name: _by_temperature([row for row in rows if row["family"] == name])[0] for name in names} if len(names) > 1 else {}
     return Summary(found, len(rows) - used, _alike(rows), {name: part for name, part in parts.items() if part})
+
+
+class _Fidelity(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+    mean_tv: float
+    expert_logprob: float
+    judged: NonNegativeInt
+
+
+class _Measured(BaseModel):
+    """What a row must have, whatever else stands in it."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+    question: str
+    family: str
+    arm: str
+    text: str
+    origins: str
+    lengths: Annotated[list[int], Field(fail_fast=True)]
+    seed: int
+    temperature: NonNegativeFloat
+    repetition: int
+    token_ids: Annotated[list[int], Field(fail_fast=True)]
+    yields: Annotated[list[int], Field(min_length=1, fail_fast=True)]
+    quality: Annotated[float, Field(ge=0, le=1)] | None
+    wall_s: PositiveFloat
+    first_s: NonNegativeFloat
+    tokens: PositiveInt
+    blocks: NonNegativeInt
+    drafted: NonNegativeInt
+    tested: NonNegativeInt
+    accepted: NonNegativeInt
+    deferred: NonNegativeInt
+    expert_calls: NonNegativeInt
+    fidelity: _Fidelity | None
+
+
+def require_measured(rows: Iterable[Row]) -> None:
+    """Refuse rows of a file that no run has written. Raises CatalogError."""
+    for number, row in enumerate(rows, start=1):
+        try:
+            _Measured.model_validate(row)
+        except ValidationError as error:
+            raise CatalogError(
+                f"row {number} is none that 'speccascade bench' wrote: {problem(error, whole='the whole row')}; take its line out"
+            ) from error
 
 
 def _by_temperature(rows: Sequence[Row]) -> tuple[dict[float, list[ArmSummary]], int]:

@@ -13,7 +13,7 @@ import typer
 from ..bench import export, grid, questions, rows, running, setup
 from ..bench.charts import draw_curves
 from ..bench.report import write_report
-from ..bench.summary import summarized
+from ..bench.summary import require_measured, summarized
 from ..checks import text_of
 from ..errors import CatalogError, SettingError
 from ..figures import figure_class, writable
@@ -110,6 +110,7 @@ def _measured(
             told |= {"learnt": running.warm_up(runtime, prompts, arms, LEARNING), "profile": runtime.profile().as_dict()}
             told |= {"command": shlex.join(["speccascade", *sys.argv[1:]])}
         with rows.Store(path, told, resume=resume) as store:
+            require_measured(store.rows)
             runtime.start_from(store.setup["learnt"], Profile.from_dict(store.setup["profile"]))
             running.measure(
                 runtime,
@@ -136,6 +137,7 @@ class Shown:
     def show(self, path: Path) -> None:
         """Raises CatalogError."""
         told, measured = rows.read(path)
+        require_measured(measured)
         summary = summarized(measured)
         if self.form == "table":
             print_scores(summary, told)

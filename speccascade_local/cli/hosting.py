@@ -16,6 +16,7 @@ from ..context import MAX_TIMELINES
 from ..deferral import Method
 from ..endpoints import is_loopback
 from ..errors import SettingError
+from ..loading import require_allowed
 from . import options
 from .invocation import loaded, set_log_level
 from .terminal import stderr, stdout
@@ -130,7 +131,7 @@ def _names(pairs: Sequence[str] | None, chosen: options.ModelOptions) -> list[st
     if twice:
         raise SettingError(f"pair {twice!r:.80} is named twice; name each once")
     for name in names:
-        options.pair_of(name, chosen)
+        require_allowed(options.pair_of(name, chosen), chosen.allow_code, None, chosen.placements())
     return names
 
 

@@ -93,6 +93,7 @@ def loaded(
             profile=profile,
             timelines=timelines,
             on_progress=report,
+            allow_code=chosen.allow_code,
         )
     with runtime:
         yield runtime

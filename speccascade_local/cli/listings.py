@@ -76,6 +76,7 @@ def _show_pair(pair: Pair) -> None:
         "rpc": ", ".join(pair.rpc),
         "seen in": pair.seen_in,
         "named in": pair.source,
+        "to allow": "; ".join(pair.demands.values()),
     }
     table = Table("", Column(overflow="fold"), box=None, show_header=False, pad_edge=False)
     for name, fact in facts.items():
@@ -135,7 +136,10 @@ def _bytes(model: ModelSource) -> int | None:
 
 
 def _rule(pair: Pair) -> str:
-    return pair.rule or f"{methods.DEFAULT} (default)"
+    """With what its file may not ask for without --allow-code."""
+    demands = {"code": "code", "rpc": "other machines"}
+    wants = [word for name, word in demands.items() if name in pair.demands]
+    return (pair.rule or f"{methods.DEFAULT} (default)") + (f" (wants {', '.join(wants)}: --allow-code)" if wants else "")
 
 
 def _licences(pair: Pair) -> str:

@@ -56,6 +56,9 @@ PerFamily = Annotated[
 Heat = Annotated[float, typer.Option(rich_help_panel="Sampling", help="0 is greedy.")]
 Models = Annotated[Path | None, typer.Option(rich_help_panel="Models", help="A models.yaml to look in first.")]
 
+#: Bytes of a grammar or a schema in a file.
+_LONGEST_SCHEMA = 4 << 20
+
 
 @dataclass(frozen=True)
 class FileOptions:
@@ -82,6 +85,14 @@ class FileOptions:
         Path | None, typer.Option("--small", rich_help_panel="Models", help="A third, still smaller model that drafts for the drafter.")
     ] = None
     models: Models = None
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code",
+            rich_help_panel="Models",
+            help="Run code and use other machines that a models.yaml names which is not your own.",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -151,7 +162,7 @@ class AskingOptions:
         """What they mean. Raises SettingError, and CatalogError for a file that cannot be read."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         given |= {"block_size": length(self.block_size), "logit_bias": _biases(self.logit_bias)}
-        given |= {name: text_of(given[name]) for name in ("grammar", "json_schema") if given[name]}
+        given |= {name: text_of(given[name], most=_LONGEST_SCHEMA) for name in ("grammar", "json_schema") if given[name]}
         return Settings(**given)
 
 

@@ -99,6 +99,14 @@ BAD = [
     ({"prompt": 5}, "line 2: prompt"),
     ({"messages": []}, "line 2: messages"),
     ({"messages": [{"role": "user"}]}, "line 2: messages.0.content"),
+    ('{"prompt": "a", "id": ' + "1" * 5000 + "}", "line 2: not JSON"),
+    ({"prompt": "a" * (2 << 20)}, "at most 2097152 are read"),
+    ({"prompt": [[[[[]]]]] * 100_000}, "line 2: prompt: input should be a valid string"),
+    ({"messages": [7] * 500_000}, "line 2: messages.0"),
+    ({"prompt": "a", "reference": [7] * 500_000}, "line 2: reference.0"),
+    ({"prompt": "a", "reference": ["7"] * 1001}, "line 2: reference"),
+    ({"prompt": "a", "metric": "regex", "reference": "a" * 1001}, "at most 1000 are read"),
+    ({"prompt": "a", "metric": "regex", "reference": "a{99999999999999}"}, "is no regular expression"),
     ({"prompt": "a", "id": "question-1"}, "the id 'question-1' stands here for the second time"),
 ]
 
@@ -110,6 +118,15 @@ def test_what_is_no_question_is_refused_with_its_line(tmp_path, line, said):
         read_questions(path)
     assert said in str(error.value)
     assert str(path) in str(error.value)
+    assert len(str(error.value)) < 500 + len(str(path))
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "q.jsonl"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # a hole: takes no space
+    with pytest.raises(CatalogError, match=r"q\.jsonl: larger than the 64 MiB"):
+        read_questions(path)
 
 
 def test_a_file_without_questions_is_refused(tmp_path):

@@ -10,8 +10,11 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made import made_row
 
+from speccascade_local.bench.grid import BASE
 from speccascade_local.bench.rows import FORMAT, Store, read
+from speccascade_local.bench.summary import require_measured
 from speccascade_local.errors import CatalogError
 
 SETUP = {"pair": "demo", "threads": 1}
@@ -48,6 +51,34 @@ def test_what_an_editor_of_windows_saved_is_gone_on_with_and_keeps_every_row(tmp
         store.append({"n": 20})
     assert read(path)[1] == [{"n": number} for number in range(21)]
     assert path.read_bytes().startswith(mark + b"{")
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"a": ' * 100_000, "1" * 5000, '{"a": ' + "1" * 5000 + "}"])
+def test_a_line_of_ill_will_is_refused_with_its_number(tmp_path, line):
+    path = tmp_path / "r.jsonl"
+    path.write_text("\n".join([json.dumps({"setup": {"format": FORMAT}}), line, "{}", "{}", ""]))
+    with pytest.raises(CatalogError, match=r"r\.jsonl, line 2: not a row") as refused:
+        read(path)
+    assert len(str(refused.value)) < 400 + len(str(path))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"family": 7}, "row 2 .* family: "),
+        ({"temperature": "hot"}, "temperature: "),
+        ({"yields": []}, "yields: "),
+        ({"tokens": 0}, "tokens: "),
+        ({"wall_s": float("nan")}, "wall_s: "),
+        ({"fidelity": {"judged": 3}}, "fidelity.mean_tv: this key is missing"),
+        ({"lengths": ["a"] * 100_000}, "lengths.0: "),
+    ],
+)
+def test_a_row_that_no_run_has_written_is_refused_before_anything_is_made_of_it(changed, said):
+    require_measured([made_row(0, BASE)])
+    with pytest.raises(CatalogError, match=said) as refused:
+        require_measured([made_row(0, BASE), made_row(1, BASE) | changed])
+    assert len(str(refused.value)) < 300
 
 
 WRITER = """
