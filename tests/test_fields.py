@@ -19,6 +19,7 @@ from speccascade_local.server.fields import FIELDS, ROUTES
 from speccascade_local.server.openapi import description
 from speccascade_local.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from speccascade_local.server.refusals import RefusedError
+from speccascade_local.server.tool_calls import calls_in
 from speccascade_local.server.translating import translated
 
 MODELS = {"chat": ChatRequest, "completions": CompletionRequest}
@@ -45,6 +46,7 @@ EFFECTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "add_generation_prompt": (True, {}),
     "tools": ([CALL], {}),
     "tool_choice": ("none", {}),
+    "parallel_tool_calls": (False, {}),
     "temperature": (0.5, {"temperature": 0.5}),
     "top_p": (0.5, {"top_p": 0.5}),
     "top_k": (3, {"top_k": 3}),
@@ -147,6 +149,14 @@ def test_what_is_honoured_or_mapped_has_an_effect(route, row, settings):
     plain = vars(settings(route))
     assert vars(settings(route, **fields)) == plain | changes | ({"logprobs": 2} if row.name == "top_logprobs" else {})
     assert all(plain[name] != change for name, change in changes.items())
+
+
+def test_without_parallel_calls_an_answer_ends_with_its_first_call(settings):
+    stops = {"parallel_tool_calls": False, "tools": [CALL], "stop": "x"}
+    assert settings("chat", **stops).stop == ("x", "</tool_call>")
+    for usual in ({"parallel_tool_calls": True}, {"tool_choice": "none"}, {"tools": []}):
+        assert settings("chat", **{**stops, **usual}).stop == ("x",)
+    assert calls_in('Well. <tool_call>{"name": "now", "arguments": {}}', {"now"})[1], "as it stands where that stop has cut it"
 
 
 @pytest.mark.parametrize(("route", "row"), rows("honoured", "mapped"))

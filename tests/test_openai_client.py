@@ -177,8 +177,8 @@ def test_errors_are_the_clients_own(client):
 
 
 def test_an_error_on_the_way_ends_a_stream(monkeypatch):
-    def failing(*given):
-        yield next(real(*given))
+    def failing(*given, **more):
+        yield next(real(*given, **more))
         raise sc.SessionError("llama.cpp gave up at /home/somebody/model.gguf")
 
     real = engine.answer

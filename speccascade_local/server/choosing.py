@@ -18,6 +18,7 @@ from ..runtime import Runtime
 from ..settings import Settings
 from .protocol import ChatRequest, CompletionRequest, Sampled
 from .refusals import RefusedError, shown
+from .tool_calls import CALL_END
 
 #: What may be written of a built-in rule. No parenthesis, which code of one's own needs, and no slash.
 _BUILT_IN = re.compile(r"[a-z0-9_.:,+-]{1,200}")
@@ -115,6 +116,8 @@ def settings_of(request: Sampled, runtime: Runtime, offer: Offer, rule: str | No
         given["seed"] = request.seed
     if request.stop is not None:
         given["stop"] = [request.stop] if isinstance(request.stop, str) else request.stop
+    if isinstance(request, ChatRequest) and request.tools and request.parallel_tool_calls is False and request.tool_choice != "none":
+        given["stop"] = [*given.get("stop", ()), CALL_END]
     usual = runtime.n_ctx if isinstance(request, ChatRequest) else COMPLETION_TOKENS
     given["max_tokens"] = runtime.n_ctx if request.max_tokens == -1 else request.max_tokens or usual
     if isinstance(request, ChatRequest):

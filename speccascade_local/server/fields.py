@@ -111,7 +111,7 @@ FIELDS: tuple[RequestField, ...] = (
     _honoured("tool_choice", _ALL, "whether they may be called", "chat"),
     _refused("functions", _OPENAI, "functions in their older form", [], instead="use tools", **_CHAT),
     _refused("function_call", _OPENAI, "a call in its older form", "none", "auto", instead="use tools", **_CHAT),
-    _refused("parallel_tool_calls", _ALL, "at most one call", True, beside=("tools",), **_CHAT),
+    _honoured("parallel_tool_calls", _ALL, "false: the answer ends with its first call", "chat"),
     # ------------------------------------------------------------------ how it is sampled
     _honoured("temperature", _ALL, "how far tokens are drawn from the most probable ones; 0 is greedy"),
     _honoured("top_p", _ALL, "the most probable tokens up to this mass"),

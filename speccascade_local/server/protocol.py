@@ -229,6 +229,7 @@ class ChatRequest(Sampled):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    parallel_tool_calls: bool | None = None
     tool_choice: Literal["none", "auto"] | None = Field(
         None, description="a call cannot be forced: required and a named function are refused"
     )

@@ -17,7 +17,7 @@ from .messages import MAX_DEPTH, MAX_TOOLS
 
 #: The longest call that is read. A longer one stays text, so a stream holds back no more than this.
 MAX_CALL_CHARACTERS = 1_000_000
-_BEGIN, _END = "<tool_call>", "</tool_call>"
+_BEGIN, CALL_END = "<tool_call>", "</tool_call>"
 #: Whether a block goes on, came to its closing tag, or cannot be a call.
 _OPEN, _WHOLE, _BAD = range(3)
 #: What stands in JSON between two brackets: words, numbers, signs, and strings without escapes.
@@ -190,11 +190,11 @@ class _Block:
             found = _SPACE.match(text, at)
             assert found is not None
             at = found.end()
-        more = text[at : at + len(_END) - len(self._tail)]
+        more = text[at : at + len(CALL_END) - len(self._tail)]
         self._tail += more
-        if not _END.startswith(self._tail):
+        if not CALL_END.startswith(self._tail):
             self.state = _BAD
-        elif self._tail == _END:
+        elif self._tail == CALL_END:
             self.state = _WHOLE
         return at + len(more)
 
