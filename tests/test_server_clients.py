@@ -32,8 +32,8 @@ def slow(monkeypatch):
     gate = Gate()
     real = engine_module.answer
 
-    def answer(*given):
-        for chunk in real(*given):
+    def answer(*given, **more):
+        for chunk in real(*given, **more):
             gate.wait()
             yield chunk
 
