@@ -291,7 +291,7 @@ def assert_untouched(session: LlamaSession, tokens: list[int], monkeypatch: pyte
 
 
 @pytest.mark.parametrize("at_call", [1, 2])
-@pytest.mark.parametrize(("code", "meaning"), [(1, "no room"), (2, "aborted"), (-1, "invalid batch"), (-3, "failed")])
+@pytest.mark.parametrize(("code", "meaning"), [(1, "no room"), (2, "aborted"), (-3, "failed")])
 def test_a_failed_evaluation_names_its_code_and_loses_nothing(
     ids_model: LlamaModel, monkeypatch: pytest.MonkeyPatch, code: int, meaning: str, at_call: int
 ) -> None:

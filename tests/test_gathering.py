@@ -50,7 +50,7 @@ def read_at_once(context: ToyContext, texts: list[list[int]], seconds: Callable[
         reading = []
         for n, (session, text) in enumerate(zip(sessions[1:], texts), start=1):
             reading.append(pool.submit(session.extend, text, 1))
-            until(lambda n=n: len(gathering._wishes) == n)
+            until(lambda n=n: len(gathering._waiting()) == n)
         context.leave.set()
         first.result()
         return [each.exception() or each.result() for each in reading]

@@ -1,0 +1,99 @@
+"""Exceptions at chosen places of the package, as Ctrl-C or a signal handler raises them: at every line, or at every bytecode."""
+
+from __future__ import annotations
+
+import ast
+import dis
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import speccascade_local
+
+PACKAGE = Path(speccascade_local.__file__).parent
+#: The interpreter looks for signals behind a call, at a jump back and when a function begins, and nowhere else.
+_LOOKS = ("CALL", "JUMP_BACKWARD", "RESUME")
+
+
+class Point(NamedTuple):
+    """The ``nth`` time that a place is reached. offset: of the bytecode, -1 for the whole line."""
+
+    file: str
+    line: int
+    offset: int
+    nth: int
+
+
+class Tracer:
+    """Counts the places that a thread reaches in some modules, and raises KeyboardInterrupt at one of them.
+
+    by_bytecode: only places where the interpreter looks for signals; else each line.
+    """
+
+    def __init__(self, modules: tuple[str, ...], at: Point | None = None, *, by_bytecode: bool = False) -> None:
+        self._files = {str(PACKAGE / f"{name}.py") for name in modules}
+        self._at, self._by_bytecode = at, by_bytecode
+        self.reached: Counter[tuple[str, int, int]] = Counter()
+        self.raised = False
+
+    def __call__(self, frame: FrameType, _event: str, _argument: Any) -> Callable[..., Any] | None:
+        if frame.f_code.co_filename not in self._files:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = self._by_bytecode, not self._by_bytecode
+        before = -1
+
+        def follow(frame: FrameType, event: str, _argument: Any) -> Callable[..., Any]:
+            nonlocal before
+            if event == "opcode":
+                if before >= 0 and looks_for_signals(frame.f_code)[before]:
+                    self._reach(frame.f_code.co_filename, frame.f_lineno, frame.f_lasti)
+                before = frame.f_lasti
+            elif event == "line":
+                line, last, before = frame.f_lineno, before, frame.f_lineno
+                if last not in bodies_of_with(frame.f_code.co_filename).get(line, ()):
+                    self._reach(frame.f_code.co_filename, line, -1)
+            return follow
+
+        return follow
+
+    def _reach(self, file: str, line: int, offset: int) -> None:
+        self.reached[file, line, offset] += 1
+        if self._at == (file, line, offset, self.reached[file, line, offset]):
+            self.raised = True
+            raise KeyboardInterrupt
+
+    def points(self) -> list[Point]:
+        """The first, a middle and the last time that each place was reached."""
+        return [Point(*place, nth) for place, count in self.reached.items() for nth in sorted({1, (count + 1) // 2, count})]
+
+    @contextmanager
+    def tracing(self, *, threads: bool = False) -> Iterator[Tracer]:
+        """Within the block this thread is followed, or those that are started there."""
+        start, before = (threading.settrace, None) if threads else (sys.settrace, sys.gettrace())
+        start(self)
+        try:
+            yield self
+        finally:
+            start(before)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=None)
+def looks_for_signals(code: Any) -> dict[int, bool]:
+    """By offset: whether the interpreter looks for signals once this bytecode is done."""
+    return {each.offset: each.opname.startswith(_LOOKS) for each in dis.get_instructions(code)}
+
+
+@lru_cache(maxsize=None)
+def bodies_of_with(file: str) -> dict[int, range]:
+    """The lines of each with statement's body, by the statement's own line.
+
+    Leaving such a body is a line event of its own. No signal arrives there: the interpreter enters and leaves a lock without looking.
+    """
+    found = (node for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))) if isinstance(node, ast.With))
+    return {node.lineno: range(node.body[0].lineno, (node.end_lineno or 0) + 1) for node in found}
