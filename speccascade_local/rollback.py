@@ -35,11 +35,12 @@ _PARTIAL, _ON_DEVICE = 1, 2  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY and _ON_DEVICE
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """The state behind the first ``length`` tokens, in llama.cpp's own format."""
+    """The state behind the first ``length`` tokens, in llama.cpp's own format. lasting: kept for later replies too."""
 
     length: int
     data: Any
     flags: int
+    lasting: bool
 
 
 class Rollback(Protocol):
@@ -145,6 +146,8 @@ class Checkpoints(Tail):
         super().__init__(file, memory)
         self.name = "snapshots" if snapshots else "checkpoints"
         self._context, self._snapshots = context, snapshots
+        # The device's place for a copy is as large as the first, and a state with snapshots grows with its last batch: GGML would abort.
+        self._brief = _PARTIAL if _snapshots_of(context) else _PARTIAL | _ON_DEVICE
 
     def drop(self, timeline: Timeline, length: int) -> None:
         timeline.checkpoints = [each for each in timeline.checkpoints if each.length <= length]
@@ -222,23 +225,29 @@ class Checkpoints(Tail):
 
     def _save(self, timeline: Timeline) -> None:
         started = time.perf_counter()
-        flags = _PARTIAL if self._since(timeline) >= _LONG else _PARTIAL | _ON_DEVICE
-        alike = [each for each in timeline.checkpoints if each.flags == flags]
-        others = [each for each in timeline.checkpoints if each.flags != flags]
-        timeline.checkpoints = [*others, *alike[1 - _LASTING :]] if flags == _PARTIAL else others  # the device's one is overwritten now
+        lasting = self._since(timeline) >= _LONG
+        flags = _PARTIAL if lasting else self._brief
+        kept = [each for each in timeline.checkpoints if each.lasting]
+        brief = [each for each in timeline.checkpoints if not each.lasting]
+        timeline.checkpoints = [*brief, *kept[1 - _LASTING :]] if lasting else kept  # the device's only copy is overwritten now
         size = llama_cpp.llama_state_seq_get_size_ext(self._context, timeline.sequence, flags)
         data = (ctypes.c_uint8 * size)()
         if not size or llama_cpp.llama_state_seq_get_data_ext(self._context, data, size, timeline.sequence, flags) != size:
             raise SessionError(f"{self._file}: llama.cpp cannot copy the state behind {timeline.held} tokens; load the pair again")
-        timeline.checkpoints.append(Checkpoint(timeline.held, data, flags))
+        timeline.checkpoints.append(Checkpoint(timeline.held, data, flags, lasting))
         timeline.rollbacks.saved += 1
         timeline.rollbacks.seconds += time.perf_counter() - started
+
+
+def _snapshots_of(context: Any) -> int:
+    """How many tokens back llama.cpp's snapshots of a recurrent state reach."""
+    return int(llama_cpp.llama_n_rs_seq(context)) if hasattr(llama_cpp, "llama_n_rs_seq") else 0
 
 
 def ways_back(model: LlamaModel, context: Any, memory: Any) -> list[Rollback]:
     """Those that may work for a context over this model, the cheapest first."""
     file = model.path.name
     copies = Checkpoints(file, memory, context)
-    if snapshots := llama_cpp.llama_n_rs_seq(context) if hasattr(llama_cpp, "llama_n_rs_seq") else 0:
+    if snapshots := _snapshots_of(context):
         return [Checkpoints(file, memory, context, snapshots), copies]
     return [copies] if model.is_recurrent else [Tail(file, memory), copies]

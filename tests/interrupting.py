@@ -5,11 +5,10 @@ from __future__ import annotations
 import ast
 import dis
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -40,7 +39,6 @@ class Tracer:
         self._files = {str(PACKAGE / f"{name}.py") for name in modules}
         self._at, self._by_bytecode = at, by_bytecode
         self.reached: Counter[tuple[str, int, int]] = Counter()
-        self.raised = False
 
     def __call__(self, frame: FrameType, _event: str, _argument: Any) -> Callable[..., Any] | None:
         if frame.f_code.co_filename not in self._files:
@@ -56,7 +54,7 @@ class Tracer:
                 before = frame.f_lasti
             elif event == "line":
                 line, last, before = frame.f_lineno, before, frame.f_lineno
-                if last not in bodies_of_with(frame.f_code.co_filename).get(line, ()):
+                if last not in deaf_lines(frame.f_code.co_filename).get(line, ()):
                     self._reach(frame.f_code.co_filename, line, -1)
             return follow
 
@@ -65,35 +63,35 @@ class Tracer:
     def _reach(self, file: str, line: int, offset: int) -> None:
         self.reached[file, line, offset] += 1
         if self._at == (file, line, offset, self.reached[file, line, offset]):
-            self.raised = True
             raise KeyboardInterrupt
 
     def points(self) -> list[Point]:
-        """The first, a middle and the last time that each place was reached."""
-        return [Point(*place, nth) for place, count in self.reached.items() for nth in sorted({1, (count + 1) // 2, count})]
+        """The first and the last time that each place was reached."""
+        return [Point(*place, nth) for place, count in self.reached.items() for nth in sorted({1, count})]
 
     @contextmanager
-    def tracing(self, *, threads: bool = False) -> Iterator[Tracer]:
-        """Within the block this thread is followed, or those that are started there."""
-        start, before = (threading.settrace, None) if threads else (sys.settrace, sys.gettrace())
-        start(self)
+    def tracing(self) -> Iterator[Tracer]:
+        """Within the block this thread is followed."""
+        before = sys.gettrace()
+        sys.settrace(self)
         try:
             yield self
         finally:
-            start(before)  # type: ignore[arg-type]
+            sys.settrace(before)
 
 
-@lru_cache(maxsize=None)
+@cache
 def looks_for_signals(code: Any) -> dict[int, bool]:
     """By offset: whether the interpreter looks for signals once this bytecode is done."""
     return {each.offset: each.opname.startswith(_LOOKS) for each in dis.get_instructions(code)}
 
 
-@lru_cache(maxsize=None)
-def bodies_of_with(file: str) -> dict[int, range]:
-    """The lines of each with statement's body, by the statement's own line.
+@cache
+def deaf_lines(file: str) -> dict[int, range]:
+    """Lines at which no signal arrives where the line before was in a range: the interpreter enters and leaves a lock without looking.
 
-    Leaving such a body is a line event of its own. No signal arrives there: the interpreter enters and leaves a lock without looking.
+    Those are with statements once more, behind their bodies, and a ``try:`` that begins such a body.
     """
-    found = (node for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))) if isinstance(node, ast.With))
-    return {node.lineno: range(node.body[0].lineno, (node.end_lineno or 0) + 1) for node in found}
+    found = [node for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))) if isinstance(node, ast.With)]
+    left = {node.lineno: range(node.body[0].lineno, (node.end_lineno or 0) + 1) for node in found}
+    return left | {node.body[0].lineno: range(node.lineno, node.lineno + 1) for node in found if isinstance(node.body[0], ast.Try)}

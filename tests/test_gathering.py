@@ -78,6 +78,24 @@ def test_a_part_that_is_refused_hurts_no_other() -> None:
         np.testing.assert_array_equal(rows, np.float32([context.row_of(text)]))
 
 
+def test_an_interruption_is_its_own_threads_and_the_others_get_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    context, texts = context_of(), [[1, 2], [3], [4, 5, 6]]
+    real, waiting = context.evaluate, iter([True])
+
+    def interrupted(parts: list) -> list:
+        rows = real(parts)
+        if len(parts) == 3 and next(waiting, False):
+            raise KeyboardInterrupt  # the texts have grown, and nobody has the rows
+        return rows
+
+    monkeypatch.setattr(context, "evaluate", interrupted)
+    found = read_at_once(context, texts)
+    assert sum(isinstance(rows, KeyboardInterrupt) for rows in found) == 1
+    for rows, text in zip(found, texts):
+        if not isinstance(rows, KeyboardInterrupt):
+            np.testing.assert_array_equal(rows, np.float32([context.row_of(text)]))
+
+
 def test_the_cheaper_model_goes_first_but_not_for_ever() -> None:
     drafter, expert = context_of(1), context_of(2)
     gathering = Gathering({drafter: flat, expert: flat})

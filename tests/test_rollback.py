@@ -142,6 +142,19 @@ def test_any_reading_and_going_back_gives_the_rows_of_straight_reading(
 
 
 @pytest.mark.parametrize("name", sorted(SNAPSHOTTED))
+def test_copies_behind_batches_of_any_size_can_be_made_beside_snapshots(opened: Callable[..., LlamaSession], name: str) -> None:
+    """A copy behind a larger batch is larger, which must not end the process."""
+    session, fresh = opened(name), opened(name, 0)
+    for length in (4, 5, 8, 12, 5, 20):
+        session.rewind(len(session.tokens))
+        session.extend([*range(length)], 1)
+    session.rewind(len(session.tokens) - 15)
+    before = list(session.tokens)
+    assert session.rollbacks.saved > 3
+    assert_same(session.extend([5], 1)[0], fresh.extend([*before, 5], 1)[0])
+
+
+@pytest.mark.parametrize("name", sorted(SNAPSHOTTED))
 def test_snapshots_reach_no_further_back_than_the_last_batch(opened: Callable[..., LlamaSession], name: str) -> None:
     session, fresh = opened(name), opened(name, 0)
     session.extend([*range(20)], 1)
