@@ -146,7 +146,7 @@ class Checkpoints(Tail):
         super().__init__(file, memory)
         self.name = "snapshots" if snapshots else "checkpoints"
         self._context, self._snapshots = context, snapshots
-        # With snapshots a state lies in several pieces. GGML ends the process where a copy on the device has other pieces than the last one.
+        # With snapshots a state lies in several pieces. GGML ends the process if a copy on the device has other pieces than the last one.
         self._brief = _PARTIAL if _snapshots_of(context) else _PARTIAL | _ON_DEVICE
 
     def drop(self, timeline: Timeline, length: int) -> None:
