@@ -49,7 +49,7 @@ class Tracer:
         def follow(frame: FrameType, event: str, _argument: Any) -> Callable[..., Any]:
             nonlocal before
             if event == "opcode":
-                if before >= 0 and looks_for_signals(frame.f_code)[before]:
+                if (before, frame.f_lasti) in looks_for_signals(frame.f_code):
                     self._reach(frame.f_code.co_filename, frame.f_lineno, frame.f_lasti)
                 before = frame.f_lasti
             elif event == "line":
@@ -81,9 +81,20 @@ class Tracer:
 
 
 @cache
-def looks_for_signals(code: Any) -> dict[int, bool]:
-    """By offset: whether the interpreter looks for signals once this bytecode is done."""
-    return {each.offset: each.opname.startswith(_LOOKS) for each in dis.get_instructions(code)}
+def looks_for_signals(code: Any) -> set[tuple[int, int]]:
+    """Pairs of bytecodes, by offset, between which the interpreter looks for signals.
+
+    What is raised there belongs to the first one, so only pairs that the same handler covers are the same to the code.
+    """
+    bytecode = dis.Bytecode(code)
+    entries = bytecode.exception_entries  # type: ignore[attr-defined]  # since Python 3.11
+
+    def handler(offset: int) -> int | None:
+        return next((each.target for each in entries if each.start <= offset < each.end), None)
+
+    places = [(each.offset, each.opname) for each in bytecode]
+    looking = [offset for offset, name in places if name.startswith(_LOOKS)]
+    return {(before, after) for before in looking for after, _ in places if handler(before) == handler(after)}
 
 
 @cache

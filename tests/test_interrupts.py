@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -38,6 +39,7 @@ THREADED = ("ahead", "cascade", "runtime", "generation")
 SHARED = (*CACHES, "gathering")
 #: A model for each way back.
 KINDS = {"tail": "llama-dense", "snapshots": "lfm2-dense", "checkpoints": "granitehybrid-dense"}
+BY_BYTECODE = pytest.param(True, marks=[pytest.mark.slow, pytest.mark.skipif(sys.version_info < (3, 11), reason="no exception table")])
 TEXT = [(7 * n + 3) % N_VOCAB for n in range(60)]
 
 
@@ -139,7 +141,7 @@ def broken_by(subject: Subject, modules: tuple[str, ...], *, by_bytecode: bool =
     return broken
 
 
-@pytest.mark.parametrize("by_bytecode", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("by_bytecode", [False, BY_BYTECODE])
 @pytest.mark.parametrize("kind", KINDS)
 def test_sessions_are_true_wherever_they_were_interrupted(
     written: Callable[..., Path], caplog: pytest.LogCaptureFixture, kind: str, by_bytecode: bool
@@ -229,7 +231,7 @@ def test_a_pair_answers_as_before_wherever_it_was_interrupted(overlap: float, mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by_bytecode", [False, True])
+@pytest.mark.parametrize("by_bytecode", [False, BY_BYTECODE])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pair_of_any_kind_answers_as_before_wherever_it_was_interrupted(
     written: Callable[..., Path], kind: str, by_bytecode: bool
@@ -291,7 +293,7 @@ class Readers:
             assert np.abs(rows - expected).max() <= 0.01 * expected.std()
 
 
-@pytest.mark.parametrize("by_bytecode", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("by_bytecode", [False, BY_BYTECODE])
 def test_an_interrupted_reader_of_common_batches_hurts_no_other(written: Callable[..., Path], by_bytecode: bool) -> None:
     with closing(Readers(written(KINDS["tail"]))) as readers:
         assert broken_by(readers, SHARED, by_bytecode=by_bytecode) == []
@@ -320,7 +322,7 @@ class Copies:
             assert vars(self.index) == vars(fresh)
 
 
-@pytest.mark.parametrize("by_bytecode", [False, True])
+@pytest.mark.parametrize("by_bytecode", [False, BY_BYTECODE])
 def test_an_index_that_was_interrupted_is_that_of_the_next_text(by_bytecode: bool) -> None:
     assert broken_by(Copies(), ("ngram",), by_bytecode=by_bytecode) == []
 
