@@ -9,20 +9,32 @@ is decided beforehand and never by a clock, so a seed repeats an answer here too
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from .drafting import ReadAhead, Session, next_row
 from .generation import Generation
 from .rows import Rows
 from .verify import Draft, Verdict
 
+#: What was last given to a thread for each session.
+_GIVEN: WeakKeyDictionary[Session, Future[Any]] = WeakKeyDictionary()
+
+
+def finish(session: Session) -> None:
+    """Wait for a thread that still works with the session, because the call that started it was interrupted before it could wait."""
+    given = _GIVEN.get(session)
+    if given is not None:
+        wait([given])
+
 
 @contextmanager
 def meanwhile(session: Session, tokens: list[int]) -> Iterator[None]:
     """The session reads ``tokens`` in a thread of its own; leaving waits for it, and raises what it raised."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="expert") as pool:
-        reading = pool.submit(session.extend, tokens, 1)
+        reading = _GIVEN[session] = pool.submit(session.extend, tokens, 1)
         yield
         reading.result()
 
@@ -38,6 +50,7 @@ class Ahead:
     def __init__(self, drafter: Session) -> None:
         self.calls = 0
         self._drafter = drafter
+        self._left = False
         self._pool: ThreadPoolExecutor | None = None
         self._writing: Future[ReadAhead] | None = None
         self._written: ReadAhead = []
@@ -47,6 +60,7 @@ class Ahead:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._left = True
         if self._pool is not None:
             self._pool.shutdown(wait=True)
 
@@ -57,7 +71,7 @@ class Ahead:
             return
         known = [draft.rows[len(self._hoped)]] if len(draft.rows) > len(self._hoped) else []  # the drafter has read its last token
         self._pool = self._pool or ThreadPoolExecutor(max_workers=1, thread_name_prefix="drafter")
-        self._writing = self._pool.submit(self._write, generation.followed_by(self._hoped), length, known)
+        self._writing = _GIVEN[self._drafter] = self._pool.submit(self._write, generation.followed_by(self._hoped), length, known)
 
     def join(self) -> None:
         """Wait for what was started, if anything."""
@@ -71,7 +85,7 @@ class Ahead:
 
     def _write(self, generation: Generation, length: int, known: list[Rows]) -> ReadAhead:
         written: ReadAhead = []
-        while len(written) < length and not (written and generation.is_end(written[-1][1])):
+        while len(written) < length and not self._left and not (written and generation.is_end(written[-1][1])):
             if known:
                 row = known.pop()
             else:

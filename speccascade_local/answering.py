@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 
 from .account import Distribution, Entry
+from .ahead import finish
 from .batch import Rollbacks
 from .cascade import Block, decode
 from .controller import Auto
@@ -233,6 +234,7 @@ def _routed(pair: LoadedPair, ids: list[int], settings: Settings, route: Route, 
 
 def rewind_to_shared(session: Session, ids: list[int]) -> int:
     """Keep what the session holds of ``ids``, all but the last, which must be evaluated anew. Returns how much needs no reading again."""
+    finish(session)
     shared = shared_length(session.tokens, ids[:-1])
     session.rewind(shared)
     return shared - (session.missing if isinstance(session, LlamaSession) else 0)

@@ -36,8 +36,10 @@ class Rollbacks:
 class Timeline:
     """One sequence of tokens in a context. sequence: its number there. n_vocab: how wide its rows are wanted. tokens: what it stands for.
 
-    The rest is for going back (rollback.py). held: how many tokens llama.cpp's memory has of it, -1 for unknown. batch: how many of them
-    it read last, in one batch. settled: whether it was rewound since. checkpoints: copies of its state.
+    The rest is for going back (rollback.py). held: how many tokens llama.cpp's memory has of it. uncertain: set while that memory is
+    changed, so after an interruption nothing behind ``held`` counts, and of a recurrent state nothing at all. A new one is uncertain:
+    its sequence may hold what an earlier timeline left. batch: how many tokens it read last, in one batch, 0 for unknown. settled:
+    whether it was rewound since. checkpoints: copies of its state.
     """
 
     sequence: int
@@ -45,6 +47,7 @@ class Timeline:
     tokens: list[int] = field(default_factory=list)
     closed: bool = False
     held: int = 0
+    uncertain: bool = True
     batch: int = 0
     settled: bool = True
     checkpoints: list[Any] = field(default_factory=list)

@@ -7,6 +7,7 @@ every return code, and frees the context once, before its model. Knows nothing o
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import llama_cpp
 
 from .adapters import apply_adapters
-from .backend import complaint, forget_complaints, free, made, require_own_process
+from .backend import complaint, forget_complaints, free, in_own_process, made, require_own_process
 from .batch import BATCH_TOKENS, Batch, Part, Timeline
 from .errors import ContextOverflowError, ModelLoadError, PromptError, SessionError, SettingError, UnwantedError
 from .model import LlamaModel
@@ -29,8 +30,14 @@ log = logging.getLogger(__name__)
 MAX_TIMELINES = BATCH_TOKENS // MAX_ROWS
 
 
+class _InconsistentError(SessionError):
+    """llama.cpp's memory does not stand where the timelines do."""
+
+
 class LlamaContext:
     """Memory and batch of up to ``n_timelines`` timelines over one model. Must not be used by two threads at once.
+
+    Where one uses it all the same, such as one whose caller was interrupted before it could wait for it, the other waits.
 
     n_ctx: how many tokens each of them can hold. n_threads: for single tokens and for batches alike (a draft is verified as a batch),
     until ``set_threads`` says otherwise; None for the model's default. n_snapshots: how many tokens back the snapshots of a recurrent state
@@ -51,7 +58,10 @@ class LlamaContext:
         #: Asked between the batches of a long text; once it says True, reading ends with an UnwantedError.
         self.unwanted: Callable[[], bool] = lambda: False
         self._padding: Mapping[int, int] = {}
-        self._free = list(range(n_timelines))
+        self._n_timelines = n_timelines
+        self._timelines: weakref.WeakValueDictionary[int, Timeline] = weakref.WeakValueDictionary()  # by sequence, closed ones too
+        #: Held by whatever changes or reads the memory. Its with statement is C code, so no signal arrives between taking and holding it.
+        self.in_use = threading.RLock()
         threads = n_threads or model.default_threads
         params = context_parameters(model.placement, n_ctx=n_ctx, n_timelines=n_timelines, n_threads=threads, n_snapshots=n_snapshots)
         log.info("%s: a context of %d tokens, threads: %d", model.path.name, n_ctx, params.n_threads)
@@ -83,7 +93,9 @@ class LlamaContext:
 
     def close(self) -> None:
         """Free the context. Harmless when repeated; the model stays."""
-        self._free_ctx()
+        if in_own_process():
+            with self.in_use:
+                self._free_ctx()
 
     def open(self, n_vocab: int | None = None) -> Timeline:
         """A timeline that holds nothing yet. n_vocab: crops its rows to fewer ids, for a partner with a slightly smaller vocabulary.
@@ -91,17 +103,20 @@ class LlamaContext:
         Raises SessionError if there are as many as the context was made for.
         """
         self.require_open()
-        if not self._free:
-            raise SessionError("all timelines of this context are in use; close one, or make the context for more (n_timelines)")
-        return Timeline(self._free.pop(0), n_vocab or self.model.n_vocab)
+        with self.in_use:
+            used = {sequence for sequence, timeline in self._timelines.items() if not timeline.closed}
+            free = [sequence for sequence in range(self._n_timelines) if sequence not in used]
+            if not free:
+                raise SessionError("all timelines of this context are in use; close one, or make the context for more (n_timelines)")
+            timeline = self._timelines[free[0]] = Timeline(free[0], n_vocab or self.model.n_vocab)
+            return timeline
 
     def release(self, timeline: Timeline) -> None:
         """Make room for another one. Harmless when repeated."""
-        if not timeline.closed:
-            timeline.closed = True
-            if self.is_open:
+        if not timeline.closed and self.is_open and in_own_process():
+            with self.in_use:
                 self.rollback.clear(timeline)
-            self._free.append(timeline.sequence)
+        timeline.closed = True
 
     @property
     def threads(self) -> int:
@@ -143,7 +158,8 @@ class LlamaContext:
 
         The rows are views into llama.cpp's buffer, valid until the next call on this context. One llama_decode where the batch allows
         (512 tokens), else several, the kept rows always within the last. If anything fails, or Ctrl-C arrives, every timeline holds
-        what it held before.
+        what it held before; if another exception arrives while that is seen to, it may stand for the new tokens too, and the next call
+        reads them. A memory that does not stand where its timeline does is read anew, once.
 
         Raises SessionError for a closed session or context or a failed evaluation, PromptError for ids outside the vocabulary,
         ContextOverflowError when a context is too small, SettingError for a ``keep`` outside 1..min(len(tokens), 65).
@@ -153,6 +169,16 @@ class LlamaContext:
             return []
         for part in parts:
             self._check(part)
+        with self.in_use:
+            try:
+                return self._evaluate(parts)
+            except _InconsistentError as error:
+                log.warning("%s; reading anew", error)
+                for part in parts:
+                    self.rollback.clear(part.timeline)
+                return self._evaluate(parts)
+
+    def _evaluate(self, parts: Sequence[Part]) -> list[Array]:
         held = [len(part.timeline.tokens) for part in parts]
         try:
             todo = [self._due(part) for part in parts]
@@ -207,7 +233,8 @@ class LlamaContext:
         ends = [timeline.held + len(tokens) for timeline, tokens, _ in parts]
         for timeline, tokens, keep in parts:
             n = batch.put(n, tokens, timeline.held, timeline.sequence, keep)
-            timeline.held = -1  # until the batch is read
+            timeline.uncertain = True  # until the batch is read
+            timeline.batch = 0
         last, length = parts[-1], ends[-1]  # behind which the padding stands
         size = self._padding.get(n, n) if last.keep else n
         if length + size - n > self.n_ctx:
@@ -216,8 +243,13 @@ class LlamaContext:
             batch.put(n, last.tokens[-1:] * (size - n), length, last.timeline.sequence)
         forget_complaints()
         code = batch.decode(self._ctx, size)
+        if code == -1:  # ids are checked, so it is the positions
+            raise _InconsistentError(
+                f"{self.model.path.name}: llama_decode returned -1 (invalid batch) for {size} tokens: {complaint()}. "
+                "The cache does not hold what it should; load the pair again"
+            )
         if code != 0:
-            meaning = {1: "no room in the cache", 2: "aborted", -1: "invalid batch"}.get(code, "evaluation failed")
+            meaning = {1: "no room in the cache", 2: "aborted"}.get(code, "evaluation failed")
             raise SessionError(
                 f"{self.model.path.name}: llama_decode returned {code} ({meaning}) for {size} tokens: {complaint()}. "
                 "If memory is short, load with a smaller context (--ctx)"
@@ -226,6 +258,8 @@ class LlamaContext:
             part.timeline.held = end
         if size > n:
             self.rollback.trim(last.timeline)
+        for part in parts:
+            part.timeline.uncertain = False
 
     def _rows(self, parts: Sequence[Part]) -> list[Array]:
         rows, end, found = self._batch.rows(self._ctx, sum(part.keep for part in parts), self.model.n_vocab), 0, []
@@ -236,7 +270,8 @@ class LlamaContext:
 
     def drop(self, timeline: Timeline, length: int) -> None:
         """Forget what it holds after its first ``length`` tokens. Raises SessionError when the model cannot."""
-        self.rollback.drop(timeline, length)
+        with self.in_use:
+            self.rollback.drop(timeline, length)
 
     @property
     def handle(self) -> Any:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .batch import Part, Timeline
 from .context import LlamaContext
@@ -37,19 +38,36 @@ class Seat:
         self.stopped: Callable[[], bool] = lambda: False
 
 
+def _silent_bell() -> threading.Lock:
+    bell = threading.Lock()
+    bell.acquire()
+    return bell
+
+
 @dataclass(eq=False)
 class _Wish:
+    """What one timeline is to read. held: how many tokens it stands for before. bell: released when there may be news."""
+
     seat: Seat
     context: LlamaContext
     part: Part
+    held: int
     since: float = field(default_factory=time.monotonic)
     passed: int = 0  # so many batches went before it
     rows: Array | None = None
     error: BaseException | None = None
+    bell: threading.Lock = field(default_factory=_silent_bell)
 
     @property
     def settled(self) -> bool:
         return self.rows is not None or self.error is not None
+
+
+class _Work(NamedTuple):
+    """An evaluation: the wish of the thread that evaluates, and all wishes that it evaluates for."""
+
+    by: _Wish
+    wishes: list[_Wish]
 
 
 class Gathering:
@@ -57,79 +75,102 @@ class Gathering:
 
     seconds: for each context, what a batch of so many tokens takes. The first context goes first: a drafter's, so that the expert then
     finds all drafts ready. one_at_a_time: for contexts that compete for the same processor.
+
+    A thread that is interrupted anywhere takes its wish with it and nothing else: a wish stands in the list until its own thread leaves,
+    and an evaluation counts only as long as the wish of the thread that evaluates stands there.
     """
 
     def __init__(self, seconds: Mapping[LlamaContext, Seconds], *, one_at_a_time: bool = True) -> None:
         self._seconds, self._one_at_a_time = seconds, one_at_a_time
-        self._changed = threading.Condition()
-        self._at_work: set[LlamaContext] = set()
+        self._lock = threading.Lock()
+        self._work: dict[LlamaContext | None, _Work] = {}  # by context, or by None where there is one at a time
         self._seats: set[Seat] = set()
-        self._wishes: list[_Wish] = []
+        self._wishes: dict[Timeline, _Wish] = {}
 
     @contextmanager
     def seated(self, seat: Seat) -> Iterator[None]:
         """A reply is made there: the others wait for what it wants to read."""
-        with self._changed:
-            self._seats.add(seat)
+        self._seats.add(seat)
         try:
             yield
         finally:
-            with self._changed:
-                self._seats.discard(seat)
-                self._changed.notify_all()
-
-    @contextmanager
-    def alone(self, context: LlamaContext) -> Iterator[None]:
-        """Nobody evaluates there meanwhile. For what takes no time."""
-        with self._changed:
-            self._changed.wait_for(lambda: context not in self._at_work)
-            yield
+            self._seats.discard(seat)
+            self._ring()
 
     def read(self, seat: Seat, context: LlamaContext, part: Part) -> Array:
         """As ``LlamaContext.evaluate`` for one part. The rows are the caller's own. What goes wrong is told to whose part it was."""
-        wish = _Wish(seat, context, part)
-        with self._changed:
-            self._wishes.append(wish)
-            self._changed.notify_all()
+        wish = _Wish(seat, context, part, len(part.timeline.tokens))
+        try:
+            self._wishes[part.timeline] = wish
+            self._ring()
             while not wish.settled:
-                due = self._due()
-                if due is None:
-                    self._changed.wait(PATIENCE_S)
-                else:
-                    self._grant(due)
+                if not self._evaluate_due(wish):
+                    wish.bell.acquire(timeout=PATIENCE_S)
+        finally:
+            self._wishes.pop(part.timeline, None)
+            self._ring()
         if wish.error is not None:
             raise wish.error
         assert wish.rows is not None
         return wish.rows
 
-    def _due(self) -> LlamaContext | None:
-        """Where to evaluate now, if anywhere."""
-        if not self._wishes or (self._at_work and self._one_at_a_time):
-            return None
-        here = {wish.seat for wish in self._wishes}
-        if not self._seats <= here and time.monotonic() - self._wishes[0].since < PATIENCE_S:
-            return None
-        wanted = {wish.context for wish in self._wishes} - self._at_work
-        late = [wish.context for wish in self._wishes if wish.passed >= MOST_PASSED and wish.context in wanted]
-        return next(iter(late + [each for each in self._seconds if each in wanted]), None)
+    def _ring(self) -> None:
+        """Wake all who wait."""
+        with self._lock:
+            for wish in list(self._wishes.values()):
+                if wish.bell.locked():
+                    wish.bell.release()
 
-    def _grant(self, context: LlamaContext) -> None:
-        """Evaluate all that is wanted of it, while others may come and wish."""
-        wishes = [wish for wish in self._wishes if wish.context is context]
-        self._wishes = [wish for wish in self._wishes if wish.context is not context]
-        for wish in self._wishes:
-            wish.passed += 1
-        self._at_work.add(context)
+    def _evaluate_due(self, own: _Wish) -> bool:
+        """Evaluate what is due, for all who want it, while others may come and wish. False where nothing is."""
+        with self._lock:
+            context = self._due()
+            if context is None:
+                return False
+            waiting = self._waiting()
+            wishes = [wish for wish in waiting if wish.context is context]
+            for wish in waiting:
+                wish.passed += wish.context is not context
+            place = self._place(context)
+            self._work[place] = work = _Work(own, wishes)
         try:
             for group in grouped([len(wish.part.tokens) for wish in wishes], self._seconds[context]):
-                self._changed.release()
-                try:
-                    _evaluate(context, [wishes[at] for at in group])
-                finally:
-                    self._changed.acquire()
-                    self._changed.notify_all()
+                _evaluate(context, [wishes[at] for at in group])
+                self._ring()
         finally:
-            self._at_work.discard(context)
+            with self._lock:
+                if self._work.get(place) is work:
+                    del self._work[place]
+            self._ring()
+        return True
+
+    def _place(self, context: LlamaContext) -> LlamaContext | None:
+        return None if self._one_at_a_time else context
+
+    def _is_free(self, context: LlamaContext) -> bool:
+        work = self._work.get(self._place(context))
+        return work is None or not self._stands(work.by)
+
+    def _stands(self, wish: _Wish) -> bool:
+        return self._wishes.get(wish.part.timeline) is wish
+
+    def _waiting(self) -> list[_Wish]:
+        """Those that nobody evaluates, whoever came first in front."""
+        begun = [wish for work in self._work.values() if self._stands(work.by) for wish in work.wishes]
+        waiting = [wish for wish in list(self._wishes.values()) if not wish.settled and wish not in begun]
+        return sorted(waiting, key=lambda wish: wish.since)
+
+    def _due(self) -> LlamaContext | None:
+        """Where to evaluate now, if anywhere."""
+        waiting = self._waiting()
+        wanted = {wish.context for wish in waiting if self._is_free(wish.context)}
+        if not wanted:
+            return None
+        here = {wish.seat for wish in waiting}
+        if not self._seats <= here and time.monotonic() - waiting[0].since < PATIENCE_S:
+            return None
+        late = [wish.context for wish in waiting if wish.passed >= MOST_PASSED and wish.context in wanted]
+        return next(iter(late + [each for each in self._seconds if each in wanted]), None)
 
 
 def grouped(sizes: Sequence[int], seconds: Seconds) -> list[list[int]]:
@@ -149,16 +190,21 @@ def grouped(sizes: Sequence[int], seconds: Seconds) -> list[list[int]]:
 
 
 def _evaluate(context: LlamaContext, wishes: Sequence[_Wish]) -> None:
-    """In one batch; if that fails, one by one, so that everybody gets what is wrong with their own."""
+    """In one batch; if that fails, one by one, so that everybody gets what is wrong with their own.
+
+    An interruption is nobody's but this thread's: it is raised, and who waits for the others' rows evaluates anew.
+    """
+    for wish in wishes:
+        if len(wish.part.timeline.tokens) > wish.held:  # read, but the rows were lost
+            context.drop(wish.part.timeline, wish.held)
     try:
-        for wish, rows in zip(wishes, context.evaluate([wish.part for wish in wishes])):
-            wish.rows = rows.copy()
-    except BaseException as error:
+        for wish, rows in zip(wishes, [rows.copy() for rows in context.evaluate([wish.part for wish in wishes])]):
+            wish.rows = rows
+    except Exception as error:
         if len(wishes) == 1:
             wishes[0].error = error
             return
         for wish in wishes:
-            wish.rows = None
             _evaluate(context, [wish])
 
 
@@ -172,8 +218,7 @@ class SharedSession(LlamaSession):
         self, context: LlamaContext, gathering: Gathering, seat: Seat, *, n_vocab: int | None = None, timeline: Timeline | None = None
     ) -> None:
         self._gathering, self._seat = gathering, seat
-        with gathering.alone(context):
-            super().__init__(context, n_vocab=n_vocab, timeline=timeline)
+        super().__init__(context, n_vocab=n_vocab, timeline=timeline)
 
     def extend(self, tokens: list[int], keep: int) -> Array:
         """See :meth:`LlamaSession.extend`. Raises SessionError too where nobody wants the rest of a long text any more."""
@@ -192,13 +237,3 @@ class SharedSession(LlamaSession):
 
     def _read(self, tokens: list[int], keep: int) -> Array:
         return self._gathering.read(self._seat, self.context, Part(self.timeline, tokens, keep))
-
-    def rewind(self, length: int) -> None:
-        """See :meth:`LlamaSession.rewind`."""
-        with self._gathering.alone(self.context):
-            super().rewind(length)
-
-    def close(self) -> None:
-        """See :meth:`LlamaSession.close`."""
-        with self._gathering.alone(self.context):
-            super().close()

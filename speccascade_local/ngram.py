@@ -36,59 +36,64 @@ NOTHING = Guess([], 0)
 class NgramIndex:
     """Every n-gram of a growing text, n = 1..longest, with the place that followed it last.
 
-    Each token is entered once, whatever is asked in between; a lookup costs at most ``longest`` dictionary reads.
+    Each token is entered once, whatever is asked in between; a lookup costs at most ``longest`` dictionary reads. The text grows before the
+    index does and shrinks after it, and each step may be taken twice: an exception in between leaves work for the next call, and no error.
     """
 
     def __init__(self, longest: int = 6) -> None:
         self.longest = longest
-        self._text: list[int] = []
+        self.text: list[int] = []
         self._follower: dict[tuple[int, ...], int] = {}  # n-gram -> place in the text of what followed its latest occurrence
         self._before: list[list[int | None]] = []  # what stood in the index before each token was entered
+        self._entered = 0  # so many tokens of the text are in the index
 
     def __len__(self) -> int:
-        return len(self._text)
+        return len(self.text)
 
     def begin(self, tokens: list[int]) -> None:
         """Hold this text; what it shares with the one before is not entered again."""
-        shared = shared_length(self._text, tokens)
+        shared = shared_length(self.text, tokens)
         self.rewind(shared)
         self.append(tokens[shared:])
 
     def append(self, tokens: Sequence[int]) -> None:
         """The text has grown by these."""
-        for token in tokens:
-            end = len(self._text)
+        self.text += tokens
+        for end in range(self._entered, len(self.text)):
             keys = self._ending(end)
-            self._before.append([self._follower.get(key) for key in keys])
+            if len(self._before) == end:
+                self._before.append([self._follower.get(key) for key in keys])
             self._follower.update(dict.fromkeys(keys, end))
-            self._text.append(token)
+            self._entered = end + 1
 
     def rewind(self, length: int) -> None:
         """Forget everything after the first ``length`` tokens."""
-        while len(self._text) > length:
-            self._text.pop()
-            for key, place in zip(self._ending(len(self._text)), self._before.pop()):
+        while len(self._before) > length:
+            self._entered = min(self._entered, len(self._before) - 1)
+            for key, place in zip(self._ending(len(self._before) - 1), self._before[-1]):
                 if place is None:
-                    del self._follower[key]
+                    self._follower.pop(key, None)
                 else:
                     self._follower[key] = place
+            self._before.pop()
+        del self.text[length:]
 
     def _ending(self, end: int) -> list[tuple[int, ...]]:
-        return [tuple(self._text[start:end]) for start in range(max(0, end - self.longest), end)]
+        return [tuple(self.text[start:end]) for start in range(max(0, end - self.longest), end)]
 
     def guess(self, length: int, drafted: Sequence[int] = ()) -> Guess:
         """Up to ``length`` tokens that may follow the text and ``drafted``, which is not entered.
 
         Where the copied passage reaches the end of the text it goes on with itself, as a loop does. No guess: an empty one.
         """
-        end = [*self._text[-LONGEST_MATCH:], *drafted][-LONGEST_MATCH:]
+        end = [*self.text[-LONGEST_MATCH:], *drafted][-LONGEST_MATCH:]
         for n in range(min(self.longest, len(end)), 0, -1):
             place = self._follower.get(tuple(end[-n:]))
             if place is not None:
-                ahead = self._text[place : place + length]
+                ahead = self.text[place : place + length]
                 if len(ahead) < length:
                     ahead += drafted
-                source = self._text[max(0, place - LONGEST_MATCH) : place]
+                source = self.text[max(0, place - LONGEST_MATCH) : place]
                 match = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(end), reversed(source))))
                 return Guess(list(islice(cycle(ahead), length)), match)
         return NOTHING
@@ -103,14 +108,17 @@ class NgramSession:
 
     def __init__(self, n_vocab: int, n_ctx: int) -> None:
         self.n_vocab, self.n_ctx = n_vocab, n_ctx
-        self.tokens: list[int] = []
         self._index = NgramIndex()
+
+    @property
+    def tokens(self) -> list[int]:
+        """What it holds. Not to be changed by the caller."""
+        return self._index.text
 
     def extend(self, tokens: list[int], keep: int) -> NDArray[np.float32]:
         """Append ``tokens``; the rows after each of the last ``keep`` of them, [keep, n_vocab]."""
         rows = np.zeros((keep, self.n_vocab), np.float32)
         for at, token in enumerate(tokens, start=keep - len(tokens)):
-            self.tokens.append(token)
             self._index.append([token])
             guess = self._index.guess(1) if at >= 0 else NOTHING
             if guess.token_ids:
@@ -120,5 +128,4 @@ class NgramSession:
 
     def rewind(self, length: int) -> None:
         """Forget everything after the first ``length`` tokens."""
-        del self.tokens[length:]
         self._index.rewind(length)

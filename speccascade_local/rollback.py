@@ -6,6 +6,9 @@
 
 A recurrent state cannot go back by itself, so the latter two forget when something is read next: only then it is known what must be
 read again, and that goes into the same batch. Knows nothing of rows, drafts or rules.
+
+An exception may arrive between any two steps, even while another one is handled. So a timeline is marked as uncertain before its memory is
+changed, what depends on the old state is forgotten before it, and the mark goes last: ``settle`` repairs what was left half done.
 """
 
 from __future__ import annotations
@@ -32,15 +35,19 @@ _PARTIAL, _ON_DEVICE = 1, 2  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY and _ON_DEVICE
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """The state behind the first ``length`` tokens, in llama.cpp's own format."""
+    """The state behind the first ``length`` tokens, in llama.cpp's own format. lasting: kept for later replies too."""
 
     length: int
     data: Any
     flags: int
+    lasting: bool
 
 
 class Rollback(Protocol):
-    """What a context asks for. ``timeline.held``: how many tokens llama.cpp has of it, which may be fewer than it stands for."""
+    """What a context asks for. ``timeline.held``: how many tokens llama.cpp has of it, which may be fewer than it stands for.
+
+    Whatever is interrupted, ``timeline.tokens`` is what the next reading continues.
+    """
 
     name: str
     #: Whether a batch can be made longer by tokens that are forgotten at once.
@@ -53,7 +60,10 @@ class Rollback(Protocol):
         """How many of the tokens that it stands for must be read again."""
 
     def settle(self, timeline: Timeline, length: int) -> None:
-        """Its memory is to hold nothing behind its first ``length`` tokens: something is about to be read there."""
+        """Its memory is to hold nothing behind its first ``length`` tokens: something is about to be read there.
+
+        Afterwards ``held`` is at most ``length``, and certain.
+        """
 
     def apart(self, timeline: Timeline, unread: int, keep: int) -> int:
         """So many of the unread tokens are to be read by themselves first."""
@@ -82,15 +92,15 @@ class Tail:
 
     def drop(self, timeline: Timeline, length: int) -> None:
         if len(timeline.tokens) > length:
-            self._remove(timeline, length)
-            timeline.held = length
+            self._cut(timeline, length)
             del timeline.tokens[length:]
 
     def missing(self, timeline: Timeline) -> int:
-        return 0
+        return len(timeline.tokens) - timeline.held
 
     def settle(self, timeline: Timeline, length: int) -> None:
-        """It does already."""
+        if timeline.uncertain:
+            self._cut(timeline, length)
 
     def apart(self, timeline: Timeline, unread: int, keep: int) -> int:
         return 0
@@ -102,10 +112,17 @@ class Tail:
         """Nothing to keep."""
 
     def trim(self, timeline: Timeline) -> None:
-        self._remove(timeline, timeline.held)
+        self._cut(timeline, timeline.held)
 
     def clear(self, timeline: Timeline) -> None:
-        self._remove(timeline, 0)
+        self._cut(timeline, 0)
+
+    def _cut(self, timeline: Timeline, length: int) -> None:
+        """Its memory holds at most ``length`` tokens, and what it holds is certain."""
+        timeline.uncertain = True
+        timeline.held = min(timeline.held, length)
+        self._remove(timeline, timeline.held)
+        timeline.uncertain = False
 
     def _remove(self, timeline: Timeline, length: int) -> None:
         if not llama_cpp.llama_memory_seq_rm(self._memory, timeline.sequence, length, -1):
@@ -129,25 +146,27 @@ class Checkpoints(Tail):
         super().__init__(file, memory)
         self.name = "snapshots" if snapshots else "checkpoints"
         self._context, self._snapshots = context, snapshots
+        # With snapshots a state lies in several pieces. GGML ends the process if a copy on the device has other pieces than the last one.
+        self._brief = _PARTIAL if _snapshots_of(context) else _PARTIAL | _ON_DEVICE
 
     def drop(self, timeline: Timeline, length: int) -> None:
-        del timeline.tokens[length:]
         timeline.checkpoints = [each for each in timeline.checkpoints if each.length <= length]
         timeline.settled = True
+        del timeline.tokens[length:]  # last: a copy never reaches beyond the text that it was made of
 
     def missing(self, timeline: Timeline) -> int:
         length = len(timeline.tokens)
-        if timeline.held > length and self._can_step_back(timeline, length):
+        if self._can_step_back(timeline, length):
             return 0
-        return length - (timeline.held if 0 <= timeline.held <= length else self._latest(timeline))
+        return length - (self._latest(timeline) if timeline.uncertain or timeline.held > length else timeline.held)
 
     def settle(self, timeline: Timeline, length: int) -> None:
-        if 0 <= timeline.held <= length:
+        if not timeline.uncertain and timeline.held <= length:
             return
         started = time.perf_counter()
         if self._can_step_back(timeline, length):
-            self._remove(timeline, length)
-            timeline.held, timeline.batch = length, 0
+            timeline.batch = 0
+            self._cut(timeline, length)
         else:
             self._restore(timeline)
         timeline.rollbacks.replayed += length - timeline.held
@@ -155,11 +174,12 @@ class Checkpoints(Tail):
 
     def _can_step_back(self, timeline: Timeline, length: int) -> bool:
         """There is a snapshot behind each token of the last batch, and only one step may be taken."""
-        return 0 < timeline.held - length <= min(self._snapshots, timeline.batch - 1)
+        return not timeline.uncertain and 0 < timeline.held - length <= min(self._snapshots, timeline.batch - 1)
 
     def _restore(self, timeline: Timeline) -> None:
         """The latest copy; without one the beginning."""
         start = 0
+        timeline.uncertain = True
         if timeline.checkpoints:
             latest = max(timeline.checkpoints, key=lambda each: each.length)
             start, size = latest.length, len(latest.data)
@@ -167,7 +187,9 @@ class Checkpoints(Tail):
                 raise SessionError(f"{self._file}: llama.cpp cannot put back the state behind {start} tokens; load the pair again")
             timeline.rollbacks.restored += 1
         self._remove(timeline, start)
-        timeline.held, timeline.batch = start, 0
+        timeline.held = start
+        timeline.batch = 0
+        timeline.uncertain = False
 
     def apart(self, timeline: Timeline, unread: int, keep: int) -> int:
         before = unread - keep
@@ -188,8 +210,9 @@ class Checkpoints(Tail):
         timeline.settled = False
 
     def clear(self, timeline: Timeline) -> None:
+        timeline.checkpoints = []
+        timeline.batch = 0
         super().clear(timeline)
-        timeline.checkpoints, timeline.held, timeline.batch = [], 0, 0
 
     def _steps_suffice(self, keep: int) -> bool:
         return keep - 1 <= self._snapshots
@@ -202,23 +225,29 @@ class Checkpoints(Tail):
 
     def _save(self, timeline: Timeline) -> None:
         started = time.perf_counter()
-        flags = _PARTIAL if self._since(timeline) >= _LONG else _PARTIAL | _ON_DEVICE
+        lasting = self._since(timeline) >= _LONG
+        flags = _PARTIAL if lasting else self._brief
+        kept = [each for each in timeline.checkpoints if each.lasting]
+        brief = [each for each in timeline.checkpoints if not each.lasting]
+        timeline.checkpoints = [*brief, *kept[1 - _LASTING :]] if lasting else kept  # the device's only copy is overwritten now
         size = llama_cpp.llama_state_seq_get_size_ext(self._context, timeline.sequence, flags)
         data = (ctypes.c_uint8 * size)()
         if not size or llama_cpp.llama_state_seq_get_data_ext(self._context, data, size, timeline.sequence, flags) != size:
             raise SessionError(f"{self._file}: llama.cpp cannot copy the state behind {timeline.held} tokens; load the pair again")
-        alike = [each for each in timeline.checkpoints if each.flags == flags]
-        others = [each for each in timeline.checkpoints if each.flags != flags]
-        kept = alike[1 - _LASTING :] if flags == _PARTIAL else []
-        timeline.checkpoints = [*others, *kept, Checkpoint(timeline.held, data, flags)]
+        timeline.checkpoints.append(Checkpoint(timeline.held, data, flags, lasting))
         timeline.rollbacks.saved += 1
         timeline.rollbacks.seconds += time.perf_counter() - started
+
+
+def _snapshots_of(context: Any) -> int:
+    """How many tokens back llama.cpp's snapshots of a recurrent state reach."""
+    return int(llama_cpp.llama_n_rs_seq(context)) if hasattr(llama_cpp, "llama_n_rs_seq") else 0
 
 
 def ways_back(model: LlamaModel, context: Any, memory: Any) -> list[Rollback]:
     """Those that may work for a context over this model, the cheapest first."""
     file = model.path.name
     copies = Checkpoints(file, memory, context)
-    if snapshots := llama_cpp.llama_n_rs_seq(context) if hasattr(llama_cpp, "llama_n_rs_seq") else 0:
+    if snapshots := _snapshots_of(context):
         return [Checkpoints(file, memory, context, snapshots), copies]
     return [copies] if model.is_recurrent else [Tail(file, memory), copies]

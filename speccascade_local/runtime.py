@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import secrets
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import deepcopy
 from functools import cached_property
 from types import TracebackType
@@ -71,9 +72,8 @@ class Runtime:
         self._loaded = LoadedPair(drafter, expert, self._tokenizer, vocabulary, small, start=dict(learnt or {}))
         self._resources = resources
         self._whole_calls = threading.RLock()  # held while a whole reply is made
-        self._block = threading.Lock()  # held while one block is made
-        self._holder: int | None = None  # the thread that makes it
-        self._shared = False  # whether others answer with its models
+        self._block: Any = threading.RLock()  # held while one block is made
+        self._shared: Callable[[], Sharing | None] = lambda: None  # with what others answer with its models, as long as it is used
         self._turn = 0  # the latest call; streams of earlier ones are over
 
     # ------------------------------------------------------------------ the verbs
@@ -219,17 +219,19 @@ class Runtime:
         """
         if self._loaded.profile is None:
             self.profile()
-        with self._exclusively():
-            self._require_unshared()
-            self._turn += 1
-            sharing = Sharing(self._loaded, self._sessions, count)
-            self._shared = True
+        sharing = None
         try:
+            with self._exclusively():
+                self._require_unshared()
+                self._turn += 1
+                sharing = Sharing(self._loaded, self._sessions, count)
+                self._shared = weakref.ref(sharing)
             yield sharing
         finally:
-            with self._exclusively():
-                self._shared = False
-                sharing.close()
+            if sharing is not None:
+                with self._exclusively():
+                    self._shared = lambda: None
+                    sharing.close()
 
     @property
     def models(self) -> dict[str, LlamaModel]:
@@ -298,28 +300,23 @@ class Runtime:
             self._turn += 1
             return self._in_turn(chunks, self._turn, call, Chunk((), None, Stats(prompt_tokens=len(ids)), method, seed))
 
-    @contextmanager
-    def _exclusively(self) -> Iterator[None]:
-        """Hold the lock of one block: nobody else evaluates, or closes the models, meanwhile.
+    def _exclusively(self) -> AbstractContextManager[Any]:
+        """The lock of one block, for a with statement: nobody else evaluates, or closes the models, meanwhile.
 
-        A rule of the user's own that calls the runtime which is asking it would wait for itself.
+        A rule of the user's own that calls the runtime which is asking it would wait for itself. It is the lock itself and no generator
+        around it: entering and leaving it is C code, so Ctrl-C never leaves it locked.
         """
         self._refuse_endless_waits()
-        with self._block:
-            self._holder = threading.get_ident()
-            try:
-                yield
-            finally:
-                self._holder = None
+        return cast(AbstractContextManager[Any], self._block)
 
     def _require_unshared(self) -> None:
-        if self._shared:
+        if self._shared() is not None:
             raise SessionError("this runtime's models answer for an engine; submit requests there, or close it first")
 
     def _refuse_endless_waits(self) -> None:
         """Of a rule for itself, of a fork for threads that only the other process has. Raises SessionError."""
         require_own_process()
-        if self._holder == threading.get_ident():
+        if self._block._is_owned():  # by this thread
             raise SessionError("a rule may not call the runtime that is asking it; load a second one for that")
 
     @contextmanager

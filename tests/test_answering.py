@@ -178,6 +178,9 @@ class Interrupting:
     def __enter__(self) -> None:
         self.lock.acquire()
 
+    def _is_owned(self) -> bool:
+        return self.lock._is_owned()
+
     def __exit__(self, *_) -> None:
         self.lock.release()
         self.count -= 1

@@ -291,7 +291,7 @@ def assert_untouched(session: LlamaSession, tokens: list[int], monkeypatch: pyte
 
 
 @pytest.mark.parametrize("at_call", [1, 2])
-@pytest.mark.parametrize(("code", "meaning"), [(1, "no room"), (2, "aborted"), (-1, "invalid batch"), (-3, "failed")])
+@pytest.mark.parametrize(("code", "meaning"), [(1, "no room"), (2, "aborted"), (-3, "failed")])
 def test_a_failed_evaluation_names_its_code_and_loses_nothing(
     ids_model: LlamaModel, monkeypatch: pytest.MonkeyPatch, code: int, meaning: str, at_call: int
 ) -> None:
@@ -302,6 +302,39 @@ def test_a_failed_evaluation_names_its_code_and_loses_nothing(
         session.extend(list(range(90)) * 6, 1)
     assert_untouched(session, [5, 60, 70], monkeypatch)
     session.context.close()
+
+
+def test_a_memory_that_does_not_hold_what_its_timeline_says_is_read_anew_once(session: LlamaSession) -> None:
+    session.extend([5, 60, 70], 1)
+    session.rewind(2)
+    expected = session.extend([70, 8], 1).copy()
+    session.rewind(3)
+    llama_cpp.llama_memory_seq_rm(session.context._memory, session.timeline.sequence, 1, -1)
+    assert_same_rows(session.extend([8], 1), expected)
+    assert session.tokens == [5, 60, 70, 8]
+
+
+def test_a_memory_that_stays_inconsistent_is_an_error_that_does_not_blame_its_size(
+    session: LlamaSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.extend([5, 60, 70], 1)
+    monkeypatch.setattr(llama_cpp, "llama_decode", lambda *_: -1)
+    with pytest.raises(SessionError, match="invalid batch") as caught:
+        session.extend([8], 1)
+    assert "memory is short" not in str(caught.value)
+    assert_untouched(session, [5, 60, 70], monkeypatch)
+
+
+def test_a_timeline_that_was_dropped_unclosed_makes_room(ids_model: LlamaModel) -> None:
+    """As by an interruption between making and keeping it."""
+    context = LlamaContext(ids_model, n_ctx=64, n_threads=1)
+    LlamaSession(context).extend([5, 60, 70], 1)
+    gc.collect()
+    session = LlamaSession(context)
+    rows = session.extend([8], 1).copy()
+    session.rewind(0)
+    assert_same_rows(session.extend([8], 1), rows)
+    context.close()
 
 
 def test_a_failure_is_not_blamed_on_what_llama_cpp_said_of_an_older_one(

@@ -50,7 +50,7 @@ def read_at_once(context: ToyContext, texts: list[list[int]], seconds: Callable[
         reading = []
         for n, (session, text) in enumerate(zip(sessions[1:], texts), start=1):
             reading.append(pool.submit(session.extend, text, 1))
-            until(lambda n=n: len(gathering._wishes) == n)
+            until(lambda n=n: len(gathering._waiting()) == n)
         context.leave.set()
         first.result()
         return [each.exception() or each.result() for each in reading]
@@ -76,6 +76,24 @@ def test_a_part_that_is_refused_hurts_no_other() -> None:
     assert isinstance(refused, PromptError)
     for rows, text in ((one, texts[0]), (other, texts[2])):
         np.testing.assert_array_equal(rows, np.float32([context.row_of(text)]))
+
+
+def test_an_interruption_is_its_own_threads_and_the_others_get_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    context, texts = context_of(), [[1, 2], [3], [4, 5, 6]]
+    real, waiting = context.evaluate, iter([True])
+
+    def interrupted(parts: list) -> list:
+        rows = real(parts)
+        if len(parts) == 3 and next(waiting, False):
+            raise KeyboardInterrupt  # the texts have grown, and nobody has the rows
+        return rows
+
+    monkeypatch.setattr(context, "evaluate", interrupted)
+    found = read_at_once(context, texts)
+    assert sum(isinstance(rows, KeyboardInterrupt) for rows in found) == 1
+    for rows, text in zip(found, texts):
+        if not isinstance(rows, KeyboardInterrupt):
+            np.testing.assert_array_equal(rows, np.float32([context.row_of(text)]))
 
 
 def test_the_cheaper_model_goes_first_but_not_for_ever() -> None:

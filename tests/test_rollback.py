@@ -142,6 +142,21 @@ def test_any_reading_and_going_back_gives_the_rows_of_straight_reading(
 
 
 @pytest.mark.parametrize("name", sorted(SNAPSHOTTED))
+def test_copies_of_timelines_that_share_a_context_can_be_made_beside_snapshots(written: Callable[..., Path], name: str) -> None:
+    """Their states lie in changing pieces; a copy on the device then ended the process: GGML found "not enough space in the buffer"."""
+    model = LlamaModel(written(name))
+    context = LlamaContext(model, n_ctx=512, n_threads=1, n_timelines=2)
+    sessions, rng = [LlamaSession(context), LlamaSession(context)], np.random.default_rng(1)
+    for _ in range(150):
+        session = sessions[rng.integers(2)]
+        session.rewind(max(10, len(session.tokens) - int(rng.integers(20))) if 10 < len(session.tokens) < 480 else 0)
+        session.extend(rng.integers(0, N_VOCAB, rng.integers(1, 13)).tolist(), 1)
+    assert min(session.rollbacks.saved for session in sessions) > 10
+    context.close()
+    model.close()
+
+
+@pytest.mark.parametrize("name", sorted(SNAPSHOTTED))
 def test_snapshots_reach_no_further_back_than_the_last_batch(opened: Callable[..., LlamaSession], name: str) -> None:
     session, fresh = opened(name), opened(name, 0)
     session.extend([*range(20)], 1)
