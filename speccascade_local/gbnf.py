@@ -26,7 +26,7 @@ def from_gbnf(text: str) -> str:
     return _rewritten(text)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _rewritten(text: str) -> str:
     """Remembered, because the same settings are checked and used several times."""
     try:

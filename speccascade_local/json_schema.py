@@ -39,7 +39,7 @@ def from_json_schema(schema: str | Mapping[str, Any] | bool) -> str:
     return _spelled(text)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _spelled(text: str) -> str:
     """Remembered, because the same settings are checked and used several times."""
     try:

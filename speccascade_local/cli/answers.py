@@ -33,7 +33,7 @@ def run(
     settings = asking.settings()  # refused before anything is loaded
     if settings.logprobs is not None and not as_json:
         raise SettingError("--logprobs has no room in a terminal's text; add --json")
-    with loaded(pair, chosen, verbose, profile=settings.block_size == "auto") as runtime:
+    with loaded(pair, chosen, verbose, rule=asking.rule, profile=settings.block_size == "auto") as runtime:
         read: list[Chunk] = []
         for chunk in runtime.stream(prompt_ids(runtime, prompt, raw), **vars(settings)):
             if not read and verbose:

@@ -51,7 +51,7 @@ def chat(
     saved = chat_file.read(session) if session and session.exists() else None
     if session:
         chat_file.require_place(session)
-    with loaded(pair, chosen, verbose, profile=settings.block_size == "auto") as runtime:
+    with loaded(pair, chosen, verbose, rule=asking.rule, profile=settings.block_size == "auto") as runtime:
         if not runtime.has_chat_template:
             raise PromptError("the expert has no chat template, so there are no turns to take; use speccascade run --raw")
         talk = Chat(Conversation(runtime), settings, show_origin)

@@ -14,8 +14,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checks import text_of
 from ..endpoints import is_loopback
-from ..errors import CatalogError, SettingError
+from ..errors import SettingError
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 ENVIRONMENT_KEY = "SPECCASCADE_API_KEY"
@@ -101,7 +102,7 @@ def api_keys(file: Path | None) -> tuple[str, ...]:
     Blank lines and those that begin with # are left out.
     """
     if file is not None:
-        source, text = f"--api-key-file {file}", _text_of(file)
+        source, text = f"--api-key-file {file}", text_of(file, MAX_KEY_FILE)
     elif ENVIRONMENT_KEY in os.environ:
         source, text = f"${ENVIRONMENT_KEY}", os.environ[ENVIRONMENT_KEY]
     else:
@@ -153,20 +154,6 @@ def _check_origin(origin: str, *, has_key: bool) -> None:
             f"--allow-origin {origin!r:.80} is not an origin of one website or application: any page may have {found['scheme']}:; name "
             "https://..., http://... or the application's own, such as app://obsidian.md"
         )
-
-
-def _text_of(file: Path) -> str:
-    """Raises CatalogError and SettingError."""
-    try:
-        with file.open("rb") as opened:
-            content = opened.read(MAX_KEY_FILE + 1)
-        if len(content) > MAX_KEY_FILE:
-            raise SettingError(
-                f"--api-key-file {file} is larger than {MAX_KEY_FILE:,} bytes; it holds one key per line, name the right file"
-            )
-        return content.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CatalogError(f"--api-key-file {file}: cannot be read ({error}); check its name and permissions") from None
 
 
 def _digest(key: str) -> bytes:
