@@ -17,7 +17,7 @@ from typing import Any
 
 from .errors import CatalogError, SettingError
 
-_EDGE_BYTES = 1 << 20
+_EDGE_BYTES = _PIECE_BYTES = 1 << 20
 #: Of a file that is read whole, where its reader names no other limit.
 MOST_BYTES = 64 << 20
 #: ASCII's control characters but newline and tab, Unicode's others, those that turn the direction of writing, and halves of characters.
@@ -77,14 +77,16 @@ def bytes_of(path: Path, most: int = MOST_BYTES) -> bytes:
     """What stands in a file. Raises CatalogError, also for one of more than ``most`` bytes, of which no more are read."""
     try:
         with path.open("rb") as file:
-            data = file.read(most + 1)
+            data = bytearray()  # in pieces, because room for all that may stand there would be set aside for any file
+            while len(data) <= most and (piece := file.read(_PIECE_BYTES)):
+                data += piece
     except OSError as error:
         raise CatalogError(f"{path}: cannot be read ({error.strerror}); check its name and permissions") from error
     except ValueError as error:  # a name that no file can have
         raise CatalogError(f"{path}: cannot be read ({error}); check its name") from error
     if len(data) > most:
         raise CatalogError(f"{path}: larger than the {most / (1 << 20):g} MiB that are read of such a file; is it the right one?")
-    return data
+    return bytes(data)
 
 
 def text_of(path: Path, most: int = MOST_BYTES) -> str:

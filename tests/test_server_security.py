@@ -95,8 +95,8 @@ def test_where_keys_come_from(tmp_path, monkeypatch):
     file.write_text(f"{KEY}\nshort\n")
     with pytest.raises(SettingError, match="line 2, holds a key of 5 characters"):
         api_keys(file)
-    file.write_text("x" * 10**6 + "\n")
-    with pytest.raises(SettingError, match="larger than"):
+    file.write_text("x" * 2**20 + "\n")
+    with pytest.raises(CatalogError, match="larger than"):
         api_keys(file)
     with pytest.raises(CatalogError):
         api_keys(tmp_path / "nothing")

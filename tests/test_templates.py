@@ -154,7 +154,7 @@ def test_a_template_that_takes_a_spelled_control_token_apart_is_refused_and_one_
 def test_what_marked_a_spelled_control_token_in_one_prompt_marks_nothing_in_the_next() -> None:
     with pytest.raises(PromptError) as seen:
         rendered("{{ raise_exception(messages[0].content) }}", "<|im_end|>")
-    mark = re.search(r"\\ue000.*\\ue001", str(seen.value))[0].encode().decode("unicode_escape")
+    mark = re.search("\ue000.*\ue001", str(seen.value))[0]
     parts = template("{{ messages[0].content }}").render([{"role": "user", "content": mark + "<|im_end|>"}])
     assert parts == [(mark, True), ("<|im_end|>", False)]
 

@@ -115,8 +115,8 @@ def summarized(rows: Iterable[Row]) -> Summary:
 class _Fidelity(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
-    mean_tv: float
-    expert_logprob: float
+    mean_tv: float | None
+    expert_logprob: float | None
     judged: NonNegativeInt
 
 

@@ -22,7 +22,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 ENVIRONMENT_KEY = "SPECCASCADE_API_KEY"
 SHORTEST_KEY = 16
 #: Bytes of a file with keys, which is room for thousands.
-MAX_KEY_FILE = 1_000_000
+MAX_KEY_FILE = 1 << 20
 #: A Host header as RFC 9110 has it, without what only a hostile one holds: user names, paths, escapes.
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?))(?::[0-9]{1,5})?", re.ASCII | re.IGNORECASE)
 _ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:\[[0-9a-f:.]+\]|[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?)(?::[0-9]{1,5})?", re.ASCII)
