@@ -128,27 +128,15 @@ class Runtime:
         """Whether the chat template has a place for functions that may be called. Raises PromptError where there is no template."""
         return self._template.takes_tools
 
-    def chat_prompt(
-        self,
-        messages: Sequence[Message],
-        said: Transcript = Transcript(),  # noqa: B008  # a frozen value
-        *,
-        continues: bool = True,
-    ) -> Transcript:
+    def chat_prompt(self, messages: Sequence[Message], said: Transcript = Transcript()) -> Transcript:  # noqa: B008  # a frozen value
         """Like :meth:`chat_ids`, for a conversation that goes on: what was ``said`` keeps its ids where the prompt begins with it."""
         with self._exclusively():
-            return said.prompt(self._template.render(messages, continues=continues), self._tokenizer)
+            return said.prompt(self._template.render(messages), self._tokenizer)
 
-    def transcript_of(
-        self,
-        question: Question,
-        said: Transcript = Transcript(),  # noqa: B008  # a frozen value
-        *,
-        continues: bool = True,
-    ) -> Transcript:
+    def transcript_of(self, question: Question, said: Transcript = Transcript()) -> Transcript:  # noqa: B008  # a frozen value
         """The ids of a prompt, or of a list of messages as :meth:`chat_prompt` makes them. Raises PromptError, ContextOverflowError."""
         if not isinstance(question, str) and question and isinstance(question[0], Mapping):
-            prompt = self.chat_prompt(cast(Sequence[Message], question), said, continues=continues)
+            prompt = self.chat_prompt(cast(Sequence[Message], question), said)
             self.prompt_ids(prompt.ids)  # refuses too many
             return prompt
         return Transcript().answered(self.prompt_ids(cast(Prompt, question)))

@@ -23,7 +23,7 @@ from speccascade_local.profile import SIZES, Profile
 from speccascade_local.profile_cache import key_of, profile_of
 from speccascade_local.profiling import measure
 from speccascade_local.session import LlamaSession
-from speccascade_local.stopwatch import completed, depths_in, fewest_threads, scaled
+from speccascade_local.stopwatch import LESS_DEEP, completed, depths_in, fewest_threads, scaled
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,9 @@ def test_every_context_has_a_profile_and_both_sessions_are_as_new_afterwards(ope
     for session, rows in zip(sessions, before):
         np.testing.assert_array_equal(session.extend(tokens, len(tokens)), rows)
     for speed in (profile.drafter, profile.expert):
-        assert speed.depths == depths_in(n_ctx)
+        usual, *deep = depths_in(n_ctx)
+        assert speed.depths[0] == usual
+        assert {*speed.depths[1:]} <= {*deep, LESS_DEEP}, "on a busy machine less deep, or not at all"
     assert steps == sorted(steps)
     assert steps[-1] == 1
     assert Profile.from_dict(profile.as_dict()) == profile
