@@ -126,8 +126,8 @@ def _planned(
     for model in models.values():
         if model.refused:
             raise ModelLoadError(f"{model.path}: {model.refused}; choose a model that writes from left to right")
-    trained = min(model.n_ctx_train for model in models.values())
-    most = ", which is what the models were trained for"
+    shortest, trained = min(((role, model.n_ctx_train) for role, model in models.items()), key=lambda each: each[1])
+    most = f", which is what the models were trained for (pair {pair.name}: its {shortest} for {trained})"
     size = min(DEFAULT_CONTEXT, trained) if n_ctx is None else whole_number("n_ctx (--ctx)", n_ctx, 1, trained, most)
     if wanted.get("drafter", Placement()).cache_type in QUANTIZED:
         log.warning("a quantized cache of the drafter can halve how many of its tokens are kept; f16 costs little memory there")
