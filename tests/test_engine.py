@@ -438,6 +438,19 @@ def test_a_rule_that_takes_its_time_holds_no_other_slot_up(pair: sc.Runtime) -> 
         assert running.reply().finish_reason
 
 
+def test_a_client_that_asks_a_lot_leaves_a_slot_and_a_place_to_others(pair: sc.Runtime) -> None:
+    with Engine({"demo": pair}, slots=2, queue=4) as engine:
+        gate = Gate()
+        jobs = [engine.submit("demo", QUESTION, gate.settings(), client="busy")]
+        assert gate.reached.wait(PATIENCE_S)
+        jobs += [engine.submit("demo", QUESTION, gate.settings(), client="busy") for _ in range(2)]
+        with pytest.raises(EngineBusyError, match="2 requests of one client are waiting"):
+            engine.submit("demo", QUESTION, SHORT, client="busy")
+        assert engine.submit("demo", QUESTION, SHORT, client="other").reply().finish_reason
+        gate.opened.set()
+        assert all(job.reply().finish_reason for job in jobs)
+
+
 def test_an_empty_name_is_no_conversation(demo: sc.Runtime) -> None:
     runtime = toy_runtime(demo, timelines=1)
     with Engine({"toy": runtime}) as engine:

@@ -22,7 +22,7 @@ from gguf_files import CHATML, IM_START, text_model
 from serving import PATIENCE_S, QUESTION, events, serving, wait_until
 
 import speccascade_local as sc
-from speccascade_local.server import connections, listening, log_limit, streams
+from speccascade_local.server import connections, listening, log_limit, policy, streams
 from speccascade_local.server import engine as engine_module
 
 
@@ -324,7 +324,7 @@ def test_an_answer_that_is_never_read_is_not_kept(monkeypatch, head):
     ],
 )
 def test_an_ipv6_network_is_one_peer(address, peer):
-    assert connections.peer_of(address) == peer
+    assert policy.peer_of(address) == peer
 
 
 def answer_of_half_closed(served, sent):

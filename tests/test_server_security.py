@@ -409,3 +409,18 @@ def test_what_nobody_foresaw_is_told_in_a_sentence_without_details(served, monke
     assert "secret" not in response.text
     assert "ZeroDivisionError" not in response.text
     assert "secret" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("keys", "asks", "client"),
+    [
+        ((), (None, "127.0.0.1"), None),
+        ((KEY,), (0, "::1"), None),
+        ((KEY,), (0, ""), None),
+        ((KEY,), (0, "192.0.2.7"), (None, "192.0.2.7")),
+        ((KEY, OTHER_KEY), (1, "127.0.0.1"), (1, "")),
+        ((KEY, OTHER_KEY), (0, "2001:db8::1:2"), (0, "2001:db8::/64")),
+    ],
+)
+def test_clients_take_turns_where_a_key_or_an_address_tells_them_apart(keys, asks, client):
+    assert Policy(api_keys=keys).client(*asks) == client

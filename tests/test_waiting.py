@@ -18,14 +18,14 @@ class Item:
     number: int
     ready: bool = True
     heavy: bool = False
-    owner: str | None = None
+    client: str | None = None
 
 
 class Slow:
     """One that may have to be prepared."""
 
     def __init__(self, line: str, number: int, *, ready: bool) -> None:
-        self.line, self.number, self.ready, self.slow, self.heavy, self.owner = line, number, ready, not ready, False, None
+        self.line, self.number, self.ready, self.slow, self.heavy, self.client = line, number, ready, not ready, False, None
 
 
 courses = st.lists(st.sampled_from(["put a", "put b", "put c", "take", "take", "finish", "withdraw"]), max_size=60)
@@ -129,35 +129,35 @@ def test_what_is_prepared_keeps_its_place_and_lets_others_pass(course: list[str]
 
 
 @given(st.lists(st.sampled_from(["put a", "put b", "put c", "take", "take", "finish"]), max_size=80), st.integers(1, 4))
-def test_no_owner_keeps_another_out(course: list[str], servers: int) -> None:
-    """Jobs of no conversation: each owner gets a place to wait, a server, and the next turn after any other's."""
+def test_no_client_keeps_another_out(course: list[str], servers: int) -> None:
+    """Jobs of no conversation: each client gets a place to wait, a server, and the next turn after any other's."""
     queue: FairQueue[Item] = FairQueue(8, servers)
     waiting: list[Item] = []
     running: list[Item] = []
     order: list[str | None] = []
 
-    def may_go(owner: str | None) -> bool:
-        return sum(each.owner == owner for each in running) < max(1, servers - 1)
+    def may_go(client: str | None) -> bool:
+        return sum(each.client == client for each in running) < max(1, servers - 1)
 
     for number, step in enumerate(course):
         if step.startswith("put"):
-            item = Item(f"line {number}", number, owner=step[-1])
-            if len(waiting) == 8 or sum(each.owner == item.owner for each in waiting) == 4:
+            item = Item(f"line {number}", number, client=step[-1])
+            if len(waiting) == 8 or sum(each.client == item.client for each in waiting) == 4:
                 with pytest.raises(EngineBusyError):
                     queue.put(item)
             else:
                 queue.put(item)
                 waiting.append(item)
-        elif step == "take" and any(may_go(each.owner) for each in waiting) and len(running) < servers:
+        elif step == "take" and any(may_go(each.client) for each in waiting) and len(running) < servers:
             item = queue.take()
-            assert may_go(item.owner)
-            others = {each.owner for each in waiting if may_go(each.owner)}
-            recent = [owner for owner in dict.fromkeys(reversed(order)) if owner in others]
-            assert item.owner in others - set(recent) or (item.owner == recent[-1] and set(recent) == others)
-            assert item == next(each for each in waiting if each.owner == item.owner)
+            assert may_go(item.client)
+            others = {each.client for each in waiting if may_go(each.client)}
+            recent = [client for client in dict.fromkeys(reversed(order)) if client in others]
+            assert item.client in others - set(recent) or (item.client == recent[-1] and set(recent) == others)
+            assert item == next(each for each in waiting if each.client == item.client)
             waiting.remove(item)
             running.append(item)
-            order.append(item.owner)
+            order.append(item.client)
         elif step == "finish" and running:
             queue.finished(running.pop(0), 1.0)
     assert len(queue) == len(waiting)

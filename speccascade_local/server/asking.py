@@ -86,6 +86,7 @@ class Asked:
     tells_usage: bool
     cache_salt: str | None
     owner: Hashable = None
+    client: Hashable = None
 
 
 class Asking:
@@ -142,7 +143,7 @@ class Asking:
     # ------------------------------------------------------------------ what is answered
 
     async def _answer(self, request: Request, asked: Asked) -> Response:
-        asked = replace(asked, owner=request.state.owner(asked.cache_salt, asked.conversation))
+        asked = replace(asked, owner=request.state.owner(asked.cache_salt, asked.conversation), client=request.state.client)
         if not asked.streams:
             replies = await unless_gone(request.receive, self._replies(asked))
             return await asyncio.to_thread(lambda: JSONResponse(asked.form.whole(replies)))
@@ -212,6 +213,7 @@ class Asking:
                 conversation=asked.conversation,
                 timeout_s=timeout_s,
                 owner=asked.owner,
+                client=asked.client,
             )
         )
         try:

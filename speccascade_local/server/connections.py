@@ -7,13 +7,13 @@ closed, so that a client which waits for its answer gets it. Knows nothing of ro
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import Collection
 from typing import Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from .policy import peer_of
 from .refusals import RefusedError
 from .security import ANSWER_HEADERS, MAX_HEAD
 
@@ -146,16 +146,3 @@ def make_room(connections: Collection[Connection], most: int) -> bool:
         return False
     min(waiting, key=lambda each: each.since).abort()
     return True
-
-
-def peer_of(address: str) -> str:
-    """Whom an address belongs to, as far as it tells: itself, or of IPv6 the network, of which one client has all addresses."""
-    try:
-        found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(found, ipaddress.IPv4Address):
-        return str(found)
-    if found.ipv4_mapped is not None:
-        return str(found.ipv4_mapped)
-    return str(ipaddress.ip_network((found, 64), strict=False))

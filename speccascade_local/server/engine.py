@@ -48,9 +48,10 @@ class Job(PendingReply):
         timeout_s: float | None,
         withdraw: Callable[[Job], bool],
         owner: Hashable = None,
+        client: Hashable = None,
     ) -> None:
         super().__init__(timeout_s=timeout_s)
-        self.prompt, self.settings, self.conversation, self.owner = prompt, settings, conversation, owner
+        self.prompt, self.settings, self.conversation, self.owner, self.client = prompt, settings, conversation, owner, client
         self._withdraw = withdraw
         self._submitted, self._taken = time.monotonic(), 0.0
         self.ready, self.heavy = settings.constraint is None, False
@@ -117,11 +118,13 @@ class Engine:
         conversation: str | None = None,
         timeout_s: float | None = None,
         owner: Hashable = None,
+        client: Hashable = None,
     ) -> Job:
         """Put a request into the queue: a text, a list of ids, or a list of messages for the chat template.
 
         conversation: requests of one conversation are answered one after the other; "" is none, like None. timeout_s: for waiting and
         answering together. owner: what the models have read for one owner is never used for another, nor are conversations the same.
+        client: those that differ take turns in the queue; None for one that cannot be told from others.
         Everything that is wrong with a request is refused here, which takes a while for long texts: not for an event loop. Raises
         CatalogError for a pair that there is not, EngineBusyError when as many wait as may, EngineError when closing, PromptError and
         SettingError.
@@ -130,7 +133,7 @@ class Engine:
             raise CatalogError(f"there is no pair {pair!r:.80} here; there are {', '.join(sorted(self._lanes))}")
         if timeout_s is not None and not (isinstance(timeout_s, (int, float)) and 0 < timeout_s <= 10**7):
             raise SettingError(f"timeout_s is {timeout_s!r:.40}; it must be a number of seconds above 0")
-        return self._lanes[pair].submit(question, settings, conversation or None, timeout_s, owner)
+        return self._lanes[pair].submit(question, settings, conversation or None, timeout_s, owner, client)
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """How many requests are being answered and how many wait, by pair."""
@@ -172,12 +175,14 @@ class _Lane:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, question: Question, settings: Settings, conversation: str | None, timeout_s: float | None, owner: Hashable) -> Job:
+    def submit(
+        self, question: Question, settings: Settings, conversation: str | None, timeout_s: float | None, owner: Hashable, client: Hashable
+    ) -> Job:
         self.runtime.method(settings)
         said = Transcript() if conversation is None else self._said.get((owner, conversation), Transcript())
         prompt = self.runtime.transcript_of(question, said)
         seed = secrets.randbits(32) if settings.seed is None else settings.seed  # named, so that no answer depends on another
-        job = Job(prompt, replace(settings, seed=seed), conversation, timeout_s, self.queue.withdraw, owner)
+        job = Job(prompt, replace(settings, seed=seed), conversation, timeout_s, self.queue.withdraw, owner, client)
         self.queue.put(job)
         return job
 

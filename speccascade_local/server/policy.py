@@ -1,6 +1,7 @@
 """Who may ask: the API keys, the names that the server is reached by, and the websites and applications whose pages may ask.
 
-Also whose caches a request may find, because that follows from the key it brings. Knows nothing of routes or of how requests are read.
+Also whose caches a request may find and with whom it takes turns, because that follows from the key it brings. Knows nothing of routes or
+of how requests are read.
 """
 
 from __future__ import annotations
@@ -94,6 +95,27 @@ class Policy:
         if self.private:
             return (key, "conversation", conversation) if conversation else object()
         return None if key is None else (key,)
+
+    def client(self, key_number: int | None, address: str) -> Hashable:
+        """Who takes turns with others: by the key where there are several, and by the address unless it is this machine's, behind which a
+        proxy may stand. None where neither tells clients apart.
+        """
+        key = key_number if len(self.api_keys) > 1 else None
+        peer = "" if not address or is_loopback(address) else peer_of(address)
+        return (key, peer) if peer or key is not None else None
+
+
+def peer_of(address: str) -> str:
+    """Whom an address belongs to, as far as it tells: itself, or of IPv6 the network, of which one client has all addresses."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.ip_network((found, 64), strict=False))
 
 
 def api_keys(file: Path | None) -> tuple[str, ...]:

@@ -53,7 +53,10 @@ class ProtectedAnswers:
 
 
 class Guard:
-    """The checks as ASGI middleware, in front of all routes. Requests that pass know whose caches they may find (``state.owner``)."""
+    """The checks as ASGI middleware, in front of all routes.
+
+    Requests that pass know whose caches they may find (``state.owner``), and with whom they take turns (``state.client``).
+    """
 
     def __init__(self, app: ASGIApp, policy: Policy) -> None:
         self._app, self._policy = app, policy
@@ -92,7 +95,8 @@ class Guard:
             _check_body_headers(headers)
         scheme, _, key = headers.get("authorization", "").partition(" ")
         number = self._policy.key_number(key.strip() if scheme.lower() == "bearer" else None)
-        scope.setdefault("state", {})["owner"] = partial(self._policy.owner, number)
+        address = (scope.get("client") or ("",))[0]
+        scope.setdefault("state", {}).update(owner=partial(self._policy.owner, number), client=self._policy.client(number, address))
         if self._policy.api_keys and number is None and not _is_open(scope["path"]):
             raise RefusedError(
                 401,

@@ -1,7 +1,7 @@
 """Who is answered next: a bounded queue that takes turns between conversations.
 
 Each conversation is a line of its own, of which one job at a time is answered, in the order they came; conversations with somebody waiting
-take turns. A job of no conversation is one of its own, so that without any the queue is first come, first served. Owners take turns too,
+take turns. A job of no conversation is one of its own, so that without any the queue is first come, first served. Clients take turns too,
 and none takes all places, so that no client keeps another out. A job that has to be prepared first keeps its place meanwhile, and lets
 others pass. Knows nothing of models, threads of its own or protocols.
 """
@@ -18,8 +18,8 @@ from ..errors import EngineBusyError, EngineError
 
 #: How much of what earlier jobs took is left in the average after one more.
 _FORGETTING = 0.8
-#: How many owners' turns are remembered, the latest.
-_REMEMBERED_OWNERS = 1024
+#: How many clients' turns are remembered, the latest.
+_REMEMBERED_CLIENTS = 1024
 
 
 class Waiting(Protocol):
@@ -30,8 +30,8 @@ class Waiting(Protocol):
         """Jobs of equal lines are answered one after the other."""
 
     @property
-    def owner(self) -> Hashable:
-        """Who it is for, where several clients are told apart; None where they are not."""
+    def client(self) -> Hashable:
+        """Who asks, where clients can be told apart; None where they cannot."""
 
     @property
     def ready(self) -> bool:
@@ -47,7 +47,7 @@ Item = TypeVar("Item", bound=Waiting)
 
 class FairQueue(Generic[Item]):
     """bound: how many may wait. servers: how many are answered at once; heavy jobs leave one of several servers to others, and so does each
-    owner, who also takes no more than half of the places to wait.
+    client, which also takes no more than half of the places to wait.
 
     Of jobs that have to be prepared no more are taken ahead than can be answered soon, because a prepared one takes memory.
     """
@@ -57,7 +57,7 @@ class FairQueue(Generic[Item]):
         self._lines: OrderedDict[Hashable, deque[Item]] = OrderedDict()  # in the order of their turns
         self._running: list[Item] = []
         self._prepared: list[Item] = []  # those that are being prepared, or were and wait
-        self._served: OrderedDict[Hashable, None] = OrderedDict()  # owners, the one whose turn was last at the end
+        self._served: OrderedDict[Hashable, None] = OrderedDict()  # clients, the one whose turn was last at the end
         self._changed = threading.Condition()
         self._closed = False
         self._usual_s = 1.0
@@ -75,8 +75,8 @@ class FairQueue(Generic[Item]):
         with self._changed:
             if self._closed:
                 raise EngineError("the server is closing and takes no more requests; ask again when it is back")
-            own = sum(each.owner == item.owner for line in self._lines.values() for each in line)
-            if self._length >= self._bound or (item.owner is not None and own >= max(1, self._bound // 2)):
+            own = sum(each.client == item.client for line in self._lines.values() for each in line)
+            if self._length >= self._bound or (item.client is not None and own >= max(1, self._bound // 2)):
                 retry = max(1, math.ceil(self._length / self._servers * self._usual_s))
                 of = "" if self._length >= self._bound else " of one client"
                 raise EngineBusyError(
@@ -99,9 +99,9 @@ class FairQueue(Generic[Item]):
                 del self._lines[line]
             self._forget(item)
             self._running.append(item)
-            self._served[item.owner] = None
-            self._served.move_to_end(item.owner)
-            if len(self._served) > _REMEMBERED_OWNERS:
+            self._served[item.client] = None
+            self._served.move_to_end(item.client)
+            if len(self._served) > _REMEMBERED_CLIENTS:
                 self._served.popitem(last=False)
             return item
 
@@ -153,14 +153,14 @@ class FairQueue(Generic[Item]):
             return left
 
     def _next(self) -> Hashable | None:
-        """Of the lines that may go, the first one of the owner whose last turn is the longest ago."""
-        turns = {owner: turn for turn, owner in enumerate(self._served, start=1)}
-        able = [(turns.get(jobs[0].owner, 0), line) for line, jobs in self._lines.items() if self._may_go(line, jobs[0])]
+        """Of the lines that may go, the first one of the client whose last turn is the longest ago."""
+        turns = {client: turn for turn, client in enumerate(self._served, start=1)}
+        able = [(turns.get(jobs[0].client, 0), line) for line, jobs in self._lines.items() if self._may_go(line, jobs[0])]
         return min(able, key=lambda each: each[0])[1] if able else None
 
     def _may_go(self, line: Hashable, item: Item) -> bool:
         most = max(1, self._servers - 1)
-        is_greedy = item.owner is not None and sum(each.owner == item.owner for each in self._running) >= most
+        is_greedy = item.client is not None and sum(each.client == item.client for each in self._running) >= most
         is_heavy = item.heavy and sum(each.heavy for each in self._running) >= most
         return item.ready and not is_greedy and not is_heavy and all(each.line != line for each in self._running)
 
