@@ -33,8 +33,8 @@ class ChildError(Exception):
 class LimitedChild:
     """A running program, and the way to ask it. For one thread at a time.
 
-    command: what starts it. memory_bytes: its resident memory at most. After any exception of :meth:`ask` it is dead, because an answer
-    that comes later would belong to no request. Raises ChildError where it cannot be started.
+    command: what starts it. memory_bytes: its resident memory at most. After any exception of :meth:`ask` it is of no more use, because an
+    answer that comes later would belong to no request. Raises ChildError where it cannot be started.
     """
 
     def __init__(self, command: Sequence[str], memory_bytes: int) -> None:
@@ -49,14 +49,16 @@ class LimitedChild:
             raise ChildError(f"needs a process of its own, and {sys.executable or 'Python'} cannot be started: {error}") from error
         self._memory_bytes = memory_bytes
         self._owner = os.getpid()
-        self._end = weakref.finalize(self, _end, self.process, self._owner)  # at the latest when Python ends
+        self._unanswered = False
+        weakref.finalize(self, _end, self.process, self._owner)  # at the latest when Python ends
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=_read, args=(self.process.stdout, self._lines), name="reader of a child process", daemon=True).start()
+        reading = self.process.stdout, weakref.ref(self.process), self._lines
+        threading.Thread(target=_read, args=reading, name="reader of a child process", daemon=True).start()
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked: it runs, and is a child of this very process."""
-        return self._owner == os.getpid() and self._end.alive and self.process.poll() is None
+        """Whether it can be asked: it runs, is a child of this very process, and owes no answer."""
+        return self._owner == os.getpid() and not self._unanswered and self.process.poll() is None
 
     @property
     def resident_bytes(self) -> int:
@@ -72,20 +74,22 @@ class LimitedChild:
         Raises ChildError where a limit is exceeded or the child dies, UnwantedError where the caller has given up.
         """
         try:
+            self._unanswered = True
             deadline = time.monotonic() + seconds
             with contextlib.suppress(BrokenPipeError):
                 assert self.process.stdin is not None
                 self.process.stdin.write(json.dumps(request) + "\n")
                 self.process.stdin.flush()
             answer: dict[str, Any] = json.loads(self._answer(deadline, seconds, unwanted))
+            self._unanswered = False
             return answer
-        except BaseException:  # Ctrl-C too
+        except BaseException:  # Ctrl-C too, which may even keep it from being killed: then it owes an answer, and is ended when dropped
             self.kill()
             raise
 
     def kill(self) -> None:
         """End it, whatever it does. Harmless when repeated, and in a fork."""
-        self._end()
+        _end(self.process, self._owner)
 
     def _answer(self, deadline: float, seconds: float, unwanted: Callable[[], bool]) -> str:
         while True:
@@ -114,11 +118,14 @@ def _end(process: subprocess.Popen[str], owner: int) -> None:
         process.stdin.close()
 
 
-def _read(stdout: IO[str], lines: queue.SimpleQueue[str]) -> None:
-    """Put every line into the queue, at the end an empty one."""
+def _read(stdout: IO[str], process: weakref.ref[subprocess.Popen[str]], lines: queue.SimpleQueue[str]) -> None:
+    """Put every line into the queue, at the end an empty one. No signal arrives in this thread, so the process is always waited for."""
     with stdout:
         for line in stdout:
             lines.put(line)
+    ended = process()
+    if ended is not None:
+        ended.wait()
     lines.put("")
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import psutil
 import pytest
 
+from speccascade_local import limited_child
 from speccascade_local.errors import UnwantedError
 from speccascade_local.limited_child import ChildError, LimitedChild
 
@@ -61,6 +64,39 @@ def test_who_gives_up_waits_no_longer_and_the_work_ends(child: LimitedChild) -> 
     with pytest.raises(UnwantedError):
         child.ask({"code": "time.sleep(3600)"}, 3600, gone.is_set)
     assert not child.alive
+
+
+def test_an_interruption_at_any_line_leaves_no_answer_for_the_next_request_and_no_process(child: LimitedChild) -> None:
+    """Every line of asking and of ending, once each. What still runs owes an answer, so nobody asks it, and it ends when it is dropped."""
+    command, hit = child.process.args, set[tuple[str, int]]()
+
+    def interrupt_somewhere(frame: FrameType, event: str, _: object) -> Callable[..., object] | None:
+        if frame.f_code.co_filename != limited_child.__file__:
+            return None
+        place = frame.f_code.co_name, frame.f_lineno
+        if event == "line" and place not in hit:
+            hit.add(place)
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return interrupt_somewhere
+
+    interrupted, pids = True, []
+    while interrupted:
+        other = LimitedChild(command, 300_000_000)
+        pids.append(other.process.pid)
+        sys.settrace(interrupt_somewhere)
+        try:
+            other.ask({"code": "1"}, 60)
+            with pytest.raises(ChildError):
+                other.ask({"code": "time.sleep(3600)"}, 0.05)
+            interrupted = False
+        except KeyboardInterrupt:
+            assert not other.alive or other.ask({"code": "2"}, 60) == {"value": 2}
+        finally:
+            sys.settrace(None)
+        del other
+    assert len(hit) > 15
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
 
 
 def test_a_program_that_cannot_be_started_is_an_error() -> None:
