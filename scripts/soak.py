@@ -6,7 +6,7 @@
 Whole answers, streams that are left, calls cancelled by another thread, Ctrl-C (a signal handler's exception) in the middle, exceptions in
 on_chunk, grammars, refused settings, prompts that overflow, and conversations, in random order. After every hundred calls two fixed
 questions are asked again: their answers must not change. Ends with 1 where one does, where a call fails otherwise than it should, or where
-memory keeps growing.
+memory or child processes keep growing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import psutil
 
 import speccascade_local as sc
 
-EVERY, MOST_GROWTH_MB = 100, 40.0
+EVERY, MOST_GROWTH_MB, MOST_PROCESSES = 100, 40.0, 8
 QUESTIONS = ["Who is Ada Lovelace?", "What is 12 + 7?", "Name a colour.", "Who is Buzz Aldrin?", "Where does Emma Young live?"]
 SCHEMA = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}, "b": {"type": "integer"}}, "required": ["a", "b"]}
 RULES = ["strict", "token_v3:0.3", "chow:0.5", "never", "opt:0.3", "token_cascade:0.5"]
@@ -155,9 +155,11 @@ def main() -> int:
                     f"{(shown - begun) / 60:8.1f} {counts.total():8} {memory_mb:7.1f} MB {process.num_fds():12} "
                     f"{process.num_threads():8} {len(process.children(recursive=True)):10}"
                 )
-        grown = process.memory_info().rss / 1e6 - settled_mb
+        grown, children = process.memory_info().rss / 1e6 - settled_mb, len(process.children(recursive=True))
     if grown > MOST_GROWTH_MB:
         faults.append(f"memory grew by {grown:.1f} MB")
+    if children > MOST_PROCESSES:
+        faults.append(f"{children} child processes at the end")
     say(f"# {counts.total()} calls on {os.cpu_count()} cores, grown by {grown:+.1f} MB since the first line; faults: {len(faults)}")
     for fault in faults[:20]:
         say(f"# FAULT {fault}")
