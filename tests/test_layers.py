@@ -59,7 +59,7 @@ LAYERS = [
     {"bench.export", "bench.judging", "bench.tuning", "bench.planning"},
     {"bench.charts", "checking", "suggesting"},
     {"bench.report", "bench"},
-    {"server.waiting", "server.slots", "server.engine", "server"},
+    {"server.waiting", "server.slots", "server.engine", "server.large_requests", "server"},
     {"server.messages", "server.tool_calls", "server.fields"},
     {"server.protocol", "server.refusals", "server.answers", "server.metrics", "server.policy"},
     {"server.security", "server.choosing", "server.streams", "server.translating"},

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from serving import QUESTION, serving
+from serving import PATIENCE_S, QUESTION, serving
 
 from speccascade_local import methods
+from speccascade_local.server import asking, large_requests
+from speccascade_local.server.large_requests import LARGE
 
 
 @pytest.fixture(scope="module")
@@ -283,3 +289,51 @@ def test_figures_for_prometheus(served):
     assert grown == [reply["usage"]["completion_tokens"], timings["draft_n"], timings["draft_n_accepted"]]
     assert figure("vllm:time_to_first_token_seconds_count") == figure("vllm:e2e_request_latency_seconds_count") > 0
     assert figure("vllm:num_requests_running") == figure("vllm:num_requests_waiting") == 0
+
+
+def test_large_requests_are_read_one_at_a_time_and_small_ones_pass_them(monkeypatch):
+    at_work, most, held, opened = threading.Semaphore(0), [], [0], threading.Event()
+    check = asking._checked
+
+    def watched(body, model):
+        if len(body) < LARGE:
+            return check(body, model)
+        held[0] += 1
+        most.append(held[0])
+        at_work.release()
+        assert opened.wait(PATIENCE_S)
+        held[0] -= 1
+        return check(body, model)
+
+    monkeypatch.setattr(asking, "_checked", watched)
+    with serving() as served, ThreadPoolExecutor(3) as pool:
+        large = [pool.submit(served.chat, max_tokens=2, metadata={"a": "x" * LARGE}) for _ in range(3)]
+        assert at_work.acquire(timeout=PATIENCE_S)
+        assert served.chat(max_tokens=2).status_code == 200
+        opened.set()
+        assert [each.result().status_code for each in large] == [200] * 3
+    assert most == [1, 1, 1]
+
+
+def test_memory_of_large_requests_is_looked_for_a_few_times_and_then_no_more(monkeypatch):
+    looks = []
+    monkeypatch.setattr(large_requests, "TIDY_AFTER_S", 0.01)
+    monkeypatch.setattr(large_requests, "give_back_memory", lambda: looks.append(1))
+
+    async def one() -> None:
+        assert await large_requests.LargeRequests().run(lambda: 7) == 7
+        await asyncio.sleep(0.5)
+
+    asyncio.run(one())
+    assert len(looks) == large_requests.TIDY_TIMES
+
+
+def test_what_only_cycles_hold_is_given_back():
+    class Thing:
+        pass
+
+    thing = Thing()
+    thing.itself, seen = thing, weakref.ref(thing)
+    del thing
+    large_requests.give_back_memory()
+    assert seen() is None

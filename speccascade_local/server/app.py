@@ -21,6 +21,7 @@ from ..deferral import Method
 from .asking import Asking
 from .choosing import Offer
 from .engine import Engine
+from .large_requests import LargeRequests
 from .listing import Listing
 from .metrics import CONTENT_TYPE, Metrics
 from .openapi import description
@@ -50,7 +51,8 @@ def make_app(
     """
     policy = policy or Policy()
     offer, metrics = Offer(engine.pairs, rules or {}, aliases or {}, any_model), Metrics(engine)
-    asking, listing = Asking(engine, offer, metrics, timeout_s), Listing(offer, created=int(time.time()))
+    large = LargeRequests()
+    asking, listing = Asking(engine, offer, metrics, timeout_s, large), Listing(offer, int(time.time()), large)
 
     async def metered(_: Request) -> Response:
         return Response(await asyncio.to_thread(metrics.text), media_type=CONTENT_TYPE)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +28,7 @@ from .answers import Form
 from .choosing import Offer, nth, settings_of
 from .engine import Engine, Job
 from .fields import Route
+from .large_requests import LARGE, LargeRequests
 from .messages import ChatMessage
 from .metrics import Metrics
 from .protocol import ChatRequest, CompletionRequest, Sampled
@@ -38,18 +39,19 @@ from .translating import translated
 
 #: A text of more characters than this for each token of the context is refused without being read.
 CHARACTERS_PER_TOKEN = 64
-#: Bodies of at most so many bytes are checked on the event loop.
-CHECKED_AT_ONCE = 65_536
 #: Objects and lists in a body; a bracket within a text counts too.
 MAX_VALUES = 200_000
 Model = TypeVar("Model", bound=BaseModel)
+Read = TypeVar("Read")
 _ROUTES: dict[type[BaseModel], Route] = {ChatRequest: "chat", CompletionRequest: "completions"}
 
 
-async def parsed(request: Request, model: type[Model]) -> Model:
-    """The body, checked; a large one in a thread. Raises RefusedError and pydantic's ValidationError."""
+async def understood(request: Request, model: type[Model], read: Callable[[Model], Read], large: LargeRequests) -> Read:
+    """What ``read``, in a thread, makes of the checked body. Raises RefusedError, pydantic's ValidationError, and what ``read`` raises."""
     body = await request.body()
-    return _checked(body, model) if len(body) <= CHECKED_AT_ONCE else await asyncio.to_thread(_checked, body, model)
+    if len(body) < LARGE:
+        return await asyncio.to_thread(read, _checked(body, model))
+    return await large.run(lambda: read(_checked(body, model)))
 
 
 def _checked(body: bytes, model: type[Model]) -> Model:
@@ -92,18 +94,16 @@ class Asked:
 class Asking:
     """The routes that answer with text. timeout_s: for each request, waiting included."""
 
-    def __init__(self, engine: Engine, offer: Offer, metrics: Metrics, timeout_s: float | None) -> None:
-        self._engine, self._offer, self._metrics, self._timeout_s = engine, offer, metrics, timeout_s
+    def __init__(self, engine: Engine, offer: Offer, metrics: Metrics, timeout_s: float | None, large: LargeRequests) -> None:
+        self._engine, self._offer, self._metrics, self._timeout_s, self._large = engine, offer, metrics, timeout_s, large
 
     async def chat(self, request: Request) -> Response:
         """``POST /v1/chat/completions``."""
-        wanted = await parsed(request, ChatRequest)
-        return await self._answer(request, await asyncio.to_thread(self._asked_chat, wanted))
+        return await self._answer(request, await understood(request, ChatRequest, self._asked_chat, self._large))
 
     async def complete(self, request: Request) -> Response:
         """``POST /v1/completions``."""
-        wanted = await parsed(request, CompletionRequest)
-        return await self._answer(request, await asyncio.to_thread(self._asked_completion, wanted))
+        return await self._answer(request, await understood(request, CompletionRequest, self._asked_completion, self._large))
 
     # ------------------------------------------------------------------ what is asked
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from typing import Any
 
@@ -13,8 +12,9 @@ from ..deferral import Method
 from ..guards import Guarded
 from ..methods import RULES
 from ..runtime import Runtime
-from .asking import messages_of, parsed, require_room
+from .asking import messages_of, require_room, understood
 from .choosing import Offer
+from .large_requests import LargeRequests
 from .protocol import DetokenizeRequest, TokenizeRequest
 from .refusals import RefusedError
 
@@ -22,8 +22,8 @@ from .refusals import RefusedError
 class Listing:
     """The routes that tell of pairs. created: when the server started, which is what clients are told of each model."""
 
-    def __init__(self, offer: Offer, created: int) -> None:
-        self._offer, self._created = offer, created
+    def __init__(self, offer: Offer, created: int, large: LargeRequests) -> None:
+        self._offer, self._created, self._large = offer, created, large
 
     async def models(self, _: Request) -> Response:
         """``GET /v1/models``."""
@@ -44,19 +44,23 @@ class Listing:
 
     async def tokenize(self, request: Request) -> Response:
         """``POST /tokenize``, as llama.cpp's server and vLLM have it."""
-        wanted = await parsed(request, TokenizeRequest)
-        _, runtime, _ = self._offer.chosen(wanted.model)
-        ids = await asyncio.to_thread(_ids, wanted, runtime)
-        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": runtime.n_ctx})
+        return await understood(request, TokenizeRequest, self._tokenized, self._large)
 
     async def detokenize(self, request: Request) -> Response:
         """``POST /detokenize``, likewise."""
-        wanted = await parsed(request, DetokenizeRequest)
+        return await understood(request, DetokenizeRequest, self._detokenized, self._large)
+
+    def _tokenized(self, wanted: TokenizeRequest) -> Response:
+        _, runtime, _ = self._offer.chosen(wanted.model)
+        ids = _ids(wanted, runtime)
+        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": runtime.n_ctx})
+
+    def _detokenized(self, wanted: DetokenizeRequest) -> Response:
         _, runtime, _ = self._offer.chosen(wanted.model)
         wrong = max(wanted.tokens, default=0)
         if wrong >= runtime.n_vocab:
             raise RefusedError(400, f"tokens: there is no id {wrong}; ids are 0 to {runtime.n_vocab - 1}", param="tokens")
-        text = await asyncio.to_thread(_text, wanted.tokens, runtime)
+        text = _text(wanted.tokens, runtime)
         return JSONResponse({"content": text, "prompt": text})
 
     def _told(self, name: str) -> dict[str, Any]:
