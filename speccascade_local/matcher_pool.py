@@ -21,7 +21,7 @@ MEMORY_BYTES = 768_000_000
 START_S = 60.0
 #: How many processes wait for the next grammar, and for how long. Each holds the vocabulary, 30 to 100 MB; one that has grown by more than
 #: IDLE_GROWTH bytes since it started is ended instead.
-IDLE_PROCESSES, IDLE_S, IDLE_GROWTH = 4, 5.0, 32_000_000
+IDLE_PROCESSES, IDLE_S, IDLE_GROWTH = 4, 3.0, 32_000_000
 
 
 class MatcherPool:

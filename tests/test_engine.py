@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -262,6 +264,19 @@ def test_a_grammar_that_cannot_be_used_fails_its_job_alone(engine: Engine, monke
     with pytest.raises(SettingError, match="Invalid type: text"):
         jobs[1].reply()
     assert jobs[2].reply().text in ('"red"', '"blue"')
+
+
+def test_a_slot_that_waits_holds_no_request_and_no_grammar(engine: Engine, pair: sc.Runtime) -> None:
+    job = engine.submit("demo", QUESTION, constrained(COLOUR))
+    gone, pool = weakref.ref(job), pair.models["expert"].tokenizer.for_grammars
+    assert job.reply().text in ('"red"', '"blue"')
+    assert job.wait(PATIENCE_S)
+    del job
+    for _ in range(500):
+        if gone() is None and pool._idle:
+            return
+        time.sleep(0.02)
+    raise AssertionError("still held")
 
 
 def test_jobs_of_a_conversation_keep_their_order_while_one_is_prepared(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,25 +195,31 @@ class _Lane:
                 job.end(None if job.cancelled else error)
             finally:
                 self.queue.prepared(job)
+            del job  # a thread that waits holds no request, and no grammar
 
     def _work(self) -> None:
         while (job := self.queue.take()) is not None:
-            grammar = job.begin()
-            self.running.add(job)
-            if self._closing:  # it was taken just before, and not seen running
-                job.stop_for(_unfinished())
-            begun = time.monotonic()
-            slot = self._slots.take(job.prompt.ids, job.owner)
-            slot.seat.stopped = lambda job=job: job.should_stop  # type: ignore[misc]
-            try:
-                self._answer(job, slot, grammar)
-            except BaseException as error:
-                job.end(None if job.cancelled else error)
-            finally:
-                self._slots.give_back(slot)
-                self.running.discard(job)
-                self.queue.finished(job, time.monotonic() - begun)
-                job.end()
+            self._serve(job)
+            del job  # as above
+
+    def _serve(self, job: Job) -> None:
+        grammar = job.begin()
+        self.running.add(job)
+        if self._closing:  # it was taken just before, and not seen running
+            job.stop_for(_unfinished())
+        begun = time.monotonic()
+        slot = self._slots.take(job.prompt.ids, job.owner)
+        slot.seat.stopped = lambda: job.should_stop
+        try:
+            self._answer(job, slot, grammar)
+        except BaseException as error:
+            job.end(None if job.cancelled else error)
+        finally:
+            slot.seat.stopped = lambda: False
+            self._slots.give_back(slot)
+            self.running.discard(job)
+            self.queue.finished(job, time.monotonic() - begun)
+            job.end()
 
     def _answer(self, job: Job, slot: Slot, grammar: Grammar | None) -> None:
         if job.should_stop:
