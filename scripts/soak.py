@@ -86,9 +86,9 @@ class Soak:
             timer.cancel()
 
     def interrupted(self) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0.001 + self.random.random() * 0.03)
         with suppress(Interrupted):
             try:
+                signal.setitimer(signal.ITIMER_REAL, 0.001 + self.random.random() * 0.03)
                 self.runtime.chat(self.asked(), **self.settings())
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
