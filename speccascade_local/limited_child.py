@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
 import psutil
@@ -42,9 +43,7 @@ class LimitedChild:
         if sys.platform == "win32":
             own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
         try:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8", **own_group
-            )
+            self.process = _started(command, own_group)
         except OSError as error:
             raise ChildError(f"needs a process of its own, and {sys.executable or 'Python'} cannot be started: {error}") from error
         self._memory_bytes = memory_bytes
@@ -106,6 +105,17 @@ class LimitedChild:
                 raise ChildError(f"needs more than {self._memory_bytes // 1_000_000} MB of memory")
             if unwanted():
                 raise UnwantedError("the work was given up, because it was cancelled; ask again")
+
+
+def _started(command: Sequence[str], options: Mapping[str, Any]) -> subprocess.Popen[str]:
+    """Start it in a thread, where no signal comes between a new process and the object that waits for it in the end. Raises OSError."""
+
+    def start() -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, encoding="utf-8", **options)
+
+    with ThreadPoolExecutor(1, "starter of a child process") as starter:
+        return starter.submit(start).result()
 
 
 def _end(process: subprocess.Popen[str], owner: int) -> None:
