@@ -321,10 +321,13 @@ def test_memory_of_large_requests_is_looked_for_a_few_times_and_then_no_more(mon
     monkeypatch.setattr(large_requests, "give_back_memory", lambda: looks.append(1))
 
     async def one() -> None:
-        assert await large_requests.LargeRequests().run(lambda: 7) == 7
-        await asyncio.sleep(0.5)
+        large = large_requests.LargeRequests()
+        assert await large.run(lambda: 7) == 7
+        while large._timer is not None:
+            await asyncio.sleep(0.01)
+        large._thread.shutdown()
 
-    asyncio.run(one())
+    asyncio.run(asyncio.wait_for(one(), PATIENCE_S))
     assert len(looks) == large_requests.TIDY_TIMES
 
 
