@@ -332,11 +332,12 @@ def test_memory_of_large_requests_is_looked_for_a_few_times_and_then_no_more(mon
 
 
 def test_what_only_cycles_hold_is_given_back():
-    class Thing:
+    class Chain(list):  # a list that a weak reference may point at
         pass
 
-    thing = Thing()
-    thing.itself, seen = thing, weakref.ref(thing)
-    del thing
+    chain = Chain()
+    chain.append(chain)
+    seen = weakref.ref(chain)
+    del chain
     large_requests.give_back_memory()
     assert seen() is None
