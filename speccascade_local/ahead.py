@@ -34,7 +34,7 @@ def finish(session: Session) -> None:
 def meanwhile(session: Session, tokens: list[int]) -> Iterator[None]:
     """The session reads ``tokens`` in a thread of its own; leaving waits for it, and raises what it raised."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="expert") as pool:
-        reading = _GIVEN[session] = pool.submit(session.extend, tokens, 1)
+        reading = _GIVEN[session] = pool.submit(session.extend, tokens, 0)
         yield
         reading.result()
 

@@ -134,7 +134,7 @@ def _decoded(pair: LoadedPair, ids: list[int], settings: Settings, rule: Rule, s
     """The loop with text around it."""
     stats = Stats(prompt_tokens=len(ids))
     text = TextStream(pair.tokenizer.piece, _ends(pair, settings), settings.stop, partial(pair.tokenizer.piece, special=True))
-    shared = {session: rewind_to_shared(session, ids) for session in pair.sessions}
+    shared = {session: rewind_to_shared(session, ids, cold=settings.seed is not None) for session in pair.sessions}
     stats.cached_tokens = shared[pair.expert if rule.asks_expert else pair.drafter]
     before = pair.rollbacks
     for block in _blocks(pair, list(ids), settings, rule, seed, shaper, text, stats):
@@ -161,7 +161,7 @@ def _blocks(
             stats=stats,
             wanted=settings.wanted,
         )
-    pace, helpers = _lengths(pair, settings, rule)
+    pace, helpers = _lengths(pair, settings, rule, len(tokens))
     block_size = UNCHECKED_BLOCK if settings.block_size == "auto" and not rule.asks_expert else settings.longest_block
     return decode(
         generation,
@@ -181,7 +181,7 @@ def _blocks(
     )
 
 
-def _lengths(pair: LoadedPair, settings: Settings, rule: Rule) -> tuple[Pace | None, Helpers]:
+def _lengths(pair: LoadedPair, settings: Settings, rule: Rule, prompt: int) -> tuple[Pace | None, Helpers]:
     """Who decides how long the drafts are, and who helps to make them."""
     if settings.block_size != "auto" or not rule.asks_expert:
         return None, Helpers(small=pair.small)
@@ -195,6 +195,7 @@ def _lengths(pair: LoadedPair, settings: Settings, rule: Rule) -> tuple[Pace | N
         pair.profile,
         learnt.setdefault(key, Experience()),
         has_drafter=not (isinstance(pair.drafter, NgramSession) and isinstance(rule, Strict)),
+        prompt=None if settings.seed is None else prompt - 1,
     )
     if pair.small is None:
         return pace, Helpers(pair.index)
@@ -232,10 +233,15 @@ def _routed(pair: LoadedPair, ids: list[int], settings: Settings, route: Route, 
         yield replace(chunk, stats=stats, rule=route, confidence=score)
 
 
-def rewind_to_shared(session: Session, ids: list[int]) -> int:
-    """Keep what the session holds of ``ids``, all but the last, which must be evaluated anew. Returns how much needs no reading again."""
+def rewind_to_shared(session: Session, ids: list[int], *, cold: bool = False) -> int:
+    """Keep what the session holds of ``ids``, all but the last, which must be evaluated anew. Returns how much needs no reading again.
+
+    cold: keep only what an empty cache would come to hold too, to the bit, so that the rows do not depend on earlier calls.
+    """
     finish(session)
     shared = shared_length(session.tokens, ids[:-1])
+    if cold and isinstance(session, LlamaSession):
+        shared = session.aligned(shared)
     session.rewind(shared)
     return shared - (session.missing if isinstance(session, LlamaSession) else 0)
 

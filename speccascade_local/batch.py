@@ -40,6 +40,8 @@ class Timeline:
     changed, so after an interruption nothing behind ``held`` counts, and of a recurrent state nothing at all. A new one is uncertain:
     its sequence may hold what an earlier timeline left. batch: how many tokens it read last, in one batch, 0 for unknown. settled:
     whether it was rewound since. checkpoints: copies of its state.
+
+    aligned: how many of its first tokens lie in the memory as reading them into an empty one writes them (``LlamaContext.aligned``).
     """
 
     sequence: int
@@ -49,6 +51,7 @@ class Timeline:
     held: int = 0
     uncertain: bool = True
     batch: int = 0
+    aligned: int = 0
     settled: bool = True
     checkpoints: list[Any] = field(default_factory=list)
     rollbacks: Rollbacks = field(default_factory=Rollbacks)

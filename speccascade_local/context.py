@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import llama_cpp
+import numpy as np
 
 from .adapters import apply_adapters
 from .backend import complaint, forget_complaints, free, in_own_process, made, require_own_process
 from .batch import BATCH_TOKENS, Batch, Part, Timeline
 from .errors import ContextOverflowError, ModelLoadError, PromptError, SessionError, SettingError, UnwantedError
+from .exactness import LEAST, largest_exact_batch
 from .model import LlamaModel
 from .parameters import MAX_ROWS, SNAPSHOTS, context_parameters
 from .rollback import Rollback, Tail, ways_back
@@ -58,6 +60,8 @@ class LlamaContext:
         #: Asked between the batches of a long text; once it says True, reading ends with an UnwantedError.
         self.unwanted: Callable[[], bool] = lambda: False
         self._padding: Mapping[int, int] = {}
+        #: The largest batch that is read, because its rows are still those of single tokens to the bit; 0 where they need not be.
+        self.exact = 0
         self._n_timelines = n_timelines
         self._timelines: weakref.WeakValueDictionary[int, Timeline] = weakref.WeakValueDictionary()  # by sequence, closed ones too
         #: Held by whatever changes or reads the memory. Its with statement is C code, so no signal arrives between taking and holding it.
@@ -88,8 +92,11 @@ class LlamaContext:
                 f"{self.model.path}: this model keeps no memory of a text (an embedding model?); choose one that generates"
             )
         self._batch = Batch()
+        self._step = int(llama_cpp.llama_n_ubatch(self._ctx))
         self.rollback: Rollback = Tail(self.model.path.name, self._memory)
         choose(self, ways_back(self.model, self._ctx, self._memory))
+        if self.model.placement.exact:
+            self.exact = largest_exact_batch(self)
 
     def close(self) -> None:
         """Free the context. Harmless when repeated; the model stays."""
@@ -151,7 +158,20 @@ class LlamaContext:
         for n, size in sizes.items():
             if not 1 <= n <= size <= BATCH_TOKENS:
                 raise SettingError(f"a batch of {n} cannot be padded to {size}; the size must be from {n} (at least 1) to {BATCH_TOKENS}")
-        self._padding = dict(sizes) if self.rollback.pads else {}
+        self._padding = dict(sizes) if self.rollback.pads and not self.exact else {}
+
+    def aligned(self, timeline: Timeline, length: int) -> int:
+        """How many of its first ``length`` tokens lie in the memory as reading a text into an empty one writes them, to the bit.
+
+        llama.cpp cuts a long text into pieces (n_ubatch), and rounds by their sizes. So a cold reading makes what was read in whole
+        pieces, counted from the first token and with nothing else beside it; where evaluation is exact, everything. 0 for a recurrent
+        state, which cannot go back to such a place.
+        """
+        if self.exact:
+            return length
+        if self.exact:
+            return length
+        return min(timeline.aligned, length) // self._step * self._step if self.rollback.pads else 0
 
     def evaluate(self, parts: Sequence[Part]) -> list[Array]:
         """Append to several timelines at once; the logits that each part wants, [keep, n_vocab] float32.
@@ -162,7 +182,7 @@ class LlamaContext:
         reads them. A memory that does not stand where its timeline does is read anew, once.
 
         Raises SessionError for a closed session or context or a failed evaluation, PromptError for ids outside the vocabulary,
-        ContextOverflowError when a context is too small, SettingError for a ``keep`` outside 1..min(len(tokens), 65).
+        ContextOverflowError when a context is too small, SettingError for a ``keep`` outside 0..min(len(tokens), 65).
         """
         self.require_open()
         if not parts:
@@ -182,10 +202,13 @@ class LlamaContext:
         held = [len(part.timeline.tokens) for part in parts]
         try:
             todo = [self._due(part) for part in parts]
+            if self.exact:
+                return [self._exact_rows(part) for part in todo]
             while sum(len(part.tokens) for part in todo) > BATCH_TOKENS:
                 # The kept rows must come out of one llama_decode, so what goes before leaves enough of them.
                 at, (timeline, tokens, keep) = max(enumerate(todo), key=lambda each: len(each[1].tokens) - each[1].keep)
-                size = min(BATCH_TOKENS, len(tokens) - keep)
+                before = len(tokens) - keep
+                size = min(BATCH_TOKENS, before // self._step * self._step or before)  # whole pieces, see ``aligned``
                 self._read_on(Part(timeline, tokens[:size], 0))
                 todo[at] = Part(timeline, tokens[size:], keep)
             self._decode(todo)
@@ -196,6 +219,22 @@ class LlamaContext:
             for part, length in zip(parts, held):
                 self.drop(part.timeline, length)
             raise
+
+    def _exact_rows(self, part: Part) -> Array:
+        """Read the part, nothing beside it, in batches that give each token the row it has by itself; copies of the wanted rows."""
+        timeline, tokens, keep = part
+        rows, first = np.empty((keep, timeline.n_vocab), np.float32), len(tokens) - keep
+        for at in range(0, len(tokens), self.exact):
+            piece = tokens[at : at + self.exact]
+            end = at + len(piece)
+            wanted = min(len(piece), max(0, end - first))
+            if end < len(tokens) and not wanted:
+                self._read_on(Part(timeline, piece, 0))
+                continue
+            self._decode([Part(timeline, piece, wanted)], least=LEAST)
+            if wanted:
+                rows[end - wanted - first : end - first] = self._batch.rows(self._ctx, wanted, self.model.n_vocab)[:, : timeline.n_vocab]
+        return rows
 
     def _due(self, part: Part) -> Part:
         """All that must be read for the part: what its timeline stands for and llama.cpp has no longer goes before."""
@@ -218,8 +257,10 @@ class LlamaContext:
     def _check(self, part: Part) -> None:
         timeline, tokens, keep = part
         self.require_open(timeline)
-        if not 1 <= keep <= min(len(tokens), MAX_ROWS):
-            raise SettingError(f"keep is {keep}; it must be between 1 and min(number of tokens, {MAX_ROWS}) = {min(len(tokens), MAX_ROWS)}")
+        if not (tokens and 0 <= keep <= min(len(tokens), MAX_ROWS)):
+            raise SettingError(
+                f"keep is {keep} of {len(tokens)} tokens; at least one token is read, and keep must be between 0 and that number or {MAX_ROWS}"
+            )
         if not (min(tokens) >= 0 and max(tokens) < self.model.n_vocab):
             raise PromptError(f"token ids run from {min(tokens)} to {max(tokens)}; this vocabulary has 0 to {self.model.n_vocab - 1}")
         if len(timeline.tokens) + len(tokens) > self.n_ctx:
@@ -228,16 +269,20 @@ class LlamaContext:
                 "shorten the text or load with a larger context (--ctx)"
             )
 
-    def _decode(self, parts: Sequence[Part]) -> None:
+    def _decode(self, parts: Sequence[Part], *, least: int = 1) -> None:
+        """Evaluate the parts in one batch, padded to at least ``least`` tokens."""
         batch, n = self._batch, 0
         ends = [timeline.held + len(tokens) for timeline, tokens, _ in parts]
         for timeline, tokens, keep in parts:
+            timeline.aligned = self.aligned(timeline, timeline.held)
             n = batch.put(n, tokens, timeline.held, timeline.sequence, keep)
             timeline.uncertain = True  # until the batch is read
             timeline.batch = 0
         last, length = parts[-1], ends[-1]  # behind which the padding stands
-        size = self._padding.get(n, n) if last.keep else n
-        if length + size - n > self.n_ctx:
+        # A piece is padded alike whether whole pieces stand before it in this batch or are held already.
+        rest = n % self._step if len(parts) == 1 and last.timeline.aligned == last.timeline.held else n
+        size = n - rest + max(least, self._padding.get(rest, rest)) if last.keep else max(least, n)
+        if length + size - n > self.n_ctx + bool(self.exact):
             size = n
         if size > n:
             batch.put(n, last.tokens[-1:] * (size - n), length, last.timeline.sequence)
@@ -254,6 +299,8 @@ class LlamaContext:
                 f"{self.model.path.name}: llama_decode returned {code} ({meaning}) for {size} tokens: {complaint()}. "
                 "If memory is short, load with a smaller context (--ctx)"
             )
+        if len(parts) == 1 and last.timeline.aligned == last.timeline.held:
+            last.timeline.aligned = length // self._step * self._step
         for part, end in zip(parts, ends):
             part.timeline.held = end
         if size > n:
@@ -262,6 +309,8 @@ class LlamaContext:
             part.timeline.uncertain = False
 
     def _rows(self, parts: Sequence[Part]) -> list[Array]:
+        if not any(part.keep for part in parts):
+            return [np.empty((0, part.timeline.n_vocab), np.float32) for part in parts]
         rows, end, found = self._batch.rows(self._ctx, sum(part.keep for part in parts), self.model.n_vocab), 0, []
         for timeline, _, keep in parts:
             found.append(rows[end : end + keep, : timeline.n_vocab])

@@ -45,11 +45,12 @@ DOUBT, DRIFT, MOODIEST = 6.0, 0.05, 6.0
 class Auto:
     """Lengths from the profile and from experience, which it extends.
 
-    has_drafter: False where there is no second model, and guesses are all that can be submitted.
+    has_drafter: False where there is no second model, and guesses are all that can be submitted. prompt: tokens of a prompt that is
+    taken for unread, whatever the caches hold, so that the same call decides alike; None to ask what is unread.
     """
 
-    def __init__(self, profile: Profile, experience: Experience, *, has_drafter: bool = True) -> None:
-        self._profile, self._seen, self._has_drafter = profile, experience, has_drafter
+    def __init__(self, profile: Profile, experience: Experience, *, has_drafter: bool = True, prompt: int | None = None) -> None:
+        self._profile, self._seen, self._has_drafter, self._prompt = profile, experience, has_drafter, prompt
         self._costs: dict[tuple[int, int], tuple[Float, float]] = {}
         self._mood, self._doubt = 0.0, DOUBT
         # How sure the drafter may be of the next token: as it usually is, and more and more as it was in this reply.
@@ -62,6 +63,8 @@ class Auto:
 
     def beside(self, expert: int, drafter: int) -> bool:
         """See :class:`~speccascade_local.pacing.Pace`."""
+        if self._prompt is not None:
+            expert = drafter = self._prompt
         seconds, batch = self._profile.expert.batch_s, LONGEST + 1
         if not drafter:
             return False
@@ -71,6 +74,7 @@ class Auto:
 
     def begin(self, room: int, depth: int, *, first: bool) -> None:
         """See :class:`~speccascade_local.pacing.Pace`."""
+        self._prompt = None  # read by now, or about to be
         waiting = depth if first else 1
         bucket = waiting, depth // 64
         if bucket not in self._costs:

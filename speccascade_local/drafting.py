@@ -38,7 +38,7 @@ class Session(Protocol):
         """What the timeline holds, in order. Not to be changed by the caller."""
 
     def extend(self, tokens: list[int], keep: int) -> Array:
-        """Append ``tokens`` and return the logits after each of the last ``keep`` of them, [keep, n_vocab] float32.
+        """Append ``tokens`` and return the logits after each of the last ``keep`` of them (0: none), [keep, n_vocab] float32.
 
         The rows may be a view that is valid until the next call only.
         """

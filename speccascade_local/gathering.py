@@ -222,14 +222,14 @@ class SharedSession(LlamaSession):
 
     def extend(self, tokens: list[int], keep: int) -> Array:
         """See :meth:`LlamaSession.extend`. Raises SessionError too where nobody wants the rest of a long text any more."""
-        held, before = len(self.tokens), len(tokens) - keep
-        whole = before <= PIECE
+        held, start = len(self.tokens), 0
         try:
-            for start in () if whole else range(0, before, PIECE):
-                self._read(tokens[start : min(start + PIECE, before)], 1)
+            while len(tokens) - keep - start > PIECE:
+                self._read(tokens[start : start + PIECE], 0)
+                start += PIECE
                 if self._seat.stopped():
                     raise SessionError("the reading of a text was ended, because nobody waits for it any more")
-            return self._read(tokens if whole else tokens[before:], keep)
+            return self._read(tokens[start:], keep)
         except BaseException:
             if len(self.tokens) > held:
                 self.rewind(held)

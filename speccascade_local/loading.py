@@ -58,6 +58,7 @@ def load(
     timelines: int = 1,
     on_progress: Callable[[str, float], None] | None = None,
     allow_code: bool = False,
+    exact: bool = False,
 ) -> Runtime:
     """Load a pair: by name from ``models.yaml`` (None: the bundled one), or by the paths of two GGUF files.
 
@@ -69,7 +70,8 @@ def load(
     need it. learnt: what :meth:`Runtime.learnt` of an earlier runtime gave. timelines: how many texts the models have room for at once, of
     ``n_ctx`` tokens each, for :meth:`Runtime.shared`; their caches take so many times the memory. on_progress: called with ("small",
     "drafter", "expert" or "profile", 0..1). allow_code: run code that a ``models.yaml`` names as a pair's rule, and use the machines of its
-    ``rpc``, also where the file is not the user's own.
+    ``rpc``, also where the file is not the user's own. exact: the expert's rows are the same to the bit in batches and alone, so that under
+    ``strict`` at temperature 0 drafts change no token of its text; its batches are slower, and loading takes a while longer.
 
     Raises CatalogError, ModelLoadError, PairError, SettingError or SessionError; whatever was loaded by then is freed.
     """
@@ -80,7 +82,7 @@ def load(
     if n_threads is not None:
         whole_number("n_threads (--threads)", n_threads, 1, 1024)
     whole_number("timelines", timelines, 1, MAX_TIMELINES)
-    placements, size = _planned(chosen, n_ctx, placement, check_memory, timelines)
+    placements, size = _planned(chosen, n_ctx, placement, check_memory, timelines, exact)
 
     def open_model(role: str, path: Path) -> LlamaModel:
         report = (lambda fraction: on_progress(role, fraction)) if on_progress else None
@@ -113,13 +115,20 @@ def load(
 
 
 def _planned(
-    pair: Pair, n_ctx: int | None, placement: Placement | Mapping[str, Placement] | None, check_memory: bool, timelines: int
+    pair: Pair,
+    n_ctx: int | None,
+    placement: Placement | Mapping[str, Placement] | None,
+    check_memory: bool,
+    timelines: int,
+    exact: bool,
 ) -> tuple[dict[str, Placement], int]:
     """How each model is loaded, and with how much context: tried without weights first, so that what cannot work ends here.
 
     Raises ModelLoadError and SettingError.
     """
     files, wanted = pair.files, placements_of(pair, placement)
+    if exact:
+        wanted["expert"] = replace(wanted["expert"], exact=True)
     askable = n_ctx if isinstance(n_ctx, int) and n_ctx >= 1 else None
     there = (*devices(), *reached(wanted["expert"].rpc))
     models = plans_of(files, n_ctx=askable, placements={role: replace(each, rpc=()) for role, each in wanted.items()})

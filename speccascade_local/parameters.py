@@ -50,7 +50,7 @@ def model_parameters(placement: Placement, *, weights: bool = True) -> Any:
     """
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = gpu_layers(placement)
-    params.use_extra_bufts = extra_buffers_are_safe(system_info())
+    params.use_extra_bufts = extra_buffers_are_safe(system_info()) and not placement.exact  # repacked weights are rounded by batch size
     if placement.device is not None or placement.rpc:
         params.devices = holders(placement.rpc, placement.device)
     params.no_alloc = not weights
@@ -62,9 +62,11 @@ def model_parameters(placement: Placement, *, weights: bool = True) -> Any:
 def context_parameters(placement: Placement, *, n_ctx: int, n_timelines: int = 1, n_threads: int = 1, n_snapshots: int = 0) -> Any:
     """n_ctx: tokens of each timeline. n_snapshots: how many tokens a recurrent memory should be able to go back, where it keeps such."""
     params = llama_cpp.llama_context_default_params()
-    params.n_ctx = n_ctx * n_timelines
+    params.n_ctx = (n_ctx + placement.exact) * n_timelines  # a single token at the end may be padded, see exactness.py
     params.n_seq_max = n_timelines
-    params.kv_unified = True  # else a batch of sessions that read different numbers of tokens is evaluated in several steps
+    # Else a batch of sessions that read different numbers of tokens is evaluated in several steps. Exact ones read one by one, and in a
+    # cache of their own: in a common one attention sums in the order in which all have written.
+    params.kv_unified = not placement.exact
     params.n_batch = params.n_ubatch = BATCH_TOKENS
     params.type_k = params.type_v = _GGML_TYPES[placement.cache_type]
     flash = placement.wants_flash_attention

@@ -38,6 +38,8 @@ class Placement:
     name of the one that takes them, None for its own choice. cache_type: one of ``CACHE_TYPES``. flash_attention: ``"auto"`` turns it on
     where a GPU does the work, or a quantized cache needs it. lora: adapters, each with its scale. rpc: other machines, ``"host:port"``.
     mapped: the file stays mapped and its pages are the weights; not so where these are kept in another order, or there would be two copies.
+    exact: weights are never kept in another order, and every row is computed as it is for single tokens, whatever else the batch holds
+    (exactness.py).
 
     Raises SettingError.
     """
@@ -49,8 +51,11 @@ class Placement:
     lora: tuple[tuple[Path, float], ...] = ()
     rpc: tuple[str, ...] = ()
     mapped: bool = True
+    exact: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.exact, bool):
+            raise SettingError(f"exact is {self.exact!r:.40}; it must be True or False")
         if self.gpu_layers != "auto":
             whole_number("gpu_layers (--gpu-layers)", self.gpu_layers, -1, _MOST_LAYERS, " (-1: all), or 'auto'")
         if self.cache_type not in CACHE_TYPES:
@@ -59,6 +64,10 @@ class Placement:
             raise SettingError(f"flash_attention (--flash-attention) is {self.flash_attention!r:.40}; it must be auto, on or off")
         if self.flash_attention == "off" and self.cache_type in QUANTIZED:
             raise SettingError(f"a cache of type {self.cache_type} needs flash attention, which is off; choose f16, or leave it at auto")
+        if self.flash_attention == "off" and self.exact:
+            raise SettingError(
+                "exact needs flash attention, which is off: without it rounding depends on how much the cache holds; leave it at auto"
+            )
         all_parsed(self.rpc)
         for path, scale in self.lora:
             if not math.isfinite(scale):
@@ -68,7 +77,7 @@ class Placement:
     def wants_flash_attention(self) -> bool | None:
         """None: llama.cpp's own choice on a GPU, off elsewhere."""
         if self.flash_attention == "auto":
-            return True if self.cache_type in QUANTIZED else None
+            return True if self.cache_type in QUANTIZED or self.exact else None
         return self.flash_attention == "on"
 
     def as_dict(self) -> dict[str, object]:

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 FORMAT = 7
 #: Of a file; a profile has some kB.
 _MOST_BYTES = 1 << 20
-_SPEED = ("device", "cache_type", "flash_attention", "rpc")
+_SPEED = ("device", "cache_type", "flash_attention", "rpc", "exact")
 
 
 def profile_of(

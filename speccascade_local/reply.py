@@ -136,9 +136,9 @@ class Chunk:
 class Reply(Chunk):
     """A whole answer, with the fields of a :class:`Chunk`. With the same ``seed`` and settings, the same prompt gives the same text again.
 
-    What a seed does not promise: another block size draws other random numbers, and another build, machine or cache state
-    evaluates in other batches, which may flip a near-tie. A seed that was not named but told afterwards repeats an answer of fixed blocks;
-    automatic lengths looked at what earlier calls had taught, which a call that names a seed does not.
+    So it does in one runtime, whatever the caches hold. Another block size draws other random numbers. Another build, machine or profile
+    evaluates in other batches, as do answers made at the same time, which may flip a near-tie (not with ``load(exact=True)``). A seed that was
+    not named but read from this reply reads a warm prompt in other pieces, and its automatic lengths learnt from earlier calls.
     """
 
     @classmethod

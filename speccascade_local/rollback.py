@@ -121,6 +121,7 @@ class Tail:
         """Its memory holds at most ``length`` tokens, and what it holds is certain."""
         timeline.uncertain = True
         timeline.held = min(timeline.held, length)
+        timeline.aligned = min(timeline.aligned, timeline.held)
         self._remove(timeline, timeline.held)
         timeline.uncertain = False
 

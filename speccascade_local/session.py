@@ -57,6 +57,10 @@ class LlamaSession:
         """How many of ``tokens`` the next ``extend`` reads again, because the model's memory could not go back as far and no further."""
         return self.context.rollback.missing(self.timeline)
 
+    def aligned(self, length: int) -> int:
+        """How many of its first ``length`` tokens are in the cache as a cold reading would have them: see :meth:`LlamaContext.aligned`."""
+        return self.context.aligned(self.timeline, length)
+
     @property
     def rollbacks(self) -> Rollbacks:
         """What going back has cost so far."""

@@ -5,7 +5,7 @@
     recurrent_model(path)  Mamba, whose memory cannot drop its tail
     embedding_model(path)  BERT, which has no rows of logits at all
     hollow_model(path)     Llama of any size, without its weights
-    shaped_model(path)     Llama with ids only, as large as asked
+    shaped_model(path)     Llama with ids only, as large as asked; quantized(source, target, ftype) writes it anew in fewer bits
     adapter(path)          a LoRA for the Llamas above; merged_model(path) writes a Llama with it already in its weights
 
 Every function returns ``path``. The same ``seed`` and shape give the same weights.
@@ -13,12 +13,14 @@ Every function returns ``path``. The same ``seed`` and shape give the same weigh
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
+import llama_cpp
 import numpy as np
 
 WIDTH = 32
@@ -199,6 +201,14 @@ def shaped_model(path: Path, *, width: int, layers: int, ffn: int, vocab: int, n
     add("token_embd.weight", vocab, width)
     add("output.weight", vocab, width)
     return _finish(writer, path)
+
+
+def quantized(source: Path, target: Path, ftype: int) -> Path:
+    """Write a file anew in another quantization (llama.cpp's LLAMA_FTYPE_...), by llama.cpp's own tool."""
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.nthread = ftype, 1
+    assert llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)) == 0
+    return target
 
 
 ADAPTED = ("blk.0.attn_q.weight", "blk.0.ffn_down.weight")

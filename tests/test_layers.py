@@ -40,7 +40,7 @@ LAYERS = [
     {"evidence", "shaping", "clipping", "pacing", "experience", "prospect"},
     {"deferral", "generation", "controller"},
     {"account", "rules", "token_rules", "acceptance", "custom", "grammar"},
-    {"guards", "verify", "drafting", "rollback", "rollback_trial", "context", "session"},
+    {"guards", "verify", "drafting", "rollback", "rollback_trial", "exactness", "context", "session"},
     {"ahead", "gathering"},
     {"cascade", "text", "templates", "pairing", "prompts", "saved"},
     {"rehearsing"},

@@ -52,6 +52,12 @@ class PlacementOptions:
         list[str] | None,
         typer.Option(metavar="HOST:PORT", rich_help_panel="Memory", help="A machine that holds layers of the expert; may be repeated."),
     ] = None
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact", rich_help_panel="Memory", help="strict at temperature 0 is the expert's own text to the last token; slower batches."
+        ),
+    ] = False
     check_memory: Annotated[
         bool, typer.Option("--check-memory/--no-check-memory", rich_help_panel="Memory", help="Refuse what does not fit what is free.")
     ] = True
@@ -69,7 +75,7 @@ class PlacementOptions:
         return {
             "small": _placement(drafter),
             "drafter": _placement({**drafter, "lora": _adapters(self.drafter_lora)}),
-            "expert": _placement({**expert, "lora": _adapters(self.expert_lora), "rpc": tuple(self.rpc or ())}),
+            "expert": _placement({**expert, "lora": _adapters(self.expert_lora), "rpc": tuple(self.rpc or ()), "exact": self.exact}),
         }
 
 
