@@ -259,7 +259,7 @@ class LlamaContext:
         self.require_open(timeline)
         if not (tokens and 0 <= keep <= min(len(tokens), MAX_ROWS)):
             raise SettingError(
-                f"keep is {keep} of {len(tokens)} tokens; at least one token is read, and keep must be between 0 and that number or {MAX_ROWS}"
+                f"keep is {keep} of {len(tokens)} tokens; at least one is read, and keep must be between 0 and their number, or {MAX_ROWS}"
             )
         if not (min(tokens) >= 0 and max(tokens) < self.model.n_vocab):
             raise PromptError(f"token ids run from {min(tokens)} to {max(tokens)}; this vocabulary has 0 to {self.model.n_vocab - 1}")

@@ -137,8 +137,8 @@ class Reply(Chunk):
     """A whole answer, with the fields of a :class:`Chunk`. With the same ``seed`` and settings, the same prompt gives the same text again.
 
     So it does in one runtime, whatever the caches hold. Another block size draws other random numbers. Another build, machine or profile
-    evaluates in other batches, as do answers made at the same time, which may flip a near-tie (not with ``load(exact=True)``). A seed that was
-    not named but read from this reply reads a warm prompt in other pieces, and its automatic lengths learnt from earlier calls.
+    evaluates in other batches, as do answers made at the same time; that may flip a near-tie (not with ``load(exact=True)``). A seed that
+    was not named but read from this reply promises less: that call read a warm prompt in other pieces, and had learnt about lengths.
     """
 
     @classmethod

@@ -171,7 +171,7 @@ def test_exact_rows_do_not_depend_on_how_many_are_read_at_once(exact_contexts, s
 @pytest.fixture(scope="module")
 def exact_contexts(files: SimpleNamespace) -> Iterator[list[tuple[LlamaContext, object]]]:
     with opened(files.expert, Placement(exact=True)) as one, opened(files.expert, Placement(exact=True)) as other:
-        assert isinstance(one.context.exact, Alike)
+        assert one.context.exact >= LEAST
         assert one.context.exact.most >= 2
         yield [(each.context, each.timeline) for each in (one, other)]
 
