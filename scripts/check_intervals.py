@@ -11,12 +11,15 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from speccascade_local import Runtime, load
 from speccascade_local.bench.intervals import DRAWS, quality_change, speed_ratio, surely
+from speccascade_local.bench.questions import Question, built_in
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "results" / "coverage.txt"
 Float = NDArray[np.float64]
@@ -27,6 +30,8 @@ MORE_DISCORDANCE = (0.1, 0.2)
 QUALITY_SIZES, SPEED_SIZES = (20, 40, 100, 474), (20, 40, 100)
 #: Standard deviation of an arm's seconds over their mean.
 SPREADS = (0.1, 0.3, 0.5)
+#: Of real answers.
+SEEDS = 12
 #: Outcomes that are rarer than this, all together, do not count as covered.
 RARE = 1e-6
 
@@ -100,6 +105,25 @@ def false_verdicts(kind: str, cv: float, n: int, trials: int, draws: int = DRAWS
     return float(np.mean([surely(each, 1.0, "faster", "slower") is not None for each in found]))
 
 
+def real_seconds(runtime: Runtime, questions: Sequence[Question], seeds: Sequence[int]) -> list[list[float]]:
+    """Tokens of the expert's own answers at temperature 1.5, which vary as seconds of real answers do; a list for each seed."""
+    asked = [(question.conversation, {"rule": "strict", "block_size": 0, "temperature": 1.5, "max_tokens": 96}) for question in questions]
+    return [
+        [float(len(runtime.chat(words, **how, seed=1000 * seed + i).token_ids)) for i, (words, how) in enumerate(asked)] for seed in seeds
+    ]
+
+
+def facts() -> list[Question]:
+    """The family of questions that the pair answers at the most different lengths."""
+    return [question for question in built_in() if question.family == "qa"]
+
+
+def real_verdicts(answers: Sequence[Sequence[float]]) -> float:
+    """How often one of two seeds is called faster, over all pairs of them."""
+    pairs = list(combinations(answers, 2))
+    return sum(surely(speed_ratio(*pair), 1.0, "faster", "slower") is not None for pair in pairs) / len(pairs)
+
+
 def tables(trials: int) -> Iterator[str]:
     yield f"How sure the figures of 'speccascade bench' are: python scripts/check_intervals.py --trials {trials}"
     yield "Right or wrong answers: how often the 95 % interval of the change holds the truth, and its mean width in points (exact sums)"
@@ -112,6 +136,13 @@ def tables(trials: int) -> Iterator[str]:
     yield f"Equal arms, seconds drawn anew for both, in {trials} trials each: how often one is called faster or slower, in %"
     found = [(kind, cv, *(f"{100 * false_verdicts(kind, cv, n, trials):.1f}" for n in SPEED_SIZES)) for kind in SECONDS for cv in SPREADS]
     yield _aligned(("seconds", "deviation / mean", *(f"{n} questions" for n in SPEED_SIZES)), found)
+
+    with load(n_threads=1) as runtime:
+        answers = real_seconds(runtime, facts(), range(SEEDS))
+    yield f"Equal arms, real answers: the bundled expert alone at temperature 1.5, tokens as seconds, all pairs of {SEEDS} seeds; the same"
+    sizes = (20, 40, len(answers[0]))
+    shares = [f"{100 * real_verdicts([each[:n] for each in answers]):.1f}" for n in sizes]
+    yield _aligned([f"{n} questions" for n in sizes], [shares])
 
 
 def _percent(covered: float, width: float) -> tuple[str, str]:

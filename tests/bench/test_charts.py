@@ -51,6 +51,11 @@ def test_a_drafter_that_is_far_below_all_others_is_told_of_and_leaves_them_their
     assert lowest < -3
 
 
+def test_of_one_question_points_are_drawn_without_crosses(tmp_path):
+    draw_curves(tmp_path / "one.svg", summarized(made_rows(1)))
+    assert "token_v3" in (tmp_path / "one.svg").read_text(encoding="utf-8")
+
+
 def test_all_28_looks_differ_without_their_shade():
     assert len({look[:2] for look in LOOKS}) == len(LOOKS) == 28
 
