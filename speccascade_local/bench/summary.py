@@ -191,7 +191,7 @@ ABOUT = ("rule", "alpha", "temperature", "block_size", "top_k", "top_p", "min_p"
 
 
 def _summary(arm: str, mine: Sequence[list[Row]], base: Sequence[list[Row]]) -> ArmSummary:
-    every = [row for rows in mine for row in rows]
+    every, n = [row for rows in mine for row in rows], len(mine)
     wall, base_wall = _medians(mine, _wall), _medians(base, _wall)
     per_token, base_per_token = _medians(mine, _per_token), _medians(base, _per_token)
     quality, base_quality = _qualities(mine), _qualities(base)
@@ -202,13 +202,13 @@ def _summary(arm: str, mine: Sequence[list[Row]], base: Sequence[list[Row]]) -> 
     return ArmSummary(
         arm=arm,
         about={name: every[0].get(name) for name in ABOUT},
-        n=len(mine),
+        n=n,
         tokens_per_s=_total(every, "tokens") / _total(every, "wall_s"),
         first_s=_total(every, "first_s") / len(every),
         decode_tokens_per_s=_decode_rate(every),
         tokens=_total(every, "tokens") / len(every),
-        speedup=speed_ratio(base_wall, wall),
-        speedup_per_token=speed_ratio(base_per_token, per_token),
+        speedup=_itself(1.0, n) if arm == BASE else speed_ratio(base_wall, wall),
+        speedup_per_token=_itself(1.0, n) if arm == BASE else speed_ratio(base_per_token, per_token),
         quality=mean(a for a, _ in graded) if graded else None,
         quality_gain=_gain(arm, graded),
         solved_s=_total(every, "wall_s") / solved if solved else None,
@@ -223,11 +223,15 @@ def _summary(arm: str, mine: Sequence[list[Row]], base: Sequence[list[Row]]) -> 
     )
 
 
+def _itself(value: float, n: int) -> Estimate:
+    """Of the expert alone beside itself: it holds by definition, so there is nothing to estimate."""
+    return Estimate(value, value, value, value, n)
+
+
 def _gain(arm: str, graded: Sequence[tuple[float, float]]) -> Estimate | None:
-    """The expert alone is as good as itself by definition: there is nothing to estimate."""
     if not graded:
         return None
-    return Estimate(0.0, 0.0, 0.0, 0.0, len(graded)) if arm == BASE else quality_change([a for a, _ in graded], [b for _, b in graded])
+    return _itself(0.0, len(graded)) if arm == BASE else quality_change([a for a, _ in graded], [b for _, b in graded])
 
 
 def _wall(row: Row) -> float:
