@@ -139,7 +139,7 @@ def tables(trials: int) -> Iterator[str]:
 
     with load(n_threads=1) as runtime:
         answers = real_seconds(runtime, facts(), range(SEEDS))
-    yield f"Equal arms, real answers: the bundled expert alone at temperature 1.5, tokens as seconds"
+    yield "Equal arms, real answers: the bundled expert alone at temperature 1.5, tokens as seconds"
     yield f"The same over all pairs of {SEEDS} seeds, which share seeds, so that the shares are rough"
     sizes = (20, 40, len(answers[0]))
     shares = [f"{100 * real_verdicts([each[:n] for each in answers]):.1f}" for n in sizes]
