@@ -51,7 +51,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import speccascade_local as sc
 from speccascade_local.backend import extra_buffers_are_safe, physical_cores, system_info
 from speccascade_local.bench.export import piped, points
-from speccascade_local.bench.intervals import Estimate, differences, estimated
+from speccascade_local.bench.intervals import Estimate, quality_change, speed_ratio
 from speccascade_local.bench.questions import HELD_OUT, Question, Turn, built_in
 from speccascade_local.bench.setup import commit
 from speccascade_local.errors import SpeccascadeError
@@ -509,9 +509,7 @@ class Measured:
     def times(self, other: Measured, clock: str, family: str | None = None) -> Estimate:
         """How many times as fast as ``other``: the geometric mean of the ratios of each prompt."""
         mine, theirs = self.rates(clock, family), other.rates(clock, family)
-        logs = estimated([float(np.log(mine[prompt] / theirs[prompt])) for prompt in mine])
-        value, low, high, median = (float(np.exp(value)) for value in (logs.value, logs.low, logs.high, logs.median))
-        return Estimate(value, low, high, median, logs.n)
+        return speed_ratio([1 / theirs[prompt] for prompt in mine], [1 / rate for rate in mine.values()])
 
     def accuracies(self) -> dict[str, float]:
         return {prompt: float(np.mean([row["right"] for row in rows])) for prompt, rows in self.rows.items()}
@@ -519,7 +517,7 @@ class Measured:
     def more_accurate(self, other: Measured) -> Estimate:
         """Accuracy less that of ``other``."""
         mine, theirs = self.accuracies(), other.accuracies()
-        return estimated(differences(list(mine.values()), [theirs[prompt] for prompt in mine]))
+        return quality_change(list(mine.values()), [theirs[prompt] for prompt in mine])
 
     def tokens_per_call(self) -> float:
         return float(sum(row["tokens"] for row in self.all()) / sum(row["expert_calls"] for row in self.all()))

@@ -204,7 +204,7 @@ def points(estimate: Estimate | None) -> str:
     if estimate is None:
         return "–"
     value, low, high = (100 * each for each in (estimate.value, estimate.low, estimate.high))
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{value:+.1f}" + ("" if estimate.exact else f" [{low:+.1f}, {high:+.1f}]")
 
 
 def _percent(share: float | None) -> str:

@@ -1,9 +1,12 @@
-"""How sure a figure is: means over prompts with 95 % intervals, and what may be claimed of them. Knows nothing of what is measured."""
+"""How sure a figure is: paired comparisons over prompts with 95 % intervals, and what may be claimed of them.
+
+Knows nothing of how seconds and grades come about.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
@@ -12,13 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 DRAWS = 10_000
+#: What lies beyond each end of a 95 % interval, and how many standard deviations away that is.
+TAIL = 0.025
+Z = NormalDist().inv_cdf(1 - TAIL)
 #: Below so many prompts an interval is wide, and its own width unsure.
 FEW = 20
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over n prompts with its 95 % interval, and the median."""
+    """A mean over n prompts with its 95 % interval, and the median. Both ends equal the value where it holds by definition."""
 
     value: float
     low: float
@@ -27,31 +33,47 @@ class Estimate:
     n: int
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:.2f}" + ("" if self.exact else f" [{self.low:.2f}, {self.high:.2f}]")
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is estimated, as where the expert alone stands beside itself."""
+        return self.low == self.value == self.high
 
 
-def estimated(values: Sequence[float], draws: int = DRAWS) -> Estimate:
-    """The mean, prompts being drawn with replacement; the same draws for every call with as many values.
+def speed_ratio(base_seconds: Sequence[float], seconds: Sequence[float], draws: int = DRAWS) -> Estimate:
+    """How many times as fast as the base: the geometric mean of ``base_seconds / seconds``, pair by pair; all of them above 0.
 
-    The percentiles are set a little wider than 2.5 and 97.5, because means of few values vary less than they should (the expanded
-    percentile interval, Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 4.3). One value has no interval.
+    The logarithms of the ratios are drawn with replacement, the same draws for every call with as many pairs. So exchanging the two sides
+    gives the reciprocal of each figure, and neither side of two equal ones comes out ahead, as a mean of ratios would let it. The percentiles
+    lie a little further out than 2.5 and 97.5, because means of few values vary less than they should (the expanded percentile interval,
+    Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 4.3). One pair has no interval: it goes from 0 to infinity.
     """
-    data = np.asarray(values, dtype=np.float64)
-    n, mean, middle = len(data), float(data.mean()), float(np.median(data))
-    if n < 2:
-        return Estimate(mean, -math.inf, math.inf, middle, n)
-    low, high = np.quantile(_counts(n, draws) @ data / n, [_level(n), 1 - _level(n)])
-    return Estimate(mean, min(float(low), mean), max(float(high), mean), middle, n)  # equal values would miss it by rounding
+    logs = np.log([base / mine for base, mine in zip(base_seconds, seconds, strict=True)])
+    n, mean = len(logs), float(logs.mean())
+    low, high = -math.inf, math.inf
+    if n > 1:
+        low, high = np.quantile(_counts(n, draws) @ logs / n, [_level(n), 1 - _level(n)]).tolist()
+        low, high = min(low, mean), max(high, mean)  # equal values would miss it by rounding
+    value, low, high, middle = (math.exp(each) for each in (mean, low, high, float(np.median(logs))))
+    return Estimate(value, low, high, middle, n)
 
 
-def ratios(mine: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Prompt by prompt."""
-    return [a / b for a, b in zip(mine, theirs, strict=True)]
+def quality_change(mine: Sequence[float], theirs: Sequence[float], draws: int = DRAWS) -> Estimate:
+    """The mean of ``mine - theirs``, pair by pair; all of them from 0 to 1. Never of zero width: finitely many ties prove no equality.
 
-
-def differences(mine: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Prompt by prompt."""
-    return [a - b for a, b in zip(mine, theirs, strict=True)]
+    Right and wrong answers (0 and 1) have the score interval of Tango (1998, "Equivalence test and confidence interval for the difference in
+    proportions for the paired-sample design", Statistics in Medicine 17). Grades between have the interval of Gaffke (2005, "Three test
+    statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative variable"): a Bayesian bootstrap of all differences and
+    one more, the worst possible for the lower end, the best possible for the upper one. For a proportion it is Clopper and Pearson's.
+    """
+    change = np.array([a - b for a, b in zip(mine, theirs, strict=True)])
+    n, value, middle = len(change), float(change.mean()), float(np.median(change))
+    if {*mine, *theirs} <= {0, 1}:
+        low, high = _score_interval(int((change > 0).sum()), int((change < 0).sum()), n)
+    else:
+        low, high = (float(np.quantile(_weights(n + 1, draws) @ [*change, most], at)) for most, at in ((-1, TAIL), (1, 1 - TAIL)))
+    return Estimate(value, min(low, value), max(high, value), middle, n)
 
 
 def surely(estimate: Estimate, neutral: float, above: str, below: str) -> str | None:
@@ -66,6 +88,34 @@ def too_few(estimate: Estimate) -> str | None:
     return f"only {estimate.n} questions: too few to tell much; {FEW} or more are better" if estimate.n < FEW else None
 
 
+def _score_interval(wins: int, losses: int, n: int) -> tuple[float, float]:
+    """All differences of two shares of right answers that a score test does not refuse, given who was right alone how often."""
+
+    def plausible(change: float) -> bool:
+        # The likeliest share of losses if ``change`` were the truth.
+        linear, constant = (2 * n - wins + losses) * change - wins - losses, -losses * change * (1 - change)
+        lost = (math.sqrt(max(linear**2 - 8 * n * constant, 0.0)) - linear) / (4 * n)
+        return (wins - losses - n * change) ** 2 <= Z**2 * n * (2 * lost + change * (1 - change))
+
+    value = (wins - losses) / n
+    return _edge(plausible, value, -1.0), _edge(plausible, value, 1.0)
+
+
+def _edge(plausible: Callable[[float], bool], inside: float, outside: float) -> float:
+    """Where what is plausible ends on the way from inside to outside."""
+    for _ in range(50):
+        middle = (inside + outside) / 2
+        inside, outside = (middle, outside) if plausible(middle) else (inside, middle)
+    return outside
+
+
+@lru_cache(maxsize=4)
+def _weights(n: int, draws: int) -> NDArray[np.float64]:
+    """[draw, place]: how much each value weighs; every division of 1 into n parts is as likely as another."""
+    drawn = np.random.default_rng(0).standard_exponential((draws, n))
+    return drawn / drawn.sum(axis=1, keepdims=True)
+
+
 @lru_cache(maxsize=4)
 def _counts(n: int, draws: int) -> NDArray[np.float64]:
     """[draw, place]: how often each value is drawn."""
@@ -75,8 +125,7 @@ def _counts(n: int, draws: int) -> NDArray[np.float64]:
 
 def _level(n: int) -> float:
     """The lower percentile: 0.025 for many values, less for few."""
-    normal = NormalDist()
-    z, freedom = normal.inv_cdf(0.975), n - 1
+    z, freedom = Z, n - 1
     # Student's quantile by Cornish and Fisher's expansion.
     t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    return normal.cdf(-math.sqrt(n / (n - 1)) * t)
+    return NormalDist().cdf(-math.sqrt(n / (n - 1)) * t)

@@ -26,7 +26,7 @@ from pydantic import (
 from ..checked_yaml import problem
 from ..errors import CatalogError
 from .grid import BASE
-from .intervals import Estimate, differences, estimated, ratios
+from .intervals import Estimate, quality_change, speed_ratio
 from .rows import Row
 
 
@@ -34,9 +34,9 @@ from .rows import Row
 class ArmSummary:
     """One arm at one temperature, over the questions that every arm of that temperature has answered.
 
-    first_s: seconds to the first text, the reading of the prompt included; decode_tokens_per_s: of the text after it. speedup: mean over
-    questions of the expert's seconds per answer over this arm's; speedup_per_token: of its seconds per token, which a longer or shorter
-    text does not change. quality, solved_s: None where no question has a reference; quality_gain: less the expert's;
+    first_s: seconds to the first text, the reading of the prompt included; decode_tokens_per_s: of the text after it. speedup:
+    geometric mean over questions of the expert's seconds per answer over this arm's; speedup_per_token: of its seconds per token, which a
+    longer or shorter text does not change. quality, solved_s: None where no question has a reference; quality_gain: less the expert's;
     solved_s: seconds of all answers per right one (quality 1), None if none is. mean_tv, logprob: distance from the expert per token,
     and the expert's log-probability of the text per token; None where the expert was not asked.
     """
@@ -212,10 +212,10 @@ def _summary(arm: str, mine: Sequence[list[Row]], base: Sequence[list[Row]]) -> 
         first_s=_total(every, "first_s") / len(every),
         decode_tokens_per_s=_decode_rate(every),
         tokens=_total(every, "tokens") / len(every),
-        speedup=estimated(ratios(base_wall, wall)),
-        speedup_per_token=estimated(ratios(base_per_token, per_token)),
+        speedup=speed_ratio(base_wall, wall),
+        speedup_per_token=speed_ratio(base_per_token, per_token),
         quality=mean(a for a, _ in graded) if graded else None,
-        quality_gain=estimated(differences(*zip(*graded))) if graded else None,
+        quality_gain=_gain(arm, graded),
         solved_s=_total(every, "wall_s") / solved if solved else None,
         mean_tv=_per_judged(every, lambda fidelity: fidelity["mean_tv"] * fidelity["judged"] if fidelity["mean_tv"] is not None else None),
         logprob=_per_judged(every, lambda fidelity: fidelity["expert_logprob"]),
@@ -224,6 +224,13 @@ def _summary(arm: str, mine: Sequence[list[Row]], base: Sequence[list[Row]]) -> 
         acceptance_rate=_share(every, "accepted", "drafted"),
         deferral_rate=_share(every, "deferred", "tested"),
     )
+
+
+def _gain(arm: str, graded: Sequence[tuple[float, float]]) -> Estimate | None:
+    """The expert alone is as good as itself by definition: there is nothing to estimate."""
+    if not graded:
+        return None
+    return Estimate(0.0, 0.0, 0.0, 0.0, len(graded)) if arm == BASE else quality_change(*zip(*graded))
 
 
 def _wall(row: Row) -> float:
