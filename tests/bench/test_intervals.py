@@ -24,7 +24,9 @@ def pairs_of(values, fewest=1):
 @given(pairs_of(SECONDS, fewest=2))
 def test_exchanging_the_sides_gives_the_reciprocal_speed(pairs):
     there, back = speed_ratio(*pairs, draws=200), speed_ratio(*reversed(pairs), draws=200)
-    assert (back.value, back.low, back.high, back.median) == pytest.approx((1 / there.value, 1 / there.high, 1 / there.low, 1 / there.median))
+    assert (back.value, back.low, back.high, back.median) == pytest.approx(
+        (1 / there.value, 1 / there.high, 1 / there.low, 1 / there.median)
+    )
     assert there.low <= there.value <= there.high
 
 
