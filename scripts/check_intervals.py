@@ -1,30 +1,37 @@
 """How often 95 % intervals of the benchmark hold the truth, and how often equal arms are called different.
 
-    python scripts/check_intervals.py [--trials 4000]
+    python scripts/check_intervals.py [--trials 10000]
 
 Writes docs/results/coverage.txt. Right and wrong answers are summed over every outcome, which is exact; grades and seconds are drawn, and a
-share of 4,000 trials is right to 0.7 points. tests/bench/test_intervals.py holds the same functions against the limits.
+share of 10,000 trials is right to half a point. tests/bench/test_intervals.py holds the same functions against limits.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from speccascade_local import Runtime, load
 from speccascade_local.bench.intervals import DRAWS, quality_change, speed_ratio, surely
+from speccascade_local.bench.questions import Question, built_in
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "results" / "coverage.txt"
 Float = NDArray[np.float64]
-#: Shares of questions at which exactly one of two arms is right, and shares of these at which the other one is.
+#: Shares of questions at which exactly one of two arms is right, and shares of these that are losses.
 DISCORDANCE, LOSSES = (0.01, 0.02, 0.05), (1.0, 0.75, 0.5)
+#: Shown too, but too many for anyone to call the arms alike.
+MORE_DISCORDANCE = (0.1, 0.2)
 QUALITY_SIZES, SPEED_SIZES = (20, 40, 100, 474), (20, 40, 100)
 #: Standard deviation of an arm's seconds over their mean.
 SPREADS = (0.1, 0.3, 0.5)
+#: Of real answers.
+SEEDS = 12
 #: Outcomes that are rarer than this, all together, do not count as covered.
 RARE = 1e-6
 
@@ -96,3 +103,65 @@ def false_verdicts(kind: str, cv: float, n: int, trials: int, draws: int = DRAWS
     draw = SECONDS[kind]
     found = [speed_ratio(draw(rng, cv, n), draw(rng, cv, n), draws=draws) for _ in range(trials)]
     return float(np.mean([surely(each, 1.0, "faster", "slower") is not None for each in found]))
+
+
+def real_seconds(runtime: Runtime, questions: Sequence[Question], seeds: Sequence[int]) -> list[list[float]]:
+    """Tokens of the expert's own answers at temperature 1.5, which vary as seconds of real answers do; a list for each seed."""
+    asked = [(question.conversation, {"rule": "strict", "block_size": 0, "temperature": 1.5, "max_tokens": 96}) for question in questions]
+    return [
+        [float(len(runtime.chat(words, **how, seed=1000 * seed + i).token_ids)) for i, (words, how) in enumerate(asked)] for seed in seeds
+    ]
+
+
+def facts() -> list[Question]:
+    """The family of questions that the pair answers at the most different lengths."""
+    return [question for question in built_in() if question.family == "qa"]
+
+
+def real_verdicts(answers: Sequence[Sequence[float]]) -> float:
+    """How often one of two seeds is called faster, over all pairs of them."""
+    pairs = list(combinations(answers, 2))
+    return sum(surely(speed_ratio(*pair), 1.0, "faster", "slower") is not None for pair in pairs) / len(pairs)
+
+
+def tables(trials: int) -> Iterator[str]:
+    yield f"How sure the figures of 'speccascade bench' are: python scripts/check_intervals.py --trials {trials}"
+    yield "Right or wrong answers: how often the 95 % interval of the change holds the truth, and its mean width in points (exact sums)"
+    cells = [(n, part, lost) for part in (*DISCORDANCE, *MORE_DISCORDANCE) for lost in LOSSES for n in QUALITY_SIZES]
+    heading = ("questions", "right in one arm only %", "of these lost %", "holds the truth %", "mean width")
+    yield _aligned(heading, [(n, 100 * part, 100 * lost, *_percent(*right_or_wrong(part, lost, n))) for n, part, lost in cells])
+    yield f"Grades from 0 to 1, in {trials} trials each: the same"
+    told = [(kind, n, *_percent(*graded(kind, n, trials))) for kind in GRADES for n in QUALITY_SIZES]
+    yield _aligned(("grades", "questions", "holds the truth %", "mean width"), told)
+    yield f"Equal arms, seconds drawn anew for both, in {trials} trials each: how often one is called faster or slower, in %"
+    found = [(kind, cv, *(f"{100 * false_verdicts(kind, cv, n, trials):.1f}" for n in SPEED_SIZES)) for kind in SECONDS for cv in SPREADS]
+    yield _aligned(("seconds", "deviation / mean", *(f"{n} questions" for n in SPEED_SIZES)), found)
+
+    with load(n_threads=1) as runtime:
+        answers = real_seconds(runtime, facts(), range(SEEDS))
+    yield f"Equal arms, real answers: the bundled expert alone at temperature 1.5, tokens as seconds, all pairs of {SEEDS} seeds; the same"
+    sizes = (20, 40, len(answers[0]))
+    shares = [f"{100 * real_verdicts([each[:n] for each in answers]):.1f}" for n in sizes]
+    yield _aligned([f"{n} questions" for n in sizes], [shares])
+
+
+def _percent(covered: float, width: float) -> tuple[str, str]:
+    return f"{100 * covered:.1f}", f"{100 * width:.1f}"
+
+
+def _aligned(heading: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    table = [heading, *([f"{cell:g}" if isinstance(cell, float) else str(cell) for cell in line] for line in lines)]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    return "\n".join("  ".join(map(str.rjust, line, widths)).rstrip() for line in table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=10_000, help="of each kind of grades and seconds; default %(default)s")
+    text = "\n\n".join(tables(parser.parse_args().trials)) + "\n"
+    print(text, end="")
+    OUT.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

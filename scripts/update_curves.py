@@ -1,28 +1,40 @@
 """Make the picture of quality against time, and the tables beside it, from committed results of ``speccascade bench``.
 
-    speccascade bench --from ROWS.jsonl -o json > docs/results/curves_scaled.json     # each file tells the command that measured it
+    gzip -9n < ROWS.jsonl > docs/results/curves_scaled.jsonl.gz     # the first line of each file has the command that measured it
     python scripts/update_curves.py
 
-Reads docs/results/curves_demo.json and curves_scaled.json; writes docs/curves.svg, and the section between the markers of README.md and of
-docs/benchmarking.md. Measures nothing.
+Reads docs/results/curves_demo.jsonl.gz and curves_scaled.jsonl.gz; writes the .json of each beside it, docs/curves.svg, and the section
+between the markers of README.md and of docs/benchmarking.md. Measures nothing.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pages import write_section
 
+from speccascade_local.bench import rows
 from speccascade_local.bench.charts import curves, draw_curves
-from speccascade_local.bench.export import from_json, piped, points, verdict
+from speccascade_local.bench.export import as_json, parting, piped, points, verdict
 from speccascade_local.bench.grid import BASE
-from speccascade_local.bench.summary import ArmSummary, Summary
+from speccascade_local.bench.summary import ArmSummary, Summary, require_measured, summarized
+from speccascade_local.errors import SpeccascadeError
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 PICTURE = ROOT / "docs" / "curves.svg"
-HEADING = ("rule", "α", "× the expert [95 %]", "right %", "less the expert's, points [95 %]", "TV", "expert calls per token")
+HEADING = (
+    "rule",
+    "α",
+    "× the expert [95 %]",
+    "right %",
+    "less the expert's, points [95 %]",
+    "TV",
+    "parts from the expert's text",
+    "expert calls per token",
+)
 
 
 def fastest(arms: Sequence[ArmSummary]) -> list[ArmSummary]:
@@ -43,6 +55,7 @@ def table(arms: Sequence[ArmSummary]) -> str:
                 "–" if arm.quality is None else f"{100 * arm.quality:.1f}",
                 points(arm.quality_gain),
                 "–" if arm.mean_tv is None else f"{arm.mean_tv:.3f}",
+                parting(arm),
                 f"{arm.expert_calls_per_token:.2f}",
             ]
         )
@@ -56,9 +69,20 @@ def tables(name: str, summary: Summary) -> str:
     return "\n".join(parts)
 
 
+def summary_of(name: str) -> Summary:
+    """Of the committed rows; writes their figures beside them. Raises CatalogError."""
+    setup, measured = rows.read(RESULTS / f"{name}.jsonl.gz")
+    require_measured(measured)
+    summary = summarized(measured)
+    (RESULTS / f"{name}.json").write_text(as_json(summary, setup), encoding="utf-8")
+    return summary
+
+
 def main() -> None:
-    scaled, _ = from_json((RESULTS / "curves_scaled.json").read_text(encoding="utf-8"))
-    demo, _ = from_json((RESULTS / "curves_demo.json").read_text(encoding="utf-8"))
+    try:
+        scaled, demo = summary_of("curves_scaled"), summary_of("curves_demo")
+    except SpeccascadeError as error:
+        sys.exit(f"error: {error}")
     draw_curves(PICTURE, scaled)
     both = f"{tables('Cost-scaled pair', scaled)}\n{tables('Bundled pair', demo)}"
     write_section(ROOT / "docs" / "benchmarking.md", "curves", f"![Quality against time](curves.svg)\n\n{both}")

@@ -68,7 +68,7 @@ def quality_against_time(figure: Any, arms: Sequence[ArmSummary], shown: Mapping
         label = name
         if name == DRAFTER and _far_below(points[0], arms):
             times, values, label = [], [], f"{name}: at ({times[0]:.2f}, {values[0]:+.0f}), far below"
-        elif name != BASE:
+        elif name != BASE and points[0].n > 1:  # of one question no time has an interval
             x_error = [[t - 1 / p.speedup.high for t, p in zip(times, points)], [1 / p.speedup.low - t for t, p in zip(times, points)]]
             y_error = [[100 * (g.value - g.low) for g in gains], [100 * (g.high - g.value) for g in gains]]
             axes.errorbar(times, values, xerr=x_error, yerr=y_error, fmt="none", ecolor="0.8", elinewidth=0.8, zorder=1)

@@ -24,6 +24,13 @@ def verdict(arm: ArmSummary) -> str:
     return ", ".join(word for word in (speed, quality) if word)
 
 
+def parting(arm: ArmSummary) -> str:
+    """How many answers of strict at temperature 0 are not the expert's own text, and from which token on; a dash for other rules."""
+    if arm.parted is None:
+        return "–"
+    return f"{100 * arm.parted:.0f} %" + ("" if arm.parted_at is None else f", at token {arm.parted_at:.0f}")
+
+
 #: The whole table: each column's name, and what stands there for an arm.
 COLUMNS: Mapping[str, Callable[[ArmSummary], str]] = {
     "arm": lambda arm: arm.arm,
@@ -39,6 +46,7 @@ COLUMNS: Mapping[str, Callable[[ArmSummary], str]] = {
     "s per right answer": lambda arm: _number(arm.solved_s, 2),
     "TV": lambda arm: _number(arm.mean_tv, 3),
     "log p per token": lambda arm: _number(arm.logprob, 2),
+    "parts from the expert's text": parting,
     "expert calls per token": lambda arm: f"{arm.expert_calls_per_token:.2f}",
     "tokens per block": lambda arm: f"{arm.tokens_per_block:.2f}",
     "accepted %": lambda arm: _percent(arm.acceptance_rate),
@@ -78,10 +86,16 @@ def notes(summary: Summary, setup: Mapping[str, Any]) -> list[str]:
     fewest = min((arm.speedup for arms in summary.by_temperature.values() for arm in arms), key=lambda estimate: estimate.n)
     told = [f"{name}: {_told(setup[name])}" for name in SHOWN if setup.get(name) is not None]
     told.append(
-        "×: mean over questions of the expert alone's time over this arm's, with its 95 % interval (paired bootstrap over questions)"
+        "×: geometric mean over questions of the expert alone's time over this arm's, with its 95 % interval (bootstrap over questions)"
     )
+    told.append("less the expert's: with a 95 % interval that has a width also where all answers tie, because so few need not show a loss")
     told.append("s per right answer: seconds of all answers, the wrong ones too, for each right one")
     told.append("TV: how far the distribution of each token is from the expert's own, 0 to 1; log p: of the text, by the expert, nats")
+    told.append("– for these two: the expert was not asked about every token")
+    if any(arm.parted for arms in summary.by_temperature.values() for arm in arms):
+        told.append(
+            "parts from the expert's text: near-ties, which rounding settles otherwise in batches of another size; the median place"
+        )
     told += filter(None, [too_few(fewest)])
     told.append("surely: what the whole of an interval supports; where it says nothing, the prompts do not tell")
     told += [f"{', '.join(group)}: the same tokens in the same blocks everywhere, so nothing tells them apart" for group in summary.alike]
@@ -122,16 +136,6 @@ def as_json(summary: Summary, setup: Mapping[str, Any]) -> str:
     short = {name: value for name, value in setup.items() if name not in BULKY}
     whole = {"setup": short, "arms": _flat(summary), "alike": summary.alike, "left_out": summary.left_out}
     return json.dumps(whole, indent=1, allow_nan=False) + "\n"
-
-
-def from_json(text: str) -> tuple[Summary, dict[str, Any]]:
-    """The summary and the set-up that :func:`as_json` wrote."""
-    whole = json.loads(text)
-    parts: dict[str, dict[float, list[ArmSummary]]] = {"": {}}
-    for flat in whole["arms"]:
-        parts.setdefault(flat["family"], {}).setdefault(flat["temperature"], []).append(ArmSummary.from_dict(flat))
-    everything = parts.pop("")
-    return Summary(everything, whole["left_out"], [tuple(group) for group in whole["alike"]], parts), whole["setup"]
 
 
 def _flat(summary: Summary) -> list[dict[str, Any]]:

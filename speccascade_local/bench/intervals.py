@@ -44,10 +44,10 @@ class Estimate:
 def speed_ratio(base_seconds: Sequence[float], seconds: Sequence[float], draws: int = DRAWS) -> Estimate:
     """How many times as fast as the base: the geometric mean of ``base_seconds / seconds``, pair by pair; all of them above 0.
 
-    The logarithms of the ratios are drawn with replacement, the same draws for every call with as many pairs. So exchanging the two sides
-    gives the reciprocal of each figure, and neither side of two equal ones comes out ahead, as a mean of ratios would let it. The percentiles
-    lie a little further out than 2.5 and 97.5, because means of few values vary less than they should (the expanded percentile interval,
-    Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 4.3). One pair has no interval: it goes from 0 to infinity.
+    Logarithms of the ratios are drawn with replacement, the same draws for every call with as many pairs. So exchanging the two sides
+    gives the reciprocal of each figure, and neither side of two equal ones comes out ahead, as a mean of ratios would let it. The
+    percentiles lie a little further out than 2.5 and 97.5, because means of few values vary less than they should (the expanded percentile
+    interval, Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 4.3). One pair goes from 0 to infinity.
     """
     logs = np.log([base / mine for base, mine in zip(base_seconds, seconds, strict=True)])
     n, mean = len(logs), float(logs.mean())
@@ -62,10 +62,11 @@ def speed_ratio(base_seconds: Sequence[float], seconds: Sequence[float], draws: 
 def quality_change(mine: Sequence[float], theirs: Sequence[float], draws: int = DRAWS) -> Estimate:
     """The mean of ``mine - theirs``, pair by pair; all of them from 0 to 1. Never of zero width: finitely many ties prove no equality.
 
-    Right and wrong answers (0 and 1) have the score interval of Tango (1998, "Equivalence test and confidence interval for the difference in
-    proportions for the paired-sample design", Statistics in Medicine 17). Grades between have the interval of Gaffke (2005, "Three test
-    statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative variable"): a Bayesian bootstrap of all differences and
-    one more, the worst possible for the lower end, the best possible for the upper one. For a proportion it is Clopper and Pearson's.
+    Right and wrong answers (0 and 1) have the score interval of Tango (1998, "Equivalence test and confidence interval for the difference
+    in proportions for the paired-sample design", Statistics in Medicine 17). Grades between have the interval of Gaffke (2005, "Three test
+    statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative variable", Mathematical Methods of Statistics 14): a
+    Bayesian bootstrap of all differences and one more, the worst possible for the lower end and the best possible for the upper one. For a
+    proportion that is the interval of Clopper and Pearson.
     """
     change = np.array([a - b for a, b in zip(mine, theirs, strict=True)])
     n, value, middle = len(change), float(change.mean()), float(np.median(change))
@@ -112,8 +113,7 @@ def _edge(plausible: Callable[[float], bool], inside: float, outside: float) -> 
 @lru_cache(maxsize=4)
 def _weights(n: int, draws: int) -> NDArray[np.float64]:
     """[draw, place]: how much each value weighs; every division of 1 into n parts is as likely as another."""
-    drawn = np.random.default_rng(0).standard_exponential((draws, n))
-    return drawn / drawn.sum(axis=1, keepdims=True)
+    return np.random.default_rng(0).dirichlet(np.ones(n), draws)
 
 
 @lru_cache(maxsize=4)

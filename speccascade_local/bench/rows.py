@@ -6,8 +6,11 @@ Knows nothing of what the rows tell.
 from __future__ import annotations
 
 import contextlib
+import gzip
+import io
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +80,8 @@ def check(path: Path, *, resume: bool) -> None:
     writable(path)
     if path.exists() and not path.is_file():
         raise CatalogError(f"{path}: not a file that rows can be kept in; name another with --out")
+    if path.suffix == ".gz":
+        raise CatalogError(f"{path}: rows are written as they come; leave .gz away from --out, and pack the file when it is complete")
     if path.exists() and not resume:
         raise CatalogError(f"{path}: is there already; go on with it by --resume, or name another file with --out")
 
@@ -85,6 +90,21 @@ def read(path: Path) -> tuple[dict[str, Any], list[Row]]:
     """Setup and rows of a file; a last line that was cut off does not count. Raises CatalogError."""
     setup, rows, _ = _parsed(path)
     return setup, rows
+
+
+def content(path: Path) -> bytes:
+    """What stands in a file, unpacked if its name ends in .gz. Raises CatalogError."""
+    data = bytes_of(path, MOST_BYTES)
+    if path.suffix != ".gz":
+        return data
+    try:
+        with gzip.open(io.BytesIO(data)) as file:
+            whole = file.read(MOST_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise CatalogError(f"{path}: not a whole gzip file ({error}); name the file before it was packed, or pack it again") from error
+    if len(whole) > MOST_BYTES:
+        raise CatalogError(f"{path}: unpacks to more than the {MOST_BYTES >> 20} MiB that are read of such a file; is it the right one?")
+    return whole
 
 
 def _parsed(path: Path) -> tuple[dict[str, Any], list[Row], int]:
@@ -103,7 +123,7 @@ def _parsed(path: Path) -> tuple[dict[str, Any], list[Row], int]:
 
 def _whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
     """Each object with the byte behind its line. Only the last line may be cut off."""
-    lines, end = bytes_of(path, MOST_BYTES).split(b"\n"), 0  # as bytes, because an editor may have given them other ends
+    lines, end = content(path).split(b"\n"), 0  # as bytes, because an editor may have given them other ends
     for number, line in enumerate(lines, start=1):
         end += len(line) + 1
         try:

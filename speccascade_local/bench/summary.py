@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from math import inf, isfinite
+from dataclasses import asdict, dataclass
+from math import isfinite
 from statistics import mean, median
 from typing import Annotated, Any
 
@@ -25,6 +25,8 @@ from pydantic import (
 
 from ..checked_yaml import problem
 from ..errors import CatalogError
+from ..rules import Strict
+from ..sequences import shared_length
 from .grid import BASE
 from .intervals import Estimate, quality_change, speed_ratio
 from .rows import Row
@@ -38,7 +40,9 @@ class ArmSummary:
     geometric mean over questions of the expert's seconds per answer over this arm's; speedup_per_token: of its seconds per token, which a
     longer or shorter text does not change. quality, solved_s: None where no question has a reference; quality_gain: less the expert's;
     solved_s: seconds of all answers per right one (quality 1), None if none is. mean_tv, logprob: distance from the expert per token,
-    and the expert's log-probability of the text per token; None where the expert was not asked.
+    and the expert's log-probability of the text per token; None unless the expert was asked about every token. parted, parted_at: of
+    strict at temperature 0, the share of answers whose tokens are not those of the expert alone, and the median place of the first other
+    token, from 1; None for other rules and temperatures, and parted_at also where no answer parts.
     """
 
     arm: str
@@ -55,6 +59,8 @@ class ArmSummary:
     solved_s: float | None
     mean_tv: float | None
     logprob: float | None
+    parted: float | None
+    parted_at: float | None
     expert_calls_per_token: float
     tokens_per_block: float
     acceptance_rate: float | None
@@ -71,20 +77,6 @@ class ArmSummary:
             else:
                 flat[name] = value
         return flat
-
-    @classmethod
-    def from_dict(cls, flat: Mapping[str, Any]) -> ArmSummary:
-        """What :meth:`as_dict` gave."""
-        found: dict[str, Any] = {"arm": flat["arm"], "about": {name: flat[name] for name in ABOUT}}
-        for field in fields(cls):
-            if field.name in found:
-                continue
-            value = flat[field.name]
-            if f"{field.name}_low" in flat:
-                low, high, middle, n = (flat[f"{field.name}_{part}"] for part in ("low", "high", "median", "n"))
-                value = Estimate(value, -inf if low is None else low, inf if high is None else high, middle, n)
-            found[field.name] = value
-        return cls(**found)
 
 
 @dataclass(frozen=True)
@@ -194,6 +186,7 @@ def _alike(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
+STRICT = str(Strict())
 ABOUT = ("rule", "alpha", "temperature", "block_size", "top_k", "top_p", "min_p", "verification", "bonus")
 
 
@@ -204,6 +197,8 @@ def _summary(arm: str, mine: Sequence[list[Row]], base: Sequence[list[Row]]) -> 
     quality, base_quality = _qualities(mine), _qualities(base)
     graded = [(a, b) for a, b in zip(quality, base_quality) if a is not None and b is not None]
     solved = sum(row["quality"] == 1 for row in every)
+    promises = arm != BASE and every[0].get("rule") == STRICT and every[0]["temperature"] == 0
+    parted, parted_at = _parting(mine, base) if promises else (None, None)
     return ArmSummary(
         arm=arm,
         about={name: every[0].get(name) for name in ABOUT},
@@ -217,8 +212,10 @@ def _summary(arm: str, mine: Sequence[list[Row]], base: Sequence[list[Row]]) -> 
         quality=mean(a for a, _ in graded) if graded else None,
         quality_gain=_gain(arm, graded),
         solved_s=_total(every, "wall_s") / solved if solved else None,
-        mean_tv=_per_judged(every, lambda fidelity: fidelity["mean_tv"] * fidelity["judged"] if fidelity["mean_tv"] is not None else None),
-        logprob=_per_judged(every, lambda fidelity: fidelity["expert_logprob"]),
+        mean_tv=_over_all_tokens(every, lambda fidelity: fidelity["mean_tv"] and fidelity["mean_tv"] * fidelity["judged"]),
+        logprob=_over_all_tokens(every, lambda fidelity: fidelity["expert_logprob"]),
+        parted=parted,
+        parted_at=parted_at,
         expert_calls_per_token=_total(every, "expert_calls") / _total(every, "tokens"),
         tokens_per_block=_total(every, "tokens") / _total(every, "blocks"),
         acceptance_rate=_share(every, "accepted", "drafted"),
@@ -230,7 +227,7 @@ def _gain(arm: str, graded: Sequence[tuple[float, float]]) -> Estimate | None:
     """The expert alone is as good as itself by definition: there is nothing to estimate."""
     if not graded:
         return None
-    return Estimate(0.0, 0.0, 0.0, 0.0, len(graded)) if arm == BASE else quality_change(*zip(*graded))
+    return Estimate(0.0, 0.0, 0.0, 0.0, len(graded)) if arm == BASE else quality_change([a for a, _ in graded], [b for _, b in graded])
 
 
 def _wall(row: Row) -> float:
@@ -256,11 +253,20 @@ def _qualities(questions: Sequence[list[Row]]) -> list[float | None]:
     return [None if rows[0]["quality"] is None else mean(row["quality"] for row in rows) for rows in questions]
 
 
-def _per_judged(rows: Sequence[Row], value: Callable[[Mapping[str, Any]], float | None]) -> float | None:
-    """A sum over tokens that the expert was asked about, per such token."""
-    told = [(value(row["fidelity"]), row["fidelity"]["judged"]) for row in rows if row["fidelity"] and row["fidelity"]["judged"]]
-    known = [(total, judged) for total, judged in told if total is not None]
-    return sum(total for total, _ in known) / sum(judged for _, judged in known) if known else None
+def _over_all_tokens(rows: Sequence[Row], value: Callable[[Mapping[str, Any]], float | None]) -> float | None:
+    """A sum over all tokens, per token. None unless the expert was asked about each of them: of the others it is unknown."""
+    told = [value(row["fidelity"]) for row in rows if row["fidelity"] and row["fidelity"]["judged"] == row["tokens"]]
+    known = [each for each in told if each is not None]
+    return sum(known) / _total(rows, "tokens") if len(known) == len(rows) else None
+
+
+def _parting(mine: Sequence[list[Row]], base: Sequence[list[Row]]) -> tuple[float | None, float | None]:
+    """The share of answers that are not the expert's own, and which of their tokens is the first other one, from 1, in the median."""
+    own = {(row["question"], row["repetition"]): row["token_ids"] for rows in base for row in rows}
+    answers = {(row["question"], row["repetition"]): row["token_ids"] for rows in mine for row in rows}
+    both = own.keys() & answers.keys()
+    places = [shared_length(answers[key], own[key]) + 1 for key in both if answers[key] != own[key]]
+    return len(places) / len(both) if both else None, median(places) if places else None
 
 
 def _total(rows: Sequence[Row], name: str) -> float:

@@ -14,7 +14,7 @@ from ..bench import export, grid, questions, rows, running, setup
 from ..bench.charts import draw_curves
 from ..bench.report import write_report
 from ..bench.summary import require_measured, summarized
-from ..checks import text_of
+from ..checks import decoded
 from ..errors import CatalogError, SettingError
 from ..figures import figure_class, writable
 from ..profile import Profile
@@ -142,7 +142,7 @@ class Shown:
         if self.form == "table":
             print_scores(summary, told)
         else:
-            write(text_of(path) if self.form == "jsonl" else export.FORMATS[self.form](summary, told), end="")
+            write(decoded(rows.content(path)) if self.form == "jsonl" else export.FORMATS[self.form](summary, told), end="")
         if self.report is not None:
             write_report(self.report, summary, measured, told)
         if self.picture is not None:

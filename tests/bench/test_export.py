@@ -8,7 +8,7 @@ import pytest
 from made import ARMS, made_rows
 from test_summary import row
 
-from speccascade_local.bench.export import FORMATS, family_table, from_json, full_table, histogram, notes, reach, spec_bench, verdict
+from speccascade_local.bench.export import FORMATS, family_table, full_table, histogram, notes, reach, spec_bench, verdict
 from speccascade_local.bench.grid import BASE
 from speccascade_local.bench.summary import summarized
 
@@ -81,11 +81,31 @@ def test_words_need_intervals_that_support_them():
     assert verdict(summarized(alone).by_temperature[0.0][1]) == "", "one question tells nothing of others"
 
 
-def test_json_tells_everything_that_a_table_is_made_of():
+def test_json_has_every_figure_of_every_arm_family_and_temperature():
     families = [{**each, "family": "odd" if int(each["question"][1:]) % 2 else "even"} for each in made_rows(12, (0.0, 1.0))]
     for measured in (ROWS, [each for each in ROWS if each["question"] == "q0"], families):
         summary = summarized(measured)
-        assert from_json(FORMATS["json"](summary, SETUP)) == (summary, {name: SETUP[name] for name in SETUP if name != "learnt"})
+        whole = json.loads(FORMATS["json"](summary, SETUP))
+        assert whole["setup"] == {name: SETUP[name] for name in SETUP if name != "learnt"}
+        parts = {"": summary.by_temperature, **summary.families}
+        assert whole["arms"] == [
+            json.loads(json.dumps({"family": name, **arm.as_dict()}))
+            for name, part in parts.items()
+            for arms in part.values()
+            for arm in arms
+        ]
+
+
+def test_strict_shows_where_it_parts_from_the_experts_text_and_others_a_dash():
+    own = [row(f"q{i}", BASE, rule="strict") for i in range(4)]
+    apart = [row(f"q{i}", "strict, blocks of 5", rule="strict", token_ids=[1] * 6 + [2]) for i in range(3)]
+    summary = summarized([*own, *apart, row("q3", "strict, blocks of 5", rule="strict")])
+    heading, *arms = full_table(summary.by_temperature[0.0])
+    assert [line[heading.index("parts from the expert's text")] for line in arms] == ["–", "75 %, at token 7"]
+    assert any("near-ties" in note for note in notes(summary, SETUP))
+    assert not any("near-ties" in note for note in notes(SUMMARY, SETUP))
+    flat = json.loads(FORMATS["json"](summary, SETUP))["arms"][1]
+    assert (flat["parted"], flat["parted_at"]) == (0.75, 7)
 
 
 def test_notes_warn_of_few_questions_and_of_what_is_left_out():

@@ -46,6 +46,14 @@ def test_equal_arms_are_called_faster_or_slower_in_at_most_6_percent_of_trials(k
         assert check_intervals.false_verdicts(kind, cv, n, trials=4000, draws=1000) <= 0.06, cv
 
 
+def test_two_seeds_of_one_arm_are_not_called_different_and_either_way_is_the_reciprocal_of_the_other(demo):
+    one, other = check_intervals.real_seconds(demo, check_intervals.facts()[:40], (0, 1))
+    there, back = speed_ratio(one, other), speed_ratio(other, one)
+    assert surely(there, 1.0, "faster", "slower") is None
+    assert (back.value, back.low, back.high) == pytest.approx((1 / there.value, 1 / there.high, 1 / there.low))
+    assert min(np.mean(np.divide(one, other)), np.mean(np.divide(other, one))) > 1, "by means of ratios each would be the faster one"
+
+
 def test_equal_arms_have_no_mean_speed_up():
     rng = np.random.default_rng(1)
     found = [speed_ratio(rng.lognormal(0, 0.5, 40), rng.lognormal(0, 0.5, 40), draws=10).value for _ in range(1000)]
@@ -142,5 +150,5 @@ def test_the_same_values_have_the_same_interval():
 
 @pytest.mark.parametrize("compare", [speed_ratio, quality_change])
 def test_pairs_must_be_pairs(compare):
-    with pytest.raises(ValueError, match="zip|shape"):
+    with pytest.raises(ValueError, match="zip"):
         compare([1.0], [1.0, 2.0])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -152,3 +153,26 @@ def test_a_full_disk_is_told_and_what_was_there_is_whole(tmp_path, monkeypatch):
 def test_a_file_that_cannot_be_made_is_refused(tmp_path):
     with pytest.raises(CatalogError, match="cannot be written"):
         Store(tmp_path / "none" / "r.jsonl", SETUP, resume=False)
+
+
+def test_a_packed_file_is_read_as_the_one_it_was_made_of_and_never_written_to(tmp_path):
+    path, packed = tmp_path / "r.jsonl", tmp_path / "r.jsonl.gz"
+    with Store(path, SETUP, resume=False) as store:
+        store.append({"n": 1})
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert read(packed) == read(path)
+    for resume in (False, True):
+        with pytest.raises(CatalogError, match=r"leave \.gz away from --out"):
+            Store(packed, SETUP, resume=resume)
+
+
+def test_a_packed_file_that_is_cut_off_or_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    packed = tmp_path / "r.jsonl.gz"
+    for data in (gzip.compress(b"x" * 1000)[:-9], b"no gzip", b""):
+        packed.write_bytes(data)
+        with pytest.raises(CatalogError, match=r"not a whole gzip file|no results of a benchmark"):
+            read(packed)
+    monkeypatch.setattr("speccascade_local.bench.rows.MOST_BYTES", 10_000)
+    packed.write_bytes(gzip.compress(b"x" * 100_000))
+    with pytest.raises(CatalogError, match="unpacks to more than"):
+        read(packed)

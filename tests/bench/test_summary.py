@@ -96,3 +96,40 @@ def test_a_flat_row_has_every_figure_with_its_interval():
     flat = of(rows, "x").as_dict()
     assert {"arm", "rule", "speedup", "speedup_low", "speedup_high", "quality_gain_low", "solved_s"} <= set(flat)
     assert not any(isinstance(value, (dict, list)) for value in flat.values())
+
+
+def test_a_distance_is_unknown_unless_the_expert_was_asked_about_every_token():
+    rows = [row(f"q{i}", arm, tv=0.0 if arm == BASE else 0.1, judged=1 if (i, arm) == (2, "cascade") else None)
+            for i in range(5) for arm in (BASE, "cascade", "whole")]  # fmt: skip
+    assert (of(rows, "cascade").mean_tv, of(rows, "cascade").logprob) == (None, None), "9 tokens of one answer are not judged"
+    assert (of(rows, "whole").mean_tv, of(rows, "whole").logprob) == (pytest.approx(0.1), pytest.approx(-0.5))
+
+
+def test_the_expert_beside_itself_is_exact_and_ties_of_another_arm_are_not():
+    rows = [row(f"q{i}", arm) for i in range(20) for arm in (BASE, "strict")]
+    assert of(rows, BASE).quality_gain.exact
+    assert of(rows, BASE).speedup.exact
+    gain = of(rows, "strict").quality_gain
+    assert gain.value == 0
+    assert gain.low < -0.1, "20 ties leave room for a loss of 14 points by the rule of three"
+
+
+def test_where_strict_parts_from_the_experts_own_text_is_counted_at_temperature_0():
+    own = list(range(10))
+    texts = [own, [*own[:4], 99, *own[5:]], [*own[:6], 99], [*own, 99]]
+    rows = [row(f"q{i}", BASE, token_ids=own, rule="strict") for i in range(4)]
+    rows += [row(f"q{i}", "strict, auto blocks", token_ids=ids, rule="strict") for i, ids in enumerate(texts)]
+    rows += [row(f"q{i}", "opt:0.1", token_ids=[99], rule="opt:0.1") for i in range(4)]
+    strict = of(rows, "strict, auto blocks")
+    assert (strict.parted, strict.parted_at) == (0.75, 7), "at tokens 5, 7 and 11"
+    assert (of(rows, "opt:0.1").parted, of(rows, BASE).parted) == (None, None), "one promises no text, the other is the text"
+    warm = [{**each, "temperature": 1.0} for each in rows]
+    assert of(warm, "strict, auto blocks", 1.0).parted is None
+    same = [each for each in rows if each["question"] == "q0"]
+    assert (of(same, "strict, auto blocks").parted, of(same, "strict, auto blocks").parted_at) == (0, None)
+
+
+def test_each_repetition_is_held_against_the_experts_answer_of_the_same_repetition():
+    rows = [row("q", arm, token_ids=[i], rule="strict", repetition=i) for i in range(3) for arm in (BASE, "strict")]
+    rows.append(row("q", "strict", token_ids=[7], rule="strict", repetition=3))
+    assert of(rows, "strict").parted == 0, "the fourth has nothing to be held against"
