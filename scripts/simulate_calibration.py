@@ -2,8 +2,8 @@
 
     python scripts/simulate_calibration.py > docs/results/calibration_bias.txt
 
-Answers are made up, no model runs: the drafter is wrong in 2 to 50 % of the answers, the more the less sure it is, and the expert is right in
-95 %. Each trial calibrates with ``speccascade_local.calibration.fit``; what new questions get is computed from the true error rates.
+Answers are made up, no model runs. The drafter is wrong in 2 to 50 % of the answers, the more the less sure it is; the expert is right in
+95 %. Each trial calibrates with ``speccascade_local.calibration.fit``. What new questions get is computed from the true error rates.
 """
 
 from __future__ import annotations

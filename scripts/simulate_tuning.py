@@ -2,8 +2,8 @@
 
     python scripts/simulate_tuning.py > docs/results/confirmation.txt
 
-Answers are made up, no model runs. The expert is right in 80 %; each candidate is about twice as fast, and loses and wins right answers at the
-rates given. They go through ``speccascade_local.bench.tuning.confirmed``, all on the same questions.
+Answers are made up, no model runs. The expert is right in 80 %. Each candidate is about twice as fast, and loses and wins right answers at
+the rates given. They go through ``speccascade_local.bench.tuning.confirmed``, all on the same questions.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def passing(n: int, limit: float, losses: float, wins: float = 0.0, candidates: 
     rng = np.random.default_rng(n)
     arms = [Arm(f"candidate {i}", TokenV3(i / 10), DEFAULTS) for i in range(candidates)]
     goal, merits = Goal(max_quality_loss=limit), {arm.name: float(i) for i, arm in enumerate(arms)}
-    passed = 0
-    for _ in range(trials):
+
+    def passes() -> bool:
         right = rng.random(n) < RIGHT
 
         def ask(arm: Arm, place: int) -> Row:
@@ -37,13 +37,14 @@ def passing(n: int, limit: float, losses: float, wins: float = 0.0, candidates: 
             kept = rng.random() >= losses / RIGHT if good else rng.random() < wins / (1 - RIGHT)
             return answer(arm.name, place, kept, seconds / SPEED)
 
-        passed += confirmed(EXPERT, arms, merits, range(n), ask, goal)[0] is not None
-    return passed / trials
+        return confirmed(EXPERT, arms, merits, range(n), ask, goal)[0] is not None
+
+    return sum(passes() for _ in range(trials)) / trials
 
 
 def answer(arm: str, place: int, right: bool, seconds: float) -> Row:
     """A row with what summaries look at."""
-    counts = {name: 1 for name in ("tokens", "blocks", "drafted", "accepted", "tested", "deferred", "expert_calls")}
+    counts = dict.fromkeys(("tokens", "blocks", "drafted", "accepted", "tested", "deferred", "expert_calls"), 1)
     fidelity = {"mean_tv": 0.0, "expert_logprob": -1.0, "judged": 1}
     about = {"question": str(place), "family": "", "arm": arm, "temperature": 0.0, "repetition": 0, "token_ids": [1], "yields": [1]}
     return {**about, **counts, "fidelity": fidelity, "quality": float(right), "wall_s": seconds, "first_s": seconds / 2}

@@ -1,9 +1,9 @@
 """Calibrated routing: how often the drafter is wrong at a given uncertainty, learnt from answers that were judged.
 
-An isotonic fit maps the uncertainty u = 1 - mean margin to the probability of a wrong answer; the expert is asked where that is above
+An isotonic fit maps the uncertainty u = 1 - mean margin to the probability of a wrong answer. The expert is asked where that is above
 a threshold, chosen on other answers than the fit. What the calibration says of itself comes from a third part of the answers. Saved as
-JSON together with the fingerprints of the two model files, because a calibration says nothing of any other pair. Fitting needs scikit-learn and drawing matplotlib (the extra ``calibrate``); using a
-calibration needs neither.
+JSON together with the fingerprints of the two model files, because a calibration says nothing of any other pair. Fitting needs
+scikit-learn and drawing matplotlib (the extra ``calibrate``); using a calibration needs neither.
 Source: arXiv 2605.18796 (UCCI). Knows nothing of how the answers were made or judged.
 """
 

@@ -15,6 +15,7 @@ from statistics import pstdev
 import numpy as np
 
 from ..errors import SettingError
+from ..rules import Strict
 from .grid import BASE, Arm
 from .intervals import FEW, Estimate, Z, quality_change
 from .rows import Row
@@ -36,11 +37,13 @@ Ask = Callable[[Arm, int], Row]
 class Measured:
     """One arm on the questions that it and the expert alone have answered.
 
-    tv, calls: means over questions of an answer's distance from the expert and of its expert calls per token. tv is None unless the expert
-    was asked about every token of every answer. spread: by limit, the standard deviation over questions of what it limits.
+    gain: right answers more than the expert's, as a share. tv, calls: means over questions of an answer's distance from the expert and of
+    its expert calls per token; tv is None unless the expert was asked about each token. Both gain and tv of strict are 0 by definition.
+    spread: by limit, the standard deviation over questions of what it limits.
     """
 
     summary: ArmSummary
+    gain: Estimate | None
     tv: Estimate | None
     calls: Estimate
     spread: dict[str, float]
@@ -50,17 +53,19 @@ class Measured:
         """From rows of the arm and of the expert alone, one of each question. farthest: the largest distance that an answer may have."""
         here = [row for row in rows if row["arm"] in (BASE, arm)]
         (summaries,) = summarized(here).by_temperature.values()
+        summary = next(each for each in summaries if each.arm == arm)
         mine, base = ({row["question"]: row for row in here if row["arm"] == name} for name in (arm, BASE))
+        calls = [min(1.0, row["expert_calls"] / row["tokens"]) for row in mine.values()]
+        if summary.about["rule"] == Strict.name:
+            nothing = Estimate(0.0, 0.0, 0.0, 0.0, summary.n)
+            return cls(summary, nothing, nothing, _mean_of(calls, 1.0), {"expert_share": pstdev(calls)})
         distances = [_distance(row) for row in mine.values()]
         known = [distance for distance in distances if distance is not None]
-        calls = [min(1.0, row["expert_calls"] / row["tokens"]) for row in mine.values()]
+        tv = _mean_of(known, max(farthest, *known)) if len(known) == len(distances) else None
         changes = [row["quality"] - base[question]["quality"] for question, row in mine.items() if row["quality"] is not None]
-        return cls(
-            next(summary for summary in summaries if summary.arm == arm),
-            _mean_of(known, max(farthest, *known)) if len(known) == len(distances) else None,
-            _mean_of(calls, 1.0),
-            {"max_quality_loss": pstdev(changes or [0.0]), "budget": pstdev(known or [0.0]), "expert_share": pstdev(calls)},
-        )
+        spreads = {"max_quality_loss": changes, "budget": known, "expert_share": calls}
+        spread = {name: pstdev(values) for name, values in spreads.items() if values}
+        return cls(summary, summary.quality_gain, tv, _mean_of(calls, 1.0), spread)
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,7 @@ class Goal:
 
     def merit(self, arm: Measured) -> Estimate:
         """What the arm with most of wins."""
-        summary = arm.summary
-        return summary.speedup if self.wants_speed or summary.quality_gain is None else summary.quality_gain
+        return arm.summary.speedup if self.wants_speed or arm.gain is None else arm.gain
 
     def kept(self, arm: Measured) -> bool:
         """Whether the arm keeps every limit, as far as was measured. Enough to choose by, and not to promise."""
@@ -114,29 +118,30 @@ class Goal:
 
     def excesses(self, arm: Measured) -> dict[str, Estimate]:
         """By limit: how far the figure is beyond it; kept where that is 0 or less."""
-        summary, found = arm.summary, {}
-        if self.max_quality_loss is not None and summary.quality_gain is not None:
-            found["max_quality_loss"] = _beyond(summary.quality_gain, -self.max_quality_loss, least=True)
+        found = {}
+        if self.max_quality_loss is not None and arm.gain is not None:
+            found["max_quality_loss"] = _beyond(arm.gain, -self.max_quality_loss, least=True)
         if self.expert_share is not None:
             found["expert_share"] = _beyond(arm.calls, self.expert_share)
         if self.budget is not None:  # an arm that did not ask the expert about each token may be as far from it as can be
-            unknown = Estimate(math.inf, math.inf, math.inf, math.inf, summary.n)
+            unknown = Estimate(math.inf, math.inf, math.inf, math.inf, arm.summary.n)
             found["budget"] = unknown if arm.tv is None else _beyond(arm.tv, self.budget)
         if self.min_speedup is not None:
-            found["min_speedup"] = _beyond(summary.speedup, self.min_speedup, least=True)
+            found["min_speedup"] = _beyond(arm.summary.speedup, self.min_speedup, least=True)
         return found
 
     def enough(self, arm: Measured) -> int | None:
         """About how many questions would show that each limit is kept, if they went as these did; None where no number would."""
         needed = [_enough(excess, arm.spread.get(name)) for name, excess in self.excesses(arm).items()]
-        return None if None in needed else max(filter(None, needed))
+        return None if None in needed else max(filter(None, needed), default=1)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """An arm on the questions that took no part in the choice. faster: surely faster than the expert alone. shown: it surely keeps each limit.
+    """An arm on the questions that took no part in the choice.
 
-    enough: about how many such questions would show that it keeps them; None where no number would.
+    faster: surely faster than the expert alone. shown: it surely keeps each limit. enough: about how many such questions would show that it
+    keeps them; None where no number would.
     """
 
     arm: Arm
@@ -232,8 +237,9 @@ def tuned(
     if not kept:
         return Choice(None, "no way of answering keeps the limits", (), len(rows), len(racing))
     # The safest first; where they are alike in that, the one that promises least.
-    order = sorted(reversed(kept[:TRIALS]), key=lambda arm: max(excess.high for excess in goal.excesses(found[arm.name]).values()))
-    merits = {arm.name: goal.merit(found[arm.name]).value for arm in order}
+    merits = {arm.name: goal.merit(found[arm.name]).value for arm in kept}
+    worst = {arm.name: max(excess.high for excess in goal.excesses(found[arm.name]).values()) for arm in kept}
+    order = sorted(kept[:TRIALS], key=lambda arm: (worst[arm.name], merits[arm.name]))
     arm, why, trials = confirmed(base, order, merits, confirm_by, ask, goal, _farthest(rows), on_step)
     return Choice(arm, why, trials, len(rows), len(racing))
 
@@ -250,9 +256,9 @@ def confirmed(
 ) -> tuple[Arm | None, str, tuple[Trial, ...]]:
     """The best of the arms that surely keep the limits and are surely faster than the expert alone; why; and what was measured.
 
-    The arms are tested in the order given, which must not depend on these questions, and the first that fails ends it. So all tests have
-    the full level, and still the chance that any arm passes which breaks a limit is that of one test (fixed-sequence testing; used so for
-    limits on risks by Angelopoulos et al. 2021, "Learn then Test"). An arm with less merit than one that has passed is left out.
+    The arms are tested in the order given, which must not depend on these questions, until one is not shown to keep the limits. So each test
+    has the full level, and still the chance that any arm passes which breaks a limit is that of one test (fixed-sequence testing;
+    Angelopoulos et al. 2021, "Learn then Test", limit risks by it). An arm with less merit than one that has passed is left out.
     """
     best: Arm | None = None
     why, trials = "", []
@@ -266,14 +272,13 @@ def confirmed(
         measured = Measured.of(rows, arm.name, farthest)
         faster = measured.summary.speedup.low > 1
         trials.append(Trial(arm, measured, faster, goal.shown(measured), goal.enough(measured)))
-        if not faster:
-            why = f"{arm.name} is not surely faster than the expert alone"
-        elif not trials[-1].shown:
-            why = f"{arm.name}: not shown to keep the limits with {len(places)} questions"
-        else:
+        if not trials[-1].shown:
+            why = f"{arm.method}: not shown to keep the limits with {len(places)} questions"
+            break
+        if faster:
             best = arm
-            continue
-        break
+        else:
+            why = f"{arm.method} is not surely faster than the expert alone"
     if best is not None:
         why = f"{'the fastest' if goal.wants_speed else 'the best answers'} of those shown to keep the limits"
     return best, why, tuple(trials)

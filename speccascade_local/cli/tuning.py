@@ -93,7 +93,7 @@ def tune(
     else:
         rule, grounds = "strict", found.why
         stdout.print(f"{found.why}: strict, whose text is the expert's own", highlight=False, soft_wrap=True)
-        if found.trials:
+        if found.trials and found.trials[-1].faster:
             stdout.print(f"to use it all the same: --rule {found.trials[-1].arm.method}", highlight=False, soft_wrap=True)
     told = (
         f"({found.asked} answers to choose by; {found.left} of {len(arms) - 1} ways in the race to its end, "
@@ -114,8 +114,9 @@ def _measured(trial: tuning.Trial, goal: tuning.Goal, asked: Sequence[questions.
     told = [f"{arm.speedup} × as fast as the expert"]
     if arm.quality_gain is not None:
         told.append(f"{measure} {points(arm.quality_gain)} points")
-    if goal.budget is not None and trial.measured.tv is not None:
-        told.append("distance from the expert {0.value:.3f} [{0.low:.3f}, {0.high:.3f}]".format(trial.measured.tv))
+    distance = trial.measured.tv
+    if goal.budget is not None and distance is not None:
+        told.append(f"distance from the expert {distance.value:.3f} [{distance.low:.3f}, {distance.high:.3f}]")
     if goal.expert_share is not None:
         told.append(f"{trial.measured.calls} expert calls per token")
     if judged < len(asked) and arm.logprob is not None:
@@ -125,9 +126,11 @@ def _measured(trial: tuning.Trial, goal: tuning.Goal, asked: Sequence[questions.
 
 def _excluded(trial: tuning.Trial) -> str:
     """The loss that the questions cannot exclude, and how many questions would show what they do not."""
-    arm, told = trial.measured.summary, []
-    if arm.quality_gain is not None:
-        told.append(f"it may lose up to {max(0.0, -100 * arm.quality_gain.low):.1f} points, as far as {arm.n} questions can tell")
+    gain, told = trial.measured.gain, []
+    if gain is not None and gain.exact:
+        told.append("it loses nothing, by definition")
+    elif gain is not None:
+        told.append(f"it may lose up to {max(0.0, -100 * gain.low):.1f} points, as far as {gain.n} questions can tell")
     if not trial.shown:
         many = "no number of questions" if trial.enough is None else f"about {tuning.in_all(trial.enough)} questions in all"
         told.append(f"the limits are not shown to be kept; {many} would show it, if they went as these did")
