@@ -256,8 +256,8 @@ def confirmed(
 ) -> tuple[Arm | None, str, tuple[Trial, ...]]:
     """The best of the arms that surely keep the limits and are surely faster than the expert alone; why; and what was measured.
 
-    The arms are tested in the order given, which must not depend on these questions, until one is not shown to keep the limits. So each test
-    has the full level, and still the chance that any arm passes which breaks a limit is that of one test (fixed-sequence testing;
+    The arms are tested in the order given, which must not depend on these questions, until one is not shown to keep the limits. So each
+    test has the full level, and still the chance that any arm passes which breaks a limit is that of one test (fixed-sequence testing;
     Angelopoulos et al. 2021, "Learn then Test", limit risks by it). An arm with less merit than one that has passed is left out.
     """
     best: Arm | None = None
