@@ -2,8 +2,8 @@
 
     python scripts/check_intervals.py [--trials 10000]
 
-Writes docs/results/coverage.txt. Right and wrong answers are summed over every outcome, which is exact; grades and seconds are drawn, and a
-share of 10,000 trials is right to half a point. tests/bench/test_intervals.py holds the same functions against limits.
+Writes docs/results/coverage.txt. Right and wrong answers are summed over every outcome, which is exact. Seconds are drawn, and a share of
+10,000 trials is right to half a point; grades are drawn a tenth as often. tests/bench/test_intervals.py holds the same functions to limits.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ def tables(trials: int) -> Iterator[str]:
     cells = [(n, part, lost) for part in (*DISCORDANCE, *MORE_DISCORDANCE) for lost in LOSSES for n in QUALITY_SIZES]
     heading = ("questions", "right in one arm only %", "of these lost %", "holds the truth %", "mean width")
     yield _aligned(heading, [(n, 100 * part, 100 * lost, *_percent(*right_or_wrong(part, lost, n))) for n, part, lost in cells])
-    yield f"Grades from 0 to 1, in {trials} trials each: the same"
-    told = [(kind, n, *_percent(*graded(kind, n, trials))) for kind in GRADES for n in QUALITY_SIZES]
+    yield f"Grades from 0 to 1, in {trials // 10} trials each: the same"
+    told = [(kind, n, *_percent(*graded(kind, n, trials // 10))) for kind in GRADES for n in QUALITY_SIZES]
     yield _aligned(("grades", "questions", "holds the truth %", "mean width"), told)
     yield f"Equal arms, seconds drawn anew for both, in {trials} trials each: how often one is called faster or slower, in %"
     found = [(kind, cv, *(f"{100 * false_verdicts(kind, cv, n, trials):.1f}" for n in SPEED_SIZES)) for kind in SECONDS for cv in SPREADS]
@@ -157,7 +157,7 @@ def _aligned(heading: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=10_000, help="of each kind of grades and seconds; default %(default)s")
+    parser.add_argument("--trials", type=int, default=10_000, help="of each kind of seconds; default %(default)s")
     text = "\n\n".join(tables(parser.parse_args().trials)) + "\n"
     print(text, end="")
     OUT.write_text(text, encoding="utf-8")

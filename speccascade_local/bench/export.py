@@ -91,7 +91,7 @@ def notes(summary: Summary, setup: Mapping[str, Any]) -> list[str]:
     told.append("less the expert's: with a 95 % interval that has a width also where all answers tie, because so few need not show a loss")
     told.append("s per right answer: seconds of all answers, the wrong ones too, for each right one")
     told.append("TV: how far the distribution of each token is from the expert's own, 0 to 1; log p: of the text, by the expert, nats")
-    told.append("– for these two: the expert was not asked about every token")
+    told.append("– in place of TV and log p: the expert was not asked about every token")
     if any(arm.parted for arms in summary.by_temperature.values() for arm in arms):
         told.append(
             "parts from the expert's text: near-ties, which rounding settles otherwise in batches of another size; the median place"
