@@ -71,6 +71,7 @@ def simulated(n: int, target: float | None, trials: int) -> Trials:
 
 
 def main() -> None:
+    print("Made by: python scripts/simulate_calibration.py > docs/results/calibration_bias.txt\n")
     print(f"{'':28}accuracy said less true   share kept,      interval     true accuracy under    drafter    width of")
     print(
         f"{'answers':>8}{'target':>16}    {'(standard error)':>22}   said less true   covers   {'the target by':>19}    answers    interval"

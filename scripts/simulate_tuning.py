@@ -56,6 +56,7 @@ TRUTHS = ((0.05, 0.0), (0.05, 0.02), (None, 0.0), (0.0, 0.0), (0.005, 0.005), (0
 
 def main() -> None:
     trials = 200
+    print("Made by: python scripts/simulate_tuning.py > docs/results/confirmation.txt")
     print(f"Percent of {trials} trials in which a candidate passes, of one candidate and of three that are alike.\n")
     print(f"{'questions to':>12}{'in':>6}{'limit':>8}{'truly lost':>12}{'truly won':>11}{'one':>8}{'three':>8}")
     print(f"{'confirm by':>12}{'all':>6}")
