@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .calibration import Calibration
+from .calibration import Calibration, wilson
 from .figures import figure_class, save_figure
 from .profile import SIZES, Profile
 
@@ -40,7 +40,7 @@ def draw_staircase(figure: Any, profile: Profile) -> None:
 
 
 def reliability_diagram(calibration: Calibration, path: Path, bins: int = 5) -> None:
-    """Draw predicted against observed errors on the validation split, with 95 % intervals, into a .png or .svg file.
+    """Draw predicted against observed errors of answers that the calibration has not seen, with 95 % intervals, into a .png or .svg file.
 
     The same calibration gives the same file. Raises SettingError without matplotlib or for another kind of file.
     """
@@ -55,7 +55,7 @@ def reliability_diagram(calibration: Calibration, path: Path, bins: int = 5) -> 
     at, rate, low, high = np.array(points).T
     upper.errorbar(
         at, rate, yerr=(rate - low, high - rate), fmt="o", color="#1f5fa8", capsize=4,
-        label=f"the {len(predicted)} validation answers in up to {bins} groups, with 95 % intervals",
+        label=f"{len(predicted)} answers that it has not seen, in up to {bins} groups, with 95 % intervals",
     )  # fmt: skip
     asked = {-1.0: "the expert is always asked", 1.0: "the expert is never asked"}
     said = asked.get(calibration.threshold, f"the expert is asked above {calibration.threshold:.3f}")
@@ -71,11 +71,3 @@ def reliability_diagram(calibration: Calibration, path: Path, bins: int = 5) -> 
     lower.set(xlabel="predicted probability that the drafter is wrong", ylabel="answers", xlim=(-0.02, 1.02))
     figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", fontsize=8)
     save_figure(figure, path)
-
-
-def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float, float]:
-    """A share and its Wilson 95 % interval."""
-    share = successes / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return share, min(share, float(middle - half)), max(share, float(middle + half))

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
+from simulate_calibration import simulated
 
-from speccascade_local import pictures
-from speccascade_local.calibration import FEWEST_ANSWERS, Calibrated, Calibration, Outcome, fit, ready
+from speccascade_local.calibration import FEWEST_ANSWERS, Calibrated, Calibration, Outcome, fit, ready, wilson
 from speccascade_local.checks import fingerprint
 from speccascade_local.errors import CatalogError, SettingError
 from speccascade_local.methods import parse
@@ -29,7 +29,7 @@ uncertainties = st.one_of(st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.floats(0, 1)
 outcomes = st.lists(
     st.builds(Outcome, uncertainties, st.booleans(), st.booleans()),
     min_size=FEWEST_ANSWERS,
-    max_size=60,
+    max_size=FEWEST_ANSWERS + 30,
 )
 
 
@@ -63,11 +63,10 @@ def margins(uncertainty: float) -> Signals:
     return Signals(np.zeros(1), np.array([1 - uncertainty]))
 
 
-def halves(found: list[Outcome], seed: int) -> tuple[list[Outcome], list[Outcome]]:
-    """The split as it is documented: a shuffle with the seed, the first half for the fit."""
-    order = np.random.default_rng(seed).permutation(len(found)).tolist()
-    cut = (len(found) + 1) // 2
-    return [found[i] for i in order[:cut]], [found[i] for i in order[cut:]]
+def thirds(found: list[Outcome], seed: int) -> list[list[Outcome]]:
+    """The split as it is documented: a shuffle with the seed, then a third to fit, one to choose by and one to measure."""
+    order = np.random.default_rng(seed).permutation(len(found))
+    return [[found[i] for i in part] for part in np.array_split(order, 3)]
 
 
 def share(flags: list[bool]) -> float:
@@ -87,8 +86,8 @@ def test_the_fit_never_decreases_and_stays_a_probability(pair, found, seed):
 
 @given(outcomes, st.integers(0, 3))
 def test_the_fit_is_the_monotone_curve_that_is_closest_to_the_observed_errors(pair, found, seed):
-    """Against the min-max formula of isotonic regression, at the uncertainties of the fitted half."""
-    fitted, _ = halves(found, seed)
+    """Against the min-max formula of isotonic regression, at the uncertainties of the fitted third."""
+    fitted, _, _ = thirds(found, seed)
     levels = sorted({row.uncertainty for row in fitted})
     assume(all(b - a > 1e-6 for a, b in pairwise(levels)))
     wrong = [[not row.drafter_right for row in fitted if row.uncertainty == level] for level in levels]
@@ -99,16 +98,16 @@ def test_the_fit_is_the_monotone_curve_that_is_closest_to_the_observed_errors(pa
 
 
 @given(outcomes, st.one_of(st.none(), st.floats(0, 1)), st.integers(0, 3))
-def test_the_threshold_is_the_largest_whose_cascade_reaches_the_target_on_the_other_half(pair, folder, found, target, seed):
-    """By trying them all, through the route as it is used, from the saved file."""
-    _, validating = halves(found, seed)
-    wanted = share([row.expert_right for row in validating]) if target is None else target
-    curve = fit(found, **pair, seed=seed)
+def test_the_threshold_is_the_largest_whose_cascade_reaches_the_target_on_the_second_third(pair, folder, found, target, seed):
+    """By trying them all, and what it says through the route as it is used, from the saved file, on the last third."""
+    fitted, choosing, measuring = thirds(found, seed)
+    wanted = share([row.expert_right for row in choosing]) if target is None else target
+    curve = fit(found, **pair, target=0.0, seed=seed)
 
     def accuracy(threshold: float) -> float:
-        return share([row.drafter_right if curve.error_at(row.uncertainty) <= threshold else row.expert_right for row in validating])
+        return share([row.drafter_right if curve.error_at(row.uncertainty) <= threshold else row.expert_right for row in choosing])
 
-    candidates = [-1.0, 1.0, *(curve.error_at(row.uncertainty) for row in validating)]
+    candidates = [-1.0, 1.0, *(curve.error_at(row.uncertainty) for row in choosing)]
     reaching = [threshold for threshold in candidates if accuracy(threshold) >= wanted]
     if not reaching:
         with pytest.raises(SettingError, match="no threshold reaches"):
@@ -116,16 +115,27 @@ def test_the_threshold_is_the_largest_whose_cascade_reaches_the_target_on_the_ot
         return
     calibration = fit(found, **pair, target=target, seed=seed)
     assert calibration.threshold == max(reaching)
-    assert calibration.accuracy == accuracy(max(reaching)) >= wanted == calibration.target_accuracy
-    assert calibration.expert_accuracy == share([row.expert_right for row in validating])
-    assert calibration.drafter_accuracy == share([row.drafter_right for row in validating])
-    assert calibration.calibrated_on == len(found) - len(validating)
-    assert calibration.validation == [(curve.error_at(row.uncertainty), not row.drafter_right) for row in validating]
+    assert calibration.target_accuracy == wanted
+    assert calibration.expert_accuracy == share([row.expert_right for row in measuring])
+    assert calibration.drafter_accuracy == share([row.drafter_right for row in measuring])
+    assert (calibration.calibrated_on, calibration.chosen_on) == (len(fitted), len(choosing))
+    assert calibration.validation == [(curve.error_at(row.uncertainty), not row.drafter_right) for row in measuring]
     calibration.save(folder / "tried.json")
     route = Calibrated(str(folder / "tried.json"))
-    kept = [route.score(margins(row.uncertainty)) >= route.threshold for row in validating]
+    kept = [route.score(margins(row.uncertainty)) >= route.threshold for row in measuring]
     assert share(kept) == calibration.kept
-    assert share([row.drafter_right if k else row.expert_right for k, row in zip(kept, validating)]) == calibration.accuracy
+    assert share([row.drafter_right if k else row.expert_right for k, row in zip(kept, measuring)]) == calibration.accuracy
+    low, high = calibration.accuracy_interval
+    assert 0 <= low <= calibration.accuracy <= high <= 1
+    assert high - low > 0.1, "a share of 20 to 30 answers is never sure"
+
+
+@pytest.mark.parametrize(("n", "trials"), [(60, 4000), (200, 1500), (474, 600)])
+def test_the_accuracy_and_the_share_that_it_says_are_what_new_questions_get(n, trials):
+    found = simulated(n, None, trials)
+    assert abs(found.bias) <= 0.3
+    assert abs(found.kept_bias) <= 1
+    assert found.covered >= 93
 
 
 def test_errors_too_small_for_a_difference_from_1_count_as_none_in_the_fit_and_in_the_route(calibration, tmp_path):
@@ -144,14 +154,15 @@ def test_the_same_seed_splits_alike_and_another_one_otherwise(pair, calibration)
 @pytest.mark.parametrize(
     ("found", "target", "said"),
     [
-        ([Outcome(0.1, True, True)] * (FEWEST_ANSWERS - 1), None, f"19 judged answers are too few.*at least {FEWEST_ANSWERS}"),
+        ([Outcome(0.1, True, True)] * (FEWEST_ANSWERS - 1), None, "59 judged answers are too few.*at least 60"),
+        ([Outcome(0.1, True, True)] * 20, None, "20 judged answers are too few"),
         ([], None, "0 judged answers are too few"),
-        ([Outcome(0.1, False, False)] * 20, 0.5, r"no threshold reaches an accuracy of 0\.500 on the 10 .*expert alone is right in 0\.000"),
-        ([Outcome(0.1, True, True)] * 20, 1.5, "target accuracy is 1.5; it must be between 0 and 1"),
-        ([Outcome(0.1, True, True)] * 20, float("nan"), "target accuracy is nan"),
-        ([Outcome(0.1, True, True)] * 20, "high", "target accuracy is 'high'"),
+        ([Outcome(0.1, False, False)] * 60, 0.5, r"no threshold reaches an accuracy of 0\.500 on the 20 .*expert alone is right in 0\.000"),
+        ([Outcome(0.1, True, True)] * 60, 1.5, "target accuracy is 1.5; it must be between 0 and 1"),
+        ([Outcome(0.1, True, True)] * 60, float("nan"), "target accuracy is nan"),
+        ([Outcome(0.1, True, True)] * 60, "high", "target accuracy is 'high'"),
     ],
-    ids=["too few", "none", "unreachable", "above 1", "nan", "text"],
+    ids=["too few", "twenty", "none", "unreachable", "above 1", "nan", "text"],
 )
 def test_what_cannot_be_calibrated_is_refused_with_the_numbers(pair, found, target, said):
     with pytest.raises(SettingError, match=said):
@@ -159,7 +170,7 @@ def test_what_cannot_be_calibrated_is_refused_with_the_numbers(pair, found, targ
 
 
 def test_an_expert_that_is_never_better_leaves_everything_to_the_drafter_and_the_other_way_round(pair):
-    easy, hopeless = ([Outcome(u, right, not right) for u in np.linspace(0, 1, 40).tolist()] for right in (True, False))
+    easy, hopeless = ([Outcome(u, right, not right) for u in np.linspace(0, 1, 90).tolist()] for right in (True, False))
     assert (fit(easy, **pair, target=1.0).threshold, fit(easy, **pair, target=1.0).kept) == (1.0, 1.0)
     assert fit(hopeless, **pair, target=1.0).kept == 0
 
@@ -184,6 +195,14 @@ def test_a_calibration_is_a_rule_by_its_path(calibration, tmp_path, monkeypatch)
     assert parse("calibrated:~/cal.json").calibration == calibration
     monkeypatch.chdir(tmp_path)
     assert parse("calibrated:cal.json").calibration == calibration
+
+
+def test_a_file_of_an_earlier_version_routes_as_it_did(calibration, tmp_path):
+    old = {key: value for key, value in calibration.model_dump().items() if key not in ("accuracy_interval", "chosen_on")}
+    (tmp_path / "old.json").write_text(json.dumps(old), encoding="utf-8")
+    route, now = Calibrated(str(tmp_path / "old.json")), calibration
+    assert (route.calibration.threshold, route.calibration.accuracy_interval) == (now.threshold, None)
+    assert [route.calibration.error_at(u) for u in (0.0, 0.3, 1.0)] == [now.error_at(u) for u in (0.0, 0.3, 1.0)]
 
 
 def changed(**fields):
@@ -311,7 +330,7 @@ def test_a_fingerprint_tells_files_apart_by_size_beginning_and_end(tmp_path):
 def test_without_scikit_learn_fitting_is_refused_with_the_extra_and_using_works(pair, calibration, tmp_path, monkeypatch):
     calibration.save(tmp_path / "cal.json")
     monkeypatch.setitem(sys.modules, "sklearn.isotonic", None)
-    for attempt in (lambda: fit(plausible(), **pair), lambda: ready(20, None, tmp_path / "out.json", None)):
+    for attempt in (lambda: fit(plausible(), **pair), lambda: ready(60, None, tmp_path / "out.json", None)):
         with pytest.raises(SettingError, match=r"needs scikit-learn; .*pip install '\.\[calibrate\]'"):
             attempt()
     assert parse(f"calibrated:{tmp_path / 'cal.json'}").score(margins(0.1)) == 1 - calibration.error_at(0.1)
@@ -319,10 +338,10 @@ def test_without_scikit_learn_fitting_is_refused_with_the_extra_and_using_works(
 
 def test_without_matplotlib_drawing_is_refused_with_the_extra(calibration, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    ready(20, None, tmp_path / "out.json", None)
+    ready(60, None, tmp_path / "out.json", None)
     for attempt in (
         lambda: reliability_diagram(calibration, tmp_path / "a.png"),
-        lambda: ready(20, None, tmp_path / "out.json", tmp_path / "a.png"),
+        lambda: ready(60, None, tmp_path / "out.json", tmp_path / "a.png"),
     ):
         with pytest.raises(SettingError, match=r"needs matplotlib; .*pip install '\.\[calibrate\]'"):
             attempt()
@@ -331,7 +350,7 @@ def test_without_matplotlib_drawing_is_refused_with_the_extra(calibration, tmp_p
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"answers": 19}, "19 judged answers are too few"),
+        ({"answers": 59}, "59 judged answers are too few"),
         ({"target": 2}, "target accuracy is 2"),
         ({"picture": "x.jpg"}, r"x\.jpg.*must end with \.png or \.svg"),
         ({"picture": "none/x.png"}, r"none/x\.png: cannot be written \(its folder does not exist"),
@@ -341,7 +360,7 @@ def test_without_matplotlib_drawing_is_refused_with_the_extra(calibration, tmp_p
     ids=str,
 )
 def test_what_would_fail_after_all_questions_were_asked_can_be_refused_before(tmp_path, change, said):
-    settings = {"answers": 20, "target": None, "out": "cal.json", "picture": "cal.svg"}
+    settings = {"answers": 60, "target": None, "out": "cal.json", "picture": "cal.svg"}
 
     def attempt(answers, target, out, picture):
         ready(answers, target, tmp_path / out, tmp_path / picture)
@@ -370,11 +389,11 @@ def test_the_diagram_is_a_png_or_an_svg_and_the_same_every_time(calibration, tmp
 @pytest.mark.parametrize(
     ("found", "target"),
     [
-        ([Outcome(0.2, True, True)] * 20, None),
-        ([Outcome(0.2, False, True)] * 20, None),
-        ([Outcome(u, u < 0.5, True) for u in np.linspace(0, 1, 30).tolist()], 1.0),
+        ([Outcome(0.2, True, True)] * 60, None),
+        ([Outcome(0.2, False, True)] * 60, None),
+        ([Outcome(u, u < 0.5, True) for u in np.linspace(0, 1, 60).tolist()], 1.0),
         (plausible(2_000), 0.9),
-        (plausible(20), 0.0),
+        (plausible(60), 0.0),
     ],
     ids=["all right", "all wrong", "a sharp step", "many", "few"],
 )
@@ -392,5 +411,5 @@ def test_a_picture_that_cannot_be_made_is_refused_by_name(calibration, tmp_path)
 
 def test_a_wilson_interval_is_the_one_of_the_textbook():
     """10 of 20: 0.299 to 0.701 (Agresti & Coull 1998); none of 10: 0 to 0.278."""
-    assert pictures.wilson(10, 20) == pytest.approx((0.5, 0.299, 0.701), abs=1e-3)
-    assert pictures.wilson(0, 10) == pytest.approx((0, 0, 0.278), abs=1e-3)
+    assert wilson(10, 20) == pytest.approx((0.5, 0.299, 0.701), abs=1e-3)
+    assert wilson(0, 10) == pytest.approx((0, 0, 0.278), abs=1e-3)

@@ -121,6 +121,26 @@ def test_a_dry_run_writes_nothing(tmp_path):
     assert (tmp_path / "models.yaml").read_text() == before
 
 
+TOKEN_BY_TOKEN = ("--alphas", "0.5,0.9", "--per-family", "8", "--max-tokens", "12")
+
+
+def test_tune_never_keeps_a_budget_by_a_way_that_did_not_look_at_the_expert(tmp_path):
+    (tmp_path / "models.yaml").write_text("pairs:\n  mine: {drafter: bundled:drafter.gguf, expert: bundled:expert.gguf}\n")
+    shown = told("tune", "mine", "--budget", "0.9", "--rules", "token_cascade", *TOKEN_BY_TOKEN, cwd=tmp_path)
+    assert "token_cascade" not in shown + (tmp_path / "models.yaml").read_text()
+
+
+def test_tune_says_what_loss_it_cannot_exclude_also_where_no_answer_is_lost(tmp_path):
+    shown = told("tune", "--max-quality-loss", "1%", "--rules", "never", *TOKEN_BY_TOKEN, "--dry-run", cwd=tmp_path)
+    assert "(a loss of at most 1% cannot be shown with 20 questions to confirm by" in shown
+    lost = re.search(
+        r"quality \+0\.0 \[-16\.1, \+16\.1\] points.*\n\(it may lose up to 16\.1 points, as far as 20 questions can tell", shown
+    )
+    assert lost, shown
+    assert "about 461 questions in all would show it, if they went as these did)" in shown
+    assert "strict, whose text is the expert's own" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -144,6 +164,15 @@ def test_a_dry_run_writes_nothing(tmp_path):
         (["tune", "--max-quality-loss", "lots"], "--max-quality-loss is 'lots'; it must be a share, such as 1% or 0.01"),
         (["tune", "--expert-share", "300%"], "expert_share is 3.0"),
         (["tune", "--budget", "0.1", "--per-family", "1"], "too few"),
+        (
+            ["tune", "--max-quality-loss", "1%"],
+            "cannot be shown with 67 questions to confirm by, even if none is lost; give 461 questions in all",
+        ),
+        (
+            ["tune", "--max-quality-loss", "1%", "--per-family", "8"],
+            "ask for 16.2% or more; --per-family asks more of the built-in questions",
+        ),
+        (["tune", "--max-quality-loss", "0"], "a loss of at most 0 can never be shown"),
         (["tune", "--budget", "0.1", "--drafter", "a.gguf", "--expert", "b.gguf"], "two files have no entry in a models.yaml"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",

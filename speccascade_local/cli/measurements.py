@@ -27,9 +27,9 @@ def calibrate_verb(
     out: Annotated[Path, typer.Option(help="Where the calibration goes; use it as --rule calibrated:FILE.")] = ...,  # type: ignore[assignment]
     picture: Annotated[Path | None, typer.Option(help="Where the reliability diagram goes, .png or .svg.")] = None,
     target: Annotated[
-        float | None, typer.Option(min=0, max=1, show_default="the expert's own", help="Accuracy to keep on the validation half.")
+        float | None, typer.Option(min=0, max=1, show_default="the expert's own", help="Accuracy that the threshold is chosen for.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split into halves.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split into three parts.")] = 0,
     max_tokens: options.MaxTokens = DEFAULTS.max_tokens,
     verbose: options.Verbose = 0,
 ) -> None:
@@ -46,10 +46,13 @@ def calibrate_verb(
     calibration.save(out)
     if picture:
         reliability_diagram(calibration, picture)
-    print(f"fitted on {calibration.calibrated_on} answers, chosen on {len(calibration.validation)} others:")
+    assert calibration.accuracy_interval is not None
+    low, high = calibration.accuracy_interval
+    print(f"fitted on {calibration.calibrated_on} answers, the threshold chosen on {calibration.chosen_on} others:")
     print(f"  ask the expert where the drafter is wrong with probability above {calibration.threshold:.3f}")
+    print(f"measured on {len(calibration.validation)} answers that took no part in either:")
+    print(f"  right answers {calibration.accuracy:.1%} [{low:.1%}, {high:.1%}], asked for {calibration.target_accuracy:.1%}")
     print(f"  the drafter answers {calibration.kept:.1%} alone")
-    print(f"  right answers {calibration.accuracy:.1%}, asked for {calibration.target_accuracy:.1%}")
     print(f"  the expert alone {calibration.expert_accuracy:.1%}, the drafter alone {calibration.drafter_accuracy:.1%}")
     print(f"use it with: --rule {Calibrated.name}:{out}")
 

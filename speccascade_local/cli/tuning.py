@@ -14,7 +14,6 @@ from .. import catalog
 from ..bench import grid, questions, running, tuning
 from ..bench.export import points
 from ..bench.rows import Row
-from ..bench.summary import ArmSummary
 from ..catalog import Pair
 from ..catalog_edit import add_pair, entry_of, set_rule
 from ..errors import CatalogError, SettingError
@@ -30,7 +29,7 @@ WARM_UP = 4
 def tune(
     chosen: options.ModelOptions,
     pair: options.PairName = None,
-    max_quality_loss: Annotated[str | None, typer.Option(help="Right answers that may be lost, such as 1%.")] = None,
+    max_quality_loss: Annotated[str | None, typer.Option(help="Right answers that may be lost, such as 2%.")] = None,
     expert_share: Annotated[str | None, typer.Option(help="Expert calls per token at most, such as 30%.")] = None,
     budget: Annotated[float | None, typer.Option(help="Mean distance from the expert at most (total variation), such as 0.02.")] = None,
     min_speedup: Annotated[float | None, typer.Option(help="Times as fast as the expert alone at least, such as 2.")] = None,
@@ -40,14 +39,15 @@ def tune(
     questions_file: options.QuestionsFile = None,
     per_family: options.PerFamily = None,
     max_tokens: options.MaxTokens = 128,
-    seed: Annotated[int, typer.Option(min=0, help="Of the halves, and of the first question.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the two parts, and of the first question.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell; leave models.yaml as it is.")] = False,
     verbose: options.Verbose = 0,
 ) -> None:
     """Find the rule and the dial that give what you ask for on this machine, and write them into models.yaml.
 
-    Arms that cannot win leave the race early; the winner is confirmed on questions that took no part in the choice. Without references
-    agreement with the expert's own text stands for quality.
+    Arms that cannot win leave the race early; the best are confirmed on questions that took no part in the choice. A limit counts as kept
+    only where the whole 95 % interval there keeps it; else strict is written. Without references agreement with the expert's own text
+    stands for quality.
     """
     set_log_level(verbose)
     goal = tuning.Goal(_share("--max-quality-loss", max_quality_loss), _share("--expert-share", expert_share), budget, min_speedup)
@@ -57,6 +57,13 @@ def tune(
     asked = questions.chosen(questions_file, per_family)
     choose_by, confirm_by = tuning.split(len(asked), [question.family for question in asked], seed)
     named = options.pair_of(pair, chosen)
+    try:
+        tuning.require_enough(goal, len(confirm_by))
+    except SettingError as error:
+        if not dry_run:
+            more = "--per-family asks more of the built-in questions; " if questions_file is None else ""
+            raise SettingError(f"{error}; {more}--dry-run only looks") from None
+        stdout.print(f"({error})", highlight=False, soft_wrap=True)
     target = None if dry_run else _target(named)
     with loaded(pair, chosen, verbose) as runtime:
         arms = grid.grid([runtime.rule, *candidates], ["auto"], [temperature], settings)
@@ -78,37 +85,56 @@ def tune(
             found = tuning.tuned(
                 arms, choose_by, confirm_by, ask, goal, lambda doing, fraction: bar.update(task, description=doing, completed=fraction)
             )
-    grounds = _measured(found.measured, asked) if found.measured else ""
-    if found.measured:
-        stdout.print(f"{found.measured.about['rule']}: {grounds}", highlight=False, soft_wrap=True)
-        lost = -found.measured.quality_gain.low if found.measured.quality_gain else 0.0
-        if goal.max_quality_loss is not None and lost > goal.max_quality_loss:
-            told = f"it may lose up to {100 * lost:.1f} points, as far as {found.measured.n} questions can tell; more of them tell more"
-            stdout.print(f"({told})", highlight=False, soft_wrap=True)
-    if not found.arm:
+    for trial in found.trials:
+        stdout.print(f"{trial.arm.method}: {_measured(trial, goal, asked)}", highlight=False, soft_wrap=True)
+        stdout.print(f"({_excluded(trial)})", highlight=False, soft_wrap=True)
+    if found.chosen:
+        rule, grounds = str(found.chosen.arm.method), _measured(found.chosen, goal, asked)
+    else:
+        rule, grounds = "strict", found.why
         stdout.print(f"{found.why}: strict, whose text is the expert's own", highlight=False, soft_wrap=True)
+        if found.trials and found.trials[-1].faster:
+            stdout.print(f"to use it all the same: --rule {found.trials[-1].arm.method}", highlight=False, soft_wrap=True)
     told = (
-        f"({found.asked} answers to choose by; {found.left} of {len(arms) - 1} ways in the race to its end, {found.tried} tried on others)"
+        f"({found.asked} answers to choose by; {found.left} of {len(arms) - 1} ways in the race to its end, "
+        f"{len(found.trials)} measured on other questions)"
     )
     stdout.print(told, highlight=False, soft_wrap=True)
     if target is not None:
-        rule, comment = (str(found.arm.method), grounds) if found.arm else ("strict", found.why)
-        _write(target, named, rule, f"tuned: {comment}")
+        _write(target, named, rule, f"tuned: {grounds}")
         stdout.print(f"written: rule {rule} of {named.name} in {target}", highlight=False, soft_wrap=True)
 
 
-def _measured(arm: ArmSummary, asked: Sequence[questions.Question]) -> str:
+def _measured(trial: tuning.Trial, goal: tuning.Goal, asked: Sequence[questions.Question]) -> str:
     """What the arm showed on the questions that took no part in the choice, in one line."""
-    judged = sum(bool(question.reference) for question in asked)
+    arm, judged = trial.measured.summary, sum(bool(question.reference) for question in asked)
     measure = (
         "quality" if judged == len(asked) else "quality, or agreement where nothing is known," if judged else "agreement with the expert"
     )
     told = [f"{arm.speedup} × as fast as the expert"]
     if arm.quality_gain is not None:
         told.append(f"{measure} {points(arm.quality_gain)} points")
+    distance = trial.measured.tv
+    if goal.budget is not None and distance is not None:
+        told.append(f"distance from the expert {distance.value:.3f} [{distance.low:.3f}, {distance.high:.3f}]")
+    if goal.expert_share is not None:
+        told.append(f"{trial.measured.calls} expert calls per token")
     if judged < len(asked) and arm.logprob is not None:
         told.append(f"log p {arm.logprob:.2f} per token by the expert")
     return ", ".join([*told, f"{arm.n} questions"])
+
+
+def _excluded(trial: tuning.Trial) -> str:
+    """The loss that the questions cannot exclude, and how many questions would show what they do not."""
+    gain, told = trial.measured.gain, []
+    if gain is not None and gain.exact:
+        told.append("it loses nothing, by definition")
+    elif gain is not None:
+        told.append(f"it may lose up to {max(0.0, -100 * gain.low):.1f} points, as far as {gain.n} questions can tell")
+    if not trial.shown:
+        many = "no number of questions" if trial.enough is None else f"about {tuning.in_all(trial.enough)} questions in all"
+        told.append(f"the limits are not shown to be kept; {many} would show it, if they went as these did")
+    return "; ".join(told)
 
 
 def _share(name: str, text: str | None) -> float | None:
