@@ -2,7 +2,8 @@
 
 The arms take turns question by question, and the one that begins is another one each time, so that a slow moment of the machine falls on
 all. Each answer starts with cold caches and a seed of its own, the same for all arms; so a run that was broken off and gone on with gives
-the rows of one that was not. What the expert was not asked about it judges afterwards, outside the measured time. Knows nothing of files and figures.
+the rows of one that was not. What the expert was not asked about it judges afterwards, outside the measured time. Knows nothing of files
+and figures.
 """
 
 from __future__ import annotations
