@@ -90,12 +90,11 @@ def test_the_drafter_alone_has_the_account_of_a_cascade_that_keeps_every_draft(l
         if kept[: j + 1] != written[: j + 1]:
             assert top_k
             break
-        if top_k == 0:
-            assert other.tv == pytest.approx(one.tv, abs=1e-9)
-            assert other.target.logprob == pytest.approx(one.target.logprob, abs=1e-9)
         assert other.expert_logprob == pytest.approx(one.expert_logprob, abs=1e-9)
         assert other.drafter_logprob == pytest.approx(one.drafter_logprob, abs=1e-9)
-        for mine, its in ((other.expert, one.expert), (other.drafter, one.drafter)):
+        if top_k == 0:  # else the rule hands over what the expert's filters deny, and the drafter alone does not
+            assert other.tv == pytest.approx(one.tv, abs=1e-9)
+        for mine, its in zip(other[4 if top_k else 3 :], one[4 if top_k else 3 :]):  # of the target, the expert and the drafter
             assert [token for token, _ in mine.top] == [token for token, _ in its.top]
             assert mine.logprob == pytest.approx(its.logprob, abs=1e-9)
 
