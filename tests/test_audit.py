@@ -264,7 +264,7 @@ def test_bench_judges_all_tokens_of_every_arm_and_measures_no_audit(demo, monkey
     for arm in grid([TokenCascade(0.5)], [4], [0.0], Settings(max_tokens=20)):
         names.add(arm.name)
         bare = replace(arm, settings=replace(arm.settings, fidelity=False))
-        row, unaudited = (running.row_of(demo, question, prompt, each, repetition=0, seed=0) for each in (arm, bare))
+        row, unaudited = (running.row_of(demo, question, prompt, each, repetition=0, seed=0, audit=True) for each in (arm, bare))
         assert row["fidelity"]["judged"] == row["tokens"] == sum(row["yields"]) == len(row["token_ids"])
         assert row["fidelity"]["mean_tv"] is not None
         assert (row["audited"] > 0) == (row["audit_s"] > 0) == (arm.name in (DRAFTER, "token_cascade:0.5"))

@@ -2,8 +2,8 @@
 
 The arms take turns question by question, and the one that begins is another one each time, so that a slow moment of the machine falls on
 all. Each answer starts with cold caches and a seed of its own, the same for all arms; so a run that was broken off and gone on with gives
-the rows of one that was not. What the expert was not asked about it judges afterwards, outside the measured time. Knows nothing of files
-and figures.
+the rows of one that was not. If asked to, the expert judges afterwards what it did not see, outside the measured time. Knows nothing of
+files and figures.
 """
 
 from __future__ import annotations
@@ -75,24 +75,25 @@ def measure(
     write: Callable[[Row], None],
     repetitions: int,
     seed: int = 0,
+    audit: bool = False,
     on_step: Callable[[str, float], None] = lambda arm, fraction: None,
 ) -> None:
-    """Measure what is not ``done``. on_step: told the arm that is next and the fraction done."""
+    """Measure what is not ``done``. audit: complete every account afterwards. on_step: told the arm that is next and the fraction done."""
     seen = {key(row) for row in done}
     total = repetitions * len(questions) * len(arms)
     for step, (repetition, place, arm) in enumerate(planned(arms, len(questions), repetitions)):
         on_step(arm.name, step / total)
         if (questions[place].id, arm.name, arm.settings.temperature, repetition) not in seen:
             at = seed + 1000 * repetition + place
-            write(row_of(runtime, questions[place], prompts[place], arm, repetition=repetition, seed=at))
+            write(row_of(runtime, questions[place], prompts[place], arm, repetition=repetition, seed=at, audit=audit))
     on_step(BASE, 1.0)
 
 
-def row_of(runtime: Runtime, question: Question, prompt: Prompt, arm: Arm, *, repetition: int, seed: int) -> Row:
+def row_of(runtime: Runtime, question: Question, prompt: Prompt, arm: Arm, *, repetition: int, seed: int, audit: bool = False) -> Row:
     """One answer and its price. Times in seconds: wall_s of all text, first_s to the first, audit_s for the account behind it."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     runtime.reset()
-    asked = replace(arm.settings, seed=seed, audit=arm.settings.wanted is not None)
+    asked = replace(arm.settings, seed=seed, audit=audit and arm.settings.wanted is not None)
     chunks: list[Chunk] = []
     wall_s, begun = 0.0, time.perf_counter()
     for chunk in runtime.stream(prompt, **vars(asked)):
