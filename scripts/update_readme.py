@@ -52,7 +52,8 @@ def shown(rows: list[Row], *, coloured: bool) -> tuple[Console, str]:
 def main() -> None:
     with sc.load() as runtime:
         prompt = runtime.chat_ids([{"role": "user", "content": QUESTION}])
-        rows = compare(runtime, prompt, few_arms(Settings(seed=0, block_size=BLOCK_SIZE), runtime.rule, DEFAULT_THRESHOLD), repeat=REPEAT)
+        settings = Settings(seed=0, block_size=BLOCK_SIZE, audit=True)
+        rows = compare(runtime, prompt, few_arms(settings, runtime.rule, DEFAULT_THRESHOLD), repeat=REPEAT)
     result = {
         "command": COMMAND,
         "commit": commit(),

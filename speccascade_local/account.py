@@ -93,13 +93,13 @@ class Judged(Protocol):
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How true a reply is to its expert, summed over its tokens.
+    """How true a reply is to its expert, over all of its ``tokens``.
 
-    mean_tv, max_tv: total variation between what each token was drawn from and the expert's own sampling distribution, over ``judged``
-    tokens (those where the expert was evaluated). expert_logprob, drafter_logprob: sums of the plain log-probabilities (nats) of the
-    tokens that the model in question was evaluated for: ``judged`` for the expert, ``drafted`` for the drafter, which does not see the
-    expert's own tokens beforehand (with ``model_logprobs`` it does, and then the two sums are of the same tokens). None where there is
-    nothing to sum.
+    mean_tv, max_tv: total variation between what each token was drawn from and the expert's own sampling distribution; None unless the
+    expert was evaluated for every token. expert_logprob, drafter_logprob: sums of the plain log-probabilities (nats) of the tokens that the
+    model in question was evaluated for, None where there are none: ``judged`` tokens for the expert, ``drafted`` tokens for the drafter.
+    The drafter does not see the expert's own tokens beforehand; with ``model_logprobs`` it does, and then the two sums are of the same
+    tokens. ``audit=True`` has the expert judge afterwards what it was not asked about.
     """
 
     mean_tv: float | None
@@ -108,6 +108,7 @@ class Fidelity:
     drafter_logprob: float | None
     judged: int
     drafted: int
+    tokens: int
 
     @classmethod
     def of(cls, entries: Iterable[Judged]) -> Fidelity:
@@ -116,9 +117,9 @@ class Fidelity:
         tvs = [entry.tv for entry in entries if entry.tv is not None]
         experts = [entry.expert_logprob for entry in entries if entry.expert_logprob is not None]
         drafters = [entry.drafter_logprob for entry in entries if entry.drafter_logprob is not None]
-        mean, top = (sum(tvs) / len(tvs), max(tvs)) if tvs else (None, None)
+        mean, top = (sum(tvs) / len(tvs), max(tvs)) if 0 < len(tvs) == len(entries) else (None, None)
         expert, drafter = (math.fsum(found) if found else None for found in (experts, drafters))
-        return cls(mean, top, expert, drafter, judged=len(experts), drafted=len(drafters))
+        return cls(mean, top, expert, drafter, judged=len(experts), drafted=len(drafters), tokens=len(entries))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

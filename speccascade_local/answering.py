@@ -15,6 +15,7 @@ import numpy as np
 
 from .account import Distribution, Entry
 from .ahead import finish
+from .audit import Audit
 from .batch import Rollbacks
 from .cascade import Block, decode
 from .controller import Auto
@@ -101,10 +102,13 @@ def answer(
     unended = _unended(pair, settings)
     constraint = grammar or compiled(settings, pair.tokenizer, n_vocab, unwanted) or unended
     shaper = Shaper(n_vocab, ids, settings.penalties, constraint)
+    audit = Audit(ids, settings.sampler, shaper, settings.wanted) if settings.audit and settings.wanted else None
     if isinstance(method, Route):
-        return _routed(pair, ids, settings, method, seed, shaper)
-    assert isinstance(method, Rule)
-    return (chunk for chunk, _ in _decoded(pair, ids, settings, method, seed, shaper))
+        chunks = _routed(pair, ids, settings, method, seed, shaper, audit)
+    else:
+        assert isinstance(method, Rule)
+        chunks = (chunk for chunk, _ in _decoded(pair, ids, settings, method, seed, shaper, audit))
+    return chunks if audit is None else _audited(pair, chunks, audit)
 
 
 def compiled(settings: Settings, tokenizer: Tokenizer, n_vocab: int, unwanted: Callable[[], bool]) -> Grammar | None:
@@ -130,7 +134,9 @@ def _ends(pair: LoadedPair, settings: Settings) -> Callable[[int], bool]:
     return (lambda token: token in own or pair.tokenizer.is_end(token)) if own else pair.tokenizer.is_end
 
 
-def _decoded(pair: LoadedPair, ids: list[int], settings: Settings, rule: Rule, seed: int, shaper: Shaper) -> Iterator[tuple[Chunk, Block]]:
+def _decoded(
+    pair: LoadedPair, ids: list[int], settings: Settings, rule: Rule, seed: int, shaper: Shaper, audit: Audit | None = None
+) -> Iterator[tuple[Chunk, Block]]:
     """The loop with text around it."""
     stats = Stats(prompt_tokens=len(ids))
     text = TextStream(pair.tokenizer.piece, _ends(pair, settings), settings.stop, partial(pair.tokenizer.piece, special=True))
@@ -138,6 +144,8 @@ def _decoded(pair: LoadedPair, ids: list[int], settings: Settings, rule: Rule, s
     stats.cached_tokens = shared[pair.expert if rule.asks_expert else pair.drafter]
     before = pair.rollbacks
     for block in _blocks(pair, list(ids), settings, rule, seed, shaper, text, stats):
+        if audit is not None:
+            audit.keep(block)
         if block.finish_reason is not None:
             text.finish()
         now = pair.rollbacks
@@ -204,12 +212,31 @@ def _lengths(pair: LoadedPair, settings: Settings, rule: Rule, prompt: int) -> t
     return pace, Helpers(pair.index, pair.small, small_pace)
 
 
-def _routed(pair: LoadedPair, ids: list[int], settings: Settings, route: Route, seed: int, shaper: Shaper) -> Iterator[Chunk | None]:
+def _audited(pair: LoadedPair, chunks: Iterator[Chunk | None], audit: Audit) -> Iterator[Chunk | None]:
+    """All text as it comes, and behind it a last chunk with the complete account; None after each batch that the expert has read for it."""
+    tokens: list[Token] = []
+    for chunk in chunks:
+        tokens += chunk.tokens if chunk is not None else ()
+        if chunk is None or chunk.finish_reason is None or not audit.due:
+            yield chunk
+            continue
+        yield replace(chunk, finish_reason=None)
+        stats = replace(chunk.stats)
+        for entries in audit.entries(pair.expert, stats):
+            for place, entry in entries.items():
+                tokens[place] = _accounted(tokens[place], entry, pair.vocabulary)
+            yield None
+        yield replace(chunk, tokens=(), stats=stats, audited=tuple(tokens))
+
+
+def _routed(
+    pair: LoadedPair, ids: list[int], settings: Settings, route: Route, seed: int, shaper: Shaper, audit: Audit | None
+) -> Iterator[Chunk | None]:
     """The drafter's whole answer, or, where its score is too low, the expert's; its statistics then tell of the drafter too."""
     chunks: list[Chunk] = []
     signals: list[Signals] = []
     drafting = replace(settings, block_size=settings.block_size or UNCHECKED_BLOCK)
-    for chunk, block in _decoded(pair, ids, drafting, Never(), seed, shaper):
+    for chunk, block in _decoded(pair, ids, drafting, Never(), seed, shaper, audit):
         chunks.append(chunk)
         signals.append(Signals.of(chunk.token_ids, block.draft.rows))
         yield None
@@ -220,6 +247,8 @@ def _routed(pair: LoadedPair, ids: list[int], settings: Settings, route: Route, 
             stats = replace(chunk.stats, wall_s=wasted.wall_s, ttft_s=wasted.wall_s)
             yield replace(chunk, stats=stats, rule=route, confidence=score)
         return
+    if audit is not None:
+        audit.clear()
     alone = replace(settings, block_size=0)
     for chunk, _ in _decoded(pair, ids, alone, Strict(), seed, shaper):
         stats = replace(

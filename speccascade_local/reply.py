@@ -71,7 +71,8 @@ class Chunk:
     tokens: what was emitted, with who wrote it. finish_reason: set on the last chunk: ``"stop"`` (the model ended its text, or a stop
     string came), ``"length"`` (max_tokens, or a full context) or ``"cancelled"`` (the caller's ``cancel`` was set; such a chunk has no
     tokens). stats: a copy as of this block. rule: how the tokens were settled. seed: that of the random numbers. confidence: of a
-    sequential cascade, the drafter's score of its answer.
+    sequential cascade, the drafter's score of its answer. audited: with ``audit=True`` and where the expert had something to judge
+    afterwards, the last chunk has no tokens of its own, and here all of the reply's, each with its complete account.
     """
 
     tokens: tuple[Token, ...]
@@ -80,6 +81,7 @@ class Chunk:
     rule: Method
     seed: int
     confidence: float | None = None
+    audited: tuple[Token, ...] = ()
 
     @property
     def text(self) -> str:
@@ -143,9 +145,9 @@ class Reply(Chunk):
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk]) -> Reply:
-        """All chunks of one stream, joined."""
+        """All chunks of one stream, joined. The tokens are the audited ones where there are any."""
         last = chunks[-1]
-        tokens = tuple(token for chunk in chunks for token in chunk.tokens)
+        tokens = last.audited or tuple(token for chunk in chunks for token in chunk.tokens)
         return cls(tokens, last.finish_reason, last.stats, last.rule, last.seed, last.confidence)
 
 

@@ -46,7 +46,9 @@ class Settings:
     ``</think>``; None for the same. verification "block": coins over whole blocks, same targets, more kept drafts. bonus "cascade": one
     drafted token more in place of the expert's own after a kept draft. fidelity: keep the account of every token (``Token.tv``,
     ``Reply.fidelity``); it is kept for logprobs too. logprobs: so many of the most probable tokens at each place, of the distribution
-    that the token was drawn from; with model_logprobs of the two models' too.
+    that the token was drawn from; with model_logprobs of the two models' too. audit: when the answer is there, the expert reads it
+    and judges every token that it was not asked about, so that ``mean_tv`` covers sequential cascades and the drafter alone too; the last
+    chunk then waits for it, and ``Stats.audit_s`` says how long.
 
     Penalties, logit_bias, grammar (GBNF) and json_schema hold for both models, along the draft. Raises SettingError for a value outside
     its range.
@@ -78,6 +80,7 @@ class Settings:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     grammar: str | None = None
     json_schema: str | Mapping[str, Any] | bool | None = None
+    audit: bool = False
 
     def __post_init__(self) -> None:
         _ = self.sampler, self.penalties, self.constraint  # validates what they are made of
@@ -93,11 +96,13 @@ class Settings:
         for name, known in (("verification", VERIFICATIONS), ("bonus", BONUSES)):
             if getattr(self, name) not in known:
                 raise SettingError(f"{name} is {getattr(self, name)!r:.40}; it must be {' or '.join(map(repr, known))}")
-        for name in ("fidelity", "model_logprobs", "ignore_eos"):
+        for name in ("fidelity", "model_logprobs", "ignore_eos", "audit"):
             if not isinstance(getattr(self, name), bool):
                 raise SettingError(f"{name} is {getattr(self, name)!r:.40}; it must be True or False")
         if self.model_logprobs and self.logprobs is None:
             raise SettingError("model_logprobs adds the two models' log-probabilities to those of logprobs; give logprobs a number too")
+        if self.audit and self.wanted is None:
+            raise SettingError("audit completes the account of every token, and fidelity=False keeps none; leave one of them out")
         if self.bonus == "cascade" and self.block_size == 0:
             raise SettingError("bonus 'cascade' settles one drafted token more, and with block_size 0 nothing is drafted; give 1 or more")
         if self.thinking_rule is not None:

@@ -28,12 +28,14 @@ class Stats:
     drafter_calls: int = 0
     replayed: int = 0  # tokens read again by recurrent models, after a draft was rejected in part
     checkpoints: int = 0  # copies that were made of recurrent states
+    audited: int = 0  # tokens that the expert judged when the answer was there, for the account alone
     draft_s: float = 0.0  # in the drafter, its reading of the prompt included
     expert_s: float = 0.0  # in the expert, its reading of the prompt included
     verify_s: float = 0.0  # rules and sampling
     rollback_s: float = 0.0  # copying recurrent states and putting them back, without the reading again; part of draft_s and expert_s
     wall_s: float = 0.0
     ttft_s: float = 0.0  # time to the first block of text
+    audit_s: float = 0.0  # for the audited tokens; no part of wall_s and expert_s, because the answer did not need it
 
     def clock(self, begun: float, drafted: float, scored: float, ended: float) -> None:
         """A block took from ``begun`` to ``ended``, in seconds of one clock; its tokens are counted already."""

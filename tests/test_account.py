@@ -87,13 +87,15 @@ def test_a_log_probability_too_small_for_a_probability_is_still_told():
         )
     )
 )  # fmt: skip
-def test_fidelity_sums_over_the_tokens_that_each_model_was_evaluated_for(entries):
+def test_a_distance_is_of_all_tokens_or_unknown_and_sums_say_over_how_many_they_are(entries):
     found = Fidelity.of(iter(entries))
     tvs = [e.tv for e in entries if e.tv is not None]
-    assert (found.mean_tv is None) == (found.max_tv is None) == (not tvs)
-    if tvs:
+    whole = 0 < len(tvs) == len(entries)
+    assert (found.mean_tv is not None) == (found.max_tv is not None) == whole
+    if whole:
         assert found.mean_tv == pytest.approx(np.mean(tvs))
         assert found.max_tv == max(tvs)
+    assert found.tokens == len(entries)
     for name, count in (("expert_logprob", found.judged), ("drafter_logprob", found.drafted)):
         values = [getattr(e, name) for e in entries if getattr(e, name) is not None]
         assert count == len(values)
@@ -263,13 +265,22 @@ def test_recording_changes_neither_the_text_nor_the_counters_but_the_drafters(de
         assert told.stats.drafter_calls == bare.stats.drafter_calls or settings.get("model_logprobs")
         assert told.fidelity == Fidelity.of(told.tokens)
         assert told.fidelity.judged == sum(token.expert_logprob is not None for token in told.tokens)
-        assert (told.fidelity.mean_tv is None) == (rule == "never")
+        assert (told.fidelity.mean_tv is None) == (rule in ("never", "token_cascade:0.4"))
+
+
+@pytest.mark.parametrize("rule", ["never", "margin:0", "chow_average:-99", "token_cascade:0.5"])
+def test_no_distance_is_told_of_a_text_of_which_the_expert_has_not_judged_every_token(demo, rule):
+    reply = demo.generate(ids(demo, PROMPTS[0]), rule=rule, temperature=1, seed=4, max_tokens=40)
+    assert reply.fidelity.judged < reply.fidelity.tokens == len(reply.tokens)
+    assert (reply.fidelity.mean_tv, reply.fidelity.max_tv) == (None, None)
+    assert reply.as_dict()["fidelity"]["mean_tv"] is None
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_strict_is_at_no_distance_from_its_expert_and_a_lossy_rule_is(demo, temperature):
     strict, lossy = (
-        demo.generate(ids(demo, PROMPTS[1]), rule=rule, temperature=temperature, seed=1, max_tokens=40) for rule in ("strict", "chow:1")
+        demo.generate(ids(demo, PROMPTS[1]), rule=rule, temperature=temperature, seed=1, block_size=5, max_tokens=40)
+        for rule in ("strict", "chow:1")
     )
     assert strict.fidelity.max_tv < 1e-9
     assert lossy.fidelity.max_tv > 0.1
@@ -312,8 +323,10 @@ def test_an_entry_of_every_rule_with_a_target_adds_up_to_its_replys_fidelity(dem
             reply = demo.generate(ids(demo, PROMPTS[2]), rule=rule, temperature=1, seed=0, max_tokens=16)
             tvs = [token.tv for token in reply.tokens if token.tv is not None]
             assert all(0 <= tv <= 1 + 1e-9 for tv in tvs)
-            if tvs:
+            if len(tvs) == len(reply.tokens):
                 assert reply.fidelity.mean_tv == pytest.approx(np.mean(tvs))
                 assert reply.fidelity.max_tv == max(tvs)
+            else:
+                assert (reply.fidelity.mean_tv, reply.fidelity.max_tv) == (None, None)
             known = [token.expert_logprob for token in reply.tokens if token.expert_logprob is not None]
             assert reply.fidelity.expert_logprob == (pytest.approx(sum(known)) if known else None)

@@ -69,6 +69,20 @@ def test_a_session_goes_on_in_another_process(answers: list[str], tmp_path: Path
     assert int(re.search(r"cached_tokens +(\d+)", second.stderr)[1]) > 40
 
 
+def test_stats_tell_the_answers_counters_and_its_account_apart(tmp_path: Path) -> None:
+    """Both have a number of drafted tokens, and they differ: submitted ones, and those that the drafter was evaluated for."""
+    told = chat(BUZZ, "/stats", arguments=("--rule", "strict", "--block-size", 5, "--max-tokens", 40)).stderr
+    counted, account = told.split("distance from the expert")
+    assert int(re.search(r"\n *drafted +(\d+)", counted)[1]) > 40 >= int(re.search(r"\n *drafted +(\d+)", account)[1])
+
+
+def test_a_distance_that_is_not_of_all_tokens_is_a_dash_until_the_expert_is_asked_afterwards(tmp_path: Path) -> None:
+    for more, shown in (((), "–"), (("--audit",), r"0\.\d+")):
+        told = chat(BUZZ, "/stats", arguments=("--rule", "never", "--max-tokens", 40, *more)).stderr
+        assert re.search(rf"mean_tv +{shown}\n", told)
+        assert re.search(r"\n *audited +(\d+)", told)[1] == ("40" if more else "0")
+
+
 def test_a_session_option_reads_and_writes_the_file(answers: list[str], tmp_path: Path) -> None:
     arguments = ("--session", tmp_path / "new" / "a.chat")
     assert chat(ADA, arguments=(*arguments, "--rule", "opt:0.2")).returncode == 0

@@ -44,7 +44,7 @@ LAYERS = [
     {"ahead", "gathering"},
     {"cascade", "text", "templates", "pairing", "prompts", "saved"},
     {"rehearsing"},
-    {"routing", "transcript"},
+    {"audit", "routing", "transcript"},
     {"calibration", "loop_cost", "stopwatch"},
     {"profiling"},
     {"pictures", "profile_cache", "methods"},

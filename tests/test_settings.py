@@ -55,6 +55,7 @@ BAD = {
     "bonus": ("bonus", no_choice),
     "fidelity": ("fidelity", no_flag),
     "logprobs": ("logprobs", without(not_whole(0, 2**31 - 1), None)),
+    "audit": ("audit", no_flag),
     "model_logprobs": ("model_logprobs", st.one_of(no_flag, st.just(True))),  # True needs a number of logprobs
     "presence_penalty": ("presence_penalty", st.one_of(outside(-2, 2), no_number)),
     "frequency_penalty": ("frequency_penalty", st.one_of(outside(-2, 2), no_number)),
@@ -105,6 +106,7 @@ def test_a_value_that_a_setting_does_not_take_is_refused_by_name(name, data):
     verification=st.sampled_from(["token", "block"]),
     bonus=st.sampled_from(["expert", "cascade"]),
     fidelity=st.booleans(),
+    audit=st.booleans(),
     logprobs=st.integers(0, 20),
     model_logprobs=st.booleans(),
     presence_penalty=st.floats(-2, 2),
@@ -138,6 +140,7 @@ def test_what_is_recorded_of_a_token_follows_from_the_settings(values, wanted):
         ({"grammar": 'root ::= "a"', "json_schema": {}}, "choose one"),
         ({"model_logprobs": True}, "give logprobs a number"),
         ({"bonus": "cascade", "block_size": 0}, "block_size 0"),
+        ({"audit": True, "fidelity": False}, "fidelity=False keeps none"),
         ({"min_tokens": 5, "max_tokens": 4}, "cannot have both"),
         ({"min_tokens": 5, "grammar": 'root ::= "a"'}, "min_tokens forbids the end"),
         ({"ignore_eos": True, "json_schema": {}}, "ignore_eos forbids the end"),

@@ -2,7 +2,8 @@
 
 The arms take turns question by question, and the one that begins is another one each time, so that a slow moment of the machine falls on
 all. Each answer starts with cold caches and a seed of its own, the same for all arms; so a run that was broken off and gone on with gives
-the rows of one that was not. Knows nothing of files and figures.
+the rows of one that was not. If asked to, the expert judges afterwards what it did not see, outside the measured time. Knows nothing of
+files and figures.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from ..errors import PromptError
 from ..prompts import Prompt
-from ..reply import Reply
+from ..reply import Chunk, Reply
 from ..runtime import Runtime
 from .grid import BASE, Arm
 from .questions import Question
@@ -74,26 +75,31 @@ def measure(
     write: Callable[[Row], None],
     repetitions: int,
     seed: int = 0,
+    audit: bool = False,
     on_step: Callable[[str, float], None] = lambda arm, fraction: None,
 ) -> None:
-    """Measure what is not ``done``. on_step: told the arm that is next and the fraction done."""
+    """Measure what is not ``done``. audit: complete every account afterwards. on_step: told the arm that is next and the fraction done."""
     seen = {key(row) for row in done}
     total = repetitions * len(questions) * len(arms)
     for step, (repetition, place, arm) in enumerate(planned(arms, len(questions), repetitions)):
         on_step(arm.name, step / total)
         if (questions[place].id, arm.name, arm.settings.temperature, repetition) not in seen:
             at = seed + 1000 * repetition + place
-            write(row_of(runtime, questions[place], prompts[place], arm, repetition=repetition, seed=at))
+            write(row_of(runtime, questions[place], prompts[place], arm, repetition=repetition, seed=at, audit=audit))
     on_step(BASE, 1.0)
 
 
-def row_of(runtime: Runtime, question: Question, prompt: Prompt, arm: Arm, *, repetition: int, seed: int) -> Row:
-    """One answer and its price. Times in seconds: wall_s of all, first_s to the first text."""
+def row_of(runtime: Runtime, question: Question, prompt: Prompt, arm: Arm, *, repetition: int, seed: int, audit: bool = False) -> Row:
+    """One answer and its price. Times in seconds: wall_s of all text, first_s to the first, audit_s for the account behind it."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     runtime.reset()
-    begun = time.perf_counter()
-    chunks = list(runtime.stream(prompt, **vars(replace(arm.settings, seed=seed))))
-    wall_s = time.perf_counter() - begun
+    asked = replace(arm.settings, seed=seed, audit=audit and arm.settings.wanted is not None)
+    chunks: list[Chunk] = []
+    wall_s, begun = 0.0, time.perf_counter()
+    for chunk in runtime.stream(prompt, **vars(asked)):
+        chunks.append(chunk)
+        if chunk.tokens:  # the account comes behind the last of them
+            wall_s = time.perf_counter() - begun
     reply = Reply.of(chunks)
     stats, fidelity = reply.stats, reply.fidelity
     counts = stats.counts()
@@ -114,7 +120,8 @@ def row_of(runtime: Runtime, question: Question, prompt: Prompt, arm: Arm, *, re
         "draft_s": stats.draft_s,
         "expert_s": stats.expert_s,
         "verify_s": stats.verify_s,
-        "yields": [len(chunk.tokens) for chunk in chunks],
+        "audit_s": stats.audit_s,
+        "yields": [len(chunk.tokens) for chunk in chunks if chunk.tokens],
         **{name: counts[name] for name in COUNTED},
         "bonus_tokens": counts["bonus"],  # "bonus" is the setting
         "fidelity": fidelity.as_dict() if fidelity else None,
@@ -127,5 +134,5 @@ ORIGINS = {"accepted": "a", "matched": "m", "corrected": "c", "bonus": "b", "exp
 #: Counters that each row has.
 COUNTED = (
     *("prompt_tokens", "tokens", "blocks", "drafted", "guessed", "tested", "accepted", "deferred", "rejected"),
-    *("expert_calls", "drafter_calls"),
+    *("expert_calls", "drafter_calls", "audited"),
 )

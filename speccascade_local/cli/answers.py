@@ -13,7 +13,7 @@ from ..errors import SettingError
 from ..reply import Chunk, Reply
 from . import options
 from .invocation import loaded, pair_and_prompt, prompt_ids, set_log_level, stepping, tell_rule
-from .terminal import comparison_table, legend, number, print_groups, print_row, print_tokens, stderr, stdout, styled, write
+from .terminal import comparison_table, legend, print_figures, print_groups, print_row, print_tokens, stderr, stdout, styled, write
 
 DEFAULT_QUESTION = "Who is Buzz Aldrin?"
 
@@ -54,12 +54,7 @@ def run(
             told = f"(cut off after {len(reply.tokens)} tokens: {limit})"
             stderr.print(told, soft_wrap=True)
     if verbose:
-        groups = {"counted": reply.stats.counts(), "seconds": reply.stats.clocks()}
-        groups |= {"distance from the expert": reply.fidelity.as_dict()} if reply.fidelity else {}
-        for title, figures in groups.items():
-            stderr.print(title)
-            for name, value in figures.items():
-                stderr.print(f"  {name:16} {number(value)}")
+        print_figures(reply)
 
 
 def compare_verb(
@@ -87,7 +82,8 @@ def compare_verb(
 
     The cascade's rule is --rule or the pair's own, and beside it the paper's, opt:0.2. Without a prompt the question is
     "Who is Buzz Aldrin?". TV is the mean distance (total variation) between what each token was drawn from and the expert's own
-    distribution: 0 is the expert, 1 has nothing in common with it.
+    distribution: 0 is the expert, 1 has nothing in common with it. Where the expert was not asked about a token it judges it afterwards,
+    outside the measured time.
     """
     set_log_level(verbose)
     if everything and threshold is not None:

@@ -59,7 +59,8 @@ def bench(
 ) -> None:
     """Measure a pair on this machine: its own rule and others by alphas, block sizes and temperatures, beside the expert alone.
 
-    The drafter alone and strict are always there too. Every finished row is on the disk at once, and --resume goes on after a break.
+    The drafter alone and strict are always there too. TV is of all tokens: one that the expert was not asked about it judges
+    afterwards, outside the measured time. Every finished row is on the disk at once, and --resume goes on after a break.
     Without --questions the held-out questions of the bundled pair's five families are asked.
     """
     set_log_level(verbose)
@@ -121,6 +122,7 @@ def _measured(
                 write=store.append,
                 repetitions=repetitions,
                 seed=seed,
+                audit=True,
                 on_step=lambda arm, fraction: bar.update(task, description=arm, completed=fraction),
             )
 

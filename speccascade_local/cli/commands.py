@@ -19,7 +19,7 @@ from ..deferral import Method
 from ..errors import SettingError
 from ..reply import Chunk, Reply
 from ..settings import Settings
-from .terminal import legend, number, stderr, styled
+from .terminal import legend, number, print_figures, stderr, styled
 
 
 class LeaveError(Exception):
@@ -113,10 +113,7 @@ def _stats(chat: Chat, _: str) -> None:
     if not chat.replies:
         tell("no answer yet")
         return
-    last = chat.replies[-1]
-    figures = last.stats.counts() | last.stats.clocks() | (last.fidelity.as_dict() if last.fidelity else {})
-    for name, value in figures.items():
-        tell_plain(f"{name:18}{number(value)}")
+    print_figures(chat.replies[-1])
     tokens, seconds = (sum(getattr(reply.stats, name) for reply in chat.replies) for name in ("tokens", "wall_s"))
     turns, forgotten = len(chat.conversation.messages) // 2, chat.conversation.forgotten
     tell(f"answers: {len(chat.replies)}, {tokens} tokens in {number(seconds)} s; turns: {turns}, of which {forgotten} left the prompt")

@@ -158,6 +158,13 @@ class AskingOptions:
         Path | None, typer.Option("--json-schema", rich_help_panel="Sampling", help="A JSON schema file that the answer follows.")
     ] = None
 
+    audit: Annotated[
+        bool,
+        typer.Option(
+            "--audit", rich_help_panel="Output", help="Let the expert judge afterwards what it was not asked about, so that TV covers all."
+        ),
+    ] = DEFAULTS.audit
+
     def settings(self) -> Settings:
         """What they mean. Raises SettingError, and CatalogError for a file that cannot be read."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -203,6 +210,14 @@ class CompareOptions(AskingOptions):
 
     block_size: BlockLength = str(BLOCK_SIZE)
     seed: Annotated[int, typer.Option(help="The same for every arm.")] = 0
+    audit: Annotated[
+        bool,
+        typer.Option(
+            "--audit/--no-audit",
+            rich_help_panel="Output",
+            help="Let the expert judge afterwards what it was not asked about, so that TV covers all; no part of the times.",
+        ),
+    ] = True
 
 
 def in_groups(verb: Callable[..., None]) -> Callable[..., None]:

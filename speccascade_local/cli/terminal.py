@@ -129,6 +129,16 @@ def print_row(row: Row, *also: str) -> None:
     stdout.print()
 
 
+def print_figures(reply: Reply) -> None:
+    """What an answer came to, on stderr: counters, clocks and account apart, for some of their names are the same."""
+    groups = {"counted": reply.stats.counts(), "seconds": reply.stats.clocks()}
+    groups |= {"distance from the expert": reply.fidelity.as_dict()} if reply.fidelity else {}
+    for title, figures in groups.items():
+        stderr.print(title)
+        for name, value in figures.items():
+            stderr.print(f"  {name:16} {number(value)}")
+
+
 def print_groups(rows: Sequence[Row]) -> None:
     """Many arms: each text once, under the names of all that wrote it."""
     groups: dict[str, list[Row]] = {}

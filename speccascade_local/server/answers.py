@@ -81,6 +81,7 @@ class Form:
         said: dict[str, Any] = {"delta": delta} if self.kind == "chat" else {"text": text}
         part = self._chunk(index, said, self._logprobs(chunk.tokens, offset), _ending(chunk.finish_reason, reader.count))
         account: dict[str, Any] = {"tokens": [told(token) for token in chunk.tokens]} if self._tells_tokens else {}
+        account |= {"audited": [told(token) for token in chunk.audited]} if chunk.audited and self._tells_tokens else {}
         return part | ({"speccascade": account} if account else {})
 
     def ended(self, part: dict[str, Any], chunks: Sequence[Chunk]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..deferral import Method
 from ..errors import SettingError
 from ..runtime import Runtime
 from ..settings import Settings
-from .protocol import ChatRequest, CompletionRequest, Sampled
+from .protocol import CascadeOptions, ChatRequest, CompletionRequest, Sampled
 from .refusals import RefusedError, shown
 from .tool_calls import CALL_END
 
@@ -142,7 +142,7 @@ def _cascade(request: Sampled, runtime: Runtime, offer: Offer, named: str | None
     if spec == "expert":
         if options.alpha is not None or options.block_size:
             raise RefusedError(400, "rule expert drafts nothing and has no dial; leave out alpha and block_size", param="speccascade")
-        return _told(options.model_logprobs, options.fidelity, given) | {"rule": "strict", "block_size": 0}
+        return _told(options, given) | {"rule": "strict", "block_size": 0}
     method = None if spec is None else offer.rule(spec)
     if options.alpha is not None:
         method = methods.turned(runtime.rule if method is None else method, options.alpha)
@@ -150,12 +150,12 @@ def _cascade(request: Sampled, runtime: Runtime, offer: Offer, named: str | None
         given["rule"] = method
     if options.block_size is not None:
         given["block_size"] = options.block_size
-    return _told(options.model_logprobs, options.fidelity, given)
+    return _told(options, given)
 
 
-def _told(models: bool, fidelity: bool, given: dict[str, Any]) -> dict[str, Any]:
+def _told(options: CascadeOptions, given: dict[str, Any]) -> dict[str, Any]:
     """What is recorded of each token."""
-    given["fidelity"] = fidelity
-    if models:
+    given |= {"fidelity": options.fidelity, "audit": options.audit}
+    if options.model_logprobs:
         given |= {"model_logprobs": True, "logprobs": given.get("logprobs") or CANDIDATES}
     return given

@@ -95,6 +95,7 @@ class CascadeOptions(Checked):
         default=None, description="drafted tokens per block"
     )
     fidelity: bool = Field(default=True, description="keep account of how far the answer is from the expert's own")
+    audit: bool = Field(default=False, description="let the expert judge afterwards each token that it was not asked about")
     origins: bool = Field(default=False, description="tell of each token who wrote it and why")
     model_logprobs: bool = Field(default=False, description="tell of each token what both models held most probable")
 

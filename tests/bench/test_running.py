@@ -10,7 +10,7 @@ from speccascade_local.settings import Settings
 
 QUESTIONS = in_turns(built_in(), 1)[:3]
 ARMS = grid(listed_rules("token_v3:0.8"), [4], [0.0, 1.0], Settings(max_tokens=12))
-CLOCKS = {"wall_s", "first_s", "draft_s", "expert_s", "verify_s", "load_before"}
+CLOCKS = {"wall_s", "first_s", "audit_s", "draft_s", "expert_s", "verify_s", "load_before"}
 
 
 def measured(demo, done=(), stop_after=None, repetitions=1):

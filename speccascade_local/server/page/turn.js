@@ -72,7 +72,7 @@ export class Answer {
       ["tokens", String(tokens)],
       ["expert calls", String(calls)],
       ["tokens/s", rate === null ? "–" : rate.toFixed(rate < 20 ? 1 : 0)],
-      ["mean TV", this.measured ? (this.gap / this.measured).toFixed(3) : "–"],
+      ["mean TV", tokens && this.measured === tokens ? (this.gap / this.measured).toFixed(3) : "–"],
     ];
     if (this.settings.timed) {
       const against = this.settings.rule === "expert" ? rate : baseline;
