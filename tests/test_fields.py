@@ -87,7 +87,7 @@ EFFECTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "n_cmpl": (2, {}),
     "stream": (True, {}),
     "stream_options": ({"include_usage": True}, {}),
-    "logprobs": ({"chat": True, "completions": 3}, {"logprobs": {"chat": 0, "completions": 3}}),
+    "logprobs": ({"chat": True, "completions": 3}, {"logprobs": {"chat": 0, "completions": 3}, "logprobs_of": "raw"}),
     "top_logprobs": (2, {}),
 }
 ROWS = [pytest.param(route, row, id=f"{row.name}-{route}") for row in FIELDS for route in row.routes]
@@ -147,7 +147,9 @@ def test_what_is_honoured_or_mapped_has_an_effect(route, row, settings):
     assert read(route, **fields) != read(route)
     changes = {name: change[route] if isinstance(change, dict) and route in change else change for name, change in changes.items()}
     plain = vars(settings(route))
-    assert vars(settings(route, **fields)) == plain | changes | ({"logprobs": 2} if row.name == "top_logprobs" else {})
+    assert vars(settings(route, **fields)) == plain | changes | (
+        {"logprobs": 2, "logprobs_of": "raw"} if row.name == "top_logprobs" else {}
+    )
     assert all(plain[name] != change for name, change in changes.items())
 
 
