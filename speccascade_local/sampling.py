@@ -222,8 +222,13 @@ def most_probable(row: Array, k: int) -> list[int]:
 
 def _first(row: Array, k: int) -> Mask:
     """The k largest values of a row; among equal ones the lower ids."""
-    smallest = np.partition(row, len(row) - k)[len(row) - k]
+    smallest = row.min()
     kept: Mask = row > smallest
+    # What filters or a grammar deny is equal and lies at the bottom; a partition takes fifty times as long with it.
+    higher = row[kept]
+    if k < len(higher):
+        smallest = np.partition(higher, len(higher) - k)[len(higher) - k]
+        kept = row > smallest
     ties = np.flatnonzero(row == smallest)
     kept[ties[: k - int(kept.sum())]] = True
     return kept
