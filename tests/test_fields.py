@@ -153,6 +153,11 @@ def test_what_is_honoured_or_mapped_has_an_effect(route, row, settings):
     assert all(plain[name] != change for name, change in changes.items())
 
 
+@pytest.mark.parametrize("route", ROUTES)
+def test_probabilities_after_sampling_are_no_matter_where_none_are_asked_for(route, settings):
+    assert settings(route, logprobs=False, post_sampling_probs=True) == settings(route)
+
+
 def test_without_parallel_calls_an_answer_ends_with_its_first_call(settings):
     stops = {"parallel_tool_calls": False, "tools": [CALL], "stop": "x"}
     assert settings("chat", **stops).stop == ("x", "</tool_call>")
@@ -174,7 +179,8 @@ def test_a_wrong_value_is_refused_under_the_name_that_was_written(served, route,
 
 @pytest.mark.parametrize(("route", "row"), rows("refused"))
 def test_what_is_refused_is_refused_by_name_and_says_what_passes(served, route, row):
-    beside = {"repetition_penalty": 1.5} if "repetition_penalty" in row.beside else {each: EFFECTS[each][0] for each in row.beside}
+    values = {"logprobs": {"chat": True, "completions": 3}[route], "repetition_penalty": 1.5}
+    beside = {each: values[each] for each in row.beside[:1]}
     message = refused(served.post(PATHS[route], {**PLAIN[route], **beside, row.name: ODD}), row.name)
     assert message.startswith(f"{row.name}: ")
     assert row.instead in message
