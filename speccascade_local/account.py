@@ -7,26 +7,31 @@ the raw logits, whatever temperature and filters are. Knows nothing of texts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol
-
-import numpy as np
+from functools import partial
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from .deferral import Decision
-from .rows import Float, Rows
-from .sampling import Sampler
+from .rows import Rows
+from .sampling import Array, Sampler, most_probable
+
+#: Of what log-probabilities are: of the distribution that the token was drawn from (π), or of a model's raw row at temperature 1.
+LogprobsOf = Literal["drawn", "raw"]
+LOGPROBS_OF: tuple[LogprobsOf, ...] = get_args(LogprobsOf)
 
 
 @dataclass(frozen=True)
 class Wanted:
     """What is to be recorded of each token. ``top`` costs a pass or two over the vocabulary per token.
 
-    top: so many of the most probable tokens of π; None for no log-probabilities. models: those of p and q too.
+    top: so many of the most probable tokens; None for no log-probabilities. models: those of p and q too. of: "raw" takes the expert's row
+    wherever it was evaluated, else the drafter's.
     """
 
     top: int | None = None
     models: bool = False
+    of: LogprobsOf = "drawn"
 
 
 class Distribution(NamedTuple):
@@ -40,13 +45,13 @@ class Entry(NamedTuple):
     """One token's account. None where a model was not evaluated at that position.
 
     tv: total variation of π and p. expert_logprob, drafter_logprob: plain log-probability of the token, in nats.
-    target, expert, drafter: π, p and q as far as they were wanted.
+    logprobs: π, or the raw row. expert, drafter: p and q. Each as far as it was wanted.
     """
 
     tv: float | None
     expert_logprob: float | None
     drafter_logprob: float | None
-    target: Distribution | None = None
+    logprobs: Distribution | None = None
     expert: Distribution | None = None
     drafter: Distribution | None = None
 
@@ -58,25 +63,23 @@ def entry(
 
     decision: by whose target it was drawn; None where the expert drew it by itself, or the drafter where there is no expert.
     """
-
-    def told(probs: Float) -> Distribution:
-        assert wanted.top is not None
-        return _distribution(probs[0], token, wanted.top)
-
-    target = expert_told = drafter_told = None
+    found: list[Distribution | None] = [None, None, None]
     if wanted.top is not None:  # whole distributions are looked at for this alone
+        ranked = partial(_distribution, token=token, k=wanted.top)
         own = expert or drafter
-        target = told(decision.target) if decision else told(own.probs(sampler)) if own else None
+        if own and wanted.of == "raw":
+            found[0] = ranked(own.logits[0], own.logprob)
+        elif own:
+            found[0] = ranked(*_sampled(decision.target[0] if decision else own.probs(sampler)[0]))
         if wanted.models:
-            expert_told = told(expert.probs(sampler)) if expert else None
-            drafter_told = told(drafter.probs(sampler)) if drafter else None
+            found[1:] = [ranked(*_sampled(rows.probs(sampler)[0])) if rows else None for rows in (expert, drafter)]
     return Entry(
         tv=None if expert is None else float(decision.tv[0]) if decision else 0.0,
         expert_logprob=expert.logprob(token) if expert else None,
         drafter_logprob=drafter.logprob(token) if drafter else None,
-        target=target,
-        expert=expert_told,
-        drafter=drafter_told,
+        logprobs=found[0],
+        expert=found[1],
+        drafter=found[2],
     )
 
 
@@ -126,9 +129,12 @@ class Fidelity:
         return asdict(self)
 
 
-def _distribution(probs: Float, token: int, k: int) -> Distribution:
-    smallest = np.partition(probs, len(probs) - k)[len(probs) - k] if 0 < k < len(probs) else 0.0
-    candidates = np.flatnonzero((probs >= smallest) & (probs > 0)).tolist() if k else []
-    best = sorted(candidates, key=lambda i: (-probs[i], i))[:k]
-    logprob = math.log(probs[token]) if probs[token] > 0 else -math.inf
-    return Distribution(logprob, tuple((i, math.log(probs[i])) for i in best))
+def _distribution(row: Array, logprob: Callable[[int], float], token: int, k: int) -> Distribution:
+    """row: by what tokens are ranked, [n_vocab]. logprob: of an id."""
+    top = ((best, logprob(best)) for best in most_probable(row, k))
+    return Distribution(logprob(token), tuple((best, value) for best, value in top if value > -math.inf))
+
+
+def _sampled(probs: Array) -> tuple[Array, Callable[[int], float]]:
+    """Probabilities as ``_distribution`` takes them. [n_vocab]"""
+    return probs, lambda token: math.log(probs[token]) if probs[token] > 0 else -math.inf

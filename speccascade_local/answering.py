@@ -292,7 +292,7 @@ def _accounted(token: Token, entry: Entry, vocabulary: Vocabulary) -> Token:
         tv=entry.tv,
         expert_logprob=entry.expert_logprob,
         drafter_logprob=entry.drafter_logprob,
-        logprobs=_named(entry.target, vocabulary),
+        logprobs=_named(entry.logprobs, vocabulary),
         expert_logprobs=_named(entry.expert, vocabulary),
         drafter_logprobs=_named(entry.drafter, vocabulary),
     )

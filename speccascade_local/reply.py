@@ -48,8 +48,8 @@ class Token(NamedTuple):
     of a dropped draft), ``bonus`` (the expert's, after a fully kept draft) or ``expert`` (there was no draft).
     tv: total variation between the distribution that the token was drawn from and the expert's own. expert_logprob, drafter_logprob:
     the token's log-probability under each model's raw logits. None where a model was not evaluated, or nothing was recorded.
-    logprobs: of the distribution that the token was drawn from; expert_logprobs, drafter_logprobs: of the models' own sampling
-    distributions, if asked for.
+    logprobs: of the distribution that the token was drawn from, or of the raw row (``logprobs_of``). expert_logprobs, drafter_logprobs:
+    of the models' own sampling distributions, if asked for.
     """
 
     id: int

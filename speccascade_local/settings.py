@@ -12,7 +12,7 @@ from functools import wraps
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 from . import methods
-from .account import Wanted
+from .account import LOGPROBS_OF, LogprobsOf, Wanted
 from .cascade import BONUSES, Bonus
 from .checks import whole_number
 from .deferral import Method
@@ -45,10 +45,12 @@ class Settings:
     answer. strict_first: so many first tokens are the expert's whatever the rule says. thinking_rule: the rule between ``<think>`` and
     ``</think>``; None for the same. verification "block": coins over whole blocks, same targets, more kept drafts. bonus "cascade": one
     drafted token more in place of the expert's own after a kept draft. fidelity: keep the account of every token (``Token.tv``,
-    ``Reply.fidelity``); it is kept for logprobs too. logprobs: so many of the most probable tokens at each place, of the distribution
-    that the token was drawn from; with model_logprobs of the two models' too. audit: when the answer is there, the expert reads it
-    and judges every token that it was not asked about, so that ``mean_tv`` covers sequential cascades and the drafter alone too; the last
-    chunk then waits for it, and ``Stats.audit_s`` says how long.
+    ``Reply.fidelity``); it is kept for logprobs too. logprobs: the log-probability of each token, and so many of the most probable
+    ones at its place. logprobs_of: "drawn" for the distribution that the token was drawn from, or "raw" for the softmax of the model's
+    logits, without temperature, filters, penalties, bias and grammar: the expert's wherever it was evaluated, else the drafter's.
+    model_logprobs: also those of both models' sampling distributions. audit: when the answer is there, the expert reads it and judges
+    every token that it was not asked about, so that ``mean_tv`` covers sequential cascades and the drafter alone too; the last chunk then
+    waits for it, and ``Stats.audit_s`` says how long.
 
     Penalties, logit_bias, grammar (GBNF) and json_schema hold for both models, along the draft. Raises SettingError for a value outside
     its range.
@@ -73,6 +75,7 @@ class Settings:
     bonus: Bonus = "expert"
     fidelity: bool = True
     logprobs: int | None = None
+    logprobs_of: LogprobsOf = "drawn"
     model_logprobs: bool = False
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -93,7 +96,7 @@ class Settings:
             whole_number("seed", self.seed, 0, 2**63 - 1)
         if self.logprobs is not None:
             whole_number("logprobs", self.logprobs, 0, 2**31 - 1)
-        for name, known in (("verification", VERIFICATIONS), ("bonus", BONUSES)):
+        for name, known in (("verification", VERIFICATIONS), ("bonus", BONUSES), ("logprobs_of", LOGPROBS_OF)):
             if getattr(self, name) not in known:
                 raise SettingError(f"{name} is {getattr(self, name)!r:.40}; it must be {' or '.join(map(repr, known))}")
         for name in ("fidelity", "model_logprobs", "ignore_eos", "audit"):
@@ -103,6 +106,8 @@ class Settings:
             raise SettingError("model_logprobs adds the two models' log-probabilities to those of logprobs; give logprobs a number too")
         if self.audit and self.wanted is None:
             raise SettingError("audit completes the account of every token, and fidelity=False keeps none; leave one of them out")
+        if self.logprobs_of != LOGPROBS_OF[0] and self.logprobs is None:
+            raise SettingError(f"logprobs_of {self.logprobs_of!r} says of what logprobs are; give logprobs a number too")
         if self.bonus == "cascade" and self.block_size == 0:
             raise SettingError("bonus 'cascade' settles one drafted token more, and with block_size 0 nothing is drafted; give 1 or more")
         if self.thinking_rule is not None:
@@ -166,7 +171,7 @@ class Settings:
     @property
     def wanted(self) -> Wanted | None:
         """What is recorded of each token."""
-        return Wanted(self.logprobs, self.model_logprobs) if self.fidelity or self.logprobs is not None else None
+        return Wanted(self.logprobs, self.model_logprobs, self.logprobs_of) if self.fidelity or self.logprobs is not None else None
 
 
 DEFAULTS = Settings()

@@ -43,11 +43,31 @@ WAYS = [
 def test_the_most_probable_tokens_are_listed_best_first_the_lower_id_first_among_equals_and_none_of_probability_zero(rows, top, data):
     probs = Sampler().probs(rows)[0]
     token = data.draw(st.integers(0, len(probs) - 1))
-    found = entry(Wanted(top), token, Sampler(), None, Rows.of(rows)).target
+    found = entry(Wanted(top), token, Sampler(), None, Rows.of(rows)).logprobs
     order = sorted((v for v in range(len(probs)) if probs[v] > 0), key=lambda v: (-probs[v], v))
     assert [v for v, _ in found.top] == order[:top]
     assert [logprob for _, logprob in found.top] == pytest.approx([math.log(probs[v]) for v in order[:top]])
     assert found.logprob == (pytest.approx(math.log(probs[token])) if probs[token] > 0 else -math.inf)
+
+
+@given(logit_rows(), logit_rows(masked=False), st.integers(0, 12), st.data())
+def test_a_raw_entry_is_of_the_experts_logits_whatever_shapes_and_filters_them_else_of_the_drafters(rows, shaped, top, data):
+    raw, settings = Wanted(top, of="raw"), Sampler(0.3, top_k=1)
+    token = data.draw(st.integers(0, len(rows[0]) - 1))
+    mine, other = Rows(rows, np.resize(shaped, rows.shape)), Rows.of(np.zeros_like(rows))
+    found = entry(raw, token, settings, mine, other).logprobs
+    order = sorted((v for v in range(len(rows[0])) if rows[0][v] > -math.inf), key=lambda v: (-rows[0][v], v))
+    wide = rows[0].astype(np.float64) - np.logaddexp.reduce(rows[0].astype(np.float64))
+    assert [v for v, _ in found.top] == order[:top]
+    assert [logprob for _, logprob in found.top] == pytest.approx(wide[order[:top]].tolist(), abs=1e-9)
+    assert found.logprob == pytest.approx(wide[token], abs=1e-9)
+    assert entry(raw, token, settings, None, mine).logprobs == found
+    assert entry(raw, token, settings, mine, other, Decision(Strict(), Evidence(other, mine, settings))).logprobs == found
+
+
+def test_a_raw_entry_keeps_tokens_whose_probability_is_too_small_for_a_number_and_leaves_out_what_the_model_rules_out():
+    found = entry(Wanted(9, of="raw"), 2, Sampler(0), Rows.of(np.array([[0.0, -2000.0, -np.inf]], np.float32)), None).logprobs
+    assert found == (-math.inf, ((0, 0.0), (1, -2000.0)))
 
 
 @given(row_pairs(), st.sampled_from([Strict(), Chow(1), Lenience(0.5)]), st.data())
@@ -63,7 +83,7 @@ def test_an_entry_tells_the_distance_of_target_and_expert_and_the_plain_probabil
     for told, row in ((found.expert_logprob, rows[1][0]), (found.drafter_logprob, rows[0][0])):
         q = reference.softmax(row.tolist())[token]
         assert told == (pytest.approx(math.log(q)) if q > 0 else -math.inf)
-    assert (found.target, found.expert, found.drafter) == (None, None, None)
+    assert (found.logprobs, found.expert, found.drafter) == (None, None, None)
 
 
 def test_a_token_that_a_model_drew_by_itself_is_at_no_distance_from_the_expert_if_that_was_asked():
@@ -71,8 +91,8 @@ def test_a_token_that_a_model_drew_by_itself_is_at_no_distance_from_the_expert_i
     assert entry(Wanted(), 0, Sampler(), *rows).tv == 0
     own = entry(Wanted(2, models=True), 0, Sampler(), None, rows[1])
     assert (own.tv, own.expert_logprob, own.expert) == (None, None, None)
-    assert own.target == own.drafter
-    assert entry(Wanted(2), 0, Sampler(), *rows).target.logprob == pytest.approx(math.log(0.5))
+    assert own.logprobs == own.drafter
+    assert entry(Wanted(2), 0, Sampler(), *rows).logprobs.logprob == pytest.approx(math.log(0.5))
 
 
 def test_a_log_probability_too_small_for_a_probability_is_still_told():
@@ -279,7 +299,7 @@ def test_no_distance_is_told_of_a_text_of_which_the_expert_has_not_judged_every_
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_strict_is_at_no_distance_from_its_expert_and_a_lossy_rule_is(demo, temperature):
     strict, lossy = (
-        demo.generate(ids(demo, PROMPTS[1]), rule=rule, temperature=temperature, seed=1, block_size=5, max_tokens=40)
+        demo.generate(ids(demo, PROMPTS[1]), rule=rule, temperature=temperature, seed=1, max_tokens=40, block_size=4)
         for rule in ("strict", "chow:1")
     )
     assert strict.fidelity.max_tv < 1e-9

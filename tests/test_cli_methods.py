@@ -72,6 +72,7 @@ def test_rules_shows_every_method_with_every_field_and_each_example_can_be_run()
         (["--rule", "token_cascade:0.01"], {"rule": "token_cascade:0.01"}),
         (["--logprobs", "2"], {"logprobs": 2}),
         (["--logprobs", "2", "--model-logprobs"], {"logprobs": 2, "model_logprobs": True}),
+        (["--logprobs", "2", "--logprobs-of", "raw"], {"logprobs": 2, "logprobs_of": "raw"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -139,6 +140,8 @@ def test_an_answer_follows_the_json_schema_in_a_file(tmp_path):
         (["run", "--rule", "calibrated:none.json", "Hi"], "none.json: cannot be read (No such file or directory)"),
         (["run", "--logprobs", "2", "Hi"], "add --json"),
         (["run", "--json", "--model-logprobs", "Hi"], "give logprobs a number too"),
+        (["run", "--json", "--logprobs-of", "raw", "Hi"], "give logprobs a number too"),
+        (["run", "--json", "--logprobs", "2", "--logprobs-of", "model", "Hi"], "it must be 'drawn' or 'raw'"),
         (["run", "--presence-penalty", "3", "Hi"], "presence_penalty is 3.0"),
         (["run", "--logit-bias", "5", "Hi"], "--logit-bias '5' is not ID=BIAS, such as 42=-5"),
         (["run", "--logit-bias", "5000=1", "Hi"], "logit_bias names token id 5000; the ids that both models have are 0 to 1023"),

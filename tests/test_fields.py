@@ -87,7 +87,7 @@ EFFECTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "n_cmpl": (2, {}),
     "stream": (True, {}),
     "stream_options": ({"include_usage": True}, {}),
-    "logprobs": ({"chat": True, "completions": 3}, {"logprobs": {"chat": 0, "completions": 3}}),
+    "logprobs": ({"chat": True, "completions": 3}, {"logprobs": {"chat": 0, "completions": 3}, "logprobs_of": "raw"}),
     "top_logprobs": (2, {}),
 }
 ROWS = [pytest.param(route, row, id=f"{row.name}-{route}") for row in FIELDS for route in row.routes]
@@ -147,8 +147,15 @@ def test_what_is_honoured_or_mapped_has_an_effect(route, row, settings):
     assert read(route, **fields) != read(route)
     changes = {name: change[route] if isinstance(change, dict) and route in change else change for name, change in changes.items()}
     plain = vars(settings(route))
-    assert vars(settings(route, **fields)) == plain | changes | ({"logprobs": 2} if row.name == "top_logprobs" else {})
+    assert vars(settings(route, **fields)) == plain | changes | (
+        {"logprobs": 2, "logprobs_of": "raw"} if row.name == "top_logprobs" else {}
+    )
     assert all(plain[name] != change for name, change in changes.items())
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_probabilities_after_sampling_are_no_matter_where_none_are_asked_for(route, settings):
+    assert settings(route, logprobs=False, post_sampling_probs=True) == settings(route)
 
 
 def test_without_parallel_calls_an_answer_ends_with_its_first_call(settings):
@@ -172,7 +179,8 @@ def test_a_wrong_value_is_refused_under_the_name_that_was_written(served, route,
 
 @pytest.mark.parametrize(("route", "row"), rows("refused"))
 def test_what_is_refused_is_refused_by_name_and_says_what_passes(served, route, row):
-    beside = {"repetition_penalty": 1.5} if "repetition_penalty" in row.beside else {each: EFFECTS[each][0] for each in row.beside}
+    values = {"logprobs": {"chat": True, "completions": 3}[route], "repetition_penalty": 1.5}
+    beside = {each: values[each] for each in row.beside[:1]}
     message = refused(served.post(PATHS[route], {**PLAIN[route], **beside, row.name: ODD}), row.name)
     assert message.startswith(f"{row.name}: ")
     assert row.instead in message

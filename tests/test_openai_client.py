@@ -62,10 +62,10 @@ def test_a_stream_says_the_same_in_parts(client):
     assert all(getattr(chunk, "usage", None) is None for chunk in ask(client, stream=True))
 
 
-def test_log_probabilities_are_those_of_the_runtime(client, demo):
+def test_log_probabilities_of_what_was_drawn_from_are_those_of_the_runtime(client, demo):
     options = {"temperature": 0.9, "seed": 5, "max_tokens": 20}
     reply = demo.chat(QUESTION, rule="token_v3:0.3", block_size=3, logprobs=3, **options)
-    more = {"speccascade": {"block_size": 3}}
+    more = {"speccascade": {"block_size": 3, "logprobs_of": "drawn"}}
     got = ask(client, model="demo@token_v3:0.3", logprobs=True, top_logprobs=3, extra_body=more, **options).choices[0]
     assert got.message.content == reply.text
     for place, token in zip(got.logprobs.content, reply.tokens, strict=True):

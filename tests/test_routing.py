@@ -234,6 +234,6 @@ def test_the_account_of_each_token_is_that_of_the_models_that_were_evaluated(alp
         assert entry.drafter_logprob == pytest.approx(math.log(q[token]))
         assert entry.expert_logprob == (pytest.approx(math.log(p[token])) if asked else None)
         assert entry.tv == (0.0 if asked else None)
-        assert entry.target.logprob == pytest.approx(math.log((p if asked else q)[token]))
+        assert entry.logprobs.logprob == pytest.approx(math.log((p if asked else q)[token]))
         assert (entry.expert is None) == (not asked)
         assert entry.drafter.logprob == pytest.approx(math.log(q[token]))

@@ -97,6 +97,8 @@ def test_a_number_too_large_to_be_one(served):
         ("modalities", ["audio"], "modalities"),
         ("speccascade", {"rules": "strict"}, "speccascade.rules"),
         ("speccascade", {"block_size": -1}, "speccascade.block_size"),
+        ("speccascade", {"logprobs_of": "processed"}, "speccascade.logprobs_of"),
+        ("speccascade", {"logprobs_of": None}, "speccascade.logprobs_of"),
         ("speccascade", 5, "speccascade"),
     ],
 )  # fmt: skip

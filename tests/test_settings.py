@@ -56,6 +56,7 @@ BAD = {
     "fidelity": ("fidelity", no_flag),
     "logprobs": ("logprobs", without(not_whole(0, 2**31 - 1), None)),
     "audit": ("audit", no_flag),
+    "logprobs_of": ("logprobs_of", st.one_of(no_choice, st.just("raw"))),  # "raw" needs a number of logprobs
     "model_logprobs": ("model_logprobs", st.one_of(no_flag, st.just(True))),  # True needs a number of logprobs
     "presence_penalty": ("presence_penalty", st.one_of(outside(-2, 2), no_number)),
     "frequency_penalty": ("frequency_penalty", st.one_of(outside(-2, 2), no_number)),

@@ -192,6 +192,14 @@ class AnswerOptions(AskingOptions):
             "--logprobs", show_default="none", rich_help_panel="Output", help="With --json: log-probabilities, this many per token."
         ),
     ] = None
+    logprobs_of: Annotated[
+        str,
+        typer.Option(
+            "--logprobs-of",
+            rich_help_panel="Output",
+            help="With --logprobs: of what they are; drawn: what the token was drawn from, raw: the model's own row at temperature 1.",
+        ),
+    ] = DEFAULTS.logprobs_of
     model_logprobs: Annotated[
         bool, typer.Option("--model-logprobs", rich_help_panel="Output", help="With --logprobs: those of both models too.")
     ] = False

@@ -125,9 +125,13 @@ class Form:
             return {"content": [self._place(token, logprobs) for token, logprobs in known], "refusal": None}
         found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for token, logprobs in known:
-            found["tokens"].append(self.piece(token.id).decode(errors="replace"))
+            own = _key(self.piece(token.id))
+            found["tokens"].append(own)
             found["token_logprobs"].append(_logprob(logprobs.logprob))
-            found["top_logprobs"].append({each.text: _logprob(each.logprob) for each in reversed(logprobs.top[: self.top])})
+            top: dict[str, float] = {}
+            for text, value in [*((_key(c.bytes), c.logprob) for c in logprobs.top[: self.top]), (own, logprobs.logprob)]:
+                top.setdefault(text, _logprob(value))  # the best of equal texts stays
+            found["top_logprobs"].append(top)
             found["text_offset"].append(offset)
             offset += len(token.text)
         return found
@@ -173,6 +177,14 @@ def timings(stats: Stats) -> dict[str, Any]:
 
 def _ending(finish_reason: str | None, calls: int) -> str | None:
     return "tool_calls" if calls and finish_reason == "stop" else finish_reason
+
+
+def _key(piece: bytes) -> str:
+    """A token's text where no bytes stand beside it. Parts of characters as OpenAI writes them there, so that no two look alike."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
 def _logprob(value: float) -> float:

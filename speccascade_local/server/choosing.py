@@ -124,6 +124,8 @@ def settings_of(request: Sampled, runtime: Runtime, offer: Offer, rule: str | No
         given |= {"logprobs": request.top_logprobs or 0} if request.logprobs else {}
     elif isinstance(request, CompletionRequest) and request.logprobs is not None:
         given["logprobs"] = request.logprobs
+    if "logprobs" in given:
+        given["logprobs_of"] = request.cascade.logprobs_of
     return Settings(**_cascade(request, runtime, offer, rule, given))
 
 

@@ -61,6 +61,7 @@ _LOCAL = "llama.cpp, vLLM, LM Studio"
 _CHAT: dict[str, Any] = {"routes": ("chat",)}
 _PENALTIES: dict[str, Any] = {"beside": ("repetition_penalty", "presence_penalty", "frequency_penalty")}
 _LOGPROBS: dict[str, Any] = {"instead": "use logprobs"}
+_DRAWN: dict[str, Any] = {"beside": ("logprobs",), "instead": "give speccascade.logprobs_of drawn, and read logarithms"}
 _CONTEXT: dict[str, Any] = {"instead": "leave it out; the context is what the server was started with"}
 
 FIELDS: tuple[RequestField, ...] = (
@@ -205,9 +206,10 @@ FIELDS: tuple[RequestField, ...] = (
     _mapped("n_cmpl", _LLAMA, "n"),
     _honoured("stream", _ALL, "whether the answer comes block by block"),
     _honoured("stream_options", _ALL, "whether a stream ends with its usage"),
-    _honoured("logprobs", _ALL, "log-probabilities"),
+    _honoured("logprobs", _ALL, "log-probabilities, of the model itself unless speccascade.logprobs_of says drawn", neutral=(False,)),
     _honoured("top_logprobs", _ALL, "the number of candidates at each place", "chat"),
     _refused("n_probs", _LLAMA, "log-probabilities in llama.cpp's form", 0, **_LOGPROBS),
+    _refused("post_sampling_probs", _LLAMA, "probabilities of what was drawn from", False, **_DRAWN),
     _refused("prompt_logprobs", _VLLM, "log-probabilities of the prompt"),
     _refused("return_tokens_as_token_ids", _VLLM, "tokens as ids", False),
     _refused("return_token_ids", _VLLM, "the ids of prompt and answer", False),
@@ -219,7 +221,7 @@ FIELDS: tuple[RequestField, ...] = (
     *_ignored("OpenAI, vLLM", "what else a stream holds", "stream_options.include_obfuscation", "stream_options.continuous_usage_stats"),
     *_ignored(_LLAMA, "where and how it is computed", "cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "n_discard"),
     *_ignored(_LLAMA, "how drafts are made", "speculative.n_max", "speculative.n_min", "speculative.p_min"),
-    *_ignored(_LLAMA, "what else an answer holds", "timings_per_token", "return_progress", "post_sampling_probs", "sse_ping_interval"),
+    *_ignored(_LLAMA, "what else an answer holds", "timings_per_token", "return_progress", "sse_ping_interval"),
     *_ignored(_LLAMA, "how tool calls are found, which happens here always", "parse_tool_calls"),
     *_ignored(_VLLM, "when and how it is computed", "priority", "request_id", "guided_decoding_backend", "mm_processor_kwargs"),
     *_ignored(_VLLM, "blanks between control tokens, which stand for nothing here", "spaces_between_special_tokens"),

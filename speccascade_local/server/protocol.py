@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
+from ..account import LogprobsOf
 from .messages import MAX_TOOLS, Checked, Messages
 
 MAX_STOPS, MAX_STOP_CHARACTERS, MAX_CHOICES, MAX_BIASES = 16, 1000, 16, 1024
@@ -97,6 +98,10 @@ class CascadeOptions(Checked):
     fidelity: bool = Field(default=True, description="keep account of how far the answer is from the expert's own")
     audit: bool = Field(default=False, description="let the expert judge afterwards each token that it was not asked about")
     origins: bool = Field(default=False, description="tell of each token who wrote it and why")
+    logprobs_of: LogprobsOf = Field(
+        default="raw",
+        description="of what logprobs are: raw, the model's own at temperature 1, or drawn, what the token was drawn from",
+    )
     model_logprobs: bool = Field(default=False, description="tell of each token what both models held most probable")
 
 

@@ -99,7 +99,7 @@ def _reason(found: Mapping[str, Any]) -> str:
     if found["type"] == "missing":
         return "this field is required"
     if found["type"] == "extra_forbidden":
-        return "there is no such field; fields are rule, alpha, block_size, fidelity, audit, origins and model_logprobs"
+        return "there is no such field; fields are rule, alpha, block_size, fidelity, audit, origins, logprobs_of and model_logprobs"
     text: str = found["msg"]
     return text.removeprefix("Value error, ")
 
