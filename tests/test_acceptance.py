@@ -17,7 +17,9 @@ import speccascade_local as sc
 from speccascade_local import clipping, target_probs
 from speccascade_local.acceptance import DecisionTokens, Fly, Lenience, Mentored
 from speccascade_local.compare import all_arms, compare, few_arms
+from speccascade_local.evidence import Evidence
 from speccascade_local.methods import DEFAULT
+from speccascade_local.rows import Rows
 from speccascade_local.sampling import Sampler
 from speccascade_local.settings import Settings
 
@@ -223,7 +225,7 @@ def test_decision_tokens_compares_with_exactly_the_last_tested_positions(seed, t
         for j, deferred in enumerate(block.verdict.deferred):
             before = [*text, *block.draft.token_ids[:j]]
             q, p = (softmax(session.row_of(before).astype(np.float32)) for session in pair)
-            surprise = -sum(y * math.log(x) for x, y in zip(q, p))
+            surprise = -sum(x * math.log(y) for x, y in zip(q, p))
             usual = sum(seen[-window:]) / len(seen[-window:]) if seen else 0.0
             assume(abs(surprise - max(tau, lam * usual)) > 1e-9)
             assert deferred == (surprise > tau and surprise > lam * usual)
@@ -231,6 +233,17 @@ def test_decision_tokens_compares_with_exactly_the_last_tested_positions(seed, t
             seen.append(surprise)
         assert len(block.verdict.trace) == len(block.verdict.deferred)
         text += block.verdict.token_ids
+
+
+@pytest.mark.parametrize("name", ["flat drafter, sure expert", "sure drafter, flat expert"])
+def test_decision_tokens_asks_where_the_drafters_tokens_surprise_the_expert_and_not_where_only_the_expert_wavers(name):
+    """Both places differ by the same two rows. Exchanging the two models in the score would exchange the two answers."""
+    flat, sure = np.zeros((1, 6)), np.array([[20.0, 0, 0, 0, 0, 0]])
+    drafter, expert = (flat, sure) if name.startswith("flat") else (sure, flat)
+    evidence = Evidence(Rows.of(drafter), Rows.of(expert), Sampler())
+    expected = 5 / 6 * 20 if name.startswith("flat") else math.log(6)
+    assert evidence.cross_entropy[0] == pytest.approx(expected, rel=1e-6)
+    assert bool(DecisionTokens(3.0).defer(evidence)[0]) is name.startswith("flat")
 
 
 def test_decision_tokens_is_tried_across_rejections_and_bonus_tokens():
