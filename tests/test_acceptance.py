@@ -15,7 +15,7 @@ from toys import RowOf, ToySession, random_rows, sometimes_accepts
 
 import speccascade_local as sc
 from speccascade_local import clipping, target_probs
-from speccascade_local.acceptance import DecisionTokens, Fly, Lenience, Mentored
+from speccascade_local.acceptance import DecisionTokens, Fly, Lenience, Mentored, Typical
 from speccascade_local.compare import all_arms, compare, few_arms
 from speccascade_local.evidence import Evidence
 from speccascade_local.methods import DEFAULT
@@ -116,6 +116,19 @@ def test_typical_trusts_what_exceeds_the_smaller_of_its_two_bounds(expert, trust
     target = target_probs("typical:0.09,0.3", np.log(drafter), np.log(expert))[0]
     handed_over = sum(q for q, kept_token in zip(drafter, trusted) if not kept_token)
     np.testing.assert_allclose(target, np.where(trusted, drafter, 0) + handed_over * expert, atol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 2.0])
+def test_typical_reads_the_expert_at_temperature_1_and_so_differs_from_medusa_at_others(temperature):
+    """Medusa reads p and H(p) at the sampling temperature, and at temperature 0 keeps the expert's favourite alone."""
+    drafter, expert = np.log([[0.2, 0.7, 0.1]]), np.log([[0.5, 0.3, 0.2]])
+    evidence = Evidence(Rows.of(drafter), Rows.of(expert), Sampler(temperature))
+    deferred = Typical(0.25, 9).defer(evidence)
+    assert deferred.tolist() == [[False, False, True]]
+    warmed = np.eye(3)[0] if temperature == 0 else softmax(expert[0] / temperature)
+    doubt = -sum(x * math.log(x) for x in warmed if x > 0)
+    medusa = np.eye(3, dtype=bool)[0] if temperature == 0 else warmed > min(0.25, 9 * math.exp(-doubt))
+    assert medusa.tolist() != (~deferred[0]).tolist()
 
 
 def test_at_the_bound_itself_a_token_is_not_typical():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 
 import notebook
@@ -123,7 +124,7 @@ def test_the_executor_emits_what_the_notebooks_coin_and_residual_give(name):
         place = notebook.Place.of(drafter, expert, temperature)
         out = np.zeros(4)
         for x in np.flatnonzero(place.small):
-            for chance, verdict in courses(lambda ways, x=x: verify(Draft([int(x)], [rows[0]]), rows[1], rule, sampler, ways)):
+            for chance, verdict in courses(partial(verify, Draft([int(x)], [rows[0]]), rows[1], rule, sampler)):
                 out[verdict.token_ids[0]] += place.small[x] * chance
         wanted = place.large if name == "lenience" else notebook.target(name, alpha, place)
         kept = notebook.lossy_coin(alpha, place, 1e-300) if name == "lenience" else notebook.coin(wanted, place.small)
