@@ -86,7 +86,7 @@ def test_what_is_said_of_token_v3s_quality_names_the_dials_that_were_measured(re
     measured = json.loads((ROOT / "docs" / "results" / f"{result}.json").read_text(encoding="utf-8"))["arms"]
     dials = sorted({arm["rule"].removeprefix("token_v3:") for arm in measured if arm["rule"].startswith("token_v3:")})
     said = f"{', '.join(dials[:-1])} and {dials[-1]}"
-    default = methods.DEFAULT.removeprefix("token_v3:")
+    default = str(methods.DEFAULT).removeprefix("token_v3:")
     for text in (README, (ROOT / "docs" / "benchmarking.md").read_text(encoding="utf-8")):
         words = " ".join(text.split())
         assert f"dials measured, {said}" in words
@@ -97,4 +97,4 @@ def test_what_is_said_of_token_v3s_quality_names_the_dials_that_were_measured(re
 def test_the_default_dial_is_graded_as_the_readme_says():
     arms = json.loads((ROOT / "docs" / "results" / "demo_pair.json").read_text(encoding="utf-8"))["arms"]
     assert "answers as many right with it" in " ".join(README.split())
-    assert arms[methods.DEFAULT]["all"]["accuracy"] == arms["expert"]["all"]["accuracy"]
+    assert arms[str(methods.DEFAULT)]["all"]["accuracy"] == arms["expert"]["all"]["accuracy"]
