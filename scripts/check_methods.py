@@ -17,7 +17,7 @@ import platform
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
@@ -78,6 +78,8 @@ SCHEMA = {
 
 NOTEBOOK_TITLE = "targets, coins and residuals against the formulas of Google's notebook, T 0 (but for lenience), 0.5, 1 and 1.7"
 SCORES_TITLE = "scores of decision_tokens on texts that the drafter writes at T 1; lam as the paper calibrates it: E[s | s > tau] / E[s]"
+#: At which the rules are compared with the notebook's.
+TEMPERATURES = (0.0, 0.5, 1.0, 1.7)
 NOTEBOOK_RULES = (*notebook.RULES, "lenience")
 
 
@@ -151,13 +153,11 @@ def compared_with_notebook(name: str, rows: Sequence[np.ndarray], temperatures: 
     return {"comparisons": count, "largest_difference": worst, "other_decisions": other}
 
 
-def pairs_of_rows(runtime: sc.Runtime, prompts: Sequence[list[int]], max_tokens: int = 40) -> list[np.ndarray]:
+def pairs_of_rows(runtime: sc.Runtime, prompts: Iterable[list[int]], max_tokens: int = 40) -> Iterator[np.ndarray]:
     """Raw logits of drafter and expert, [2, n_vocab], at each place of texts that the drafter writes at temperature 1."""
-    found: list[np.ndarray] = []
     for seed, prompt in enumerate(prompts):
         written = runtime.generate(prompt, rule="never", temperature=1, seed=seed, max_tokens=max_tokens).token_ids
-        found.extend(np.stack(fresh_rows(runtime, prompt + written, len(written)), axis=1))
-    return found
+        yield from np.stack(fresh_rows(runtime, prompt + written, len(written)), axis=1)
 
 
 def fresh_rows(runtime: sc.Runtime, text: list[int], keep: int) -> list[np.ndarray]:
@@ -170,27 +170,28 @@ def fresh_rows(runtime: sc.Runtime, text: list[int], keep: int) -> list[np.ndarr
     return found
 
 
-def decision_scores(rows: Sequence[np.ndarray]) -> dict[str, Any]:
-    """What decision_tokens scores on texts of the drafter: how often above tau, and the lam that the paper calibrates for that tau."""
-    pairs = [Evidence(Rows.of(drafter[None]), Rows.of(expert[None]), Sampler()) for drafter, expert in rows]
-    scores = np.array([evidence.cross_entropy[0] for evidence in pairs])
+def on_rows(runtime: sc.Runtime, prompts: int = 30, every: int = 40) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both checks that read rows of a pair: the notebook's rules at every 40th place, and what decision_tokens scores at all of them."""
+    some, figures = [], []
+    for i, rows in enumerate(pairs_of_rows(runtime, asked(runtime, prompts))):
+        if i % every == 0:
+            some.append(rows.copy())
+        evidence = Evidence(Rows.of(rows[:1]), Rows.of(rows[1:]), Sampler())
+        figures.append([float(each[0]) for each in (evidence.cross_entropy, evidence.drafter_entropy, evidence.expert_entropy)])
+    return {name: compared_with_notebook(name, some, TEMPERATURES) for name in NOTEBOOK_RULES}, decision_scores(*np.array(figures).T)
+
+
+def decision_scores(scores: np.ndarray, drafter_entropy: np.ndarray, expert_entropy: np.ndarray) -> dict[str, Any]:
+    """How often decision_tokens scores above a tau, and the lam that the paper calibrates for it; what the scores go with."""
     found: dict[str, Any] = {}
     for tau in (0.5, 1.0, 2.0, 3.0):
         above = scores[scores > tau]
         found[f"tau {tau}"] = {"places": len(scores), "above": len(above) / len(scores), "lam": float(above.mean() / scores.mean())}
-    entropies = (
-        ("drafter", [evidence.drafter_entropy[0] for evidence in pairs]),
-        ("expert", [evidence.expert_entropy[0] for evidence in pairs]),
-    )
-    found["correlation"] = {f"with_the_{whose}s_entropy": float(np.corrcoef(scores, values)[0, 1]) for whose, values in entropies}
+    found["correlation"] = {
+        f"with_the_{whose}s_entropy": float(np.corrcoef(scores, values)[0, 1])
+        for whose, values in (("drafter", drafter_entropy), ("expert", expert_entropy))
+    }
     return found
-
-
-def on_rows(runtime: sc.Runtime, n: int = 60, compared: int = 16) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Both checks that read rows of a pair: the notebook's rules on ``compared`` of them, and the scores of decision_tokens on all."""
-    rows = pairs_of_rows(runtime, list(asked(runtime, n)))
-    some = random.Random(0).sample(rows, compared)
-    return {name: compared_with_notebook(name, some, (0.0, 0.5, 1.0, 1.7)) for name in NOTEBOOK_RULES}, decision_scores(rows)
 
 
 def asked(runtime: sc.Runtime, n: int) -> Iterator[list[int]]:
@@ -365,7 +366,7 @@ def main() -> None:
     found: dict[str, Any] = {"targets against the slow reference, T 0, 0.3, 1 and 2, with and without filters": equality()}
     rng = np.random.default_rng(0)
     drawn = [rng.choice([0.5, 2, 6]) * rng.normal(size=(2, rng.choice([3, 40, 400]))) for _ in range(200)]
-    compared = {"random rows": {name: compared_with_notebook(name, drawn, (0.0, 0.5, 1.0, 1.7)) for name in NOTEBOOK_RULES}}
+    compared = {"random rows": {name: compared_with_notebook(name, drawn, TEMPERATURES) for name in NOTEBOOK_RULES}}
     scored = {}
     pairs = {"bundled pair": {}}
     if args.drafter and args.expert:

@@ -8,7 +8,7 @@ from itertools import product
 import notebook
 import numpy as np
 import pytest
-from check_methods import compared_with_notebook, notebook_alphas, pairs_of_rows
+from check_methods import TEMPERATURES, compared_with_notebook, notebook_alphas, pairs_of_rows
 from exact import courses
 
 import speccascade_local as sc
@@ -19,8 +19,6 @@ from speccascade_local.methods import target_probs
 from speccascade_local.rows import Rows
 from speccascade_local.sampling import Sampler
 from speccascade_local.verify import Draft, verify
-
-TEMPERATURES = (0.0, 0.5, 1.0, 1.7)
 
 
 def random_rows(n: int, width: int, seed: int = 0) -> list[np.ndarray]:
@@ -37,7 +35,7 @@ def log(probs: list[float]) -> np.ndarray:
 def demo_rows() -> list[np.ndarray]:
     with sc.load(n_threads=1) as runtime:
         prompts = [runtime.chat_ids([{"role": "user", "content": text}]) for text in ("Who is Ada Lovelace?", "What is 7 * 8?")]
-        return pairs_of_rows(runtime, prompts, max_tokens=16)
+        return list(pairs_of_rows(runtime, prompts, max_tokens=16))
 
 
 @pytest.mark.parametrize("name", [*notebook.RULES, "lenience"])
