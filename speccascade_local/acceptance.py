@@ -131,7 +131,7 @@ class Fly(Rule):
     alpha: float = 0.3
 
     name: ClassVar[str] = "fly"
-    trade: ClassVar[str] = "keeps another wording where the expert wavers and agrees with all that follows"
+    trade: ClassVar[str] = "keeps another wording where the expert wavers and agrees with the next five tokens of the draft"
     dials: ClassVar[Mapping[str, Dial]] = {"alpha": NON_NEGATIVE}
     example: ClassVar[str] = "0.3"
     #: Positions at the end of a block that are never newly accepted, and matches needed after a mismatch.
