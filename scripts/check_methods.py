@@ -1,20 +1,23 @@
 """Hold every method to its formula and its promises, and write the report.
 
     python scripts/check_methods.py            # about two minutes on two CPU cores
+    python scripts/check_methods.py --drafter SMALL.gguf --expert LARGE.gguf      # rows of another pair for what is compared on rows
 
-Writes docs/results/methods.json and docs/results/methods.txt: each rule against the slow reference of tests/reference.py; the
+Writes docs/results/methods.json and docs/results/methods.txt: each rule against the slow reference of tests/reference.py; the rules of
+Google's notebook against its formulas (tests/notebook.py); what decision_tokens scores, and its lam as the paper calibrates it; the
 log-probabilities of every kind of token against fresh rows of both models; token-wise against block verification; the fidelity
 budget; answers under a JSON schema. The tests hold the same promises; this tells the figures.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
@@ -32,8 +35,9 @@ from speccascade_local.acceptance import Fly
 from speccascade_local.backend import physical_cores
 from speccascade_local.bench.setup import commit
 from speccascade_local.context import LlamaContext
-from speccascade_local.deferral import Rule
+from speccascade_local.deferral import Decision, Rule
 from speccascade_local.drafting import propose
+from speccascade_local.evidence import Evidence
 from speccascade_local.generation import Generation
 from speccascade_local.guards import Budget
 from speccascade_local.methods import target_probs
@@ -46,7 +50,8 @@ from speccascade_local.verify import Verification
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "tests"))
 
-import reference  # noqa: E402  # these lie beside the tests that use them
+import notebook  # noqa: E402  # these lie beside the tests that use them
+import reference  # noqa: E402
 from exact import expected_kept  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
@@ -69,6 +74,13 @@ SCHEMA = {
     "required": ["name", "age", "kind", "alive"],
     "additionalProperties": False,
 }
+
+
+NOTEBOOK_TITLE = "targets, coins and residuals against the formulas of Google's notebook, T 0 (but for lenience), 0.5, 1 and 1.7"
+SCORES_TITLE = "scores of decision_tokens on texts that the drafter writes at T 1; lam as the paper calibrates it: E[s | s > tau] / E[s]"
+#: At which the rules are compared with the notebook's.
+TEMPERATURES = (0.0, 0.5, 1.0, 1.7)
+NOTEBOOK_RULES = (*notebook.RULES, "lenience")
 
 
 def random_dials(rule: type[Rule], rng: random.Random) -> list[Any]:
@@ -100,6 +112,88 @@ def equality(rows: int = 400) -> dict[str, Any]:
     return found
 
 
+def notebook_alphas(name: str) -> list[float]:
+    """Both ends of a rule's dial, or of what is usual of one without, and seven values between."""
+    low, high = {"chow": (0, 1), "token_v3": (0, 1), "lenience": (0, 1), "opt": (-3, 3)}.get(name, (-1, 1))
+    return np.linspace(low, high, 9).tolist()
+
+
+def compared_with_notebook(name: str, rows: Sequence[np.ndarray], temperatures: Sequence[float]) -> dict[str, Any]:
+    """A rule beside the notebook's formulas: target, coin and residual of every token, and which tokens the rule keeps by itself.
+
+    rows: pairs of raw logits, drafter and expert, [2, n_vocab] each. The coin of a token is weighed by how often it is drafted. Left out
+    are the notebook's guard against dividing by 0, which ``tests/test_notebook.py`` bounds, and lenience at temperature 0, which differs
+    on purpose.
+    """
+    tiny = float(np.finfo(np.float64).tiny)
+    worst, other, count = 0.0, 0, 0
+    for (drafter, expert), temperature in product(rows, temperatures):
+        place = notebook.Place.of(drafter, expert, temperature)
+        evidence = Evidence(Rows.of(np.asarray(drafter)[None]), Rows.of(np.asarray(expert)[None]), Sampler(temperature))
+        for alpha in notebook_alphas(name):
+            if name == "lenience" and temperature == 0:
+                continue
+            count += 1
+            decision = Decision(methods.RULES[name](alpha), evidence)
+            ours = decision.target[0]
+            if name == "lenience":
+                coin, left = notebook.lossy_coin(alpha, place, tiny), notebook.residual(place.large, place.small)
+                theirs = notebook.emitted(coin, left, place.small)
+            else:
+                theirs = notebook.target(name, alpha, place)
+                coin, left = notebook.coin(theirs, place.small, least=tiny), notebook.residual(theirs, place.small)
+                decided = notebook.trusted(name, alpha, place)
+                other += int((decision.deferred[0] == decided)[np.isfinite(expert)].sum())
+            q = evidence.drafter_probs[0]
+            our_left = np.maximum(ours - q, 0.0)
+            if name == "lenience" and left.sum():  # the residual of its target is weighed by how often it is drawn from
+                left = left * (our_left.sum() / left.sum())
+            for mine, of_the_notebook in ((ours, theirs), (np.minimum(q, ours), place.small * coin), (our_left, left)):
+                worst = max(worst, float(np.abs(mine - of_the_notebook).max()))
+    return {"comparisons": count, "largest_difference": worst, "other_decisions": other}
+
+
+def pairs_of_rows(runtime: sc.Runtime, prompts: Iterable[list[int]], max_tokens: int = 40) -> Iterator[np.ndarray]:
+    """Raw logits of drafter and expert, [2, n_vocab], at each place of texts that the drafter writes at temperature 1."""
+    for seed, prompt in enumerate(prompts):
+        written = runtime.generate(prompt, rule="never", temperature=1, seed=seed, max_tokens=max_tokens).token_ids
+        yield from np.stack(fresh_rows(runtime, prompt + written, len(written)), axis=1)
+
+
+def fresh_rows(runtime: sc.Runtime, text: list[int], keep: int) -> list[np.ndarray]:
+    """What drafter and expert say before each of the last ``keep`` tokens of a text that they read from its beginning. [keep, n_vocab]"""
+    found = []
+    for session in (runtime._drafter, runtime._expert):
+        reader = LlamaSession(LlamaContext(session.model, n_ctx=runtime.n_ctx, n_threads=1), n_vocab=runtime.n_vocab)
+        found.append(reader.extend(text[:-1], keep=keep).copy())
+        reader.context.close()
+    return found
+
+
+def on_rows(runtime: sc.Runtime, prompts: int = 30, every: int = 40) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both checks that read rows of a pair: the notebook's rules at every 40th place, and what decision_tokens scores at all of them."""
+    some, figures = [], []
+    for i, rows in enumerate(pairs_of_rows(runtime, asked(runtime, prompts))):
+        if i % every == 0:
+            some.append(rows.copy())
+        evidence = Evidence(Rows.of(rows[:1]), Rows.of(rows[1:]), Sampler())
+        figures.append([float(each[0]) for each in (evidence.cross_entropy, evidence.drafter_entropy, evidence.expert_entropy)])
+    return {name: compared_with_notebook(name, some, TEMPERATURES) for name in NOTEBOOK_RULES}, decision_scores(*np.array(figures).T)
+
+
+def decision_scores(scores: np.ndarray, drafter_entropy: np.ndarray, expert_entropy: np.ndarray) -> dict[str, Any]:
+    """How often decision_tokens scores above a tau, and the lam that the paper calibrates for it; what the scores go with."""
+    found: dict[str, Any] = {}
+    for tau in (0.5, 1.0, 2.0, 3.0):
+        above = scores[scores > tau]
+        found[f"tau {tau}"] = {"places": len(scores), "above": len(above) / len(scores), "lam": float(above.mean() / scores.mean())}
+    found["correlation"] = {
+        f"with_the_{whose}s_entropy": float(np.corrcoef(scores, values)[0, 1])
+        for whose, values in (("drafter", drafter_entropy), ("expert", expert_entropy))
+    }
+    return found
+
+
 def asked(runtime: sc.Runtime, n: int) -> Iterator[list[int]]:
     for row in random.Random(0).sample(HELD_OUT, n):
         yield runtime.chat_ids([{"role": "user", "content": row["prompt"]}])
@@ -124,11 +218,7 @@ def logprobs(runtime: sc.Runtime, n: int = 60) -> dict[str, Any]:
         places = [len(prompt) + j for j in range(len(reply.tokens))]
         blank = np.zeros(runtime.n_vocab, np.float32)  # behind an end of text the drafter is not asked; nothing is reported there
         given = [np.array([rows.get(place, blank) for place in places]) for rows in seen]
-        fresh = []
-        for session in sessions:
-            reader = LlamaSession(LlamaContext(session.model, n_ctx=runtime.n_ctx, n_threads=1), n_vocab=runtime.n_vocab)
-            fresh.append(reader.extend(prompt + reply.token_ids[:-1], keep=len(reply.tokens)).copy())
-            reader.context.close()
+        fresh = fresh_rows(runtime, prompt + reply.token_ids, len(reply.tokens))
         for j, token in enumerate(reply.tokens):
             counted[token.origin] += 1
             own[token.origin] = max(own[token.origin], difference(token, rule, [rows[j : j + 1] for rows in given], settings))
@@ -249,8 +339,9 @@ def told(report: dict[str, Any]) -> str:
     lines = []
     for title, rows in report["checks"].items():
         lines.append(title)
+        width = max(34, *map(len, rows))
         for name, row in rows.items():
-            lines.append(f"  {name:34} " + ", ".join(f"{key.replace('_', ' ')} {_figure(value)}" for key, value in row.items()))
+            lines.append(f"  {name:{width}} " + ", ".join(f"{key.replace('_', ' ')} {_figure(value)}" for key, value in row.items()))
         lines.append("")
     return "\n".join(lines)
 
@@ -262,6 +353,10 @@ def _figure(value: Any) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for model in ("drafter", "expert"):
+        parser.add_argument(f"--{model}", type=Path, help=f"{model} of another pair, whose rows are looked at too")
+    args = parser.parse_args()
     checks: dict[str, Callable[[sc.Runtime], dict[str, Any]]] = {
         "log-probabilities against a recomputation from raw rows (the run's own; afresh), T 0.8, top-k 40, top-p 0.95": logprobs,
         "tokens that strict keeps of a draft, token-wise and by block verification: 8 drafts at 200 held-out places": verification,
@@ -269,12 +364,27 @@ def main() -> None:
         "answers under a JSON schema, T 1 (fly: T 0)": schema,
     }
     found: dict[str, Any] = {"targets against the slow reference, T 0, 0.3, 1 and 2, with and without filters": equality()}
+    rng = np.random.default_rng(0)
+    drawn = [rng.choice([0.5, 2, 6]) * rng.normal(size=(2, rng.choice([3, 40, 400]))) for _ in range(200)]
+    compared = {"random rows": {name: compared_with_notebook(name, drawn, TEMPERATURES) for name in NOTEBOOK_RULES}}
+    scored = {}
+    pairs = {"bundled pair": {}}
+    if args.drafter and args.expert:
+        pairs[f"{args.drafter.stem} + {args.expert.stem}"] = {"drafter": args.drafter, "expert": args.expert}
+    for pair, files in pairs.items():
+        print(pair, file=sys.stderr)
+        with sc.load(**files, n_threads=1) as runtime:
+            compared[pair], scored[pair] = on_rows(runtime)
+    for title, by_source in ((NOTEBOOK_TITLE, compared), (SCORES_TITLE, scored)):
+        found[title] = {f"{row}, {source}": figures for source, rows in by_source.items() for row, figures in rows.items()}
     with sc.load(n_threads=1) as runtime:
         for title, check in checks.items():
             print(title, file=sys.stderr)
             found[title] = check(runtime)
     report = {
-        "command": "python scripts/check_methods.py",
+        "command": " ".join(
+            ["python scripts/check_methods.py", *(f"--{name} {path.name}" for name, path in vars(args).items() if path is not None)]
+        ),
         "commit": commit(),
         "machine": f"{platform.machine()}, {physical_cores()} physical cores",
         "llama_cpp_python": llama_cpp.__version__,

@@ -29,10 +29,13 @@ class Lenience(AlphaRule, TargetRule):
 
     As a target: π = min(q, p/l) + (1 - Σ min(q, p/l)) * norm(max(0, p - q)) with l = 1 - alpha.
 
+    The appendix gives the coin and the test at temperature 0. The residual is that of the notebook, whose own lossy rule is strict at
+    temperature 0.
+
     Lossless: alpha 0
     Keeps every draft: alpha 1
     Temperature 0: keep iff p of the drafted token >= (1 - alpha) * max p, like token_v3; strict at alpha 0
-    Source: Leviathan et al. 2211.17192, appendix A.5
+    Source: Leviathan et al. 2211.17192, appendix A.5; residual: the notebook of Narasimhan et al. (google-research, speculative_cascades)
     """
 
     name: ClassVar[str] = "lenience"
@@ -90,10 +93,13 @@ class Mentored(TargetRule):
 class Typical(Rule):
     """Trust {v : p(v) > min(epsilon, delta * exp(-H(p)))}, defer the rest.
 
+    p and H(p) are read at temperature 1, as confidence is in every rule here. Medusa reads both at the sampling temperature, and accepts
+    nothing but the expert's own token at temperature 0. So this is its test at temperature 1, and another one elsewhere.
+
     Lossless: epsilon at least 1 and delta at least n_vocab: then no token is trusted
     Keeps every draft: epsilon to 0
     Temperature 0: keep iff the drafted token is trusted
-    Source: Cai et al. 2401.10774 (Medusa, typical acceptance)
+    Source: Cai et al. 2401.10774 (Medusa, typical acceptance), at temperature 1
     """
 
     epsilon: float = 0.09
@@ -125,7 +131,7 @@ class Fly(Rule):
     alpha: float = 0.3
 
     name: ClassVar[str] = "fly"
-    trade: ClassVar[str] = "keeps another wording where the expert wavers and agrees with all that follows"
+    trade: ClassVar[str] = "keeps another wording where the expert wavers and agrees with the next five tokens of the draft"
     dials: ClassVar[Mapping[str, Dial]] = {"alpha": NON_NEGATIVE}
     example: ClassVar[str] = "0.3"
     #: Positions at the end of a block that are never newly accepted, and matches needed after a mismatch.
@@ -161,12 +167,21 @@ class Fly(Rule):
 
 @dataclass(frozen=True)
 class DecisionTokens(Rule):
-    """Defer iff s > tau and s > lam * (mean of s over the last ``window`` tested positions), s = -Σ p log q in nats.
+    """Defer iff s > tau and s > lam * (mean of s over the last ``window`` tested positions), s = -Σ q log p in nats.
+
+    s is the cross-entropy of the expert under the drafter's distribution, H(q) + KL(q || p). The paper itself was not at hand beyond its
+    abstract, and neither was its authors' code. Its public reading notes write the score in this direction, as -Σ p_base log p_reasoning
+    with the base model as the drafter, and name a reverse KL that is this score less the base model's entropy. That is an identity in this
+    direction only. It also agrees with the abstract: large scores coincide with a drafter that is unsure.
+
+    By the same notes tau is a quantile of s on calibration texts, and lam is E[s | s > tau] / E[s] there, which is above 1. Both belong to
+    a pair and are not calibrated here. lam = 1 asks the expert more often than a calibrated one would. Untested tokens, such as a bonus
+    token, have no s here; in the paper the mean runs over all tokens.
 
     Lossless: tau 0 and lam 0
     Keeps every draft: tau to infinity
     Temperature 0: the same test
-    Source: Shen et al. 2605.16874; the defaults of lam and window are this project's
+    Source: Shen et al. 2605.16874, by public notes of it; the defaults of lam and window are this project's
     """
 
     tau: float
@@ -174,7 +189,7 @@ class DecisionTokens(Rule):
     window: int = 16
 
     name: ClassVar[str] = "decision_tokens"
-    trade: ClassVar[str] = "asks the expert only where the two disagree sharply, measured against their recent disagreement"
+    trade: ClassVar[str] = "asks the expert only where the drafter's tokens surprise it, more than they did in the recent text"
     dials: ClassVar[Mapping[str, Dial]] = {
         "tau": NON_NEGATIVE,
         "lam": NON_NEGATIVE,

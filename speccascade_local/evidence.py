@@ -104,11 +104,14 @@ class Evidence:
 
     @LazyProperty
     def cross_entropy(self) -> Float:
-        """-sum p log q of the plain distributions, in nats; a token that the drafter rules out counts as q = 1e-300. [k]"""
-        drafter = self.drafter.plain
-        log_q = np.subtract(self.drafter.logits, (drafter.top + np.log1p(drafter.rest))[:, None], dtype=np.float64)
-        np.maximum(log_q, math.log(1e-300), out=log_q)
-        nats: Float = -inner(self.expert_plain, log_q)
+        """-sum q log p of the plain distributions, in nats; a token that the expert rules out counts as p = 1e-300. [k]
+
+        How much a token of the drafter surprises the expert on average: the drafter's entropy, plus its divergence KL(q || p).
+        """
+        expert = self.expert.plain
+        log_p = np.subtract(self.expert.logits, (expert.top + np.log1p(expert.rest))[:, None], dtype=np.float64)
+        np.maximum(log_p, math.log(1e-300), out=log_p)
+        nats: Float = -inner(self.drafter_plain, log_p)
         return nats
 
     @LazyProperty

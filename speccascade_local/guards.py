@@ -41,6 +41,9 @@ class Budget(Composed):
     the savings are spent: the target is p, moved towards the rule's by as much as they pay for. So the bound holds after every token,
     not only in the long run.
 
+    It is a bound per token. By the union bound, the distribution of a whole reply of n tokens is within min(1, n * limit) of the expert's:
+    with limit 0.02 that says nothing of 50 tokens or more.
+
     Lossless: limit 0
     Keeps every draft: limit 1, once alpha has risen to its end
     Temperature 0: a kept mismatch costs 1, so one token in 1/limit may be the drafter's; what cannot be paid whole is strict
@@ -51,7 +54,7 @@ class Budget(Composed):
     inner: str = TokenV3.name
 
     name: ClassVar[str] = "budget"
-    trade: ClassVar[str] = "you say how far from the expert the text may be on average, and the dial turns itself"
+    trade: ClassVar[str] = "you say how far from the expert a token may be on average over a reply, and the dial turns itself"
     dials: ClassVar[Mapping[str, Dial]] = {"limit": Dial(0, 1)}
     example: ClassVar[str] = "0.05"
     remembers: ClassVar[bool] = True

@@ -1,8 +1,9 @@
 """What followed the last time: a drafter that costs nothing.
 
-Finds the longest end of a text, up to ``longest`` tokens, that occurred in it before, and guesses that what followed then follows now
-(Max-Gram of CS Drafting, Chen et al. 2312.11462; prompt lookup decoding). Good where a text repeats itself or its prompt. Knows nothing of
-models or of what the guesses are used for.
+Finds the longest end of a text, up to ``longest`` tokens, that occurred in it before, and guesses that what followed the latest such
+place follows now. That is in the manner of Max-Gram (CS Drafting, Chen et al. 2312.11462) and of prompt lookup decoding. Unlike Max-Gram
+it takes the latest match, looks no further back than ``longest`` tokens, and has no table of the language's bigrams to fall back on.
+Good where a text repeats itself or its prompt. Knows nothing of models or of what the guesses are used for.
 """
 
 from __future__ import annotations

@@ -142,14 +142,20 @@ class Opt(AlphaRule):
 
     Deferring costs one rejection, which happens with probability TV: more disagreement means *less* deferral.
 
+    The optimal rule for whole positions compares the expected losses of both models, which are not known. This is the paper's plug-in
+    estimate of it: 1 - max q and 1 - max p stand for these losses. So it is as good as both models' confidence, and a rule for single
+    tokens can do better.
+
     Lossless: alpha to minus infinity
     Keeps every draft: alpha to infinity
     Temperature 0: diff: where the two tokens differ, TV is 1
-    Source: Narasimhan et al. 2405.19261, the optimal rule
+    Source: Narasimhan et al. 2405.19261, the plug-in estimate of its optimal rule for whole positions
     """
 
     name: ClassVar[str] = "opt"
-    trade: ClassVar[str] = "the paper's optimal rule: like diff, and it forgives more where deferring would cost a rejection"
+    trade: ClassVar[str] = (
+        "like diff, and forgives more where deferring costs a rejection: an estimate of the paper's optimal rule for whole places"
+    )
     dials: ClassVar[Mapping[str, Dial]] = {"alpha": ANY}
     ends: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     example: ClassVar[str] = "0.2"
@@ -161,6 +167,8 @@ class Opt(AlphaRule):
 @dataclass(frozen=True)
 class OptLog(AlphaRule):
     """Defer iff H(q) > H(p) + alpha * TV(q, p), H being the entropy in nats.
+
+    H(q) estimates the expected logarithmic loss, as 1 - max q in ``opt`` does the expected 0-1 loss.
 
     Lossless: alpha to minus infinity
     Keeps every draft: alpha to infinity

@@ -106,7 +106,7 @@ def trusted_tokens(
         "opt": lambda: max(qu) >= max(pu) - alpha * tv(p, q),
         "opt_log": lambda: entropy(qu) <= entropy(pu) + alpha * tv(p, q),
         "fuzzy": lambda: (kl(q, middle) + kl(p, middle)) / 2 < alpha,
-        "decision_tokens": lambda: -sum(y * math.log(max(x, 1e-300)) for x, y in zip(qu, pu)) <= alpha,
+        "decision_tokens": lambda: -sum(x * math.log(max(y, 1e-300)) for x, y in zip(qu, pu)) <= alpha,
     }
     token: dict[str, Any] = {
         "token_v1": lambda v: qu[v] >= best - alpha,

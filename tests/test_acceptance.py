@@ -15,9 +15,11 @@ from toys import RowOf, ToySession, random_rows, sometimes_accepts
 
 import speccascade_local as sc
 from speccascade_local import clipping, target_probs
-from speccascade_local.acceptance import DecisionTokens, Fly, Lenience, Mentored
+from speccascade_local.acceptance import DecisionTokens, Fly, Lenience, Mentored, Typical
 from speccascade_local.compare import all_arms, compare, few_arms
+from speccascade_local.evidence import Evidence
 from speccascade_local.methods import DEFAULT
+from speccascade_local.rows import Rows
 from speccascade_local.sampling import Sampler
 from speccascade_local.settings import Settings
 
@@ -114,6 +116,19 @@ def test_typical_trusts_what_exceeds_the_smaller_of_its_two_bounds(expert, trust
     target = target_probs("typical:0.09,0.3", np.log(drafter), np.log(expert))[0]
     handed_over = sum(q for q, kept_token in zip(drafter, trusted) if not kept_token)
     np.testing.assert_allclose(target, np.where(trusted, drafter, 0) + handed_over * expert, atol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 2.0])
+def test_typical_reads_the_expert_at_temperature_1_and_so_differs_from_medusa_at_others(temperature):
+    """Medusa reads p and H(p) at the sampling temperature, and at temperature 0 keeps the expert's favourite alone."""
+    drafter, expert = np.log([[0.2, 0.7, 0.1]]), np.log([[0.5, 0.3, 0.2]])
+    evidence = Evidence(Rows.of(drafter), Rows.of(expert), Sampler(temperature))
+    deferred = Typical(0.25, 9).defer(evidence)
+    assert deferred.tolist() == [[False, False, True]]
+    warmed = np.eye(3)[0] if temperature == 0 else softmax(expert[0] / temperature)
+    doubt = -sum(x * math.log(x) for x in warmed if x > 0)
+    medusa = np.eye(3, dtype=bool)[0] if temperature == 0 else warmed > min(0.25, 9 * math.exp(-doubt))
+    assert medusa.tolist() != (~deferred[0]).tolist()
 
 
 def test_at_the_bound_itself_a_token_is_not_typical():
@@ -223,7 +238,7 @@ def test_decision_tokens_compares_with_exactly_the_last_tested_positions(seed, t
         for j, deferred in enumerate(block.verdict.deferred):
             before = [*text, *block.draft.token_ids[:j]]
             q, p = (softmax(session.row_of(before).astype(np.float32)) for session in pair)
-            surprise = -sum(y * math.log(x) for x, y in zip(q, p))
+            surprise = -sum(x * math.log(y) for x, y in zip(q, p))
             usual = sum(seen[-window:]) / len(seen[-window:]) if seen else 0.0
             assume(abs(surprise - max(tau, lam * usual)) > 1e-9)
             assert deferred == (surprise > tau and surprise > lam * usual)
@@ -231,6 +246,17 @@ def test_decision_tokens_compares_with_exactly_the_last_tested_positions(seed, t
             seen.append(surprise)
         assert len(block.verdict.trace) == len(block.verdict.deferred)
         text += block.verdict.token_ids
+
+
+@pytest.mark.parametrize("name", ["flat drafter, sure expert", "sure drafter, flat expert"])
+def test_decision_tokens_asks_where_the_drafters_tokens_surprise_the_expert_and_not_where_only_the_expert_wavers(name):
+    """Both places differ by the same two rows. Exchanging the two models in the score would exchange the two answers."""
+    flat, sure = np.zeros((1, 6)), np.array([[20.0, 0, 0, 0, 0, 0]])
+    drafter, expert = (flat, sure) if name.startswith("flat") else (sure, flat)
+    evidence = Evidence(Rows.of(drafter), Rows.of(expert), Sampler())
+    expected = 5 / 6 * 20 if name.startswith("flat") else math.log(6)
+    assert evidence.cross_entropy[0] == pytest.approx(expected, rel=1e-6)
+    assert bool(DecisionTokens(3.0).defer(evidence)[0]) is name.startswith("flat")
 
 
 def test_decision_tokens_is_tried_across_rejections_and_bonus_tokens():

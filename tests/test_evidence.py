@@ -38,13 +38,13 @@ def test_confidence_is_that_of_the_plain_distributions_whatever_the_settings(row
 
 
 @given(row_pairs(masked=False))
-def test_cross_entropy_is_the_entropy_of_the_expert_plus_its_divergence_from_the_drafter(rows):
+def test_cross_entropy_is_the_entropy_of_the_drafter_plus_its_divergence_from_the_expert(rows):
     q, p = map(softmax, rows)
-    expected = scipy.stats.entropy(p, axis=-1) + scipy.stats.entropy(p, q, axis=-1)
+    expected = scipy.stats.entropy(q, axis=-1) + scipy.stats.entropy(q, p, axis=-1)
     np.testing.assert_allclose(evidence_of(rows, {}).cross_entropy, expected, atol=1e-9)
 
 
-def test_a_token_that_the_drafter_rules_out_makes_the_cross_entropy_large_and_finite():
+def test_a_token_that_the_expert_rules_out_makes_the_cross_entropy_large_and_finite():
     rows = np.array([[0.0, -np.inf]]), np.array([[-np.inf, 0.0]])
     assert evidence_of(rows, {}).cross_entropy[0] == pytest.approx(300 * np.log(10))
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from exact import chain
 from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import row_pairs
@@ -64,6 +66,17 @@ def test_the_mean_distance_is_within_the_budget_after_every_token(limit, inner, 
     rule = guard(Budget(limit, inner), strict_first, None)
     _, verdicts = decoded(rule, **mode, verification=verification)
     assert overdraft([entry.tv for verdict in verdicts for entry in verdict.entries], limit) == 0
+
+
+@pytest.mark.parametrize("inner", ["token_v3", "diff"])
+def test_a_budget_bounds_each_token_on_average_and_a_whole_reply_only_times_its_length(inner):
+    """The exact distributions of all replies of six tokens: further from the expert's than the limit, and within the sum of all limits."""
+    limit, length = 0.05, 6
+    drafter, expert = (lambda text, row=row: np.log(row) for row in ([0.6, 0.4], [0.3, 0.7]))
+    replies = list(product(range(2), repeat=length))
+    ours, theirs = ([chain(rule, drafter, expert, Sampler(), reply) for reply in replies] for rule in (Budget(limit, inner), Strict()))
+    apart = sum(max(0.0, one - other) for one, other in zip(ours, theirs))
+    assert 1.5 * limit < apart <= length * limit
 
 
 @given(st.sampled_from([*ADJUSTABLE]), modes)

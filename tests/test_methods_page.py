@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -58,3 +59,34 @@ def test_the_figures_of_the_calibration_are_those_of_the_committed_file():
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", PAGE):
         assert (DOCS / Path(target)).exists(), target
+
+
+@pytest.mark.parametrize("place", ["README.md", "docs/methods.md", "docs/python.md", "docs/cli.md"])
+def test_opt_is_nowhere_called_optimal_without_saying_that_it_is_an_estimate(place):
+    """The paper's rule is a plug-in estimate of the optimal one for whole positions; it says itself that rules by token can do better."""
+    for line in (DOCS.parent / place).read_text(encoding="utf-8").split("\n\n"):
+        for sentence in re.split(r"(?<=[.:;])\s|^[-|]", line, flags=re.MULTILINE):
+            if re.search(r"\boptimal (rule|deferral)", sentence):
+                assert "estimate" in sentence, sentence
+    assert "estimate" in methods.RULES["opt"].trade
+    assert "estimate" in methods.described(methods.RULES["opt"])["source"]
+
+
+def test_the_budgets_section_says_what_it_does_not_promise_of_a_text():
+    section = " ".join(SECTIONS["budget"].split())
+    assert "For the whole text the bound is min(1, 100 · 0.02) = 1" in section
+
+
+@pytest.mark.parametrize(("name", "sources"), [("lenience", ("A.5", "notebook")), ("typical", ("differs from Medusa off temperature 1",))])
+def test_a_rule_that_is_not_its_sources_to_the_letter_says_where(name, sources):
+    section = " ".join(SECTIONS[name].split())
+    assert all(source in section for source in sources)
+
+
+@pytest.mark.parametrize("tau", ["0.5", "1.0", "2.0", "3.0"])
+def test_lam_as_the_paper_calibrates_it_is_above_the_default_on_every_pair_of_the_report(tau):
+    report = json.loads((DOCS / "results" / "methods.json").read_text(encoding="utf-8"))
+    (scores,) = (rows for title, rows in report["checks"].items() if title.startswith("scores of decision_tokens"))
+    found = [row["lam"] for name, row in scores.items() if name.startswith(f"tau {tau},")]
+    assert len(found) == 2
+    assert min(found) > methods.RULES["decision_tokens"](1.0).lam

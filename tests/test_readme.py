@@ -79,3 +79,22 @@ def test_the_file_tree_names_every_script(place):
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("result", ["curves_scaled", "curves_demo"])
+def test_what_is_said_of_token_v3s_quality_names_the_dials_that_were_measured(result):
+    measured = json.loads((ROOT / "docs" / "results" / f"{result}.json").read_text(encoding="utf-8"))["arms"]
+    dials = sorted({arm["rule"].removeprefix("token_v3:") for arm in measured if arm["rule"].startswith("token_v3:")})
+    said = f"{', '.join(dials[:-1])} and {dials[-1]}"
+    default = str(methods.DEFAULT).removeprefix("token_v3:")
+    for text in (README, (ROOT / "docs" / "benchmarking.md").read_text(encoding="utf-8")):
+        words = " ".join(text.split())
+        assert f"dials measured, {said}" in words
+        assert default not in dials
+        assert re.search(rf"default(, | dial, ){re.escape(default)}, is not among", words)
+
+
+def test_the_default_dial_is_graded_as_the_readme_says():
+    arms = json.loads((ROOT / "docs" / "results" / "demo_pair.json").read_text(encoding="utf-8"))["arms"]
+    assert "answers as many right with it" in " ".join(README.split())
+    assert arms[str(methods.DEFAULT)]["all"]["accuracy"] == arms["expert"]["all"]["accuracy"]
