@@ -49,7 +49,7 @@ class Whimsical(Fixed):
         super().__init__(0)
         self.script = itertools.cycle(script)
 
-    def begin(self, room: int, depth: int, *, first: bool) -> None:
+    def begin(self, room: int, depth: int, *, first: bool, bonus: bool = True) -> None:
         self._left = min(room, next(self.script))
 
     def worth(self, row: Rows) -> bool:
@@ -460,7 +460,7 @@ def test_a_pace_is_told_what_the_index_would_copy_behind_the_draft_and_whether_t
     learnt: list[tuple[int, ...]] = []
 
     class Noting(Fixed):
-        def begin(self, room: int, depth: int, *, first: bool) -> None:
+        def begin(self, room: int, depth: int, *, first: bool, bonus: bool = True) -> None:
             super().begin(room, depth, first=first)
             told.append((first, []))
 
