@@ -85,7 +85,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     print(f"{len(CASES)} questions, {' and '.join(STYLES)}; blocks of 4")
-    print(f"{'rule':14}{'temperature':>12}  {'style':16}{'right':>8}{'mean TV':>9}{'drafted tokens kept':>21}{'tokens per expert call':>24}")
+    print(
+        f"{'rule':14}{'temperature':>12}  {'style':16}{'right':>8}{'mean TV':>9}{'drafted tokens kept':>21}{'tokens per expert call':>24}"
+    )
     with sc.load(drafter=options.drafter, expert=options.expert, n_ctx=512, n_threads=options.threads, profile=False) as runtime:
         for temperature in options.temperatures:
             for rule in options.rules:

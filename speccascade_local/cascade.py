@@ -72,7 +72,7 @@ def decode(
 
     block_size: at least 1 where the rule never asks the expert. bonus: "expert" adds the expert's own token to a fully kept draft;
     "cascade" drafts one token more and settles it like the others, against the row that the bonus would have been drawn from. Then every
-    block drafts at least one token, and every token follows the rule's target. With "expert" a block without a draft is the expert's own too.
+    block drafts at least one token, and every token follows the rule's target. With "expert" a place without a draft is the expert's own.
     wanted: what to record of each token. vocabulary: for rules that look at the texts of tokens.
     pace: decides about the length of each draft, up to ``block_size``; without one it is always that. helpers: cheaper drafters behind
     the drafter; their index may also guess on behind a draft.

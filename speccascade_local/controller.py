@@ -2,10 +2,10 @@
 
 Before each further drafted token :class:`Auto` weighs what it may bring against what it costs. A block of i drafted tokens emits, on
 average, 1 + a_1 + a_1 a_2 + ... tokens, a_j being the chance that the rule keeps token j; it costs i drafter steps and one batch of i + 1
-in the expert. (Without a bonus token both are those of i - 1 tokens, and at least one is drafted.) A draft goes on as long as that raises (tokens - R * seconds), R being the tokens per second that this rule has reached so
-far on this runtime: the marginal rule that maximises a rate. The chance is fitted online to what this rule kept, by how sure the drafter
-was; the seconds come from the profile of the pair on this machine. All clocks are the profile's, so the same history gives the same
-decisions.
+in the expert. (Without a bonus token both are those of i - 1 tokens, and at least one is drafted.) A draft goes on as long as that
+raises (tokens - R * seconds), R being the tokens per second that this rule has reached so far on this runtime: the marginal rule that
+maximises a rate. The chance is fitted online to what this rule kept, by how sure the drafter was of what may be said; the seconds come from
+the profile of the pair on this machine. All clocks are the profile's, so the same history gives the same decisions.
 
 The decision to stop is taken from the text, from what is drafted already and from the drafter's row for the next token, never from a token
 that is then withheld. So given that a token was submitted it is distributed as the drafter's row says, and the executor's guarantee
