@@ -1,7 +1,7 @@
 """The account of one emitted token: from which distribution it was drawn, and how far that is from the expert's own.
 
-Notation: π = the target that the token was drawn from, p = expert, q = drafter, all three sampling distributions; *raw* = softmax of
-the raw logits, whatever grammar, temperature and filters are. Knows nothing of texts.
+Notation: π = the target that the token was drawn from, p = expert, q = drafter, all three sampling distributions; *plain* = softmax of
+the raw logits, whatever temperature and filters are. Knows nothing of texts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Distribution(NamedTuple):
 class Entry(NamedTuple):
     """One token's account. None where a model was not evaluated at that position.
 
-    tv: total variation of π and p. expert_logprob, drafter_logprob: raw log-probability of the token, in nats.
+    tv: total variation of π and p. expert_logprob, drafter_logprob: plain log-probability of the token, in nats.
     target, expert, drafter: π, p and q as far as they were wanted.
     """
 
@@ -96,7 +96,7 @@ class Fidelity:
     """How true a reply is to its expert, summed over its tokens.
 
     mean_tv, max_tv: total variation between what each token was drawn from and the expert's own sampling distribution, over ``judged``
-    tokens (those where the expert was evaluated). expert_logprob, drafter_logprob: sums of the raw log-probabilities (nats) of the
+    tokens (those where the expert was evaluated). expert_logprob, drafter_logprob: sums of the plain log-probabilities (nats) of the
     tokens that the model in question was evaluated for: ``judged`` for the expert, ``drafted`` for the drafter, which does not see the
     expert's own tokens beforehand (with ``model_logprobs`` it does, and then the two sums are of the same tokens). None where there is
     nothing to sum.
