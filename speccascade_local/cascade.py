@@ -71,8 +71,8 @@ def decode(
     needs no room, so a prompt that fills the context still gets one token.
 
     block_size: at least 1 where the rule never asks the expert. bonus: "expert" adds the expert's own token to a fully kept draft;
-    "cascade" drafts one token more and settles it like the others, against the row that the bonus would have been drawn from, so that every
-    token follows the rule's target.
+    "cascade" drafts one token more and settles it like the others, against the row that the bonus would have been drawn from. Then every
+    block drafts at least one token, and every token follows the rule's target. With "expert" a place without a draft is the expert's own.
     wanted: what to record of each token. vocabulary: for rules that look at the texts of tokens.
     pace: decides about the length of each draft, up to ``block_size``; without one it is always that. helpers: cheaper drafters behind
     the drafter; their index may also guess on behind a draft.
@@ -96,7 +96,9 @@ def decode(
             beside = bool(unread) and pace.beside(len(unread), len(tokens) - len(drafter.tokens))
             with meanwhile(expert, unread) if beside else nullcontext():
                 length = min(block_size + extra, room - own)
-                draft = propose(drafter, generation, length, look_ahead=look_ahead, pace=pace, written=written, helpers=helpers)
+                draft = propose(
+                    drafter, generation, length, bonus=not extra, look_ahead=look_ahead, pace=pace, written=written, helpers=helpers
+                )
             if rule.asks_expert and not extra:
                 draft = replace(draft, guesses=_guesses(draft, room - own, generation, helpers, pace))
             drafted = time.perf_counter()

@@ -2,10 +2,10 @@
 
 Before each further drafted token :class:`Auto` weighs what it may bring against what it costs. A block of i drafted tokens emits, on
 average, 1 + a_1 + a_1 a_2 + ... tokens, a_j being the chance that the rule keeps token j; it costs i drafter steps and one batch of i + 1
-in the expert. A draft goes on as long as that raises (tokens - R * seconds), R being the tokens per second that this rule has reached so
-far on this runtime: the marginal rule that maximises a rate. The chance is fitted online to what this rule kept, by how sure the drafter
-was; the seconds come from the profile of the pair on this machine. All clocks are the profile's, so the same history gives the same
-decisions.
+in the expert. (Without a bonus token both are those of i - 1 tokens, and at least one is drafted.) A draft goes on as long as that
+raises (tokens - R * seconds), R being the tokens per second that this rule has reached so far on this runtime: the marginal rule that
+maximises a rate. The chance is fitted online to what this rule kept, by how sure the drafter was of what may be said; the seconds come from
+the profile of the pair on this machine. All clocks are the profile's, so the same history gives the same decisions.
 
 The decision to stop is taken from the text, from what is drafted already and from the drafter's row for the next token, never from a token
 that is then withheld. So given that a token was submitted it is distributed as the drafter's row says, and the executor's guarantee
@@ -72,7 +72,7 @@ class Auto:
         # The first draft is then checked in a batch of its own, in place of at the end of the prompt's; that reads all weights once more.
         return hidden > max(seconds(batch) - (seconds(expert + batch) - seconds(expert)), seconds(1))
 
-    def begin(self, room: int, depth: int, *, first: bool) -> None:
+    def begin(self, room: int, depth: int, *, first: bool, bonus: bool = True) -> None:
         """See :class:`~speccascade_local.pacing.Pace`."""
         self._prompt = None  # read by now, or about to be
         waiting = depth if first else 1
@@ -83,8 +83,12 @@ class Auto:
             batches += self._profile.expert.batch_s(1, depth) - batches[0] + self._profile.block_s
             self._costs[bucket] = batches, self._profile.drafter.batch_s(1, depth) + self._profile.draft_s
         batch, step = self._costs[bucket]
-        alone = 1 / batch[0]
-        # The expert alone is always to be had, so no draft may be worth less than that; and until something is known, not more.
+        if bonus:
+            alone = 1 / batch[0]
+        else:  # the judge need not read the last of the draft, and a draft of one token is the least
+            batch = np.concatenate((batch[:1], batch[:-1]))
+            alone = 1 / (batch[1] + step)
+        # The least draft is always to be had, so none may be worth less than that; and until something is known, not more.
         rate = max(alone, (self._seen.tokens + FIRST_TOKENS) / (self._seen.seconds + FIRST_TOKENS / alone))
         self._block = Prospect(
             batch,
@@ -94,6 +98,7 @@ class Auto:
             min(room, LONGEST_BLOCK),
             self._seen.chance(np.array(self._recent), self._mood),
             probing=self._has_drafter and self._seen.quiet >= self._seen.patience,
+            bonus=bonus,
         )
 
     def another(self, guess: Guess) -> bool:
@@ -103,7 +108,7 @@ class Auto:
             return False
         _, block.ending = block.best_tail(self._seen.guesses.chances(guess))
         cost = block.step if block.drafted else block.first
-        if not block.is_probe:
+        if not block.must_draft:
             values = block.if_kept(block.chances)
             if np.maximum(values, block.ending).mean() - block.rate * cost <= block.ending:
                 return False
@@ -152,7 +157,7 @@ class Auto:
         log_odds = min(max(-math.log(max(row.plain.rest[0], 1e-12)), -12.0), 12.0)  # max q / (1 - max q)
         self._recent.append(log_odds)
         chances = self._seen.chance(np.array([log_odds]), self._mood)
-        if not block.is_probe and block.if_kept(chances)[0] <= block.ending:
+        if not block.must_draft and block.if_kept(chances)[0] <= block.ending:
             block.refused = True
             return False
         chance = float(chances[0])

@@ -83,6 +83,7 @@ def propose(
     generation: Generation,
     length: int,
     *,
+    bonus: bool = True,
     look_ahead: bool = False,
     pace: Pace | None = None,
     written: ReadAhead | None = None,
@@ -91,11 +92,12 @@ def propose(
     """Draft up to ``length`` tokens that continue the text.
 
     The drafter first reads, in one batch, whatever it has not seen of it, so no token is ever read twice. A draft ends early
-    after an end-of-text token, where what followed could never be used, and where ``pace`` says so. look_ahead: let the drafter read its
-    last token too, for the row that follows it. written: what the drafter has written already behind the text.
+    after an end-of-text token, where what followed could never be used, and where ``pace`` says so. bonus: see ``Pace.begin``.
+    look_ahead: let the drafter read its last token too, for the row that follows it. written: what the drafter has written already behind
+    the text.
     """
     text, pace = len(generation.tokens), pace or Fixed(length)
-    pace.begin(length, text, first=not generation.reply)
+    pace.begin(length, text, first=not generation.reply, bonus=bonus)
     reading = _Reading(drafter, generation, pace, helpers, written or [])
     drafted: list[int] = []
     rows: list[Rows] = []

@@ -1,8 +1,8 @@
 """What a rule may look at: the rows of both models at some positions, and where in a reply these stand.
 
-Notation, here and in all rules: q = drafter, p = expert; ``plain`` = softmax of the raw logits (temperature 1, nothing filtered),
-which confidence tests read; ``probs`` = the sampling distributions (penalties, grammar, temperature and filters applied to both
-models alike), which divergences read. Everything is computed when first asked for. Knows nothing of rules.
+Notation, here and in all rules: q = drafter, p = expert; ``plain`` = what may be said at temperature 1 (penalties, logit bias and grammar
+applied to both models alike, nothing filtered), which confidence tests read; ``probs`` = the sampling distributions (temperature and
+filters applied too), which divergences read. Everything is computed when first asked for. Knows nothing of rules.
 """
 
 from __future__ import annotations
@@ -69,17 +69,17 @@ class Evidence:
 
     @property
     def drafter_plain(self) -> Float:
-        """[k, n_vocab]"""
+        """What the drafter may say, at temperature 1 and unfiltered. [k, n_vocab]"""
         return self.drafter.plain.probs
 
     @property
     def expert_plain(self) -> Float:
-        """[k, n_vocab]"""
+        """What the expert may say, at temperature 1 and unfiltered. [k, n_vocab]"""
         return self.expert.plain.probs
 
     @property
     def drafter_max(self) -> Float:
-        """The drafter's confidence, max q. [k]"""
+        """The drafter's confidence, max q of the plain distribution. [k]"""
         return self.drafter.plain.max
 
     @property
@@ -89,7 +89,7 @@ class Evidence:
 
     @property
     def expert_max(self) -> Float:
-        """The expert's confidence, max p. [k]"""
+        """The expert's confidence, max p of the plain distribution. [k]"""
         return self.expert.plain.max
 
     @property
@@ -109,7 +109,7 @@ class Evidence:
         How much a token of the drafter surprises the expert on average: the drafter's entropy, plus its divergence KL(q || p).
         """
         expert = self.expert.plain
-        log_p = np.subtract(self.expert.logits, (expert.top + np.log1p(expert.rest))[:, None], dtype=np.float64)
+        log_p = np.subtract(self.expert.shaped, (expert.top + np.log1p(expert.rest))[:, None], dtype=np.float64)
         np.maximum(log_p, math.log(1e-300), out=log_p)
         nats: Float = -inner(self.drafter_plain, log_p)
         return nats
@@ -134,7 +134,7 @@ class Evidence:
         return np.clip(nats, 0.0, np.log(2))
 
     def _sampling_entropy(self, rows: Rows) -> Float:
-        return rows.entropy if rows.sampled_plainly(self.sampler) else entropy(rows.probs(self.sampler))
+        return rows.entropy if self.sampler.plain else entropy(rows.probs(self.sampler))
 
     def tokens_where(self, predicate: Callable[[str], bool]) -> Mask:
         """For which ids ``predicate`` holds of the token's text (remembered per predicate: give a named function). [n_vocab]

@@ -26,9 +26,11 @@ class Pace(Protocol):
         """Whether the expert shall read so many tokens of the text in a thread while the drafter reads so many and drafts."""
         return False
 
-    def begin(self, room: int, depth: int, *, first: bool) -> None:
+    def begin(self, room: int, depth: int, *, first: bool, bonus: bool = True) -> None:
         """A block begins. room: the most tokens to draft. depth: length of the text. first: nothing was emitted yet, so the judge reads the
-        prompt together with the draft. (What the caches hold of it already is not told: it must not change an answer.)
+        prompt together with the draft. (What the caches hold of it already is not told: it must not change an answer.) bonus: whether the
+        judge adds a token of its own to a draft that is kept whole. Without it the block's first ``another`` and ``worth`` are True, unless
+        no draft can make the text another than the judge's.
         """
 
     def another(self, guess: Guess) -> bool:
@@ -46,7 +48,7 @@ class Pace(Protocol):
         return
 
     def worth(self, row: Rows) -> bool:
-        """Whether a token drawn from this raw row shall be submitted."""
+        """Whether a token drawn from this row shall be submitted."""
         return True
 
     def tail(self, guess: Guess) -> int:
@@ -69,7 +71,7 @@ class Fixed(Pace):
         self.length = length
         self._left = 0
 
-    def begin(self, room: int, depth: int, *, first: bool) -> None:
+    def begin(self, room: int, depth: int, *, first: bool, bonus: bool = True) -> None:
         self._left = min(room, self.length)
 
     def another(self, guess: Guess) -> bool:

@@ -29,7 +29,7 @@ from .verify import Draft, Origin, Verdict
 
 @dataclass(frozen=True, eq=False)
 class Signals:
-    """What an answer's tokens say of the drafter's confidence, read from its raw logits (temperature 1, nothing filtered)."""
+    """What an answer's tokens say of the drafter's confidence, judged on what may be said (temperature 1, nothing filtered)."""
 
     logprobs: Float  # [n] log-probability of each emitted token
     margins: Float  # [n] probability of the first choice minus that of the second
@@ -37,7 +37,7 @@ class Signals:
     @classmethod
     def of(cls, token_ids: Sequence[int], rows: Sequence[Rows]) -> Signals:
         """From the answer's tokens and the row that each was drawn from, [1, n_vocab]; there may be more rows."""
-        logprobs = [row.logprob(token) for token, row in zip(token_ids, rows)]
+        logprobs = [row.plain_logprob(token) for token, row in zip(token_ids, rows)]
         margins = []
         for row in rows[: len(token_ids)]:
             probs = row.plain.probs[0]

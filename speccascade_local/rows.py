@@ -1,7 +1,8 @@
 """Rows of one model, and what follows from them: distributions, favourites, entropies, each computed when first asked for.
 
-*Plain* means softmax of the raw logits (temperature 1, nothing filtered), which confidence tests read; a *sampling distribution* has
-penalties, grammar, temperature and filters applied. Knows nothing of which model they are of.
+*Plain* means what may be said at temperature 1 (penalties, logit bias and grammar applied, nothing filtered), which confidence tests read;
+*raw* is the same before anything was applied; a *sampling distribution* has temperature and filters applied too. Knows nothing of which
+model they are of.
 """
 
 from __future__ import annotations
@@ -55,10 +56,15 @@ class Rows:
 
     @LazyProperty
     def plain(self) -> Softmax:
-        """The model's own distribution: temperature 1, nothing filtered or shaped."""
-        found = Softmax.of(self.logits, self.best if self.shaped is self.logits else None)
+        """What may be said at temperature 1: shaped, and nothing filtered."""
+        found = Softmax.of(self.shaped, self.best)
         found.probs.flags.writeable = False
         return found
+
+    @LazyProperty
+    def raw(self) -> Softmax:
+        """The model's own distribution: temperature 1, nothing filtered or shaped."""
+        return self.plain if self.shaped is self.logits else Softmax.of(self.logits)
 
     @LazyProperty
     def best(self) -> NDArray[np.intp]:
@@ -68,19 +74,15 @@ class Rows:
     @LazyProperty
     def entropy(self) -> Float:
         """Of the plain distribution, in nats. [k]"""
-        below = np.subtract(self.logits, self.plain.top[:, None], dtype=np.float64)
+        below = np.subtract(self.shaped, self.plain.top[:, None], dtype=np.float64)
         np.maximum(below, _LOG_OF_NOTHING, out=below)
         # Two terms that are not negative: nothing cancels, so a doubt however small is told from none.
         nats: Float = np.log1p(self.plain.rest) - inner(self.plain.probs, below)
         return nats
 
-    def sampled_plainly(self, sampler: Sampler) -> bool:
-        """Whether the sampling distribution is the plain one, and then the same array."""
-        return sampler.plain and self.shaped is self.logits
-
     def probs(self, sampler: Sampler) -> Float:
-        """The sampling distribution. [k, n_vocab]"""
-        return self.plain.probs if self.sampled_plainly(sampler) else self._sample(sampler)[0]
+        """The sampling distribution; the very array of the plain one where the sampler changes nothing. [k, n_vocab]"""
+        return self.plain.probs if sampler.plain else self._sample(sampler)[0]
 
     def support(self, sampler: Sampler) -> Mask:
         """Tokens that filters and grammar leave possible. [k, n_vocab]"""
@@ -104,8 +106,16 @@ class Rows:
         return int(self.best[0]) if sampler.temperature == 0 else draw(self.probs(sampler)[0], rng)
 
     def logprob(self, token: int) -> float:
-        """The log-probability of a token in the first row's plain distribution, in nats; never leaves logarithms."""
-        return float(self.logits[0, token]) - float(self.plain.top[0]) - math.log1p(self.plain.rest[0])
+        """The log-probability of a token in the first row's raw distribution, in nats; never leaves logarithms."""
+        return _logprob(self.logits, self.raw, token)
+
+    def plain_logprob(self, token: int) -> float:
+        """The same in its plain distribution: among what may be said."""
+        return _logprob(self.shaped, self.plain, token)
+
+
+def _logprob(logits: Array, found: Softmax, token: int) -> float:
+    return float(logits[0, token]) - float(found.top[0]) - math.log1p(found.rest[0])
 
 
 def entropy(probs: Float) -> Float:

@@ -44,16 +44,17 @@ class Settings:
     ignore_eos: no token that ends a text or a turn is written at all; ``stop``, ``stop_token_ids`` and ``max_tokens`` still end the
     answer. strict_first: so many first tokens are the expert's whatever the rule says. thinking_rule: the rule between ``<think>`` and
     ``</think>``; None for the same. verification "block": coins over whole blocks, same targets, more kept drafts. bonus "cascade": one
-    drafted token more in place of the expert's own after a kept draft. fidelity: keep the account of every token (``Token.tv``,
-    ``Reply.fidelity``); it is kept for logprobs too. logprobs: the log-probability of each token, and so many of the most probable
-    ones at its place. logprobs_of: "drawn" for the distribution that the token was drawn from, or "raw" for the softmax of the model's
-    logits, without temperature, filters, penalties, bias and grammar: the expert's wherever it was evaluated, else the drafter's.
-    model_logprobs: also those of both models' sampling distributions. audit: when the answer is there, the expert reads it and judges
-    every token that it was not asked about, so that ``mean_tv`` covers sequential cascades and the drafter alone too; the last chunk then
-    waits for it, and ``Stats.audit_s`` says how long.
+    drafted token more in place of the expert's own after a kept draft, and at least one in every block, so that every token follows the
+    rule; with "expert" a place that "auto" leaves without a draft is the expert's own. fidelity: keep the account of every token
+    (``Token.tv``, ``Reply.fidelity``); it is kept for logprobs too. logprobs: the log-probability of each token, and so many of the
+    most probable ones at its place. logprobs_of: "drawn" for the distribution that the token was drawn from, or "raw" for the softmax of
+    the model's logits, without temperature, filters, penalties, bias and grammar: the expert's wherever it was evaluated, else the
+    drafter's. model_logprobs: also those of both models' sampling distributions. audit: when the answer is there, the expert reads it and
+    judges every token that it was not asked about, so that ``mean_tv`` covers sequential cascades and the drafter alone too; the last
+    chunk then waits for it, and ``Stats.audit_s`` says how long.
 
-    Penalties, logit_bias, grammar (GBNF) and json_schema hold for both models, along the draft. Raises SettingError for a value outside
-    its range.
+    Penalties, logit_bias, grammar (GBNF) and json_schema hold for both models, along the draft, and rules judge how sure a model is among
+    what these leave. Raises SettingError for a value outside its range.
     """
 
     rule: str | Method | None = None

@@ -104,15 +104,24 @@ class Shaper:
         return self._penalties is not None or self._grammar is not None
 
     def shape(self, logits: Array, reply: Sequence[int]) -> Array:
-        """The row that follows ``reply``, as it is to be sampled from. [n_vocab] -> [n_vocab]; the same array where nothing changes it."""
+        """The row that follows ``reply``, as it is to be sampled from. [n_vocab] -> [n_vocab]; the same array where nothing changes it.
+
+        A row that rules out all that is allowed becomes flat: an index in place of a model is sure of one token, and knows nothing else.
+        """
         if not self.active:
             return logits
         row = np.array(logits, dtype=np.float64)
         if self._penalties:
             self._penalize(row, reply, self._penalties)
-        if self._grammar:
-            row[~self._grammar.allowed(reply)] = -np.inf
+        allowed = self._grammar.allowed(reply) if self._grammar else None
+        if allowed is not None:
+            row[~allowed] = -np.inf
         if (self._grammar or self._forbids) and np.isneginf(row).all():  # a row with nan is the model's fault, which the sampler says
+            possible = np.ones(len(row), dtype=bool) if allowed is None else allowed.copy()
+            possible[self._biased[np.isneginf(self._bias)]] = False
+            if possible.any():
+                row[possible] = 0.0
+                return row
             what = "grammar or schema" if self._grammar else "logit_bias"
             raise SettingError(
                 f"after {len(reply)} tokens the {what} allows nothing that this vocabulary can say; "

@@ -21,7 +21,7 @@ from speccascade_local.methods import target_probs
 from speccascade_local.routing import TokenCascade
 from speccascade_local.rules import Chow, Diff, Never, Opt, Strict
 from speccascade_local.sampling import Sampler, Softmax
-from speccascade_local.shaping import Penalties, Shaper
+from speccascade_local.shaping import UNSHAPED, Penalties, Shaper
 from speccascade_local.stats import Stats
 from speccascade_local.token_rules import TokenV1, TokenV2, TokenV3
 
@@ -38,12 +38,26 @@ every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: "-".join(mo
 REMEMBERING = [DecisionTokens(0.0, 1.0), Budget(0.1, "diff")]
 
 
-def run(pair, rule, *, prompt=(1, 2), temperature=1.0, block_size=4, max_tokens=12, seed=0, end=None, stops=None, rng=None, **mode):
+def run(
+    pair,
+    rule,
+    *,
+    prompt=(1, 2),
+    temperature=1.0,
+    block_size=4,
+    max_tokens=12,
+    seed=0,
+    end=None,
+    stops=None,
+    rng=None,
+    shaper=UNSHAPED,
+    **mode,
+):
     """Decode to the end; returns the text, the blocks and the statistics."""
     drafter, expert = pair
     tokens, stats = list(prompt), Stats()
     ends = (lambda token: token == end) if end is not None else never_ends
-    generation = writing(tokens, temperature, rng or seed, ends)
+    generation = writing(tokens, temperature, rng or seed, ends, shaper=shaper)
     more = {"block_size": block_size, "max_tokens": max_tokens, "stops": stops or ends, "stats": stats}
     blocks = list(decode(generation, drafter, expert, rule=rule, **more, **mode))
     return tokens[len(prompt) :], blocks, stats

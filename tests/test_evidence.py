@@ -92,11 +92,17 @@ def test_a_plain_and_a_sampling_distribution_that_are_the_same_are_one_array_and
 
 
 @given(row_pairs(n_rows=2), sampler_settings)
-def test_shaped_rows_are_sampled_from_and_raw_ones_tell_confidence(rows, settings):
+def test_shaped_rows_are_sampled_from_and_tell_confidence_and_raw_ones_are_kept(rows, settings):
     raw, shaped = rows
     made = Rows(raw, shaped)
     for j in range(2):
         np.testing.assert_array_equal(made.row(j).probs(Sampler(**settings))[0], Sampler(**settings).probs(shaped[j]))
-        np.testing.assert_array_equal(made.row(j).plain.probs[0], softmax(raw[j]))
+        np.testing.assert_array_equal(made.row(j).plain.probs[0], softmax(shaped[j]))
+        np.testing.assert_array_equal(made.row(j).raw.probs[0], softmax(raw[j]))
+        for found, row in ((made.row(j).plain_logprob, shaped[j]), (made.row(j).logprob, raw[j])):
+            possible = np.flatnonzero(np.isfinite(row)).tolist()
+            np.testing.assert_allclose(
+                [found(v) for v in possible], [row[v] - np.logaddexp.reduce(row.astype(float)) for v in possible], atol=1e-9
+            )
         assert made.row(j).best[0] == shaped[j].argmax()
     np.testing.assert_array_equal(made.shaped, shaped)

@@ -23,14 +23,16 @@ from speccascade_local.cascade import decode
 from speccascade_local.controller import Auto
 from speccascade_local.drafting import Helpers, propose
 from speccascade_local.experience import Experience
-from speccascade_local.ngram import NOTHING, Guess, NgramIndex
+from speccascade_local.ngram import NOTHING, Guess, NgramIndex, NgramSession
 from speccascade_local.pacing import LONGEST, Fixed
 from speccascade_local.profile import SIZES, Profile, Speed
+from speccascade_local.prospect import Prospect
 from speccascade_local.rows import Rows
-from speccascade_local.rules import Never, Strict
+from speccascade_local.rules import Chow, Never, Strict
 from speccascade_local.sampling import Mask, Sampler
 from speccascade_local.shaping import Penalties, Shaper
 from speccascade_local.stats import Stats
+from speccascade_local.token_rules import TokenV3
 
 
 def speed(*steps: float) -> Speed:
@@ -49,7 +51,7 @@ class Whimsical(Fixed):
         super().__init__(0)
         self.script = itertools.cycle(script)
 
-    def begin(self, room: int, depth: int, *, first: bool) -> None:
+    def begin(self, room: int, depth: int, *, first: bool, bonus: bool = True) -> None:
         self._left = min(room, next(self.script))
 
     def worth(self, row: Rows) -> bool:
@@ -460,7 +462,7 @@ def test_a_pace_is_told_what_the_index_would_copy_behind_the_draft_and_whether_t
     learnt: list[tuple[int, ...]] = []
 
     class Noting(Fixed):
-        def begin(self, room: int, depth: int, *, first: bool) -> None:
+        def begin(self, room: int, depth: int, *, first: bool, bonus: bool = True) -> None:
             super().begin(room, depth, first=first)
             told.append((first, []))
 
@@ -638,3 +640,108 @@ def test_no_guess_costs_and_brings_nothing():
     pace.begin(5, 10, first=False)
     assert not pace.another(NOTHING)
     assert pace.tail(NOTHING) == 0
+
+
+# --------------------------------------------------------------------------- without a bonus token
+
+HOPELESS = Profile(speed(1.0, 2.0, 3.0, 4.0, 5.0), speed(5.0), 1.0, {})  # no draft ever pays
+DRAFTED = {"accepted", "matched", "corrected"}
+
+
+def lengths_without_a_bonus() -> dict[str, dict]:
+    """As ``ways_to_draft``: automatic lengths where drafts pay, where they never do, and what helps to make them."""
+    small, *_ = toys()
+    cheap = Profile(speed(1.0), speed(0.3, 0.31, 0.32), 1.0, {})
+    return {
+        "free drafts": {"pace": Auto(FLAT, Experience())},
+        "dear drafts": {"pace": Auto(HOPELESS, Experience())},
+        "an index that guesses": {"pace": Auto(cheap, Experience()), "helpers": Helpers(NgramIndex())},
+        "three models": {"pace": Auto(HOPELESS, Experience()), "helpers": Helpers(None, small, Auto(FLAT, Experience()))},
+    }
+
+
+@pytest.mark.parametrize("rule", JUDGED_RULES, ids=str)
+@pytest.mark.parametrize("way", lengths_without_a_bonus())
+def test_without_a_bonus_a_text_has_exactly_the_product_of_the_rules_targets_under_automatic_lengths(rule, way):
+    rows = [session.row_of for session in sometimes_accepts(3)]
+    found = Counter()
+    prompt = [0, 1, 0]
+    for chance, (text, _, _) in courses(
+        lambda rng: run(
+            sometimes_accepts(3),
+            rule,
+            prompt=prompt,
+            rng=rng,
+            block_size=LONGEST,
+            max_tokens=2,
+            bonus="cascade",
+            **lengths_without_a_bonus()[way],
+        )
+    ):
+        found[tuple(text)] += chance
+    for path in itertools.product(range(3), repeat=2):
+        assert found[path] == pytest.approx(chain(rule, *rows, Sampler(), path, prompt=prompt), abs=1e-9)
+
+
+@pytest.mark.parametrize("make", [always_accepts, never_accepts, sometimes_accepts])
+@given(
+    way=st.sampled_from(list(lengths_without_a_bonus())),
+    max_tokens=st.integers(1, 30),
+    n_ctx=st.integers(2, 24),
+    end=st.sampled_from([None, 0, 4]),
+    verification=st.sampled_from(["token", "block"]),
+    seed=st.integers(0, 9),
+)
+def test_without_a_bonus_no_token_is_the_experts_own_wherever_the_text_ends(make, way, max_tokens, n_ctx, end, verification, seed):
+    settings = {name: value for name, value in lengths_without_a_bonus()[way].items() if name == "pace" or value.small is None}
+    text, blocks, _ = run(
+        make(n_ctx=n_ctx),
+        TokenV3(0.4),
+        block_size=LONGEST,
+        max_tokens=max_tokens,
+        end=end,
+        seed=seed,
+        verification=verification,
+        bonus="cascade",
+        **settings,
+    )
+    assert all(block.draft.token_ids for block in blocks)
+    assert {origin for block in blocks for origin in block.verdict.origins} <= DRAFTED
+    whole = min(max_tokens, n_ctx + 1 - 2)
+    assert len(text) == (text.index(end) + 1 if end in text else whole)
+
+
+def test_without_a_bonus_an_index_in_place_of_a_drafter_drafts_too():
+    _, expert = sometimes_accepts()
+    _, blocks, _ = run((NgramSession(7, 64), expert), Chow(0.5), block_size=LONGEST, bonus="cascade", pace=Auto(HOPELESS, Experience()))
+    assert {origin for block in blocks for origin in block.verdict.origins} <= DRAFTED
+
+
+def test_without_a_bonus_a_hopeless_drafter_writes_one_token_a_block_and_a_good_cheap_one_as_many_as_there_may_be():
+    for pair, profile, length in ((sometimes_accepts(n_ctx=600), HOPELESS, 1), (always_accepts(n_ctx=600), FLAT, LONGEST)):
+        pace = Auto(profile, Experience())
+        _, blocks, _ = run(pair, Strict(), block_size=LONGEST, max_tokens=300, bonus="cascade", pace=pace)
+        assert {len(block.draft.token_ids) for block in blocks[10:-1]} == {length}
+
+
+def test_without_a_bonus_a_length_is_filled_up_to_the_edge_of_a_step():
+    """Batches of 2 to 4 cost the same, and of a draft the expert reads all but the last token: where two pay, four do."""
+    steps = Profile(speed(1.0, 1.4, 1.4, 1.4, 9.0), speed(0.01), 1.0, {})
+    pace = Auto(steps, Experience())
+    _, blocks, _ = run(always_accepts(n_ctx=200), Strict(), temperature=0, block_size=LONGEST, max_tokens=100, bonus="cascade", pace=pace)
+    assert {len(block.draft.token_ids) for block in blocks[5:-1]} == {4}
+
+
+@given(st.lists(st.floats(0.01, 1), max_size=6), st.integers(0, 6), st.floats(0.01, 1), st.booleans())
+def test_what_a_block_is_worth_is_the_tokens_that_it_emits_less_its_cost(drafted, more, usual, bonus):
+    """By the definition, place by place, for the one length that there is room for."""
+    room = len(drafted) + 1 + more
+    batch = np.arange(1.0, 60.0)
+    batch[:room] = 1e6  # so that the longest is the best
+    block = Prospect(batch, 0.25, 0.25, 0.5, room, np.array([usual]), probing=False, bonus=bonus)
+    for chance in drafted:
+        block.submit(0.0, chance)
+    chances = [*drafted, 0.3, *[usual] * more]
+    kept = np.cumprod([1.0, *chances])
+    emitted = kept[: room + bonus].sum()  # a place emits a token if all before it are kept, and the bonus has a place of its own
+    assert block.if_kept(np.array([0.3]))[0] == pytest.approx(emitted - 0.5 * (more * 0.25 + batch[room]))

@@ -190,11 +190,21 @@ class OnlyTheLast(NoRepeats):
         return np.arange(self.n_vocab) == self.n_vocab - 1
 
 
-def test_a_text_that_nothing_may_follow_is_an_error_that_says_where():
+class Nothing(NoRepeats):
+    def allowed(self, reply: Sequence[int]) -> np.ndarray:
+        return np.zeros(self.n_vocab, dtype=bool)
+
+
+def test_a_row_that_rules_out_the_one_token_that_may_follow_is_sure_of_it():
     row = np.zeros(WIDTH)
     row[-1] = -np.inf
+    assert Shaper(WIDTH, (), None, OnlyTheLast()).shape(row, [1, 2, 3]).tolist() == [-np.inf] * (WIDTH - 1) + [0]
+
+
+def test_a_text_that_nothing_may_follow_is_an_error_that_says_where():
+    row = np.zeros(WIDTH)
     with pytest.raises(SettingError, match="after 3 tokens the grammar or schema allows nothing that this vocabulary can say"):
-        Shaper(WIDTH, (), None, OnlyTheLast()).shape(row, [1, 2, 3])
+        Shaper(WIDTH, (), None, Nothing()).shape(row, [1, 2, 3])
 
 
 def test_rows_that_are_no_numbers_are_the_models_fault_and_not_the_grammars():

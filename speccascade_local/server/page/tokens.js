@@ -72,7 +72,7 @@ function plainly(token) {
   const parts = [];
   if (typeof token.expert_logprob === "number") parts.push(`the expert ${percent(token.expert_logprob)}`);
   if (typeof token.drafter_logprob === "number") parts.push(`the drafter ${percent(token.drafter_logprob)}`);
-  return parts.length ? `At temperature 1 and unfiltered: ${parts.join(", ")}.` : null;
+  return parts.length ? `From raw logits at temperature 1: ${parts.join(", ")}.` : null;
 }
 
 function candidates(token, role) {
