@@ -21,7 +21,7 @@ CELLS = " | "
 NUMBER_WORDS = "ten|eleven|twelve|twenty|thirty|forty|fifty|sixty|hundred|thousand|million|twice|half"
 UNIVERSAL_WORDS = "never|always|every|everything|only|exactly|same"
 TRIGGER = re.compile(
-    rf"\b(?:{NUMBER_WORDS}|{UNIVERSAL_WORDS})s?\b|(?<![\w.,/@-])[−+-]?\d+(?:[.,]\d+)*(?:th|st|nd|rd)?(?!\w)",
+    rf"\b(?:{NUMBER_WORDS}|{UNIVERSAL_WORDS})s?\b|(?<![\w.,/@-])[−+-]?\d+(?:[.,]\d+)*(?:th)?(?!\w)",
     re.IGNORECASE,
 )
 #: Numbers that measure nothing: a setting, a year, the number of a paper, a version.

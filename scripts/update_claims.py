@@ -113,22 +113,19 @@ def _stale(claim: Claim, phrase: str, said: list[Statement]) -> str:
 def _without(claim: Claim, phrase: str, where: Statement, root: Path) -> Iterator[str]:
     """What is wrong with the evidence of one phrase."""
     for kind, value in claim.evidence.items():
-        if kind == "exempt" and value not in REASONS:
-            yield f"{value!r} is no reason; there are {', '.join(REASONS)}"
+        if kind == "test":
+            yield from (fault for name in _listed(value) for fault in wrong_test(name, root))
         elif kind == "result":
             for path, figures in value.items():
                 yield from wrong_result(path, figures if isinstance(figures, dict) else _listed(figures), where.text, root)
         elif kind == "value":
-            for name, figure in value.items():
-                yield from wrong_value(name, figure, where.text)
-        elif kind != "exempt":
-            for each in _listed(value):
-                if kind == "test":
-                    yield from wrong_test(each, root)
-                elif kind == "command":
-                    yield from wrong_command(each, root)
-                else:
-                    yield from wrong_source(each, where.text, where.links)
+            yield from (fault for name, figure in value.items() for fault in wrong_value(name, figure, where.text))
+        elif kind == "command":
+            yield from (fault for command in _listed(value) for fault in wrong_command(command, root))
+        elif kind == "source":
+            yield from (fault for address in _listed(value) for fault in wrong_source(address, where.text, where.links))
+        elif value not in REASONS:
+            yield f"{value!r} is no reason; there are {', '.join(REASONS)}"
 
 
 def suggestion(statement: Statement) -> str:
@@ -144,7 +141,7 @@ def table(claims: list[Claim]) -> str:
         shown = [claim for claim in mine if not claim.exempt]
         exempt = sum(len(claim.phrases) for claim in mine if claim.exempt)
         target = "../README.md" if page == "README.md" else Path(page).name
-        parts.append(f"## {Path(page).name}\n\n[The page]({target}). Exempt: {exempt}.\n\n")
+        parts.append(f"## {Path(page).name}\n\n[The page]({target}). Exempt sentences: {exempt}.\n\n")
         if shown:
             parts.append("| claim | shown by |\n|---|---|\n")
             parts += [f"| {cell('; '.join(claim.phrases))} | {cell(_told(claim))} |\n" for claim in shown]
