@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def faults(claims: list[Claim], root: Path = ROOT) -> Iterator[str]:
             yield (
                 f"{page}:{statement.line}: in no claim: {statement.text}\n"
                 f"  show it by a test or a result, correct it, or exempt it, in scripts/claims.yaml under {page}:\n"
-                f"{suggestion(statement)}"
+                f"{suggestion(statement, page, claims, root)}"
             )
 
 
@@ -92,22 +93,12 @@ def _faults_of(claim: Claim, said: list[Statement], root: Path) -> Iterator[str]
         if len(phrase.split()) < SHORTEST_PHRASE:
             yield f"claims.yaml: {claim.page}: {phrase!r} has fewer than {SHORTEST_PHRASE} words; quote more of the sentence"
         if where is None:
-            yield _stale(claim, phrase, said)
+            yield f"{claim.page}: no longer says: {phrase}\n  in scripts/claims.yaml put what it says now in its place, or remove it"
             continue
         if claim.exempt and not Statement(0, phrase).triggers():
             yield f"claims.yaml: {claim.page}: {phrase!r} is exempt and has neither number nor word that needs it; remove it"
         for fault in _without(claim, phrase, where, root):
             yield f"{claim.page}:{where.line}: {phrase}\n  its evidence in scripts/claims.yaml: {fault}"
-
-
-def _stale(claim: Claim, phrase: str, said: list[Statement]) -> str:
-    near = difflib.get_close_matches(phrase, [statement.text for statement in said], 1, 0.5)
-    line = next((statement.line for statement in said if near and statement.text == near[0]), 1)
-    return (
-        f"{claim.page}:{line}: no longer says: {phrase}\n"
-        "  in scripts/claims.yaml correct the words if their evidence still holds, else remove them"
-        + (f"; the page has: {near[0]}" if near else "")
-    )
 
 
 def _without(claim: Claim, phrase: str, where: Statement, root: Path) -> Iterator[str]:
@@ -128,9 +119,15 @@ def _without(claim: Claim, phrase: str, where: Statement, root: Path) -> Iterato
             yield f"{value!r} is no reason; there are {', '.join(REASONS)}"
 
 
-def suggestion(statement: Statement) -> str:
-    """Lines for claims.yaml that take a statement in."""
-    return f"  - says: {_quoted(statement.text)}\n    test: tests/test_....py::test_...\n"
+def suggestion(statement: Statement, page: str, claims: list[Claim], root: Path = ROOT) -> str:
+    """Lines for claims.yaml that take a statement in, with the evidence of what the page said in its place before, if it did."""
+    text = " ".join((" ".join(each.text for each in statements((root / page).read_text(encoding="utf-8")))).split())
+    gone = {phrase: claim for claim in claims if claim.page == page for phrase in claim.phrases if phrase not in text}
+    near = difflib.get_close_matches(statement.text, gone, 1, 0.5)
+    evidence = gone[near[0]].evidence if near else {"test": "tests/test_....py::test_..."}
+    entry = yaml.safe_dump([{"says": statement.text, **evidence}], allow_unicode=True, width=10**9, sort_keys=False)
+    was = f"  # was: {near[0]}\n" if near else ""
+    return was + textwrap.indent(entry, "  ")
 
 
 def table(claims: list[Claim]) -> str:
@@ -174,17 +171,13 @@ def _places(phrase: str, text: str) -> Iterator[int]:
         at = text.find(phrase, at + 1)
 
 
-def _quoted(text: str) -> str:
-    return yaml.safe_dump(text, allow_unicode=True, width=10**9, default_style='"').strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--missing", action="store_true", help="print lines for scripts/claims.yaml and check nothing")
     claims = read_claims()
     if parser.parse_args().missing:
         for page in pages():
-            missing = [suggestion(statement) for statement in unlisted(page, claims)]
+            missing = [suggestion(statement, page, claims) for statement in unlisted(page, claims)]
             print(f"{page}:\n{''.join(missing)}" if missing else "", end="")
         return
     found = list(faults(claims))
