@@ -16,7 +16,6 @@ from pathlib import Path
 
 import llama_cpp
 from pages import write_section
-from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
 import speccascade_local as sc
@@ -36,10 +35,10 @@ THEME = TerminalTheme(
 )  # fmt: skip
 
 
-def shown(rows: list[Row], *, coloured: bool) -> tuple[Console, str]:
+def shown(rows: list[Row], *, coloured: bool) -> tuple[terminal.PlainConsole, str]:
     """What ``speccascade compare`` prints, in a terminal of 100 columns or in a pipe: the recording, and the characters."""
     written = io.StringIO()
-    console = Console(record=True, force_terminal=coloured, width=100, file=written, highlight=False)
+    console = terminal.PlainConsole(record=True, force_terminal=coloured, width=100, file=written)
     terminal.stdout = console
     for row in rows:
         terminal.print_row(row)

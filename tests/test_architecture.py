@@ -34,6 +34,11 @@ def test_what_is_named_is_there(module, name):
     assert name in names_in(module)
 
 
+def test_a_drafted_token_is_accepted_in_one_place_of_the_loop():
+    decided = {path.name for path in PACKAGE.glob("*.py") if re.search(r'= .*"accepted"', path.read_text(encoding="utf-8"))}
+    assert decided == {"verify.py", "routing.py"}, "and routing.py, which has no drafts to verify"
+
+
 def test_the_way_of_a_prompt_takes_at_most_eight_steps():
     way = PAGE[PAGE.index("## From the command line") : PAGE.index("## What always holds")]
     assert len(re.findall(r"^\d+\. ", way, re.MULTILINE)) <= 8

@@ -64,6 +64,15 @@ def run(
 
 
 @given(seed=st.integers(0, 20), block_size=st.integers(1, 5))
+def test_a_fixed_length_is_drafted_each_time_until_the_text_ends(seed, block_size):
+    _, blocks, _ = run(sometimes_accepts(seed=seed), Strict(), block_size=block_size, max_tokens=30, seed=seed)
+    written = 0
+    for block in blocks:
+        assert len(block.draft.token_ids) == min(block_size, 30 - written - 1)  # one token of a block is the expert's
+        written += len(block.verdict.token_ids)
+
+
+@given(seed=st.integers(0, 20), block_size=st.integers(1, 5))
 def test_under_penalties_strict_writes_at_temperature_zero_what_the_expert_alone_writes(seed, block_size):
     def text(size: int) -> list[int]:
         drafter, expert = sometimes_accepts(seed=seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tracemalloc
 from pathlib import Path
 
@@ -47,6 +48,13 @@ chats = st.builds(
     models=st.dictionaries(st.sampled_from(["small", "drafter", "expert"]), st.builds(ModelMark, name=st.text(), fingerprint=st.text())),
     caches=st.dictionaries(st.sampled_from(["small", "drafter", "expert"]), st.builds(Saved, ids, st.binary(max_size=20))),
 )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+def test_a_session_is_readable_for_its_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "a.chat"
+    write(path, CHAT)
+    assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
 
 
 @given(chats)

@@ -214,6 +214,11 @@ def test_the_transcript_of_the_page_is_what_a_chat_says(tmp_path: Path) -> None:
         said = [line for line in lines if not line.startswith(("> ", "("))]
         done = chat(*asked, arguments=tuple(arguments.split()[1:]), cwd=tmp_path)
         assert (done.returncode, done.stdout.splitlines()) == (0, said)
+        assert (done.returncode, done.stdout.splitlines()) == (0, said)
+    held, context = re.search(r"prompt (\d+) \+ \d+ new; context (\d+) of", second).groups()
+    size = (tmp_path / "monday.chat").stat().st_size
+    assert f"{size / 1e6:.1f} MB for the {context} tokens above" in " ".join(PAGE.split())
+    assert f": {held} of the prompt's " in PAGE
 
 
 def test_the_python_block_of_the_page_runs(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter
 from gguf_files import CHATML, overwrite, recurrent_model, text_model
@@ -41,6 +42,26 @@ def test_sizes_are_those_of_the_loaded_model(name, caplog):
 def test_a_row_of_the_embedding_is_all_that_a_token_reads_of_it(tmp_path):
     header = read_header(text_model(tmp_path / "m.gguf", chat_template=CHATML))
     assert header.token_bytes < header.weights, "its output has weights of its own"
+
+
+def test_of_a_mixture_of_experts_a_token_reads_those_in_use(tmp_path):
+    path = tmp_path / "mixture.gguf"
+    writer = GGUFWriter(path, "llama")
+    for name, number in (("block_count", 1), ("embedding_length", 8), ("context_length", 64), ("attention.head_count", 2)):
+        writer.add_uint32(f"llama.{name}", number)
+    writer.add_uint32("llama.expert_count", 8)
+    writer.add_uint32("llama.expert_used_count", 2)
+    writer.add_token_list(["a"] * 10)
+    shapes = {"token_embd.weight": (10, 8), "output.weight": (10, 8), "blk.0.ffn_up_exps.weight": (8, 4, 8), "blk.0.attn_q.weight": (8, 8)}
+    for name, shape in shapes.items():
+        writer.add_tensor(name, np.zeros(shape, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    header = read_header(path)
+    assert header.weights == 4 * (80 + 80 + 256 + 64)
+    assert header.token_bytes == 4 * (80 + 256 * 2 // 8 + 64)
 
 
 def test_a_model_without_attention_has_no_growing_cache(tmp_path):

@@ -65,7 +65,8 @@ def test_without_the_key_nothing_is_told(guarded, header, path):
 
 def test_with_the_key_everything_is(guarded):
     for scheme in ("Bearer", "bearer"):
-        assert guarded.get("/v1/models", headers={"authorization": f"{scheme} {KEY}"}).status_code == 200
+        for path in ("/v1/models", "/metrics", "/api/pairs", "/openapi.json"):
+            assert guarded.get(path, headers={"authorization": f"{scheme} {KEY}"}).status_code == 200
     assert guarded.get("/health").status_code == 200
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from speccascade_local.bench.planning import KEPT, Known, best_length, errors, planned, seconds
 from speccascade_local.errors import SettingError
 from speccascade_local.header import Header
-from speccascade_local.profile import SIZES, Speed
+from speccascade_local.profile import SIZES, Profile, Speed
 
 EXPERT = Header(Path("e.gguf"), "llama", "Q8_0", 1_000_000_000, 900_000_000, 65_536, 32_000, 8192)
 DRAFTER = replace(EXPERT, path=Path("d.gguf"), weights=100_000_000, token_bytes=90_000_000, cache_bytes=8192)
@@ -33,6 +34,16 @@ def test_seconds_lie_on_the_line_through_what_was_measured():
     low, high = seconds(900_000_000, known)
     assert (low + high) / 2 == pytest.approx(line(900_000_000))
     assert high / low == pytest.approx(1.1 / 0.9), "never surer than a tenth"
+
+
+def test_the_page_tells_what_is_foretold_of_the_pair_that_was_measured():
+    docs = Path(__file__).parents[2] / "docs"
+    measured = json.loads((docs / "results" / "curves_scaled.json").read_text(encoding="utf-8"))["setup"]["profile"]
+    profile = Profile.from_dict(measured)
+    known = [Known(measured["key"][f"{role}_bytes"], getattr(profile, role)) for role in ("drafter", "expert")]
+    drafter, expert = (replace(EXPERT, weights=each.weights, token_bytes=each.weights) for each in known)
+    low, high = planned(drafter, expert, known, 512).speedup
+    assert f"it says {low:.1f} to {high:.1f} ×" in (docs / "benchmarking.md").read_text(encoding="utf-8")
 
 
 def test_one_measured_model_gives_a_wide_range_around_its_own_rate():
