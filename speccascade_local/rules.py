@@ -26,7 +26,7 @@ class Strict(Rule):
 
     Lossless: always
     Keeps every draft: never
-    Temperature 0: the expert's own greedy text
+    Temperature 0: the expert's own greedy text, up to near-ties
     Source: Leviathan et al. 2211.17192; Chen et al. 2302.01318
     """
 

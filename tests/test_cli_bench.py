@@ -138,7 +138,7 @@ def test_tune_says_what_loss_it_cannot_exclude_also_where_no_answer_is_lost(tmp_
     )
     assert lost, shown
     assert "about 461 questions in all would show it, if they went as these did)" in shown
-    assert "strict, whose text is the expert's own" in shown
+    assert "strict, which is lossless" in shown
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def tune(
         rule, grounds = str(found.chosen.arm.method), _measured(found.chosen, goal, asked)
     else:
         rule, grounds = "strict", found.why
-        stdout.print(f"{found.why}: strict, whose text is the expert's own", highlight=False, soft_wrap=True)
+        stdout.print(f"{found.why}: strict, which is lossless", highlight=False, soft_wrap=True)
         if found.trials and found.trials[-1].faster:
             stdout.print(f"to use it all the same: --rule {found.trials[-1].arm.method}", highlight=False, soft_wrap=True)
     told = (
