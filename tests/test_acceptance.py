@@ -17,7 +17,7 @@ import speccascade_local as sc
 from speccascade_local import clipping, target_probs
 from speccascade_local.acceptance import DecisionTokens, Fly, Lenience, Mentored, Typical
 from speccascade_local.compare import all_arms, compare, few_arms
-from speccascade_local.evidence import Evidence
+from speccascade_local.evidence import Evidence, Place
 from speccascade_local.methods import DEFAULT
 from speccascade_local.rows import Rows
 from speccascade_local.sampling import Sampler
@@ -257,6 +257,14 @@ def test_decision_tokens_asks_where_the_drafters_tokens_surprise_the_expert_and_
     expected = 5 / 6 * 20 if name.startswith("flat") else math.log(6)
     assert evidence.cross_entropy[0] == pytest.approx(expected, rel=1e-6)
     assert bool(DecisionTokens(3.0).defer(evidence)[0]) is name.startswith("flat")
+
+
+@given(row_pairs(), st.floats(0, 3), st.floats(1, 9), st.lists(st.floats(0, 9), max_size=9))
+def test_decision_tokens_asks_at_one_place_by_a_lam_of_1_wherever_it_does_by_a_larger_one(rows, tau, lam, trace):
+    drafter, expert = rows
+    evidence = Evidence(Rows.of(drafter), Rows.of(expert), Sampler(), Place(emitted=len(trace), trace=trace))
+    usual, larger = (bool(DecisionTokens(tau, each).defer(evidence)[0]) for each in (1.0, lam))
+    assert usual or not larger
 
 
 def test_decision_tokens_is_tried_across_rejections_and_bonus_tokens():

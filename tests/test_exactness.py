@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -187,6 +188,16 @@ def test_exact_is_refused_where_no_batch_agrees_with_single_tokens(files, monkey
     monkeypatch.setattr("speccascade_local.exactness._most", lambda *_: 1)
     with pytest.raises(ModelLoadError, match=r"a batch of two tokens is rounded otherwise than one.*without exact"):
         sc.load(drafter=files.drafter, expert=files.expert, n_ctx=64, n_threads=1, exact=True)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have other kernels")
+@pytest.mark.parametrize("bits", ["F16", "F32"])
+def test_exact_is_refused_for_weights_of_16_and_32_bits(files, tmp_path, bits):
+    """llama.cpp multiplies them by a kernel for batches that single tokens do not have."""
+    whole = shaped_model(tmp_path / "F16.gguf", width=512, layers=3, ffn=1024, vocab=VOCAB)
+    path = whole if bits == "F16" else quantized(whole, tmp_path / "F32.gguf", llama_cpp.LLAMA_FTYPE_ALL_F32)
+    with pytest.raises(ModelLoadError, match=r"a batch of two tokens is rounded otherwise than one"):
+        sc.load(drafter=files.drafter, expert=path, n_ctx=64, n_threads=1, exact=True)
 
 
 def test_exact_is_yes_or_no():

@@ -48,10 +48,13 @@ def test_a_picture_can_be_made_from_the_code(name, tmp_path):
 
 def test_the_figures_of_the_calibration_are_those_of_the_committed_file():
     calibration = Calibration.load(DOCS / "results" / "calibration.json")
-    asked, kept = len(calibration.validation), calibration.kept
-    told = f"answer {kept:.1%} of the {asked} validation questions alone and keeps {calibration.accuracy:.1%}"
+    low, high = calibration.accuracy_interval
+    told = (
+        f"answer {calibration.kept:.1%} of {len(calibration.validation)} unseen questions alone. {calibration.accuracy:.1%} of the answers "
+        f"are right [{low:.1%}, {high:.1%}]; the expert alone has {calibration.expert_accuracy:.1%}."
+    )
     assert told.replace("%", " %") in " ".join(PAGE.split())
-    assert calibration.accuracy == calibration.expert_accuracy
+    assert f"--target {calibration.target_accuracy:g} " in PAGE
     demo = Path(sc.__file__).parent / "demo"
     assert (calibration.drafter, calibration.expert) == tuple(fingerprint(demo / name) for name in ("drafter.gguf", "expert.gguf"))
 
@@ -81,6 +84,12 @@ def test_the_budgets_section_says_what_it_does_not_promise_of_a_text():
 def test_a_rule_that_is_not_its_sources_to_the_letter_says_where(name, sources):
     section = " ".join(SECTIONS[name].split())
     assert all(source in section for source in sources)
+
+
+def test_what_holds_unless_you_say_otherwise_are_the_defaults():
+    mentored, decisive = methods.RULES["mentored"](), methods.RULES["decision_tokens"](1.0)
+    assert f"; {mentored.divergence:g} unless you say otherwise." in SECTIONS["mentored"]
+    assert f"λ = {decisive.lam:g} and window = {decisive.window} unless you say otherwise." in " ".join(SECTIONS["decision_tokens"].split())
 
 
 @pytest.mark.parametrize("tau", ["0.5", "1.0", "2.0", "3.0"])

@@ -642,6 +642,17 @@ def test_no_guess_costs_and_brings_nothing():
     assert pace.tail(NOTHING) == 0
 
 
+def test_under_a_lossy_rule_lengths_decide_which_tokens_are_the_drafters():
+    """By two machines' profiles, at temperature 0, where the two models never agree and the rule keeps every draft."""
+    texts = []
+    for profile in (FLAT, HOPELESS):
+        pace = Auto(profile, Experience())
+        text, blocks, _ = run(never_accepts(), Chow(1), block_size=LONGEST, max_tokens=30, temperature=0, pace=pace)
+        texts.append((text, sum(origin == "accepted" for block in blocks for origin in block.verdict.origins)))
+    assert texts[0][0] != texts[1][0]
+    assert texts[0][1] > texts[1][1] + 10
+
+
 # --------------------------------------------------------------------------- without a bonus token
 
 HOPELESS = Profile(speed(1.0, 2.0, 3.0, 4.0, 5.0), speed(5.0), 1.0, {})  # no draft ever pays

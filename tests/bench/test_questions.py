@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speccascade_local.bench.questions import Question, built_in, in_turns, read_questions
+from speccascade_local.bench.questions import Question, built_in, chosen, in_turns, read_questions
 from speccascade_local.errors import CatalogError
 
 
@@ -26,6 +26,11 @@ def test_the_built_in_questions_are_five_families_with_references_and_ids():
     for question in questions[:50]:
         assert question.quality(question.reference[0]) == 1
         assert question.quality("no") == 0
+
+
+def test_20_built_in_questions_of_each_family_are_chosen_unless_said_otherwise():
+    assert set(Counter(question.family for question in chosen(None, None)).values()) == {20}
+    assert (len(chosen(None, None)), len(chosen(None, 100)), len(built_in())) == (100, 474, 474)
 
 
 def test_a_users_file_may_hold_prompts_and_conversations(tmp_path):

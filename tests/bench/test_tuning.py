@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -227,6 +228,13 @@ def test_how_many_questions_would_show_it_is_exact_where_all_tie():
     require_enough(Goal(max_quality_loss=0.01), enough)
     with pytest.raises(SettingError, match="cannot be shown"):
         require_enough(Goal(max_quality_loss=0.01), enough - 1)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 6])
+def test_the_documents_say_how_many_questions_a_limit_takes(limit):
+    enough = Goal(max_quality_loss=limit / 100).enough(measured(20, quality=1.0))
+    page = (Path(__file__).parents[2] / "docs" / "benchmarking.md").read_text(encoding="utf-8")
+    assert f"| {limit} % | {enough} | {in_all(enough)} |" in page
 
 
 @pytest.mark.parametrize(("lost", "won"), [(0, 0), (1, 0), (1, 1), (2, 2)])
