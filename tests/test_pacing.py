@@ -643,14 +643,16 @@ def test_no_guess_costs_and_brings_nothing():
 
 
 def test_under_a_lossy_rule_lengths_decide_which_tokens_are_the_drafters():
-    """By two machines' profiles, at temperature 0, where the two models never agree and the rule keeps every draft."""
-    texts = []
+    """By the profiles of two machines, at temperature 0, where the rule keeps every draft."""
+    texts, shares = [], []
     for profile in (FLAT, HOPELESS):
         pace = Auto(profile, Experience())
-        text, blocks, _ = run(never_accepts(), Chow(1), block_size=LONGEST, max_tokens=30, temperature=0, pace=pace)
-        texts.append((text, sum(origin == "accepted" for block in blocks for origin in block.verdict.origins)))
-    assert texts[0][0] != texts[1][0]
-    assert texts[0][1] > texts[1][1] + 10
+        text, blocks, _ = run(sometimes_accepts(n_ctx=400), Chow(1), block_size=LONGEST, max_tokens=300, temperature=0, pace=pace)
+        texts.append(text)
+        shares.append(sum(origin == "accepted" for block in blocks for origin in block.verdict.origins) / len(text))
+    assert texts[0] != texts[1]
+    assert shares[0] > 0.8
+    assert shares[1] < 0.2
 
 
 # --------------------------------------------------------------------------- without a bonus token
