@@ -242,6 +242,7 @@ def test_a_reply_is_cancelled_between_two_batches_of_its_audit(demo, monkeypatch
 
 
 def test_an_answer_whose_rows_would_take_too_much_memory_has_an_unknown_distance_and_a_warning(demo, monkeypatch, caplog):
+    assert auditing.MOST_BYTES == 2**30
     monkeypatch.setattr(auditing, "MOST_BYTES", 20 * 4 * demo.n_vocab)
     more = {"rule": "never", "seed": 1, "ignore_eos": True, "audit": True}
     with caplog.at_level(logging.WARNING):

@@ -97,6 +97,20 @@ def test_what_is_aligned_is_followed_by_the_rows_of_a_cold_reading(contexts, dat
         used.context.evaluate([Part(timeline, [token], 1)])
 
 
+def test_of_a_cache_whole_pieces_are_kept_and_of_a_recurrent_state_nothing(files, tmp_path):
+    for path, placement, kept in (
+        (files.expert, None, 384),  # in pieces of 128
+        (files.expert, Placement(flash_attention="on"), 0),  # in pieces of 512
+        (recurrent_model(tmp_path / "recurrent.gguf"), None, 0),
+    ):
+        with opened(path, placement) as used:
+            used.context.evaluate([Part(used.timeline, [1, 2] * 250, 1)])
+            assert used.context.aligned(used.timeline, 500) == kept
+            used.context.drop(used.timeline, 0)
+            used.context.evaluate([Part(used.timeline, [1, 2] * 256, 1)])
+            assert used.context.aligned(used.timeline, 512) == (0 if "recurrent" in path.name else 512)
+
+
 @pytest.fixture(scope="module")
 def contexts(files: SimpleNamespace) -> Iterator[SimpleNamespace]:
     with opened(files.expert) as used, opened(files.expert) as cold:

@@ -21,6 +21,7 @@ from serving import PATIENCE_S, Served, serving
 
 import speccascade_local as sc
 from speccascade_local import parameters
+from speccascade_local.server import answers
 from speccascade_local.verify import Origin
 
 K = 20
@@ -140,6 +141,7 @@ def test_a_chats_log_probabilities_are_those_of_a_fresh_raw_row_at_every_origin(
         for j, (place, told) in enumerate(zip(places, got.speccascade["tokens"], strict=True)):
             role = sources.get(told["origin"], "expert")
             require_place(place, answer[j], rows[role][j], ids)
+            assert (told.get("expert_logprob") is not None) == (role == "expert")
             origins.add((role, told["origin"]))
     assert origins == {("drafter", "accepted"), *(("expert", origin) for origin in get_args(Origin))}
 
@@ -230,6 +232,10 @@ def test_what_tokens_were_drawn_from_stays_an_option(toys):
     raw, named = (toys.ask("strict", more, {}, temperature=0).choices[0].logprobs.content for more in ({}, {"logprobs_of": "raw"}))
     assert raw == named
     assert all(place.logprob < 0 for place in raw)
+
+
+def test_what_is_smaller_than_minus_9999_is_written_as_that():
+    assert [answers._logprob(value) for value in (-math.inf, -10_000.5, -9998.5, 0.0)] == [-9999, -9999, -9998.5, 0]
 
 
 def test_a_meaning_that_does_not_exist_is_refused(toys):
