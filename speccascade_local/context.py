@@ -257,9 +257,10 @@ class LlamaContext:
     def _check(self, part: Part) -> None:
         timeline, tokens, keep = part
         self.require_open(timeline)
-        if not (tokens and 0 <= keep <= min(len(tokens), MAX_ROWS)):
+        most = min(len(tokens), MAX_ROWS)
+        if not (tokens and 0 <= keep <= most):
             raise SettingError(
-                f"keep is {keep} of {len(tokens)} tokens; at least one is read, and keep must be between 0 and their number, or {MAX_ROWS}"
+                f"keep is {keep}; it must be between 0 and min(number of tokens, {MAX_ROWS}) = {most}, and one token at least"
             )
         if not (min(tokens) >= 0 and max(tokens) < self.model.n_vocab):
             raise PromptError(f"token ids run from {min(tokens)} to {max(tokens)}; this vocabulary has 0 to {self.model.n_vocab - 1}")
@@ -281,7 +282,8 @@ class LlamaContext:
         last, length = parts[-1], ends[-1]  # behind which the padding stands
         # A piece is padded alike whether whole pieces stand before it in this batch or are held already.
         rest = n % self._step if len(parts) == 1 and last.timeline.aligned == last.timeline.held else n
-        size = n - rest + max(least, self._padding.get(rest, rest)) if last.keep else max(least, n)
+        padded = self._padding.get(rest, rest) if last.keep else rest
+        size = max(least, n - rest + padded)
         if length + size - n > self.n_ctx + bool(self.exact):
             size = n
         if size > n:

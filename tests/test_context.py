@@ -224,9 +224,23 @@ def test_two_sessions_over_one_model_do_not_touch_each_other(model: LlamaModel) 
     one.context.close()
 
 
+def test_a_step_that_keeps_nothing_only_reads(session: LlamaSession) -> None:
+    assert session.extend([5, 60], 0).shape == (0, session.n_vocab)
+    assert session.tokens == [5, 60]
+    np.testing.assert_array_equal(session.extend([70], 1), fresh_rows_behind(session, [5, 60], [70]))
+
+
+def fresh_rows_behind(session: LlamaSession, text: list[int], tokens: list[int]) -> np.ndarray:
+    """The last row of the tokens behind a text of which a row was asked for too."""
+    other = LlamaSession(LlamaContext(session.model, n_ctx=96, n_threads=1))
+    other.extend(text, 1)
+    row = other.extend(tokens, 1).copy()
+    other.context.close()
+    return row
+
+
 REFUSED = {
     "no tokens": (lambda s: s.extend([], 1), SettingError, r"keep is 1.*= 0"),
-    "keep of 0": (lambda s: s.extend([5], 0), SettingError, r"keep is 0.*= 1"),
     "negative keep": (lambda s: s.extend([5, 6], -1), SettingError, r"keep is -1.*= 2"),
     "keep above the number of tokens": (lambda s: s.extend([5, 6], 3), SettingError, r"keep is 3.*= 2"),
     "keep above 65": (lambda s: s.extend([5] * 70, 66), SettingError, r"keep is 66.*= 65"),
