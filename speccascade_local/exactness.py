@@ -8,15 +8,13 @@ Knows nothing of drafts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
+from . import rollback_trial
 from .batch import Part, Timeline
 from .errors import ModelLoadError
-from .model import LlamaModel
-from .rollback import Rollback
 from .sampling import Array
 
 #: A single token is read as a batch of two, the second forgotten again: kernels for single tokens divide the work by threads and length.
@@ -27,21 +25,10 @@ LARGEST = 8
 _DEPTHS = (28, 252, 600)
 
 
-class Context(Protocol):
+class Context(rollback_trial.Context, Protocol):
     """As much of a :class:`~speccascade_local.context.LlamaContext` as is needed here."""
 
-    model: LlamaModel
-    n_ctx: int
-    rollback: Rollback
     exact: int
-
-    def open(self) -> Timeline: ...
-
-    def release(self, timeline: Timeline) -> None: ...
-
-    def evaluate(self, parts: Sequence[Part]) -> list[Array]: ...
-
-    def drop(self, timeline: Timeline, length: int) -> None: ...
 
 
 def largest_exact_batch(context: Context) -> int:

@@ -80,7 +80,7 @@ def test_the_expert_reads_in_each_turn_only_what_is_new(demo: sc.Runtime, read: 
     held = 0
     for question in PEOPLE:
         read.clear()
-        reply = conversation.ask(question, block_size=block_size, rule="strict", seed=1)
+        reply = conversation.ask(question, block_size=block_size, rule="strict")
         stats = reply.stats
         assert stats.cached_tokens == held
         new = stats.prompt_tokens - held
@@ -108,11 +108,12 @@ def test_ids_that_were_generated_stay_in_the_next_prompt(pair: sc.Runtime) -> No
     conversation, differed = sc.Conversation(pair), False
     for number in range(4):
         before = conversation._said.ids
-        reply = conversation.ask(f"number {number}", temperature=1.0, seed=number, max_tokens=20, block_size=3)
+        seed = number if number < 3 else None  # with a seed the caches are read anew in part
+        reply = conversation.ask(f"number {number}", temperature=1.0, seed=seed, max_tokens=20, block_size=3)
         said = conversation._said.ids
         assert said[: len(before)] == before
         assert said[-len(reply.token_ids) :] == reply.token_ids
-        assert reply.stats.cached_tokens >= len(before) - 1
+        assert seed is not None or reply.stats.cached_tokens >= len(before) - 1
         differed |= pair.chat_ids(conversation.messages) != said
     assert differed
 
@@ -235,9 +236,10 @@ def test_retry_replaces_the_last_answer(pair: sc.Runtime) -> None:
     conversation.ask("two", max_tokens=8, temperature=1.0, seed=1)
     again = sc.Reply.of(list(conversation.retry(max_tokens=8, temperature=1.0, seed=2)))
     assert conversation.messages == [*kept, {"role": "user", "content": "two"}, {"role": "assistant", "content": again.text}]
-    assert again.stats.cached_tokens == again.stats.prompt_tokens - 1  # the question had been read
     same = sc.Reply.of(list(conversation.retry(max_tokens=8, temperature=1.0, seed=2)))
     assert same.token_ids == again.token_ids
+    other = sc.Reply.of(list(conversation.retry(max_tokens=8, temperature=1.0)))
+    assert other.stats.cached_tokens == other.stats.prompt_tokens - 1  # the question had been read
 
 
 def test_an_answer_stays_until_the_one_that_replaces_it_begins(pair: sc.Runtime) -> None:
