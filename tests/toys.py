@@ -41,7 +41,8 @@ class ToySession:
         self._rows = np.empty((0, n_vocab), np.float32)
 
     def extend(self, tokens: list[int], keep: int) -> np.ndarray:
-        assert 0 <= keep <= len(tokens) and tokens, "extend needs at least the tokens whose rows are kept"
+        assert tokens, "extend reads at least one token"
+        assert 0 <= keep <= len(tokens), "extend needs at least the tokens whose rows are kept"
         assert len(self.tokens) + len(tokens) <= self.n_ctx, "the context is full"
         self._rows[:] = np.nan
         self.calls.append(len(tokens))
