@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 import speccascade_local as sc
 from speccascade_local.backend import llama_cpp_version
 from speccascade_local.bench.questions import chosen
@@ -39,6 +41,14 @@ def measured(runtime: sc.Runtime, prompts: list[Prompt], tokens: int, block_size
     return [f"{len(prompts) - len(parted)} of {len(prompts)}", where, f"{alone_s:.0f}", f"{strict_s:.0f}"]
 
 
+def asked(runtime: sc.Runtime, questions: Path | None) -> list[Prompt]:
+    """The questions as prompts; 300 random ones of up to 300 ids for a model of ids without text."""
+    if runtime.models["expert"].tokenizer.has_text:
+        return prompts_of(runtime, chosen(questions, None))
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, runtime.n_vocab, int(length)).tolist() for length in rng.integers(2, 300, 300)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--drafter", type=Path, required=True)
@@ -58,7 +68,7 @@ def main() -> None:
         with sc.load(
             drafter=given.drafter, expert=given.expert, n_ctx=1024, n_threads=given.threads, exact=exact, profile=False
         ) as runtime:
-            prompts = prompts_of(runtime, chosen(given.questions, None)[: given.answers])
+            prompts = asked(runtime, given.questions)[: given.answers]
             line = measured(runtime, prompts, given.tokens, given.block_size)
         print(f"| {'exact' if exact else 'as usual'} | {' | '.join(line)} |", flush=True)
 
