@@ -269,13 +269,13 @@ def test_a_calibration_of_other_files_is_refused(calibrated):
 
 
 def test_a_target_that_no_threshold_reaches_is_refused_and_nothing_is_written(calibrated):
-    lines = [json.dumps({"prompt": task.prompt, "reference": ["never said"]}) for task in read_questions(calibrated / "asked.jsonl")[:20]]
+    lines = [json.dumps({"prompt": task.prompt, "reference": ["never said"]}) for task in read_questions(calibrated / "asked.jsonl")[:60]]
     (calibrated / "hard.jsonl").write_text("\n".join(lines), encoding="utf-8")
     done = speccascade(
         "calibrate", "--questions", "hard.jsonl", "--out", "hard.json", "--target", "0.5", "--max-tokens", "3", cwd=calibrated
     )
     assert done.returncode == 1
-    assert "no threshold reaches an accuracy of 0.500 on the 10 validation answers" in done.stderr.decode()
+    assert "no threshold reaches an accuracy of 0.500 on the 20 answers" in done.stderr.decode()
     assert not (calibrated / "hard.json").exists()
 
 
