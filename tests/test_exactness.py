@@ -187,7 +187,6 @@ def test_exact_rows_do_not_depend_on_how_many_are_read_at_once(exact_contexts, s
 def exact_contexts(files: SimpleNamespace) -> Iterator[list[tuple[LlamaContext, object]]]:
     with opened(files.expert, Placement(exact=True)) as one, opened(files.expert, Placement(exact=True)) as other:
         assert one.context.exact >= LEAST
-        assert one.context.exact.most >= 2
         yield [(each.context, each.timeline) for each in (one, other)]
 
 

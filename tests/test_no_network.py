@@ -58,8 +58,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "guard").mkdir()
     (folder / "guard" / "sitecustomize.py").write_text(GUARD)
     (folder / "models.yaml").write_text(MODELS)
-    every_tenth = (DEMO / "heldout.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[::10]
-    (folder / "asked.jsonl").write_text("".join(every_tenth), encoding="utf-8")
+    every_seventh = (DEMO / "heldout.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[::7]
+    (folder / "asked.jsonl").write_text("".join(every_seventh), encoding="utf-8")
     snapshot = folder / "hf" / "hub" / "models--me--demo" / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
     for name in ("drafter.gguf", "expert.gguf"):
