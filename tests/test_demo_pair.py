@@ -176,6 +176,12 @@ def test_every_rule_but_the_one_without_a_target_is_put_to_the_test():
     assert {rule.split(":")[0] for rule in RULES} == set(methods.RULES) - {"fly"}
 
 
+@pytest.fixture
+def warm(monkeypatch) -> None:
+    """Calls that name a seed keep all that the caches hold, as others do: thousands of them ask the same prompt, and read it once."""
+    monkeypatch.setattr(LlamaSession, "aligned", lambda session, length: length)
+
+
 @pytest.fixture(scope="module")
 def contested(demo) -> list[int]:
     """The text after which both models hesitate and disagree most, among all places of some expert answers."""
@@ -194,6 +200,7 @@ def contested(demo) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("settings", [{}, {"top_k": 5, "min_p": 0.02}], ids=["unfiltered", "filtered"])
 def test_emitted_tokens_follow_target_probs_on_the_real_pair(demo, contested, rule, settings):
@@ -213,6 +220,7 @@ def test_emitted_tokens_follow_target_probs_on_the_real_pair(demo, contested, ru
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_block_verification_keeps_at_least_as_many_tokens_of_real_drafts(demo, record_property):
     """Drafts of five at places of held-out answers. The coins are summed exactly, so only the drafts are drawn."""
     size = 5
