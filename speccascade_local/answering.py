@@ -92,22 +92,25 @@ def answer(
     *,
     grammar: Grammar | None = None,
     unwanted: Callable[[], bool] = lambda: False,
+    cold: bool | None = None,
 ) -> Iterator[Chunk | None]:
     """Continue ``ids``, chunk by chunk; None for a block that shows nothing yet, because it is not decided who answers.
 
     grammar: that of the settings, where it is compiled already; else it is compiled before this returns. The rest is done when the first
-    chunk is asked for. unwanted: asked while a grammar works whether the caller has given up. Raises SettingError and UnwantedError.
+    chunk is asked for. unwanted: asked while a grammar works whether the caller has given up. cold: keep of the caches only what
+    a cold reading would have written; None: where the settings name a seed. Raises SettingError and UnwantedError.
     """
     n_vocab = pair.expert.n_vocab
     unended = _unended(pair, settings)
     constraint = grammar or compiled(settings, pair.tokenizer, n_vocab, unwanted) or unended
     shaper = Shaper(n_vocab, ids, settings.penalties, constraint)
+    cold = settings.seed is not None if cold is None else cold
     audit = Audit(ids, settings.sampler, shaper, settings.wanted) if settings.audit and settings.wanted else None
     if isinstance(method, Route):
-        chunks = _routed(pair, ids, settings, method, seed, shaper, audit)
+        chunks = _routed(pair, ids, settings, method, seed, shaper, audit, cold)
     else:
         assert isinstance(method, Rule)
-        chunks = (chunk for chunk, _ in _decoded(pair, ids, settings, method, seed, shaper, audit))
+        chunks = (chunk for chunk, _ in _decoded(pair, ids, settings, method, seed, shaper, audit, cold))
     return chunks if audit is None else _audited(pair, chunks, audit)
 
 
@@ -135,15 +138,15 @@ def _ends(pair: LoadedPair, settings: Settings) -> Callable[[int], bool]:
 
 
 def _decoded(
-    pair: LoadedPair, ids: list[int], settings: Settings, rule: Rule, seed: int, shaper: Shaper, audit: Audit | None = None
+    pair: LoadedPair, ids: list[int], settings: Settings, rule: Rule, seed: int, shaper: Shaper, audit: Audit | None, cold: bool
 ) -> Iterator[tuple[Chunk, Block]]:
     """The loop with text around it."""
     stats = Stats(prompt_tokens=len(ids))
     text = TextStream(pair.tokenizer.piece, _ends(pair, settings), settings.stop, partial(pair.tokenizer.piece, special=True))
-    shared = {session: rewind_to_shared(session, ids, cold=settings.seed is not None) for session in pair.sessions}
+    shared = {session: rewind_to_shared(session, ids, cold=cold) for session in pair.sessions}
     stats.cached_tokens = shared[pair.expert if rule.asks_expert else pair.drafter]
     before = pair.rollbacks
-    for block in _blocks(pair, list(ids), settings, rule, seed, shaper, text, stats):
+    for block in _blocks(pair, list(ids), settings, rule, seed, shaper, text, stats, len(ids) - 1 if cold else None):
         if audit is not None:
             audit.keep(block)
         if block.finish_reason is not None:
@@ -155,7 +158,15 @@ def _decoded(
 
 
 def _blocks(
-    pair: LoadedPair, tokens: list[int], settings: Settings, rule: Rule, seed: int, shaper: Shaper, text: TextStream, stats: Stats
+    pair: LoadedPair,
+    tokens: list[int],
+    settings: Settings,
+    rule: Rule,
+    seed: int,
+    shaper: Shaper,
+    text: TextStream,
+    stats: Stats,
+    unread: int | None,
 ) -> Iterator[Block]:
     generation = Generation(tokens, settings.sampler, np.random.default_rng(seed), _ends(pair, settings), shaper)
     if isinstance(rule, TokenCascade):
@@ -169,7 +180,7 @@ def _blocks(
             stats=stats,
             wanted=settings.wanted,
         )
-    pace, helpers = _lengths(pair, settings, rule, len(tokens))
+    pace, helpers = _lengths(pair, settings, rule, unread)
     block_size = UNCHECKED_BLOCK if settings.block_size == "auto" and not rule.asks_expert else settings.longest_block
     return decode(
         generation,
@@ -189,7 +200,7 @@ def _blocks(
     )
 
 
-def _lengths(pair: LoadedPair, settings: Settings, rule: Rule, prompt: int) -> tuple[Pace | None, Helpers]:
+def _lengths(pair: LoadedPair, settings: Settings, rule: Rule, unread: int | None) -> tuple[Pace | None, Helpers]:
     """Who decides how long the drafts are, and who helps to make them."""
     if settings.block_size != "auto" or not rule.asks_expert:
         return None, Helpers(small=pair.small)
@@ -203,7 +214,7 @@ def _lengths(pair: LoadedPair, settings: Settings, rule: Rule, prompt: int) -> t
         pair.profile,
         learnt.setdefault(key, Experience()),
         has_drafter=not (isinstance(pair.drafter, NgramSession) and isinstance(rule, Strict)),
-        prompt=None if settings.seed is None else prompt - 1,
+        prompt=unread,
     )
     if pair.small is None:
         return pace, Helpers(pair.index)
@@ -230,13 +241,13 @@ def _audited(pair: LoadedPair, chunks: Iterator[Chunk | None], audit: Audit) -> 
 
 
 def _routed(
-    pair: LoadedPair, ids: list[int], settings: Settings, route: Route, seed: int, shaper: Shaper, audit: Audit | None
+    pair: LoadedPair, ids: list[int], settings: Settings, route: Route, seed: int, shaper: Shaper, audit: Audit | None, cold: bool
 ) -> Iterator[Chunk | None]:
     """The drafter's whole answer, or, where its score is too low, the expert's; its statistics then tell of the drafter too."""
     chunks: list[Chunk] = []
     signals: list[Signals] = []
     drafting = replace(settings, block_size=settings.block_size or UNCHECKED_BLOCK)
-    for chunk, block in _decoded(pair, ids, drafting, Never(), seed, shaper, audit):
+    for chunk, block in _decoded(pair, ids, drafting, Never(), seed, shaper, audit, cold):
         chunks.append(chunk)
         signals.append(Signals.of(chunk.token_ids, block.draft.rows))
         yield None
@@ -250,7 +261,7 @@ def _routed(
     if audit is not None:
         audit.clear()
     alone = replace(settings, block_size=0)
-    for chunk, _ in _decoded(pair, ids, alone, Strict(), seed, shaper):
+    for chunk, _ in _decoded(pair, ids, alone, Strict(), seed, shaper, None, cold):
         stats = replace(
             chunk.stats,
             drafter_calls=wasted.drafter_calls,

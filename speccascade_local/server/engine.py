@@ -49,8 +49,10 @@ class Job(PendingReply):
         withdraw: Callable[[Job], bool],
         owner: Hashable = None,
         client: Hashable = None,
+        cold: bool = False,
     ) -> None:
         super().__init__(timeout_s=timeout_s)
+        self.cold = cold  # whether the client named the seed, and expects it to repeat the answer
         self.prompt, self.settings, self.conversation, self.owner, self.client = prompt, settings, conversation, owner, client
         self._withdraw = withdraw
         self._submitted, self._taken = time.monotonic(), 0.0
@@ -182,7 +184,9 @@ class _Lane:
         said = Transcript() if conversation is None else self._said.get((owner, conversation), Transcript())
         prompt = self.runtime.transcript_of(question, said)
         seed = secrets.randbits(32) if settings.seed is None else settings.seed  # named, so that no answer depends on another
-        job = Job(prompt, replace(settings, seed=seed), conversation, timeout_s, self.queue.withdraw, owner, client)
+        job = Job(
+            prompt, replace(settings, seed=seed), conversation, timeout_s, self.queue.withdraw, owner, client, settings.seed is not None
+        )
         self.queue.put(job)
         return job
 
@@ -226,7 +230,9 @@ class _Lane:
             return
         self._slots.hand_over(slot, job.owner)
         method, seed = self.runtime.method(job.settings), cast(int, job.settings.seed)
-        chunks = answer(slot.pair, job.prompt.ids, job.settings, method, seed, grammar=grammar, unwanted=lambda: job.should_stop)
+        chunks = answer(
+            slot.pair, job.prompt.ids, job.settings, method, seed, grammar=grammar, unwanted=lambda: job.should_stop, cold=job.cold
+        )
         with self._gathering.seated(slot.seat):
             job.follow(chunks)
         if job.conversation is not None and not job.cancelled:
