@@ -266,6 +266,12 @@ def test_what_was_read_is_shared_by_all_where_one_key_or_none_is_needed(served):
     assert cached(served, GUESS + "!", cache_salt="x") > 5
 
 
+def test_only_a_seed_that_the_client_names_has_a_prompt_read_anew(served):
+    cached(served, SECRET)
+    assert cached(served, GUESS) > 5
+    assert cached(served, GUESS, seed=1) == 0  # so that the answer is the same, warm and cold
+
+
 def test_a_private_server_shares_within_one_prompt_cache_key_only():
     with serving(slots=2, policy=Policy(private=True)) as served:
         cached(served, SECRET, prompt_cache_key="a")
