@@ -16,7 +16,7 @@ from gguf_files import CHATML, text_model, textless_model
 from hypothesis import settings
 
 import speccascade_local as sc
-from speccascade_local.model import LlamaModel
+from speccascade_local.llama.model import LlamaModel
 
 # A shell starts background jobs with Ctrl-C ignored, and what they start inherits it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

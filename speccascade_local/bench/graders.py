@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 
-from ..errors import CatalogError
-from ..limited_child import ChildError, LimitedChild
-from ..programs import standalone
+from ..common.child_process import standalone
+from ..common.errors import CatalogError
+from ..common.limited_child import ChildError, LimitedChild
 
 _NUMBER = re.compile(r"(?<!\d)-?\d[\d,]*(?:\.\d+)?")
 _WORD = re.compile(r"\w+")
@@ -37,7 +37,7 @@ def numeric(text: str, references: Sequence[str]) -> float:
 
 def regex(text: str, references: Sequence[str]) -> float:
     """1 if any reference, as a pattern, is found in the text. Raises CatalogError for patterns that take longer than SEARCH_S."""
-    child = LimitedChild(standalone("bench.matching"), SEARCH_BYTES)
+    child = LimitedChild(standalone("pattern_search"), SEARCH_BYTES)
     try:
         return float(child.ask({"patterns": list(references), "text": text}, SEARCH_S)["found"])
     except ChildError as error:

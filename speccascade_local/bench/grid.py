@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, TypeVar
 
-from .. import methods
-from ..deferral import Method
-from ..errors import SettingError
-from ..rules import Never, Strict
-from ..settings import DEFAULTS, BlockSize, Settings
-from ..token_rules import TokenV3
+from ..common.errors import SettingError
+from ..rules import registry
+from ..rules.position_rules import Never, Strict
+from ..rules.rule import Method
+from ..rules.token_rules import TokenV3
+from ..runtime.settings import DEFAULTS, BlockSize, Settings
 
 #: What all others are compared with.
 BASE, DRAFTER = "expert alone", "drafter alone"
@@ -47,7 +47,7 @@ def grid(
     truncation by itself sharpens a text and can look like the gain of a lossy rule (arXiv 2607.26627); 1 - alpha of the first token_v3. It
     is left out at temperature 0, where it is the expert alone. Raises SettingError for a rule that means nothing under these settings.
     """
-    truncated = 1 - max(next((rule.alpha for rule in rules if isinstance(rule, TokenV3)), methods.DEFAULT.alpha), 0.0)
+    truncated = 1 - max(next((rule.alpha for rule in rules if isinstance(rule, TokenV3)), registry.DEFAULT.alpha), 0.0)
     arms: dict[tuple[str, float, BlockSize, float], Arm] = {}
     for temperature in temperatures:
         here = replace(settings, temperature=temperature)
@@ -95,9 +95,9 @@ def listed_rules(text: str, alphas: Sequence[float] = ()) -> list[Method]:
     specs = [spec for spec in re.split(r",(?=[A-Za-z_])", text) if spec]
     if not specs:
         raise SettingError(f"--rules {text!r:.40} names no rule; give some, such as token_v3:0.3,opt:0.2")
-    return [methods.parse(each) for spec in specs for each in _with_alphas(spec.rstrip(","), alphas)]
+    return [registry.parse(each) for spec in specs for each in _with_alphas(spec.rstrip(","), alphas)]
 
 
 def _with_alphas(spec: str, alphas: Sequence[float]) -> list[str]:
-    takes_one = spec in methods.METHODS and "alpha" in methods.METHODS[spec].dials
+    takes_one = spec in registry.METHODS and "alpha" in registry.METHODS[spec].dials
     return [f"{spec}:{alpha:g}" for alpha in alphas] if takes_one and alphas else [spec]

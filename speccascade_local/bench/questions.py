@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
-from ..checked_yaml import problem
-from ..checks import text_of
-from ..errors import CatalogError
-from ..templates import Message
+from ..common.errors import CatalogError
+from ..common.files import PACKAGE, text_of
+from ..common.yaml_files import problem
+from ..tokens.chat_template import Message
 from .graders import METRICS
 
-HELD_OUT = Path(__file__).parent.parent / "demo" / "heldout.jsonl"
+HELD_OUT = PACKAGE / "demo" / "heldout.jsonl"
 #: So many of each built-in family are asked where nothing is said.
 PER_FAMILY = 20
 #: Characters of a line, messages or references of a question, characters of a pattern.

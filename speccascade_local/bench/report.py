@@ -11,15 +11,15 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..errors import CatalogError
-from ..figures import figure_class, svg_text
-from ..pictures import draw_staircase
-from ..profile import Profile
+from ..common.errors import CatalogError
+from ..common.plots import figure_class, svg_text
+from ..decoding.profile import Profile
 from . import charts
+from .charts import draw_staircase
 from .export import family_table, full_table, notes
 from .grid import BASE, DRAFTER
 from .rows import Row
-from .running import ORIGINS
+from .run import ORIGINS
 from .summary import Summary
 
 #: Samples and disagreements that are shown; the file of rows has all.

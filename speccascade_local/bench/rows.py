@@ -7,17 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import io
 import json
 import os
+import subprocess
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..checks import bytes_of
-from ..errors import CatalogError
-from ..figures import writable
+from ..common.errors import CatalogError
+from ..common.files import PACKAGE, bytes_of, fingerprint
+from ..common.plots import writable
+from ..common.version import __version__
+from ..llama.backend import llama_cpp_version, physical_cores, system_info
+from ..machine.hardware import cpu_name
+from ..runtime.runtime import Runtime
+from .grid import Arm
+from .questions import Question
 
 #: Goes up when rows mean something else.
 FORMAT = 1
@@ -146,3 +154,44 @@ def _same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> No
                 f"{path}: measured with {name} {found.get(name)!r:.80}, and now it is {wanted.get(name)!r:.80}; "
                 "go on with the same, or name another file with --out"
             )
+
+
+def described(runtime: Runtime, questions: Sequence[Question], arms: Sequence[Arm], *, repetitions: int, seed: int) -> dict[str, Any]:
+    """For the first line of a file of rows. Two runs that may be joined have the same."""
+    models = runtime.models
+    asked = json.dumps([question.model_dump(mode="json") for question in questions], sort_keys=True)
+    return {
+        "speccascade": __version__,
+        "commit": commit(),
+        "pair": runtime.pair.name,
+        "models": {role: model.description for role, model in models.items()},
+        "files": {role: fingerprint(model.path) for role, model in models.items()},
+        "machine": f"{cpu_name()}, {physical_cores()} physical cores",
+        "llama_cpp_python": llama_cpp_version(),
+        "build": system_info(),
+        "threads": {role: list(counts) for role, counts in runtime.threads.items()},
+        "n_ctx": runtime.n_ctx,
+        "max_tokens": arms[0].settings.max_tokens,
+        "questions": {"n": len(questions), "sha256": hashlib.sha256(asked.encode()).hexdigest()[:16]},
+        "asked": {question.id: {"prompt": question.plain, "reference": question.reference} for question in questions},
+        "repetitions": repetitions,
+        "first_seed": seed,
+        "grid": [[arm.name, arm.settings.temperature] for arm in arms],
+    }
+
+
+def commit() -> str | None:
+    """Of the checkout that this package is run from, "-dirty" where it has changes; None for an installed package."""
+    top = PACKAGE.parent
+    if not (top / ".git").exists():
+        return None
+    try:
+        return _git(top, "rev-parse", "HEAD") + ("-dirty" if _git(top, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(top: Path, *command: str) -> str:
+    """Without locks: a process that is killed must not leave one behind in the user's checkout."""
+    whole = ["git", "--no-optional-locks", "-C", str(top), *command]
+    return subprocess.run(whole, capture_output=True, text=True, check=True).stdout.strip()

@@ -23,10 +23,10 @@ from pydantic import (
     ValidationError,
 )
 
-from ..checked_yaml import problem
-from ..errors import CatalogError
-from ..rules import Strict
-from ..sequences import shared_length
+from ..common.errors import CatalogError
+from ..common.sequences import shared_length
+from ..common.yaml_files import problem
+from ..rules.position_rules import Strict
 from .grid import BASE
 from .intervals import Estimate, quality_change, speed_ratio
 from .rows import Row

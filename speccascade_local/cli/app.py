@@ -15,22 +15,25 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .. import __version__
-from ..errors import SpeccascadeError
-from .answers import compare_verb, run
-from .benchmarks import bench
-from .chatting import chat
-from .checking import check_verb
-from .doctoring import doctor
-from .fetching import pull
-from .hosting import serve
-from .listings import models_verb, rules_verb
-from .measurements import calibrate_verb, profile_verb
+from ..common.errors import SpeccascadeError
+from ..common.version import __version__
 from .options import in_groups
-from .planning import plan
-from .serving import rpc_serve
 from .terminal import print_error, stdout
-from .tuning import tune
+from .verbs.bench import bench
+from .verbs.calibrate import calibrate_verb
+from .verbs.chat import chat
+from .verbs.check import check_verb
+from .verbs.compare import compare_verb
+from .verbs.doctor import doctor
+from .verbs.models import models_verb
+from .verbs.plan import plan
+from .verbs.profile import profile_verb
+from .verbs.pull import pull
+from .verbs.rpc_serve import rpc_serve
+from .verbs.rules import rules_verb
+from .verbs.run import run
+from .verbs.serve import serve
+from .verbs.tune import tune
 
 VERBS: dict[str, Callable[..., None]] = {
     "run": run,

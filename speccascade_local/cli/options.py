@@ -15,13 +15,13 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from ..bench.questions import PER_FAMILY
-from ..catalog import Pair
-from ..checks import text_of
-from ..compare import BLOCK_SIZE
-from ..errors import SettingError
-from ..loading import choose
-from ..settings import DEFAULTS, BlockSize, Settings
-from .placing import PlacementOptions
+from ..common.errors import SettingError
+from ..common.files import text_of
+from ..models.catalog import Pair
+from ..runtime.compare import BLOCK_SIZE
+from ..runtime.load import choose
+from ..runtime.settings import DEFAULTS, BlockSize, Settings
+from .placement_options import PlacementOptions
 
 Words = Annotated[
     list[str] | None,

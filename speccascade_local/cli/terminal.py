@@ -16,12 +16,12 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from ..checks import printable
-from ..compare import Row, dropped_pairs
-from ..profile import SIZES, Profile, Speed
-from ..reply import Reply, Token
-from ..routing import Route
-from ..verify import Origin
+from ..common.validation import printable
+from ..decoding.profile import SIZES, Profile, Speed
+from ..decoding.verify import Origin
+from ..rules.routes import Route
+from ..runtime.compare import Row, dropped_pairs
+from ..runtime.reply import Reply, Token
 
 #: How each token's origin is coloured, and what it means.
 ORIGINS: dict[Origin, tuple[str, str]] = {

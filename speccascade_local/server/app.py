@@ -17,17 +17,16 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..deferral import Method
-from .asking import Asking
-from .choosing import Offer
+from ..rules.rule import Method
+from .completions import Asking
 from .engine import Engine
-from .large_requests import LargeRequests
-from .listing import Listing
+from .errors import RefusedError, refusal_of
+from .http.large_requests import LargeRequests
+from .http.policy import Policy
+from .http.security import Guard, ProtectedAnswers
+from .listing import Listing, description
 from .metrics import CONTENT_TYPE, Metrics
-from .openapi import description
-from .policy import Policy
-from .refusals import RefusedError, refusal_of
-from .security import Guard, ProtectedAnswers
+from .request_settings import Offer
 from .streams import ClientGoneError
 
 PAGE = Path(__file__).parent / "page"

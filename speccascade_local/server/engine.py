@@ -1,7 +1,7 @@
 """Requests to loaded pairs: submit one, read its chunks, cancel it, close all of it in a few seconds.
 
 A :class:`Job` is a reply in the making that stands in a queue first. Several are answered at once, each by a thread and in a slot of its
-own, and what they read goes into common batches (gathering.py). A grammar is compiled before its job gets a slot, so that a slow one keeps
+own, and what they read goes into common batches (runtime/shared_batches.py). A grammar is compiled before its job gets a slot, so that a slow one keeps
 no slot from others. Knows nothing of HTTP; may be used from any thread.
 """
 
@@ -17,28 +17,27 @@ from dataclasses import replace
 from types import TracebackType
 from typing import cast
 
-from ..answering import answer, compiled
-from ..checks import whole_number
-from ..context import MAX_TIMELINES
-from ..errors import CatalogError, EngineError, SettingError
-from ..grammar import Grammar
-from ..pending import PendingReply
-from ..runtime import Question, Runtime
-from ..settings import Settings
-from ..transcript import Transcript
-from .slots import Slot, Slots
-from .waiting import FairQueue
+from ..common.errors import CatalogError, EngineError, SettingError
+from ..common.validation import whole_number
+from ..llama.context import MAX_TIMELINES
+from ..runtime.answer import answer, compiled
+from ..runtime.pending_reply import PendingReply
+from ..runtime.runtime import Question, Runtime
+from ..runtime.settings import Settings
+from ..tokens.grammar import Grammar
+from ..tokens.transcript import Transcript
+from .request_queue import FairQueue, Slot, Slots
 
 #: Of the time for closing, what answers that are being made get to finish; the rest is for ending them.
 _TO_FINISH = 0.6
 #: So many conversations' ids are kept, the latest; an id takes some bytes.
 _REMEMBERED = 256
-#: How many grammars are compiled at once, and from how many seconds on a job with one counts as heavy (waiting.py).
+#: How many grammars are compiled at once, and from how many seconds on a job with one counts as heavy (server/request_queue.py).
 _PREPARERS, _SLOW_S = 2, 0.25
 
 
 class Job(PendingReply):
-    """A request, and the reply to it: see :class:`~speccascade_local.pending.PendingReply`. Made by :meth:`Engine.submit`."""
+    """A request, and the reply to it: see :class:`~speccascade_local.runtime.pending_reply.PendingReply`. Made by :meth:`Engine.submit`."""
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from ..reply import Reply
+from ..runtime.reply import Reply
 from .engine import Engine, Job
 
 #: What scrapers are told of the form.

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .refusals import refusal_of
+from .errors import refusal_of
 
 #: So long a client may leave what was sent unread, until its answer is given up; the decoding waits for nobody.
 READ_WITHIN_S = 60.0

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from made import made_rows
+from made_rows import made_rows
 from matplotlib.figure import Figure
 from PIL import Image
 
 from speccascade_local.bench.charts import LOOKS, curves, draw_curves, looks, quality_against_time, tokens_per_block
 from speccascade_local.bench.grid import BASE
 from speccascade_local.bench.summary import summarized
-from speccascade_local.errors import CatalogError
+from speccascade_local.common.errors import CatalogError
 
 
 @pytest.fixture

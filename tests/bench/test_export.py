@@ -5,8 +5,7 @@ import io
 import json
 
 import pytest
-from made import ARMS, made_rows
-from test_summary import row
+from made_rows import ARMS, made_rows, row
 
 from speccascade_local.bench.export import FORMATS, family_table, full_table, histogram, notes, reach, spec_bench, verdict
 from speccascade_local.bench.grid import BASE

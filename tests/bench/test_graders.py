@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from speccascade_local.bench import graders
 from speccascade_local.bench.graders import METRICS, last_number, rouge_l
-from speccascade_local.errors import CatalogError
+from speccascade_local.common.errors import CatalogError
 
 CASES = [
     ("exact", " Paris.\n", ["Paris."], 1),

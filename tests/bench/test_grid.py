@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from speccascade_local import methods
 from speccascade_local.bench.grid import BASE, grid, listed, listed_rules
-from speccascade_local.errors import SettingError
+from speccascade_local.common.errors import SettingError
+from speccascade_local.rules import registry
 
 
 def names(arms, temperature):
@@ -57,5 +57,5 @@ def test_lists_that_are_none_are_refused(call, said):
 
 
 def test_every_method_can_stand_in_a_grid():
-    arms = grid([methods.parse(spec) for spec in methods.examples()], [10], [0.0])
-    assert {str(arm.method) for arm in arms} >= set(map(str, (methods.parse(spec) for spec in methods.examples())))
+    arms = grid([registry.parse(spec) for spec in registry.examples()], [10], [0.0])
+    assert {str(arm.method) for arm in arms} >= set(map(str, (registry.parse(spec) for spec in registry.examples())))

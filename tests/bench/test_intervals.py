@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 
-import check_intervals
+import intervals
 import numpy as np
 import pytest
 from hypothesis import given
@@ -39,15 +39,15 @@ def test_a_planted_speed_up_is_found_both_ways():
     assert surely(speed_ratio(slow / 1.3 * noise[1], slow * noise[0]), 1.0, "faster", "slower") == "slower"
 
 
-@pytest.mark.parametrize("kind", check_intervals.SECONDS)
-@pytest.mark.parametrize("n", check_intervals.SPEED_SIZES)
+@pytest.mark.parametrize("kind", intervals.SECONDS)
+@pytest.mark.parametrize("n", intervals.SPEED_SIZES)
 def test_equal_arms_are_called_faster_or_slower_in_at_most_6_percent_of_trials(kind, n):
-    for cv in (min(check_intervals.SPREADS), max(check_intervals.SPREADS)):
-        assert check_intervals.false_verdicts(kind, cv, n, trials=4000, draws=1000) <= 0.06, cv
+    for cv in (min(intervals.SPREADS), max(intervals.SPREADS)):
+        assert intervals.false_verdicts(kind, cv, n, trials=4000, draws=1000) <= 0.06, cv
 
 
 def test_two_seeds_of_one_arm_are_not_called_different_and_either_way_is_the_reciprocal_of_the_other(demo):
-    one, other = check_intervals.real_seconds(demo, check_intervals.facts()[:40], (0, 1))
+    one, other = intervals.real_seconds(demo, intervals.facts()[:40], (0, 1))
     there, back = speed_ratio(one, other), speed_ratio(other, one)
     assert surely(there, 1.0, "faster", "slower") is None
     assert (back.value, back.low, back.high) == pytest.approx((1 / there.value, 1 / there.high, 1 / there.low))
@@ -55,7 +55,7 @@ def test_two_seeds_of_one_arm_are_not_called_different_and_either_way_is_the_rec
 
 
 def test_equal_arms_have_no_mean_speed_up():
-    rng, draw = np.random.default_rng(1), check_intervals.SECONDS["lognormal"]
+    rng, draw = np.random.default_rng(1), intervals.SECONDS["lognormal"]
     pairs = [(draw(rng, 0.5, 40), draw(rng, 0.5, 40)) for _ in range(1000)]
     assert np.mean([speed_ratio(*pair, draws=10).value for pair in pairs]) == pytest.approx(1, abs=0.01)
     assert np.mean([one / other for one, other in pairs]) == pytest.approx(1.25, abs=0.01), "by a mean of ratios"
@@ -84,17 +84,17 @@ def test_what_stands_beside_itself_is_exact_and_shown_without_an_interval():
 # --------------------------------------------------------------------------- quality
 
 
-@pytest.mark.parametrize("n", check_intervals.QUALITY_SIZES)
-@pytest.mark.parametrize("discordance", check_intervals.DISCORDANCE)
+@pytest.mark.parametrize("n", intervals.QUALITY_SIZES)
+@pytest.mark.parametrize("discordance", intervals.DISCORDANCE)
 def test_intervals_of_right_and_wrong_hold_the_truth_in_93_percent_where_nearly_all_answers_tie(discordance, n):
-    for losses in check_intervals.LOSSES:
-        assert check_intervals.right_or_wrong(discordance, losses, n)[0] >= 0.93, losses
+    for losses in intervals.LOSSES:
+        assert intervals.right_or_wrong(discordance, losses, n)[0] >= 0.93, losses
 
 
-@pytest.mark.parametrize("n", check_intervals.QUALITY_SIZES)
-@pytest.mark.parametrize("kind", check_intervals.GRADES)
+@pytest.mark.parametrize("n", intervals.QUALITY_SIZES)
+@pytest.mark.parametrize("kind", intervals.GRADES)
 def test_intervals_of_grades_hold_the_truth_in_93_percent(kind, n):
-    assert check_intervals.graded(kind, n, trials=400, draws=1000)[0] >= 0.93
+    assert intervals.graded(kind, n, trials=400, draws=1000)[0] >= 0.93
 
 
 @given(pairs_of(GRADES))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speccascade_local.bench.questions import Question, built_in, chosen, in_turns, read_questions
-from speccascade_local.errors import CatalogError
+from speccascade_local.common.errors import CatalogError
 
 
 def written(tmp_path, *lines):

@@ -9,12 +9,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made import ARMS, SETUP, made_row, made_rows
+from made_rows import ARMS, SETUP, made_row, made_rows
 
 from speccascade_local.bench.grid import BASE
 from speccascade_local.bench.report import disagreements, pieces, samples, write_report
 from speccascade_local.bench.summary import summarized
-from speccascade_local.errors import CatalogError
+from speccascade_local.common.errors import CatalogError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -11,12 +11,12 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import made_row
+from made_rows import made_row
 
 from speccascade_local.bench.grid import BASE
 from speccascade_local.bench.rows import FORMAT, Store, read
 from speccascade_local.bench.summary import require_measured
-from speccascade_local.errors import CatalogError
+from speccascade_local.common.errors import CatalogError
 
 SETUP = {"pair": "demo", "threads": 1}
 rows = st.lists(st.dictionaries(st.text(max_size=4), st.integers() | st.text(max_size=6) | st.floats(allow_nan=False)), max_size=5)

@@ -3,20 +3,11 @@ from __future__ import annotations
 import random
 
 import pytest
+from made_rows import row
 
 from speccascade_local.bench.grid import BASE
 from speccascade_local.bench.summary import summarized
-from speccascade_local.errors import CatalogError
-
-
-def row(question, arm, *, wall=1.0, tokens=10, quality=1.0, repetition=0, temperature=0.0, tv=0.0, judged=None, **more):
-    judged = tokens if judged is None else judged
-    fidelity = {"mean_tv": tv if judged else None, "max_tv": tv, "expert_logprob": -0.5 * judged, "drafter_logprob": None,
-                "judged": judged, "drafted": 0}  # fmt: skip
-    counts = {"blocks": 5, "drafted": 0, "accepted": 0, "tested": 0, "deferred": 0, "expert_calls": 5}
-    return {"question": question, "family": "f", "arm": arm, "temperature": temperature, "repetition": repetition, "wall_s": wall,
-            "tokens": tokens, "quality": quality, "fidelity": fidelity, "first_s": wall / 4, "yields": [tokens // 5] * 5,
-            "token_ids": [1] * tokens, **counts, **more}  # fmt: skip
+from speccascade_local.common.errors import CatalogError
 
 
 def of(rows, arm, temperature=0.0):

@@ -1,0 +1,109 @@
+"""An OpenAPI document as Markdown, for update_reference.py. Knows nothing of this project's routes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sections import cell
+
+from speccascade_local.bench.export import piped
+
+
+def http(document: Mapping[str, Any]) -> str:
+    """Every route of an OpenAPI document: what it takes, field by field, and what it answers; errors that all may give stand once."""
+    methods = ("post", "get", "put", "patch", "delete")
+    routes = [(method, path, verbs[method]) for method in methods for path, verbs in document["paths"].items() if method in verbs]
+    answers = [
+        {code: _resolved(each, document).get("description", "") for code, each in told["responses"].items()} for _, _, told in routes
+    ]
+    told_often = [pair for own in answers for pair in own.items()]
+    shared = {code: what for code, what in told_often if told_often.count((code, what)) > 1}
+    lines: list[str] = []
+    for (method, path, told), own in zip(routes, answers, strict=True):
+        lines += [f"## {method.upper()} {path}", "", *_paragraphs(told.get("summary"), told.get("description"))]
+        lines += _fields_table("path and query", _parameters(told))
+        for content in told.get("requestBody", {}).get("content", {}).values():
+            lines += _fields_table("body", _properties(content.get("schema", {}), document))
+        lines += _answers({code: what for code, what in own.items() if code not in shared})
+    errors = {code: what for code, what in shared.items() if code >= "400"}
+    return "\n".join([*lines, *(["## Errors", "", "Of every route.", "", *_answers(errors)] if errors else [])])
+
+
+def _answers(given: Mapping[str, str]) -> list[str]:
+    return [piped([["status", "when"], *([code, cell(given[code])] for code in sorted(given))]).strip(), ""] if given else []
+
+
+def _paragraphs(*texts: str | None) -> list[str]:
+    return [line for text in texts if text for line in (text.strip(), "")]
+
+
+def _fields_table(title: str, rows: Sequence[Sequence[str]]) -> list[str]:
+    return [piped([[title, "type", "default", "what it is"], *rows]).strip(), ""] if rows else []
+
+
+def _parameters(told: Mapping[str, Any]) -> list[list[str]]:
+    found = []
+    for each in told.get("parameters", ()):
+        schema = each.get("schema", {})
+        found.append([f"`{each['name']}`", _schema_type(schema, {}), _schema_default(schema), cell(each.get("description", ""))])
+    return found
+
+
+def _properties(schema: Mapping[str, Any], document: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
+    """A line for each field of an object, those of objects within it behind a point."""
+    rows = []
+    for name, each in _resolved(schema, document).get("properties", {}).items():
+        each = _resolved(each, document)
+        default = "required" if name in _resolved(schema, document).get("required", ()) else _schema_default(each)
+        rows.append([f"`{prefix}{name}`", _schema_type(each, document), default, cell(each.get("description", ""))])
+        within = [kind for kind in (each, *(_resolved(kind, document) for kind in each.get("anyOf", ()))) if kind.get("properties")]
+        if len(within) == 1 and prefix.count(".") < 2:
+            rows += _properties(within[0], document, f"{prefix}{name}.")
+    return rows
+
+
+def _schema_type(schema: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    """In words; that a field may be null goes without saying."""
+    schema = _resolved(schema, document)
+    if "enum" in schema or "const" in schema:
+        return ", ".join(f"`{json.dumps(value)}`" for value in schema.get("enum", [schema.get("const")]))
+    several = schema.get("anyOf") or schema.get("oneOf")
+    if several:
+        kinds = dict.fromkeys(_schema_type(each, document) for each in several)
+        return " or ".join(kind for kind in kinds if kind != "null" or len(kinds) == 1)
+    kind = schema.get("type", "any")
+    if isinstance(kind, list):
+        return " or ".join(each for each in kind if each != "null")
+    if kind == "array" and schema.get("items"):
+        return f"array of {_schema_type(schema['items'], document)}"
+    return ", ".join([kind, *_bounds(schema)])
+
+
+def _bounds(schema: Mapping[str, Any]) -> list[str]:
+    """Those that a user could meet."""
+    words = (
+        ("minimum", "{:g} or more"),
+        ("exclusiveMinimum", "above {:g}"),
+        ("maximum", "{:g} or less"),
+        ("exclusiveMaximum", "below {:g}"),
+    )
+    found = {key: text.format(schema[key]) for key, text in words if key in schema and abs(schema[key]) < 2**31 - 1}
+    if {"minimum", "maximum"} <= found.keys():
+        return [f"{schema['minimum']:g} to {schema['maximum']:g}"]
+    return list(found.values())
+
+
+def _schema_default(schema: Mapping[str, Any]) -> str:
+    return f"`{json.dumps(schema['default'])}`" if schema.get("default") is not None else ""
+
+
+def _resolved(schema: Mapping[str, Any], document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a reference stands for."""
+    while "$ref" in schema and document:
+        found: Any = document
+        for part in schema["$ref"].removeprefix("#/").split("/"):
+            found = found[part]
+        schema = found
+    return schema

@@ -1,0 +1,163 @@
+"""``speccascade check``: do two models pair, and which of those on this machine would draft for an expert."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...common.errors import ModelLoadError, SettingError, SpeccascadeError
+from ...machine.check import EXIT_CODES, Checked, check
+from ...machine.findings import Finding
+from ...machine.plan import Known
+from ...machine.profile_cache import known_speeds
+from ...machine.suggest import MOST, Suggestions, suggest
+from ...models.catalog import Pair
+from ...models.hub_header import fetch_headers
+from ...models.local import Found, known_places, models_in
+from ...models.source import ModelSource
+from ...runtime.load import placements_of
+from .. import options
+from ..check_view import show_suggestions, show_verdict
+from ..load import set_log_level, stepping
+from ..terminal import print_error
+
+_NO = EXIT_CODES["no"]
+
+Suggest = Annotated[
+    Path | None,
+    typer.Option("--suggest", metavar="EXPERT", help="An expert's GGUF file: rank the models on this machine as drafters for it."),
+]
+Folders = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--folder",
+        show_default="where the Hugging Face hub, LM Studio, Ollama and llama.cpp keep theirs",
+        help="With --suggest: look in this folder; may be repeated.",
+    ),
+]
+Best = Annotated[int, typer.Option("--best", min=1, help="With --suggest: so many drafters; each takes a second or two to be sure of.")]
+Remote = Annotated[
+    bool, typer.Option("--remote", help="Fetch the headers, and nothing else, of files that are not here yet. Uses the network.")
+]
+
+
+def check_verb(
+    chosen: options.ModelOptions,
+    pair: options.PairName = None,
+    suggest: Suggest = None,
+    folder: Folders = None,
+    best: Best = MOST,
+    remote: Remote = False,
+    as_json: options.Json = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Whether two models can answer as one, what speaks against it, what they need, and what they would bring. Nothing is loaded.
+
+    Exit code 0: yes. 1: yes, but there is something to know. 2: no, or no answer: files that are missing or damaged, wrong options, no
+    network. With --suggest 0 where a model was found that pairs, else 2.
+    """
+    set_log_level(verbose)
+    try:
+        if suggest is not None:
+            if pair or chosen.drafter or chosen.expert or chosen.small or chosen.models or remote:
+                raise SettingError("--suggest takes an expert's file and looks for drafters; name no pair, no other files and no --remote")
+            raise typer.Exit(_suggest(suggest, folder or [], best, as_json, verbose))
+        if folder:
+            raise SettingError("--folder says where --suggest looks; name the expert too: --suggest EXPERT")
+        checked = _checked(options.pair_of(pair, chosen, complete=False), chosen, remote, verbose)
+    except (SpeccascadeError, OSError) as error:  # OSError: no room for headers, for one
+        print_error(error)
+        raise typer.Exit(_NO) from error
+    if as_json:
+        print(json.dumps(checked.as_dict()))
+    else:
+        show_verdict(checked)
+    raise typer.Exit(EXIT_CODES[checked.answer])
+
+
+# --------------------------------------------------------------------------- one pair
+
+
+def _checked(pair: Pair, chosen: options.ModelOptions, remote: bool, verbose: int) -> Checked:
+    """Raises SettingError, CatalogError and FetchError."""
+    placements = {role: replace(each, rpc=()) for role, each in placements_of(pair, chosen.placements()).items()}
+    name = pair.name if pair.source else " + ".join(path.name for path in pair.files.values())
+    with tempfile.TemporaryDirectory(prefix="speccascade-") as temporary:
+        try:
+            files = {role: _file(pair, role, source, Path(temporary), remote, verbose) for role, source in pair.models.items()}
+        except ModelLoadError as error:
+            return _renamed(Checked(name, (Finding("no", "files", str(error)),)), pair, temporary)
+        known = [Known(size, speed) for size, speed in known_speeds()]
+        must_fit = chosen.check_memory and not pair.rpc
+        found = check(name, files, n_ctx=chosen.ctx, placements=placements, known=known, must_fit=must_fit)
+        if pair.rpc:
+            others = (
+                f"{', '.join(pair.rpc)} are to share the expert; they were not asked, and all memory is counted as if it were needed here"
+            )
+            found = replace(found, findings=(*found.findings, Finding("note", "machines", others)))
+        return _renamed(found, pair, temporary)
+
+
+def _file(pair: Pair, role: str, source: ModelSource, temporary: Path, remote: bool, verbose: int) -> Path:
+    """The model's file, or its header in a file of the same size. Raises ModelLoadError and FetchError."""
+    for adapter in source.sources[1:]:
+        if adapter.missing:
+            raise ModelLoadError(f"the {role}'s LoRA adapter {adapter.file or adapter.path} is not on this machine; fetch it first")
+    if remote and source.hub and source.missing and not source.trouble:
+        with stepping(f"fetching the {role}'s header", verbose) as step:
+            return fetch_headers(source, temporary / role, lambda come: step(come / (come + 2**22)))
+    problem = source.problem()
+    if problem:
+        todo = f"; fetch it with 'speccascade pull {pair.name}', or look at its header only: --remote" if source.hub else ""
+        raise ModelLoadError(f"{problem}{todo}")
+    return source.path
+
+
+def _renamed(checked: Checked, pair: Pair, temporary: str) -> Checked:
+    """Files that were only looked at are called what they are on the hub."""
+    names = {str(Path(temporary, role)): source.hub or "" for role, source in pair.models.items()}
+
+    def told(text: str) -> str:
+        for folder, name in names.items():
+            text = text.replace(folder, name)
+        return text
+
+    findings = tuple(replace(finding, text=told(finding.text)) for finding in checked.findings)
+    models = {role: replace(model, path=Path(told(str(model.path)))) for role, model in (checked.models or {}).items()}
+    return replace(checked, findings=findings, models=models or None)
+
+
+# --------------------------------------------------------------------------- drafters for an expert
+
+
+def _suggest(expert: Path, folders: list[Path], best: int, as_json: bool, verbose: int) -> int:
+    """The exit code. Raises SettingError and ModelLoadError."""
+    missing = next((folder for folder in folders if not folder.expanduser().is_dir()), None)
+    if missing is not None:
+        raise SettingError(f"--folder {missing}: no such folder; name one that holds GGUF files")
+    places = {str(folder): folder.expanduser() for folder in folders} or known_places()
+    found = models_in(places)
+    known = [Known(size, speed) for size, speed in known_speeds()]
+    with stepping("comparing", verbose) as step:
+        suggestions = suggest(expert.expanduser(), found.models, known, best, step)
+    if as_json:
+        print(json.dumps(_as_dict(suggestions, found, places, bool(known))))
+    else:
+        show_suggestions(suggestions, found, places, bool(known))
+    return 0 if suggestions.ranked else _NO
+
+
+def _as_dict(suggestions: Suggestions, found: Found, places: dict[str, Path], measured: bool) -> dict[str, Any]:
+    return {
+        "places": {name: str(folder) for name, folder in places.items()},
+        "measured": measured,
+        "ranked": [asdict(each) | {"model": asdict(each.model) | {"path": str(each.model.path)}} for each in suggestions.ranked],
+        "untried": [{"name": model.name, "path": str(model.path)} for model in suggestions.untried],
+        "others": [{"name": model.name, "path": str(model.path), "reason": reason} for model, reason in suggestions.others],
+        "troubles": list(found.troubles),
+    }

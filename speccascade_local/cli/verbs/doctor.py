@@ -1,0 +1,94 @@
+"""``speccascade doctor``: what is here, what is wrong, and the command that mends it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+import typer
+from rich.table import Table
+
+from ...machine.diagnosis import Finding, diagnosed, redacted
+from ...machine.inspection import Inspection, inspected
+from .. import options
+from ..load import set_log_level
+from ..terminal import for_tables, stderr, stdout, write
+
+
+def doctor(as_json: options.Json = False, verbose: options.Verbose = 0) -> None:
+    """Look at this installation and this machine, and tell what is wrong, or could be better, and what mends it; takes seconds.
+
+    The bundled pair is loaded and asked in a child process. Exit code 1 where something is broken, 0 where there are only hints. --json is
+    for bug reports: home folder, user name, tokens and passwords are left out.
+    """
+    set_log_level(verbose)
+    with stderr.status("looking") as status:
+        found = inspected(lambda step: status.update(step))
+    findings = diagnosed(found)
+    if as_json:
+        report = {"broken": any(each.broken for each in findings), "findings": [asdict(each) for each in findings], **found.as_dict()}
+        write(json.dumps(redacted(report), ensure_ascii=False))
+    else:
+        table = Table("", "", box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+        for name, value in _rows(found):
+            table.add_row(name, value, style=None)
+        for_tables().print(table, markup=False)
+        _print_findings(findings)
+    if any(each.broken for each in findings):
+        raise typer.Exit(1)
+
+
+def _rows(found: Inspection) -> Iterator[tuple[str, str]]:
+    build, processors, memory = found.build, found.processors, found.memory
+    versions = dict(found.versions)
+    yield "speccascade", f"{found.speccascade} on Python {versions.pop('python')}, {versions.pop('platform')}"
+    yield "packages", ", ".join(f"{name} {version}" for name, version in versions.items())
+    yield "llama.cpp", f"commit {build.commit or 'not told'}; {', '.join(build.features)}"
+    yield "", ", ".join(_with(name, there) for name, there in (("GPU", build.gpu), ("RPC", build.rpc), ("mmap", build.mmap)))
+    yield "repacking", "on" if build.repacking else "off: this build has AMX, which crashes on batches (llama.cpp issue 20824)"
+    yield (
+        "flash attention",
+        "left to llama.cpp" if build.gpu else "off: on the processor it rounds single tokens and batches differently",
+    )
+    for device in found.devices:
+        yield "device", f"{device.name} ({device.kind}): {device.description}, {_gb(device.total)}, {_gb(device.free)} free"
+    yield "graphics cards", ", ".join(found.graphics_cards) or "none found"
+    quota = "" if processors.quota is None else f", {processors.quota:g} at once by its control group"
+    load = "" if processors.load is None else f", load {processors.load:.1f}"
+    yield (
+        "processor",
+        f"{processors.name}: {processors.physical} cores, {processors.logical} logical, {processors.allowed} allowed{quota}{load}",
+    )
+    yield "threads", f"{found.threads} at most"
+    limit = "" if memory.limit is None else f", limited to {_gb(memory.limit)} by its control group"
+    swap = f"{_gb(memory.swap_used)} of {_gb(memory.swap_total)} swap used" if memory.swap_total else "no swap"
+    yield "memory", f"{_gb(memory.total)}, {_gb(memory.available)} available{limit}, {swap}"
+    for folder in found.folders:
+        state = "not there yet" if not folder.exists else _gb(folder.size) if folder.size >= 1e8 else f"{folder.size / 1e6:.2g} MB"
+        yield folder.use, f"{folder.path}: {state}, {'cannot be written' if folder.problem else 'can be written'}"
+    if found.extras:
+        yield "optional parts", ", ".join(_with(extra.name, not extra.missing) for extra in found.extras)
+    if found.environment:
+        yield "environment", ", ".join(f"{name}={value}" for name, value in found.environment.items())
+    yield "bundled pair", f"answers ({found.trial.seconds:.1f} s with starting Python)" if found.trial.works else "does not answer"
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    stdout.print()
+    for each in findings:
+        name, style = ("broken", "bold red") if each.broken else ("hint", "yellow")
+        stdout.print(name, style=style, end="")
+        stdout.print(f": {each.what}", markup=False, soft_wrap=not stdout.is_terminal)
+        if each.mend:
+            stdout.print(f"  {each.mend}", markup=False, soft_wrap=True, style="bold")  # one line, to be copied
+    if not any(each.broken for each in findings):
+        stdout.print("all is well" if not findings else "nothing is broken", style="green")
+
+
+def _with(name: str, there: bool) -> str:
+    return name if there else f"no {name}"
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,27 @@
+"""``speccascade rules``: every method by name, and what it trades."""
+
+from __future__ import annotations
+
+import json
+
+from rich.table import Table
+from rich.text import Text
+
+from ...rules import registry
+from .. import options
+from ..terminal import stdout, write
+
+
+def rules_verb(as_json: options.Json = False) -> None:
+    """List every method: how it is written, what it does, its range, its lossless end, temperature 0, its source."""
+    rows = [registry.described(method) for method in registry.METHODS.values()]
+    if as_json:
+        write(json.dumps(rows, ensure_ascii=False, indent=1))
+        return
+    for row in rows:
+        stdout.print(Text(row.pop("method"), "bold"))
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 2), pad_edge=True)
+        for name, told in row.items():
+            table.add_row(Text(name, "dim"), Text(told))
+        stdout.print(table)
+        stdout.print()

@@ -1,0 +1,1 @@
+"""The ground of the package: errors, validation, files and child processes. Imports no other room."""

@@ -1,0 +1,100 @@
+"""Files of users and of downloads: read within a limit, and written whole or not at all."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .errors import CatalogError
+
+#: The folder of this package, with the bundled pair and the programs in it.
+PACKAGE = Path(__file__).parents[1]
+_EDGE_BYTES = 1 << 20
+
+_PIECE_BYTES = 1 << 20
+
+#: Of a file that is read whole, where its reader names no other limit.
+MOST_BYTES = 64 << 20
+
+
+def replace_file(path: Path, content: str | Iterable[bytes]) -> None:
+    """Write a file whole or not at all, whoever reads or writes it meanwhile; its permissions stay, and so does a link to it.
+
+    content: text, or bytes in pieces. Raises OSError.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    mode = target.stat().st_mode if target.exists() else None
+    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".tmp", delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            file.writelines([content.encode()] if isinstance(content, str) else content)
+            file.close()
+            if mode is not None:
+                temporary.chmod(mode)
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def bytes_of(path: Path, most: int = MOST_BYTES) -> bytes:
+    """What stands in a file. Raises CatalogError, also for one of more than ``most`` bytes, of which no more are read."""
+    try:
+        with path.open("rb") as file:
+            data = bytearray()  # in pieces, because room for all that may stand there would be set aside for any file
+            while len(data) <= most and (piece := file.read(_PIECE_BYTES)):
+                data += piece
+    except OSError as error:
+        raise CatalogError(f"{path}: cannot be read ({error.strerror}); check its name and permissions") from error
+    except ValueError as error:  # a name that no file can have
+        raise CatalogError(f"{path}: cannot be read ({error}); check its name") from error
+    if len(data) > most:
+        raise CatalogError(f"{path}: larger than the {most / (1 << 20):g} MiB that are read of such a file; is it the right one?")
+    return bytes(data)
+
+
+def text_of(path: Path, most: int = MOST_BYTES) -> str:
+    """What a file of at most ``most`` bytes says, without its byte order mark and with the line ends of Unix. Raises CatalogError."""
+    data = bytes_of(path, most)
+    try:
+        return decoded(data).replace("\r\n", "\n").replace("\r", "\n")
+    except ValueError as error:
+        raise CatalogError(f"{path}: {error}") from error
+
+
+def decoded(data: bytes) -> str:
+    """The text of a file or a pipe, without its byte order mark. Raises ValueError for what is no UTF-8, and says what to do."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError("not UTF-8 text but UTF-16; save it as UTF-8, or convert it first, for example with iconv") from error
+        seen = f"byte {error.object[error.start]:#04x} at position {error.start}"
+        raise ValueError(f"not UTF-8 text: {seen}; convert it first, for example with iconv") from error
+
+
+def json_of(path: Path, most: int = MOST_BYTES) -> Any:
+    """What a file of JSON holds. Raises CatalogError, also for one that is too large or too deep."""
+    try:
+        return json.loads(text_of(path, most))
+    except (ValueError, RecursionError) as error:
+        raise CatalogError(f"{path}: not JSON ({error})") from error
+
+
+def fingerprint(path: Path) -> str:
+    """What tells a model file from others: SHA-256 of its size, its first and its last MiB (a whole large file takes too long)."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        digest.update(str(size).encode())
+        for start in (0, max(0, size - _EDGE_BYTES)):
+            file.seek(start)
+            digest.update(file.read(_EDGE_BYTES))
+    return digest.hexdigest()

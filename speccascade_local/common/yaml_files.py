@@ -1,0 +1,134 @@
+"""A YAML file -> a checked value; what is wrong is told with file, line and key. Knows nothing of what the files are for.
+
+``problem`` says it of any other checked value too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from .errors import CatalogError
+from .files import text_of
+from .validation import shown
+
+Shape = TypeVar("Shape", bound=BaseModel)
+#: From the keys on the way to a value to the line that it stands in, from 1.
+LineOf = Callable[[tuple[int | str, ...]], int]
+
+#: Far above what anyone writes by hand: bytes of a file, its values and keys once every alias is written out, how deep they lie, characters
+#: of one of them.
+MOST_BYTES, MOST_NODES, MOST_LEVELS, LONGEST_TEXT = 1 << 20, 20_000, 32, 16_384
+
+
+def read_yaml(path: Path, shape: type[Shape]) -> Shape:
+    """What stands in the file, as a ``shape``. Raises CatalogError with file, key path and line."""
+    return read_yaml_with_lines(path, shape)[0]
+
+
+def read_yaml_with_lines(path: Path, shape: type[Shape]) -> tuple[Shape, LineOf]:
+    """The same, and in which line each key stands."""
+    text = text_of(path, most=MOST_BYTES)
+    try:
+        loader = _Bounded(text)
+        node = loader.get_single_node()
+        data = loader.construct_document(node) if node is not None else None
+    except _Refused as error:
+        raise CatalogError(f"{path}, line {error.line}: {error}") from None
+    except Exception as error:  # besides YAMLError, whatever PyYAML trips over: dates that are none, tags that do not fit
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise CatalogError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error!s:.200}") from error
+    try:
+        return shape.model_validate(data), lambda keys: _line(node, keys)
+    except ValidationError as error:
+        raise CatalogError(f"{path}, line {_line(node, error.errors()[0]['loc'])}: {problem(error)}") from error
+
+
+class _Refused(Exception):  # noqa: N818  # becomes a CatalogError, which knows the file
+    """Valid YAML that is too much, or says two things at once."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(reason)
+        self.line = line
+
+
+class _Bounded(yaml.SafeLoader):
+    """Counts what it reads as if each alias were written out, and refuses what no one writes by hand while it reads.
+
+    YAML would silently let the last of two equal keys win, and lets a mapping hold itself: that is refused too.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._count = self._depth = 0
+        self._sizes: dict[str, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        line, before = event.start_mark.line + 1, self._count
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor in self.anchors and event.anchor not in self._sizes:
+                raise _Refused(line, "this holds itself, by an alias within its own anchor; write it out")
+            self._count += self._sizes.get(str(event.anchor), 0)
+        self._count += 1
+        if self._count > MOST_NODES:
+            raise _Refused(line, f"more than {MOST_NODES} values, aliases written out; divide it into several files")
+        if len(getattr(event, "value", None) or "") > LONGEST_TEXT:
+            raise _Refused(line, f"a text of {len(event.value)} characters; at most {LONGEST_TEXT} are read")
+        self._depth += 1
+        if self._depth > MOST_LEVELS:
+            raise _Refused(line, f"more than {MOST_LEVELS} levels within each other; a pair needs five")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if event.anchor is not None and not isinstance(event, yaml.AliasEvent):
+            self._sizes[event.anchor] = self._count - before
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key.value, str):
+                if key.value in keys:
+                    raise _Refused(key.start_mark.line + 1, f"the key {shown(key.value)} stands here for the second time; leave one")
+                keys.add(key.value)
+        return node
+
+
+def _line(node: yaml.Node | None, keys: tuple[int | str, ...]) -> int:
+    """The line (from 1) of the innermost key on the way that exists."""
+    line = node.start_mark.line if node else 0
+    for key in keys:
+        if isinstance(key, int) and not isinstance(node, yaml.MappingNode):  # a list may be written as its only element
+            if isinstance(node, yaml.SequenceNode):
+                node = node.value[key]
+                line = node.start_mark.line
+            continue
+        if not isinstance(node, yaml.MappingNode):
+            break
+        for name, value in reversed(node.value):  # what is merged into a mapping stands before its own keys
+            if name.value == str(key):
+                line, node = name.start_mark.line, value
+                break
+        else:
+            break
+    return line + 1
+
+
+def problem(error: ValidationError, whole: str = "the whole file") -> str:
+    """The first thing that is wrong: where (``whole``, if it is no single key), what, and what was seen there."""
+    first = error.errors()[0]
+    known = {
+        "extra_forbidden": "this key is not known",
+        "missing": "this key is missing",
+        "model_type": "this must be a mapping of keys and values",
+        "dict_type": "this must be a mapping of keys and values",
+    }
+    message = known.get(first["type"], first["msg"]).removeprefix("Value error, ")
+    seen = "" if first["type"] in ("missing", "json_invalid") else f"; seen: {shown(first['input'])}"
+    return f"{'.'.join(map(str, first['loc'])) or whole}: {message[0].lower()}{message[1:]}{seen}"

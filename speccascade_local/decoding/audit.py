@@ -1,0 +1,85 @@
+"""The expert asked afterwards: the account of tokens that a sequential cascade, or the drafter alone, wrote without it.
+
+Each of them was drawn from the drafter's own sampling distribution, so its raw row is kept until the answer is there; then the expert
+reads the answer in batches. Nothing here changes the text. Knows nothing of how tokens are shown.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+from ..rules.evidence import Evidence
+from ..rules.position_rules import Never
+from ..rules.rule import Decision
+from ..tokens.rows import MAX_ROWS
+from ..tokens.sampler import Array, Sampler
+from ..tokens.shaping import Shaper
+from .draft import Session
+from .fidelity import Entry, Wanted, entry
+from .loop import Block
+from .stats import Stats
+
+log = logging.getLogger(__name__)
+
+#: Bytes of the drafter's rows that are kept: of 1,700 tokens where the vocabulary has 150,000.
+MOST_BYTES = 1 << 30
+
+
+class Audit:
+    """What is needed to judge an answer's tokens later, put in block by block with :meth:`keep`.
+
+    prompt: the ids before the answer. An answer whose rows exceed ``MOST_BYTES`` is not judged, and a warning in the log says so.
+    """
+
+    def __init__(self, prompt: Sequence[int], sampler: Sampler, shaper: Shaper, wanted: Wanted) -> None:
+        self._prompt, self._sampler, self._shaper, self._wanted = list(prompt), sampler, shaper, wanted
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the answer: another one takes its place."""
+        self._reply: list[int] = []
+        self._rows: dict[int, Array] = {}  # the drafter's, [n_vocab], by the place of the token that was drawn from it
+        self._bytes = 0
+
+    def keep(self, block: Block) -> None:
+        """One block more."""
+        first = len(self._reply)
+        self._reply += block.verdict.token_ids
+        for place, (known, rows) in enumerate(zip(block.verdict.entries, block.draft.rows), start=first):
+            if known.expert_logprob is not None or self._bytes > MOST_BYTES:
+                continue
+            self._rows[place] = rows.logits[0]
+            self._bytes += rows.logits.nbytes
+            if self._bytes > MOST_BYTES:
+                log.warning("the audit of this answer is left out: the drafter's rows of %d tokens exceed 1 GiB", len(self._rows))
+                self._rows.clear()
+
+    @property
+    def due(self) -> bool:
+        """Whether there are tokens to judge."""
+        return bool(self._rows)
+
+    def entries(self, expert: Session, stats: Stats) -> Iterator[Mapping[int, Entry]]:
+        """The accounts of the tokens to judge, by their places in the answer, batch after batch; ``stats`` counts what that took.
+
+        The expert then holds the text but for its last token. Whoever stops between two batches, or is interrupted, leaves it with a
+        prefix of the text. Raises SessionError where an evaluation fails, and SettingError where a grammar does.
+        """
+        text, begin = [*self._prompt, *self._reply], len(self._prompt)
+        first, last = min(self._rows), max(self._rows)
+        expert.rewind(min(len(expert.tokens), begin + first - 1))
+        for start in range(first, last + 1, MAX_ROWS):
+            begun, stop = time.perf_counter(), min(start + MAX_ROWS, last + 1)
+            logits = expert.extend(text[len(expert.tokens) : begin + stop - 1], keep=stop - start)
+            found = {place: self._judged(place, row) for place, row in zip(range(start, stop), logits) if place in self._rows}
+            stats.audited += len(found)
+            stats.audit_s += time.perf_counter() - begun
+            yield found
+
+    def _judged(self, place: int, row: Array) -> Entry:
+        before = self._reply[:place]
+        drafter, expert = (self._shaper.rows(logits[None], before, ()) for logits in (self._rows[place], row))
+        decision = Decision(Never(), Evidence(drafter, expert, self._sampler))
+        return entry(self._wanted, self._reply[place], self._sampler, expert, drafter, decision)

@@ -1,0 +1,118 @@
+"""What one rule at one temperature has shown on a pair so far: how often drafts and guesses were kept, and at what speed.
+
+Plain numbers that can be saved and go on growing. Knows nothing of costs, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..common.errors import SettingError
+from ..tokens.rows import Float
+from .ngram import Guess
+
+#: Blocks without a draft before one is tried again, of a rule that was never seen.
+FIRST_PATIENCE = 8
+#: How often a guess is right after 0..LONGEST_MATCH matching tokens, guesses before it included, while nothing was seen; each weighs as
+#: much as two observations.
+PRIOR_GUESS = (0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9, 0.95)
+
+
+@dataclass
+class Hits:
+    """How often a guess was right, by the number of matching tokens before it."""
+
+    right: list[float] = field(default_factory=lambda: [2 * prior for prior in PRIOR_GUESS])
+    asked: list[float] = field(default_factory=lambda: [2.0] * len(PRIOR_GUESS))
+
+    def chances(self, guess: Guess) -> list[float]:
+        """P(right) of each guessed token, given that those before it were."""
+        at = min(guess.match, len(self.asked) - 1)
+        known = [right / asked for right, asked in zip(self.right[at:], self.asked[at:])]
+        return (known + known[-1:] * len(guess.token_ids))[: len(guess.token_ids)]
+
+    def learn(self, match: int, tested: int, right: int) -> None:
+        """So many guesses after ``match`` matching tokens were tested, and the first ``right`` of them were right."""
+        for i in range(tested):
+            place = min(match + i, len(self.asked) - 1)
+            self.right[place] = 0.98 * self.right[place] + (i < right)
+            self.asked[place] = 0.98 * self.asked[place] + 1
+
+
+@dataclass
+class Experience:
+    """What one rule at one temperature has shown on this pair.
+
+    outcomes: log-odds of the drafter's confidence, and whether the token was kept, of the latest tokens that were tested.
+    tokens, seconds: emitted and spent (by the profile), older blocks weighing less.
+    """
+
+    outcomes: deque[tuple[float, bool]] = field(default_factory=lambda: deque(maxlen=256))
+    curve: tuple[float, float] = (0.0, 1.0)  # P(kept) = logistic(curve[0] + curve[1] * log-odds)
+    tokens: float = 0.0
+    seconds: float = 0.0
+    guesses: Hits = field(default_factory=Hits)
+    reviews: Hits = field(default_factory=Hits)
+    quiet: int = 0  # blocks without a draft
+    patience: int = FIRST_PATIENCE
+
+    def chance(self, log_odds: Float, mood: float = 0.0) -> Float:
+        """P(kept) of tokens, by the log-odds of the drafter's confidence and by how much surer than usual this reply's are. [k]"""
+        chance: Float = 1 / (1 + np.exp(-(self.curve[0] + self.curve[1] * log_odds + mood)))
+        return chance
+
+    def fit(self) -> None:
+        """Logistic regression on the outcomes, by a few Newton steps from the last fit; few of them are drawn to "as sure as it says"."""
+        x, kept = np.array(self.outcomes, dtype=np.float64).T
+        features = np.stack([np.ones_like(x), x])
+        curve, prior, pull = np.array(self.curve), np.array([0.0, 1.0]), np.array([0.3, 3.0])
+
+        def misfit(curve: Float) -> float:
+            said = curve @ features
+            return float(np.logaddexp(0, said).sum() - kept @ said + 0.5 * pull @ (curve - prior) ** 2)
+
+        now = misfit(curve)
+        for _ in range(3):
+            chance = 1 / (1 + np.exp(-(curve @ features)))
+            slope = features @ (chance - kept) + pull * (curve - prior)
+            curvature = (features * (chance * (1 - chance))) @ features.T + np.diag(pull)
+            step = np.linalg.solve(curvature, slope)
+            # Where the curve is flat a whole step goes far beyond the best fit, and the next one as far back.
+            while (then := misfit(curve - step)) > now + 1e-9:
+                step /= 2
+            curve, now = curve - step, then
+        self.curve = float(np.clip(curve[0], -8, 8)), float(np.clip(curve[1], 0, 4))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: list(value) if isinstance(value, deque) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Experience:
+        """What ``as_dict`` gave. Raises ValueError for anything else."""
+        try:
+            found = cls(**{**stored, **{name: Hits(**stored[name]) for name in ("guesses", "reviews")}})
+            found.outcomes = deque(((float(x), bool(kept)) for x, kept in stored["outcomes"]), maxlen=cls().outcomes.maxlen)
+            found.curve = float(stored["curve"][0]), float(stored["curve"][1])
+            hits = [value for each in (found.guesses, found.reviews) for counts in (each.right, each.asked) for value in counts]
+            numbers = [found.tokens, found.seconds, found.quiet, found.patience, *found.curve, *hits]
+            numbers += [x for x, _ in found.outcomes]
+            if len(hits) != 4 * len(PRIOR_GUESS) or not all(map(math.isfinite, numbers)):
+                raise ValueError("numbers are missing or not finite")
+        except (TypeError, KeyError, IndexError) as error:
+            raise ValueError(f"not what was saved: {error}") from error
+        return found
+
+
+def experiences(saved: Mapping[str, Any]) -> dict[str, Experience]:
+    """What ``Runtime.learnt()`` gave, by rule and temperature. Raises SettingError for anything else."""
+    try:
+        return {key: Experience.from_dict(value) for key, value in saved.items()}
+    except (ValueError, AttributeError) as error:
+        raise SettingError(f"learnt is not what Runtime.learnt() gives: {error}; leave it out to start anew") from error

@@ -1,0 +1,132 @@
+"""What followed the last time: a drafter that costs nothing.
+
+Finds the longest end of a text, up to ``longest`` tokens, that occurred in it before, and guesses that what followed the latest such
+place follows now. That is in the manner of Max-Gram (CS Drafting, Chen et al. 2312.11462) and of prompt lookup decoding. Unlike Max-Gram
+it takes the latest match, looks no further back than ``longest`` tokens, and has no table of the language's bigrams to fall back on.
+Good where a text repeats itself or its prompt. Knows nothing of models or of what the guesses are used for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle, islice, takewhile
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common.sequences import shared_length
+
+#: So many matching tokens are counted and no more, be the copy ever so long.
+LONGEST_MATCH = 12
+
+
+class Guess(NamedTuple):
+    """Tokens that may come next, and how many tokens before them had been seen in this order before: the more, the surer.
+
+    match: counted up to LONGEST_MATCH, which is more than the index looks for: so a copy that goes on looks surer than one that begins.
+    """
+
+    token_ids: list[int]
+    match: int
+
+
+NOTHING = Guess([], 0)
+
+
+class NgramIndex:
+    """Every n-gram of a growing text, n = 1..longest, with the place that followed it last.
+
+    Each token is entered once, whatever is asked in between; a lookup costs at most ``longest`` dictionary reads. The text grows before the
+    index does and shrinks after it, and each step may be taken twice: an exception in between leaves work for the next call, and no error.
+    """
+
+    def __init__(self, longest: int = 6) -> None:
+        self.longest = longest
+        self.text: list[int] = []
+        self._follower: dict[tuple[int, ...], int] = {}  # n-gram -> place in the text of what followed its latest occurrence
+        self._before: list[list[int | None]] = []  # what stood in the index before each token was entered
+        self._entered = 0  # so many tokens of the text are in the index
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def begin(self, tokens: list[int]) -> None:
+        """Hold this text; what it shares with the one before is not entered again."""
+        shared = shared_length(self.text, tokens)
+        self.rewind(shared)
+        self.append(tokens[shared:])
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """The text has grown by these."""
+        self.text += tokens
+        for end in range(self._entered, len(self.text)):
+            keys = self._ending(end)
+            if len(self._before) == end:
+                self._before.append([self._follower.get(key) for key in keys])
+            self._follower.update(dict.fromkeys(keys, end))
+            self._entered = end + 1
+
+    def rewind(self, length: int) -> None:
+        """Forget everything after the first ``length`` tokens."""
+        while len(self._before) > length:
+            self._entered = min(self._entered, len(self._before) - 1)
+            for key, place in zip(self._ending(len(self._before) - 1), self._before[-1]):
+                if place is None:
+                    self._follower.pop(key, None)
+                else:
+                    self._follower[key] = place
+            self._before.pop()
+        del self.text[length:]
+
+    def _ending(self, end: int) -> list[tuple[int, ...]]:
+        return [tuple(self.text[start:end]) for start in range(max(0, end - self.longest), end)]
+
+    def guess(self, length: int, drafted: Sequence[int] = ()) -> Guess:
+        """Up to ``length`` tokens that may follow the text and ``drafted``, which is not entered.
+
+        Where the copied passage reaches the end of the text it goes on with itself, as a loop does. No guess: an empty one.
+        """
+        end = [*self.text[-LONGEST_MATCH:], *drafted][-LONGEST_MATCH:]
+        for n in range(min(self.longest, len(end)), 0, -1):
+            place = self._follower.get(tuple(end[-n:]))
+            if place is not None:
+                ahead = self.text[place : place + length]
+                if len(ahead) < length:
+                    ahead += drafted
+                source = self.text[max(0, place - LONGEST_MATCH) : place]
+                match = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(end), reversed(source))))
+                return Guess(list(islice(cycle(ahead), length)), match)
+        return NOTHING
+
+
+class NgramSession:
+    """An index as a drafter of its own, where there is no second model: a :class:`~speccascade_local.decoding.draft.Session`.
+
+    Its rows are one-hot at what followed the last time, so a rule that asks how sure the drafter is finds it perfectly sure. Where
+    nothing is known it is perfectly unsure: a flat row.
+    """
+
+    def __init__(self, n_vocab: int, n_ctx: int) -> None:
+        self.n_vocab, self.n_ctx = n_vocab, n_ctx
+        self._index = NgramIndex()
+
+    @property
+    def tokens(self) -> list[int]:
+        """What it holds. Not to be changed by the caller."""
+        return self._index.text
+
+    def extend(self, tokens: list[int], keep: int) -> NDArray[np.float32]:
+        """Append ``tokens``; the rows after each of the last ``keep`` of them, [keep, n_vocab]."""
+        rows = np.zeros((keep, self.n_vocab), np.float32)
+        for at, token in enumerate(tokens, start=keep - len(tokens)):
+            self._index.append([token])
+            guess = self._index.guess(1) if at >= 0 else NOTHING
+            if guess.token_ids:
+                rows[at] = -np.inf
+                rows[at, guess.token_ids[0]] = 0
+        return rows
+
+    def rewind(self, length: int) -> None:
+        """Forget everything after the first ``length`` tokens."""
+        self._index.rewind(length)

@@ -1,0 +1,254 @@
+"""How a context forgets the end of a text, which rejecting a draft needs: in the way that the model's architecture allows.
+
+    tail         what llama.cpp keeps of each token can be dropped: attention of all kinds
+    snapshots    llama.cpp keeps the recurrent state behind each of the last tokens of a batch (n_rs_seq)
+    checkpoints  the recurrent state is copied before a draft and put back; what was kept of the draft is read again
+
+A recurrent state cannot go back by itself, so the latter two forget when something is read next: only then it is known what must be
+read again, and that goes into the same batch. Knows nothing of rows, drafts or rules.
+
+An exception may arrive between any two steps, even while another one is handled. So a timeline is marked as uncertain before its memory is
+changed, what depends on the old state is forgotten before it, and the mark goes last: ``settle`` repairs what was left half done.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import llama_cpp
+
+from ..common.errors import SessionError
+from .batch import MOST_COPIES, Timeline
+from .model import LlamaModel
+
+#: Up to so many tokens are read again together with what is new; more are read by themselves, once, and the state behind them is copied.
+_TOGETHER = 8
+#: No new copy where the last one lies fewer tokens back.
+_APART = 4
+#: Behind more tokens than that, a prompt or a long draft, a copy is kept for later replies too; so many of them.
+_LONG, _LASTING = 32, MOST_COPIES - 1
+_PARTIAL, _ON_DEVICE = 1, 2  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY and _ON_DEVICE, which keeps one copy per sequence
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The state behind the first ``length`` tokens, in llama.cpp's own format. lasting: kept for later replies too."""
+
+    length: int
+    data: Any
+    flags: int
+    lasting: bool
+
+
+class Rollback(Protocol):
+    """What a context asks for. ``timeline.held``: how many tokens llama.cpp has of it, which may be fewer than it stands for.
+
+    Whatever is interrupted, ``timeline.tokens`` is what the next reading continues.
+    """
+
+    name: str
+    #: Whether a batch can be made longer by tokens that are forgotten at once.
+    pads: bool
+
+    def drop(self, timeline: Timeline, length: int) -> None:
+        """From now on it stands for its first ``length`` tokens."""
+
+    def missing(self, timeline: Timeline) -> int:
+        """How many of the tokens that it stands for must be read again."""
+
+    def settle(self, timeline: Timeline, length: int) -> None:
+        """Its memory is to hold nothing behind its first ``length`` tokens: something is about to be read there.
+
+        Afterwards ``held`` is at most ``length``, and certain.
+        """
+
+    def apart(self, timeline: Timeline, unread: int, keep: int) -> int:
+        """So many of the unread tokens are to be read by themselves first."""
+
+    def begin(self, timeline: Timeline, keep: int) -> None:
+        """The last of the unread tokens are about to be read, for ``keep`` rows."""
+
+    def end(self, timeline: Timeline, read: int, keep: int) -> None:
+        """They were, the last ``read`` of them in one batch."""
+
+    def trim(self, timeline: Timeline) -> None:
+        """Its memory is to hold nothing behind what it is known to hold."""
+
+    def clear(self, timeline: Timeline) -> None:
+        """Its memory is to hold nothing."""
+
+
+class Tail:
+    """Drops what llama.cpp keeps of the last tokens, at once. Raises SessionError where llama.cpp refuses."""
+
+    name = "tail"
+    pads = True
+
+    def __init__(self, file: str, memory: Any) -> None:
+        self._file, self._memory = file, memory
+
+    def drop(self, timeline: Timeline, length: int) -> None:
+        if len(timeline.tokens) > length:
+            self._cut(timeline, length)
+            del timeline.tokens[length:]
+
+    def missing(self, timeline: Timeline) -> int:
+        return len(timeline.tokens) - timeline.held
+
+    def settle(self, timeline: Timeline, length: int) -> None:
+        if timeline.uncertain:
+            self._cut(timeline, length)
+
+    def apart(self, timeline: Timeline, unread: int, keep: int) -> int:
+        return 0
+
+    def begin(self, timeline: Timeline, keep: int) -> None:
+        """Nothing to prepare."""
+
+    def end(self, timeline: Timeline, read: int, keep: int) -> None:
+        """Nothing to keep."""
+
+    def trim(self, timeline: Timeline) -> None:
+        self._cut(timeline, timeline.held)
+
+    def clear(self, timeline: Timeline) -> None:
+        self._cut(timeline, 0)
+
+    def _cut(self, timeline: Timeline, length: int) -> None:
+        """Its memory holds at most ``length`` tokens, and what it holds is certain."""
+        timeline.uncertain = True
+        timeline.held = min(timeline.held, length)
+        timeline.aligned = min(timeline.aligned, timeline.held)
+        self._remove(timeline, timeline.held)
+        timeline.uncertain = False
+
+    def _remove(self, timeline: Timeline, length: int) -> None:
+        if not llama_cpp.llama_memory_seq_rm(self._memory, timeline.sequence, length, -1):
+            raise SessionError(
+                f"{self._file}: llama.cpp cannot drop the tail of this model's memory "
+                f"(from {len(timeline.tokens)} to {length} tokens); load the pair again"
+            )
+
+
+class Checkpoints(Tail):
+    """Puts back a copy of the state, or one of llama.cpp's own snapshots (so many tokens back at most) where that reaches.
+
+    A copy is made where the text is settled. Before every draft a session is rewound to the committed text, even if it holds no more than
+    that; so of what is read first after a rewind all is committed but the last ``keep - 1`` tokens, a draft to be judged.
+    Raises SessionError where llama.cpp can neither copy nor restore.
+    """
+
+    pads = False
+
+    def __init__(self, file: str, memory: Any, context: Any, snapshots: int = 0) -> None:
+        super().__init__(file, memory)
+        self.name = "snapshots" if snapshots else "checkpoints"
+        self._context, self._snapshots = context, snapshots
+        # With snapshots a state lies in several pieces. GGML ends the process if a copy on the device has other pieces than the last one.
+        self._brief = _PARTIAL if _snapshots_of(context) else _PARTIAL | _ON_DEVICE
+
+    def drop(self, timeline: Timeline, length: int) -> None:
+        timeline.checkpoints = [each for each in timeline.checkpoints if each.length <= length]
+        timeline.settled = True
+        del timeline.tokens[length:]  # last: a copy never reaches beyond the text that it was made of
+
+    def missing(self, timeline: Timeline) -> int:
+        length = len(timeline.tokens)
+        if self._can_step_back(timeline, length):
+            return 0
+        return length - (self._latest(timeline) if timeline.uncertain or timeline.held > length else timeline.held)
+
+    def settle(self, timeline: Timeline, length: int) -> None:
+        if not timeline.uncertain and timeline.held <= length:
+            return
+        started = time.perf_counter()
+        if self._can_step_back(timeline, length):
+            timeline.batch = 0
+            self._cut(timeline, length)
+        else:
+            self._restore(timeline)
+        timeline.rollbacks.replayed += length - timeline.held
+        timeline.rollbacks.seconds += time.perf_counter() - started
+
+    def _can_step_back(self, timeline: Timeline, length: int) -> bool:
+        """There is a snapshot behind each token of the last batch, and only one step may be taken."""
+        return not timeline.uncertain and 0 < timeline.held - length <= min(self._snapshots, timeline.batch - 1)
+
+    def _restore(self, timeline: Timeline) -> None:
+        """The latest copy; without one the beginning."""
+        start = 0
+        timeline.uncertain = True
+        if timeline.checkpoints:
+            latest = max(timeline.checkpoints, key=lambda each: each.length)
+            start, size = latest.length, len(latest.data)
+            if llama_cpp.llama_state_seq_set_data_ext(self._context, latest.data, size, timeline.sequence, latest.flags) != size:
+                raise SessionError(f"{self._file}: llama.cpp cannot put back the state behind {start} tokens; load the pair again")
+            timeline.rollbacks.restored += 1
+        self._remove(timeline, start)
+        timeline.held = start
+        timeline.batch = 0
+        timeline.uncertain = False
+
+    def apart(self, timeline: Timeline, unread: int, keep: int) -> int:
+        before = unread - keep
+        worth = _LONG if self._steps_suffice(keep) else _TOGETHER
+        return before if timeline.settled and keep > 1 and before > worth else 0
+
+    def begin(self, timeline: Timeline, keep: int) -> None:
+        if timeline.settled and keep > 1:
+            timeline.settled = False
+            if self._since(timeline) >= (_LONG if self._steps_suffice(keep) else _APART):
+                self._save(timeline)
+
+    def end(self, timeline: Timeline, read: int, keep: int) -> None:
+        timeline.batch = read
+        since = self._since(timeline)
+        if keep == 1 and since >= (_APART if timeline.settled else _LONG):  # a draft may go on for long, if all of it is kept
+            self._save(timeline)
+        timeline.settled = False
+
+    def clear(self, timeline: Timeline) -> None:
+        timeline.checkpoints = []
+        timeline.batch = 0
+        super().clear(timeline)
+
+    def _steps_suffice(self, keep: int) -> bool:
+        return keep - 1 <= self._snapshots
+
+    def _since(self, timeline: Timeline) -> int:
+        return timeline.held - self._latest(timeline)
+
+    def _latest(self, timeline: Timeline) -> int:
+        return max((each.length for each in timeline.checkpoints), default=0)
+
+    def _save(self, timeline: Timeline) -> None:
+        started = time.perf_counter()
+        lasting = self._since(timeline) >= _LONG
+        flags = _PARTIAL if lasting else self._brief
+        kept = [each for each in timeline.checkpoints if each.lasting]
+        brief = [each for each in timeline.checkpoints if not each.lasting]
+        timeline.checkpoints = [*brief, *kept[1 - _LASTING :]] if lasting else kept  # the device's only copy is overwritten now
+        size = llama_cpp.llama_state_seq_get_size_ext(self._context, timeline.sequence, flags)
+        data = (ctypes.c_uint8 * size)()
+        if not size or llama_cpp.llama_state_seq_get_data_ext(self._context, data, size, timeline.sequence, flags) != size:
+            raise SessionError(f"{self._file}: llama.cpp cannot copy the state behind {timeline.held} tokens; load the pair again")
+        timeline.checkpoints.append(Checkpoint(timeline.held, data, flags, lasting))
+        timeline.rollbacks.saved += 1
+        timeline.rollbacks.seconds += time.perf_counter() - started
+
+
+def _snapshots_of(context: Any) -> int:
+    """How many tokens back llama.cpp's snapshots of a recurrent state reach."""
+    return int(llama_cpp.llama_n_rs_seq(context)) if hasattr(llama_cpp, "llama_n_rs_seq") else 0
+
+
+def ways_back(model: LlamaModel, context: Any, memory: Any) -> list[Rollback]:
+    """Those that may work for a context over this model, the cheapest first."""
+    file = model.path.name
+    copies = Checkpoints(file, memory, context)
+    if snapshots := _snapshots_of(context):
+        return [Checkpoints(file, memory, context, snapshots), copies]
+    return [copies] if model.is_recurrent else [Tail(file, memory), copies]

@@ -1,0 +1,113 @@
+"""Measures what the decoding loop takes beside its two models: nothing that a large one would notice, most of the time of a tiny one.
+
+Knows nothing of profiles in files.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+
+from ..decoding.auto_length import Auto
+from ..decoding.draft import Helpers, Session
+from ..decoding.fidelity import Wanted
+from ..decoding.generation import Generation
+from ..decoding.history import Experience
+from ..decoding.loop import decode
+from ..decoding.ngram import Guess, NgramIndex, NgramSession
+from ..decoding.profile import FREE, Profile
+from ..decoding.stats import Stats
+from ..rules.position_rules import Strict
+from ..tokens.rows import Rows
+from ..tokens.sampler import Array, Sampler
+
+#: Blocks that are timed, or so many as begin within these seconds, and how many tokens are drafted in each.
+BLOCKS, ENOUGH_S, DRAFT = 12, 0.3, 4
+
+
+def loop_cost(drafter: Session | None, expert: Session) -> tuple[float, float]:
+    """What the loop takes beside the models, in seconds: for each block, and for each drafted token with the decisions about it."""
+    judge, writer = _Timed(expert), _Timed(drafter or NgramSession(expert.n_vocab, expert.n_ctx))
+    per_block = _own_s(writer, judge, 0)
+    drafting = _own_s(writer, judge, DRAFT) if drafter is not None else per_block
+    return per_block, max(0.0, drafting - per_block) / DRAFT
+
+
+def _own_s(drafter: _Timed, expert: _Timed, block_size: int) -> float:
+    """Seconds of a block that neither model took, the median."""
+    for session in (drafter, expert):
+        session.rewind(0)
+    generation = Generation([0], Sampler(0), np.random.default_rng(0), lambda _: False)
+    room = expert.n_ctx - len(generation.tokens)
+    if room < 1:
+        return 0.0
+    blocks = decode(
+        generation, drafter, expert, rule=Strict(), block_size=min(block_size, room // 2), max_tokens=room, stops=lambda _: False,
+        stats=Stats(), wanted=Wanted(), pace=_Eager(Profile(FREE, FREE, 1.0, {}), Experience()), helpers=Helpers(NgramIndex()),
+    )  # fmt: skip
+    own: list[float] = []
+    until = perf_counter() + ENOUGH_S
+    for _ in range(BLOCKS):
+        before, inside = perf_counter(), drafter.seconds + expert.seconds
+        if next(blocks, None) is None:
+            break
+        now = perf_counter()
+        own.append(now - before - (drafter.seconds + expert.seconds - inside))
+        if now > until and len(own) > 2:
+            break
+    return median(own[1:] or own)  # the first block reads the prompt
+
+
+class _Eager(Auto):
+    """Weighs everything as always, and drafts on whatever comes of it."""
+
+    def another(self, guess: Guess) -> bool:
+        """See :class:`~speccascade_local.decoding.lengths.Pace`."""
+        super().another(guess)
+        return True
+
+    def worth(self, row: Rows) -> bool:
+        """See :class:`~speccascade_local.decoding.lengths.Pace`."""
+        super().worth(row)
+        return True
+
+    def review(self, guess: Guess) -> int:
+        """See :class:`~speccascade_local.decoding.lengths.Pace`."""
+        super().review(guess)
+        return 0
+
+    def tail(self, guess: Guess) -> int:
+        """See :class:`~speccascade_local.decoding.lengths.Pace`."""
+        super().tail(guess)
+        return 0
+
+    def ahead(self, submitted: int) -> int:
+        """See :class:`~speccascade_local.decoding.lengths.Pace`."""
+        return 0
+
+
+class _Timed:
+    """A session that counts its seconds."""
+
+    def __init__(self, session: Session) -> None:
+        self._session, self.seconds = session, 0.0
+        self.n_vocab, self.n_ctx = session.n_vocab, session.n_ctx
+
+    @property
+    def tokens(self) -> list[int]:
+        """As the session's."""
+        return self._session.tokens
+
+    def extend(self, tokens: list[int], keep: int) -> Array:
+        """As the session's."""
+        started = perf_counter()
+        try:
+            return self._session.extend(tokens, keep)
+        finally:
+            self.seconds += perf_counter() - started
+
+    def rewind(self, length: int) -> None:
+        """As the session's."""
+        self._session.rewind(length)

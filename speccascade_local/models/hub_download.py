@@ -1,0 +1,244 @@
+"""Fetches files from the Hugging Face hub into the cache that ``huggingface_hub`` keeps, where all its users find them.
+
+The library speaks to the hub (addresses, tokens, retries, $HF_ENDPOINT); here it is added that a download which broke off is gone on
+with in a later run, that there is room before it begins, and that the file has the hash that the hub tells before anyone sees it. Plain
+HTTP, because only that resumes. This and models/hub_header.py are all that uses the network; knows nothing of pairs and terminals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from rich.filesize import decimal
+
+from ..common.errors import FetchError
+from ..common.files import replace_file
+from .hub_cache import MAIN, cache_folder, is_commit, is_file, repository_folder
+from .hub_client import explained, hub
+from .source import FileSource
+
+_PIECE = 1 << 20
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as the hub describes it, at one commit of its repository.
+
+    revision: what was asked for. size: bytes. digest: SHA-256 of a large file, git's SHA-1 of a small one, as hex.
+    """
+
+    repository: str
+    revision: str
+    commit: str
+    name: str
+    size: int
+    digest: str
+
+    @property
+    def path(self) -> Path:
+        """Where it lies once it is fetched."""
+        return repository_folder(self.repository) / "snapshots" / self.commit / self.name
+
+    @property
+    def blob(self) -> Path:
+        """Where its bytes lie."""
+        return repository_folder(self.repository) / "blobs" / self.digest
+
+    @property
+    def partial(self) -> Path:
+        """Where those lie that have come so far."""
+        return self.blob.with_name(f"{self.digest}.incomplete")
+
+    @property
+    def to_come(self) -> int:
+        """Bytes that are still to be fetched."""
+        if is_file(self.blob) or is_file(self.path):
+            return 0
+        come = self.partial.stat().st_size if is_file(self.partial) else 0
+        return self.size - come if come <= self.size else self.size
+
+
+def described(sources: Sequence[FileSource]) -> list[RemoteFile]:
+    """What the hub tells of these files, each shard for itself. Raises FetchError."""
+    infos: dict[tuple[str, str], Any] = {}
+    found = []
+    for source in sources:
+        if source.hub is None:
+            raise FetchError(f"{source.file}: no hub repository is named, so it cannot be fetched; add hub: owner/name")
+        place = (source.hub, source.revision or MAIN)
+        if place not in infos:
+            infos[place] = _info(*place)
+        found += [_remote_file(*place, infos[place], name) for name in source.names_on_hub]
+    return list(dict.fromkeys(found))
+
+
+def check_space(files: Sequence[RemoteFile]) -> None:
+    """Refuse what there is no room for, before anything is fetched. Raises FetchError."""
+    needed = sum(file.to_come for file in files)
+    folder = cache_folder()
+    there = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise FetchError(
+            f"{folder}: {decimal(free)} are free there, and {decimal(needed)} are to be fetched; "
+            "make room, or name another folder with HF_HOME"
+        )
+
+
+def fetch(file: RemoteFile, on_progress: Callable[[str, int], None]) -> None:
+    """Fetch one file, or the rest of it, check it, and put it in its place; a branch or tag then means its commit.
+
+    on_progress: called with "fetching" or "checking" and the bytes done. Raises FetchError; what has come stays, for the next run, unless
+    it is wrong.
+    """
+    library = hub()
+    with _told(file):
+        if not is_file(file.path):
+            file.blob.parent.mkdir(parents=True, exist_ok=True)
+            lock = cache_folder() / ".locks" / repository_folder(file.repository).name / f"{file.digest}.lock"
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            with library.utils.WeakFileLock(lock):  # that of the library: nobody else writes this blob meanwhile
+                if not is_file(file.blob):
+                    _download(library, file, on_progress)
+                    _check(file, on_progress)
+                    os.replace(file.partial, file.blob)
+                _put_in_place(file)
+        if not is_commit(file.revision):
+            replace_file(repository_folder(file.repository) / "refs" / file.revision, file.commit)
+
+
+def _info(repository: str, revision: str) -> Any:
+    """What the hub tells of a repository and its files. Raises FetchError."""
+    library = hub()
+    seconds = library.constants.HF_HUB_DOWNLOAD_TIMEOUT
+    try:
+        return library.HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=seconds)
+    except (library.errors.HTTPError, OSError, ValueError) as error:
+        raise FetchError(explained(error, repository, revision)) from None
+
+
+def _remote_file(repository: str, revision: str, info: Any, name: str) -> RemoteFile:
+    """One file out of that. Raises FetchError for what is not there, or cannot be fetched and checked."""
+    files = {each.rfilename: each for each in info.siblings or ()}
+    if name not in files:
+        models = [each for each in files if each.endswith(".gguf")] or list(files)
+        near = difflib.get_close_matches(name, models, n=3, cutoff=0.3) or models[:3]
+        nearest = f"; nearest there: {', '.join(near)}" if near else "; it is empty"
+        raise FetchError(f"{repository} has no file {name!r} at revision {revision}{nearest}")
+    size, digest = files[name].size, files[name].lfs.sha256 if files[name].lfs else files[name].blob_id
+    constants = hub().constants
+    if not (is_commit(info.sha) and isinstance(size, int) and _DIGEST.fullmatch(str(digest))):  # they become names of files here
+        raise FetchError(f"{constants.ENDPOINT} does not tell size and hash of {name} of {repository} as a hub does; look at HF_ENDPOINT")
+    if size > constants.MAX_HTTP_DOWNLOAD_SIZE:
+        raise FetchError(
+            f"{name} of {repository} has {decimal(size)}, which the hub does not send over plain HTTP; "
+            f"fetch it with its own tool, and it is found here: hf download {repository} {name}"
+        )
+    return RemoteFile(repository, revision, info.sha, name, size, digest)
+
+
+def _download(library: Any, file: RemoteFile, on_progress: Callable[[str, int], None]) -> None:
+    """Write what is missing of the partial file; a dropped connection is taken up again a few times."""
+    if is_file(file.partial) and file.partial.stat().st_size > file.size:
+        file.partial.unlink()
+    with file.partial.open("ab") as out, _fine_and_quiet(library):
+        come = out.tell()
+        on_progress("fetching", come)
+        library.file_download.http_get(
+            library.hf_hub_url(file.repository, file.name, revision=file.commit),
+            _Counted(out, lambda done: on_progress("fetching", done)),
+            resume_size=come,
+            headers=library.utils.build_hf_headers(library_name="speccascade-local"),
+            expected_size=file.size,
+        )
+
+
+def _check(file: RemoteFile, on_progress: Callable[[str, int], None]) -> None:
+    """That the partial file is what the hub means; else it is removed. Raises FetchError."""
+    large = len(file.digest) == hashlib.sha256().digest_size * 2
+    digest = hashlib.sha256() if large else hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
+    with file.partial.open("rb") as come:
+        while piece := come.read(_PIECE):
+            digest.update(piece)
+            on_progress("checking", come.tell())
+    if digest.hexdigest() != file.digest:
+        file.partial.unlink()
+        raise FetchError(
+            f"{file.name} of {file.repository}: what came has the {'SHA-256' if large else 'git hash'} {digest.hexdigest()}, and the hub "
+            f"says {file.digest}; it was removed and is not used. Fetch it again; if that does not help, the hub or a proxy is at fault"
+        )
+
+
+def _put_in_place(file: RemoteFile) -> None:
+    """A link to the bytes, as the library makes it; where there are no links the bytes themselves."""
+    file.path.parent.mkdir(parents=True, exist_ok=True)
+    file.path.unlink(missing_ok=True)  # a link whose bytes are gone
+    try:
+        file.path.symlink_to(os.path.relpath(file.blob, file.path.parent))
+    except OSError:
+        os.replace(file.blob, file.path)
+
+
+@contextlib.contextmanager
+def _told(file: RemoteFile) -> Iterator[None]:
+    """Whatever goes wrong with a file, in words. Raises FetchError."""
+    library = hub()
+    try:
+        yield
+    except library.errors.HTTPError as error:
+        raise FetchError(f"{explained(error, file.repository, file.revision, file.name)}{_kept(file)}") from None
+    except OSError as error:
+        if error.errno is None:  # the network's, whose errors the library makes
+            what = explained(error, file.repository, file.revision, file.name)
+        elif error.errno in _FULL:
+            what = f"{cache_folder()}: no room for {file.name} ({error.strerror}); make room, or name another folder with HF_HOME"
+        else:
+            where = error.filename or cache_folder()
+            what = f"{where}: cannot be written ({error.strerror}); change that, or name another folder with HF_HOME"
+        raise FetchError(f"{what}{_kept(file)}") from None
+
+
+def _kept(file: RemoteFile) -> str:
+    come = file.partial.stat().st_size if is_file(file.partial) else 0
+    return f"; {decimal(come)} of {decimal(file.size)} have come and are kept: the next run goes on from there" if come else ""
+
+
+@contextlib.contextmanager
+def _fine_and_quiet(library: Any) -> Iterator[None]:
+    """The library writes smaller pieces, so that a dropped connection loses less, and shows no bars: the caller tells how far it is."""
+    usual, were_off = library.constants.DOWNLOAD_CHUNK_SIZE, library.utils.are_progress_bars_disabled()
+    library.constants.DOWNLOAD_CHUNK_SIZE = min(usual, _PIECE)
+    library.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        library.constants.DOWNLOAD_CHUNK_SIZE = usual
+        if not were_off:
+            library.utils.enable_progress_bars()
+
+
+class _Counted:
+    """A file open for writing that tells how long it is after each write."""
+
+    def __init__(self, file: IO[bytes], on_length: Callable[[int], None]) -> None:
+        self._file, self._on_length = file, on_length
+
+    def write(self, data: bytes) -> int:
+        written = self._file.write(data)
+        self._on_length(self._file.tell())
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)

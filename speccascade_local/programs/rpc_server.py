@@ -1,0 +1,33 @@
+"""A child process that runs llama.cpp's RPC server until its parent ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..common.endpoints import parsed
+from ..llama.devices import device
+from ..llama.rpc import serve
+
+
+def _end_with_parent() -> None:
+    """The pipe from the parent ends with it, however it ended."""
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The child: HOST:PORT THREADS CACHE DEVICE ..., CACHE empty for none."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this one
+    endpoint, threads, cache, *names = arguments
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    serve(parsed(endpoint), [device(name) for name in names], int(threads), Path(cache) if cache else None)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,26 @@
+"""A child process of the doctor: loads the bundled pair and asks it one question."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from ..common.errors import SpeccascadeError
+from ..machine.trial import QUESTION
+from ..models import catalog
+from ..runtime.load import load
+
+
+def answer() -> Mapping[str, str]:
+    """In the child: two batches of several tokens at least, so that what crashes on batches does."""
+    pair = catalog.bundled()
+    try:
+        with load(drafter=pair.drafter, expert=pair.expert, rule="strict", profile=False) as runtime:
+            reply = runtime.chat([{"role": "user", "content": QUESTION}], temperature=0, block_size=4, max_tokens=48)
+    except SpeccascadeError as error:
+        return {"answer": "", "error": str(error)}
+    return {"answer": reply.text, "error": ""}
+
+
+if __name__ == "__main__":
+    print(json.dumps(answer()))

@@ -1,0 +1,238 @@
+"""Every method by its name: what the command line, YAML, Python and result files write as one line of text.
+
+    token_v3:0.3                                    a name, and its dials with commas
+    token_v3:0.3+strict_first:8+thinking:opt:0.5    with a strict beginning, and another rule inside <think>...</think>
+    budget:0.02,diff                                a fidelity budget, moving another rule than its own
+    my_rules:Digits(0.3)                            the user's own: a module, and a class or function in it that makes a rule
+
+Also the public :func:`target_probs`. Knows nothing of models or files but calibrations.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, fields, replace
+from typing import Any
+
+import numpy as np
+
+from ..common.errors import SettingError
+from ..tokens.rows import Float, Rows
+from ..tokens.sampler import Array, Sampler
+from . import combined, lossy_acceptance, position_rules, routes, token_rules
+from .calibrated import Calibrated
+from .evidence import Evidence
+from .routes import Route
+from .rule import Decision, Method, Rule
+from .user_rule import CUSTOM, CustomRule, CustomTarget, custom_rule
+
+#: By name, in the order in which docs and command line list them.
+RULES: dict[str, type[Rule]] = {
+    rule.name: rule
+    for rule in (
+        position_rules.Strict,
+        position_rules.Never,
+        position_rules.Chow,
+        position_rules.ChowLog,
+        position_rules.Diff,
+        position_rules.DiffLog,
+        position_rules.Opt,
+        position_rules.OptLog,
+        position_rules.Fuzzy,
+        token_rules.TokenV1,
+        token_rules.TokenV2,
+        token_rules.TokenV3,
+        token_rules.Bild,
+        lossy_acceptance.Lenience,
+        lossy_acceptance.Mentored,
+        lossy_acceptance.Typical,
+        lossy_acceptance.Fly,
+        lossy_acceptance.DecisionTokens,
+        combined.Budget,
+        routes.TokenCascade,
+    )
+}
+ROUTES: dict[str, type[Route]] = {
+    route.name: route for route in (routes.ChowSum, routes.ChowAverage, routes.ChowQuantile, routes.Margin, Calibrated)
+}
+METHODS: Mapping[str, type[Method]] = {**RULES, **ROUTES}
+#: Characters of a rule that is written as text: a long path has room.
+LONGEST = 10_000
+#: Where neither the user nor models.yaml names one.
+DEFAULT = token_rules.TokenV3(0.3)
+
+#: The user's own rule, but for the parentheses.
+_CALLED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(?=\(|$)")
+_GUARD = re.compile(r"\+(strict_first|thinking):")
+
+
+def parse(spec: str | Method) -> Method:
+    """``"token_v3:0.3"`` -> ``TokenV3(0.3)``; a method is returned as it is. Raises SettingError with what is known and allowed.
+
+    An object of another kind that has ``defer`` or ``target`` is taken as the user's own rule.
+    """
+    if isinstance(spec, (CustomRule, CustomTarget, combined.Guarded)) or type(spec) in METHODS.values():
+        return spec  # type: ignore[return-value]
+    if not isinstance(spec, str):
+        kind = type(spec)
+        said = f"{kind.__qualname__}(...)" if kind.__repr__ is object.__repr__ else repr(spec)  # not an address in memory
+        return custom_rule(spec, origin=f"{kind.__module__}:{said}")
+    if len(spec) > LONGEST:
+        raise SettingError(f"rule {spec[:40]!r}... has {len(spec)} characters; at most {LONGEST} are read")
+    first, *guarded = _GUARD.split(spec)
+    method = _parse_one(first, spec)
+    if not guarded:
+        return method
+    found = dict(zip(guarded[0::2], guarded[1::2]))
+    if 2 * len(found) < len(guarded):
+        raise SettingError(f"rule {spec!r}: strict_first and thinking may each stand once")
+    return guard(method, found.get("strict_first", 0), found.get("thinking"))
+
+
+def guard(rule: str | Method, strict_first: object, thinking: str | Method | None) -> Method:
+    """``rule`` with a strict beginning and another rule for thinking; itself where both are off. Raises SettingError."""
+    if isinstance(strict_first, str):
+        if not re.fullmatch("[0-9]{1,9}", strict_first):
+            raise SettingError(f"strict_first is {strict_first!r:.40}; it must be a whole number, 0 or more")
+        strict_first = int(strict_first)
+    outer, inner = parse(rule), None if thinking is None else parse(thinking)
+    if not strict_first and inner is None:
+        combined.Guarded.dials["strict_first"].check("strict_first", strict_first)
+        return outer
+    for method in (outer, inner):
+        if isinstance(method, combined.Guarded):
+            raise SettingError(f"strict_first and a thinking rule are in the rule {str(method)!r} already; give them there or beside it")
+        if method is not None and not method.in_blocks:
+            raise SettingError(f"strict_first and a thinking rule go with rules that are settled block by block, and {method} is not one")
+    return combined.Guarded(outer, strict_first, inner)  # type: ignore[arg-type]
+
+
+def turned(method: Method, value: float) -> Method:
+    """The method with its first dial, mostly called alpha, at another value. Raises SettingError for one without, or outside its range."""
+    if isinstance(method, combined.Guarded):
+        return replace(method, rule=turned(method.rule, value))  # type: ignore[arg-type]  # a rule stays a rule
+    dials = list(method.dials)
+    if not dials:
+        raise SettingError(f"rule {method} has no alpha or other dial to turn; choose one that has, such as '{DEFAULT}'")
+    return replace(method, **{dials[0]: value})  # type: ignore[type-var]  # all methods are dataclasses
+
+
+def is_custom(spec: str) -> bool:
+    """Whether a line of text names the user's own code."""
+    return bool(CUSTOM.search(spec[:LONGEST]))  # a longer one is refused before it is read
+
+
+def _parse_one(text: str, spec: str) -> Method:
+    if CUSTOM.fullmatch(text):
+        return custom_rule(text, origin=text)
+    name, colon, dials = text.partition(":")
+    if name not in METHODS and (called := _CALLED.match(text)):
+        raise SettingError(f"rule {spec!r}: a rule of your own is written with both its parentheses, such as '{called[0]}()'")
+    if name not in METHODS:
+        close = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise SettingError(
+            f"unknown rule {spec!r}; {hint}a rule of your own is written package.module:Name(...); known are "
+            f"{', '.join(map(spelled, METHODS.values()))}; 'speccascade rules' tells what each does"
+        )
+    method = METHODS[name]
+    allowed = _fields(method)
+    given: list[Any] = dials.split(",", len(allowed) - 1) if colon else []  # a path may hold commas
+    needed = [field.name for field in allowed if field.default is MISSING]
+    if not allowed and colon:
+        raise SettingError(f"rule {spec!r}: {name} has no alpha or other dial; write '{name}'")
+    if not len(needed) <= len(given) <= len(allowed) or "" in given:
+        ranges = " and ".join(_range(method, field.name) for field in allowed)
+        raise SettingError(f"rule {spec!r}: {name} needs {ranges}, such as '{name}:{method.example}'")
+    values = [_number(spec, method, field.name, value) if field.name in method.dials else value for field, value in zip(allowed, given)]
+    return method(*values)
+
+
+def _number(spec: str, method: type[Method], dial: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise SettingError(
+            f"rule {spec!r}: {method.name} needs {_range(method, dial)}, such as '{method.name}:{method.example}'; got {text!r:.40}"
+        ) from None
+
+
+def _range(method: type[Method], dial: str) -> str:
+    if dial not in method.dials:
+        return {"inner": f"the name of an inner rule ({', '.join(combined.ADJUSTABLE)})", "path": "the path of a calibration file"}[dial]
+    article = "an" if dial[0] in "aeiou" else "a"
+    return f"{article} {dial}, {method.dials[dial].allowed()}"
+
+
+def _fields(method: type[Method]) -> list[Field[Any]]:
+    """What is written after the name."""
+    return [field for field in fields(method) if field.init]  # type: ignore[arg-type]  # all methods are dataclasses
+
+
+def spelled(method: type[Method]) -> str:
+    """How a method is written, with its dials in capitals: ``chow:ALPHA``."""
+    dials = ",".join(field.name.upper() for field in _fields(method))
+    return f"{method.name}:{dials}" if dials else method.name
+
+
+def examples() -> Iterable[str]:
+    """One line of text for each method that needs no file, with typical dials."""
+    for method in METHODS.values():
+        if method is not Calibrated:
+            yield f"{method.name}:{method.example}" if method.example else method.name
+
+
+def described(method: type[Method]) -> dict[str, str]:
+    """One row of the table of methods: how it is written, what it does, its range, both ends, temperature 0, its source."""
+    documented = method.documented()
+    return {
+        "method": spelled(method),
+        "what it does": documented["summary"],
+        "range": "; ".join(f"{name}: {dial.allowed()}" for name, dial in method.dials.items()) or "–",
+        "lossless": documented["Lossless"],
+        "keeps every draft": documented["Keeps every draft"],
+        "at temperature 0": documented["Temperature 0"],
+        "source": documented["Source"],
+    }
+
+
+def target_probs(
+    rule: str | Rule,
+    drafter_logits: Array,
+    expert_logits: Array,
+    *,
+    temperature: float = Sampler.temperature,
+    top_k: int = Sampler.top_k,
+    top_p: float = Sampler.top_p,
+    min_p: float = Sampler.min_p,
+    top_n_sigma: float = Sampler.top_n_sigma,
+) -> Float:
+    """The exact distribution π of the token that ``rule`` emits at a drafted position, given both models' raw logits.
+
+    Both arrays are [k, n_vocab] (or [n_vocab], read as k = 1); the result is [k, n_vocab] float64 with rows that sum to 1. Each row
+    stands for itself: a rule that looks at its past sees none. Raises SettingError for an unknown rule, one that has no target at a
+    single position (whole-answer cascades, fly), a value out of range, or arrays of different or unusable shape.
+    """
+    method = parse(rule)
+    if not isinstance(method, Rule):
+        raise SettingError(f"{method} judges whole answers; it has no distribution at a single position; use it on a loaded pair")
+    try:
+        drafter_logits, expert_logits = (np.atleast_2d(np.asarray(rows, np.float64)) for rows in (drafter_logits, expert_logits))
+    except (TypeError, ValueError) as error:
+        raise SettingError(f"drafter_logits and expert_logits must be arrays of numbers, [k, n_vocab]: {error}") from None
+    if drafter_logits.shape != expert_logits.shape or drafter_logits.ndim != 2 or not drafter_logits.shape[-1]:
+        raise SettingError(
+            f"drafter_logits have shape {drafter_logits.shape}, expert_logits {expert_logits.shape}; both must be [k, n_vocab]"
+        )
+    for name, logits in (("drafter_logits", drafter_logits), ("expert_logits", expert_logits)):
+        if not np.isfinite(logits.max(axis=-1)).all():
+            raise SettingError(f"{name} have a row with nan, +inf or nothing but -inf; each row needs at least one finite logit")
+    sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, top_n_sigma=top_n_sigma)
+    method.check(sampler, 0)
+    targets = []
+    for drafter_row, expert_row in zip(drafter_logits, expert_logits):
+        evidence = Evidence(Rows.of(drafter_row[None]), Rows.of(expert_row[None]), sampler)
+        targets.append(Decision(method.at(evidence), evidence).target)
+    return np.concatenate(targets) if targets else np.empty(drafter_logits.shape)

@@ -1,0 +1,1 @@
+"""Settings in, reply out: load, runtime, conversation, and their asynchronous form."""

@@ -1,0 +1,241 @@
+"""Files -> a loaded pair: which two, whether they fit, how much context, and who frees them if anything fails.
+
+Knows nothing of how replies are made.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..common.errors import CatalogError, ModelLoadError, SettingError
+from ..common.validation import whole_number
+from ..decoding.history import experiences
+from ..decoding.ngram import NgramSession
+from ..llama.context import MAX_TIMELINES, LlamaContext
+from ..llama.devices import devices
+from ..llama.model import LlamaModel
+from ..llama.parameters import gpu_layers, snapshots
+from ..llama.rpc import reached
+from ..llama.session import LlamaSession
+from ..llama.tokenizer import shared_vocab_size
+from ..machine.dry_run import plans_of
+from ..machine.memory import free_memory, need_of, require_fit, settled
+from ..models import catalog
+from ..models.catalog import Pair
+from ..models.gguf_header import layers_of
+from ..models.placement import DEFAULT_CONTEXT, QUANTIZED, Placement
+from ..models.source import NGRAM
+from ..rules import registry
+from ..rules.rule import Method
+from .runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+
+def load(
+    pair: str | None = None,
+    *,
+    drafter: str | os.PathLike[str] | None = None,
+    expert: str | os.PathLike[str] | None = None,
+    small: str | os.PathLike[str] | None = None,
+    models: str | os.PathLike[str] | None = None,
+    n_ctx: int | None = None,
+    n_threads: int | None = None,
+    placement: Placement | Mapping[str, Placement] | None = None,
+    check_memory: bool = True,
+    rule: str | Method | None = None,
+    profile: bool = True,
+    learnt: Mapping[str, Any] | None = None,
+    timelines: int = 1,
+    on_progress: Callable[[str, float], None] | None = None,
+    allow_code: bool = False,
+    exact: bool = False,
+) -> Runtime:
+    """Load a pair: by name from ``models.yaml`` (None: the bundled one), or by the paths of two GGUF files.
+
+    drafter: may be ``"ngram"``: no second model, drafts are copied from the text. small: a third model that drafts for the drafter.
+    models: a ``models.yaml`` to look in first. n_ctx: tokens that all contexts hold (default: 4096, or what all models were trained for).
+    n_threads: default what is fastest (1 for tiny models). placement: layers on the GPU, devices, type of the caches, adapters, for all
+    models or by role. check_memory: refuse before loading what does not fit what is free. rule: in place of the pair's own. profile:
+    measure now how fast the models are on this machine, or read it where that was done before; False puts it off until automatic lengths
+    need it. learnt: what :meth:`Runtime.learnt` of an earlier runtime gave. timelines: how many texts the models have room for at once, of
+    ``n_ctx`` tokens each, for :meth:`Runtime.shared`; their caches take so many times the memory. on_progress: called with ("small",
+    "drafter", "expert" or "profile", 0..1). allow_code: run code that a ``models.yaml`` names as a pair's rule, and use the machines of its
+    ``rpc``, also where the file is not the user's own. exact: the expert's rows are the same to the bit in batches and alone, so that under
+    ``strict`` at temperature 0 drafts change no token of its text; its batches are slower, and loading takes a while longer.
+
+    Raises CatalogError, ModelLoadError, PairError, SettingError or SessionError; whatever was loaded by then is freed.
+    """
+    chosen = choose(pair, drafter, expert, small, models)
+    require_allowed(chosen, allow_code, rule, placement)
+    own = registry.parse(rule) if rule else _own_rule(chosen)  # refused before anything is loaded
+    known = experiences(learnt or {})
+    if n_threads is not None:
+        whole_number("n_threads (--threads)", n_threads, 1, 1024)
+    whole_number("timelines", timelines, 1, MAX_TIMELINES)
+    placements, size = _planned(chosen, n_ctx, placement, check_memory, timelines, exact)
+
+    def open_model(role: str, path: Path) -> LlamaModel:
+        report = (lambda fraction: on_progress(role, fraction)) if on_progress else None
+        model = LlamaModel(path, placement=placements[role], on_progress=report)
+        resources.callback(model.close)
+        return model
+
+    def open_session(role: str, model: LlamaModel) -> LlamaSession:
+        kept = snapshots(role, opened)
+        context = LlamaContext(model, n_ctx=size, n_threads=n_threads, n_timelines=timelines, n_snapshots=kept)
+        resources.callback(context.close)
+        return LlamaSession(context, n_vocab=n_vocab)
+
+    with ExitStack() as resources:  # frees in the order contexts, models, if anything below fails
+        opened = {role: open_model(role, path) for role, path in chosen.files.items()}
+        judge = opened["expert"].tokenizer
+        others = {role: model.tokenizer for role, model in opened.items() if role != "expert"}
+        names = {"drafter": "drafter", "small": "small model"}
+        n_vocab = min((shared_vocab_size(each, judge, names[role]) for role, each in others.items()), default=judge.n_vocab)
+        sessions = {role: open_session(role, model) for role, model in opened.items()}
+        drafting = sessions["drafter"] if "drafter" in sessions else NgramSession(n_vocab, size)
+        runtime = Runtime(chosen, own, drafting, sessions["expert"], resources.pop_all(), sessions.get("small"), known)
+    try:
+        if profile:
+            runtime.profile(on_step=(lambda fraction: on_progress("profile", fraction)) if on_progress else lambda _: None)
+    except BaseException:
+        runtime.close()
+        raise
+    return runtime
+
+
+def _planned(
+    pair: Pair,
+    n_ctx: int | None,
+    placement: Placement | Mapping[str, Placement] | None,
+    check_memory: bool,
+    timelines: int,
+    exact: bool,
+) -> tuple[dict[str, Placement], int]:
+    """How each model is loaded, and with how much context: tried without weights first, so that what cannot work ends here.
+
+    Raises ModelLoadError and SettingError.
+    """
+    files, wanted = pair.files, placements_of(pair, placement)
+    if exact:
+        wanted["expert"] = replace(wanted["expert"], exact=True)
+    askable = n_ctx if isinstance(n_ctx, int) and n_ctx >= 1 else None
+    there = (*devices(), *reached(wanted["expert"].rpc))
+    models = plans_of(files, n_ctx=askable, placements={role: replace(each, rpc=()) for role, each in wanted.items()})
+    for model in models.values():
+        if model.refused:
+            raise ModelLoadError(f"{model.path}: {model.refused}; choose a model that writes from left to right")
+    shortest, trained = min(((role, model.n_ctx_train) for role, model in models.items()), key=lambda each: each[1])
+    most = f", which is what the models were trained for (pair {pair.name}: its {shortest} for {trained})"
+    size = min(DEFAULT_CONTEXT, trained) if n_ctx is None else whole_number("n_ctx (--ctx)", n_ctx, 1, trained, most)
+    if wanted.get("drafter", Placement()).cache_type in QUANTIZED:
+        log.warning("a quantized cache of the drafter can halve how many of its tokens are kept; f16 costs little memory there")
+    layers = {role: layers_of(path) for role, path in files.items()} if any(device.is_gpu for device in there) else {}
+    placements = settled(wanted, models, layers, size, there, timelines)
+    if check_memory:
+        counts = {role: gpu_layers(placement) for role, placement in placements.items()}
+        needs = {role: need_of(model, size, layers.get(role), counts[role], timelines) for role, model in models.items()}
+        require_fit(needs, placements, size, free_memory(), there)
+    return placements, size
+
+
+def placements_of(pair: Pair, given: Placement | Mapping[str, Placement] | None) -> dict[str, Placement]:
+    """How each model is wanted: as given, for all or by role, and where that says nothing as ``models.yaml`` says. Raises SettingError."""
+    usual = Placement()
+    wanted = given if isinstance(given, Mapping) else dict.fromkeys(pair.files, given or usual)
+    if unknown := wanted.keys() - {"small", "drafter", "expert"}:
+        raise SettingError(f"placement names the role {min(unknown)!r:.40}; roles are small, drafter and expert")
+    found = {}
+    for role, source in pair.models.items():
+        names = ("gpu_layers", "device", "cache_type", "lora")
+        said: dict[str, Any] = {name: getattr(source, name) for name in names} | {"rpc": pair.rpc if role == "expert" else ()}
+        own = wanted.get(role, usual)
+        open_to = {name for name, value in said.items() if value not in (None, ()) and getattr(own, name) == getattr(usual, name)}
+        found[role] = replace(own, **{name: said[name] for name in open_to})
+    if any(placement.rpc for role, placement in found.items() if role != "expert"):
+        raise SettingError("rpc is given to a model that drafts; only the expert's layers are worth the way to another machine")
+    return found
+
+
+def require_allowed(pair: Pair, allow_code: bool, rule: str | Method | None, placement: Placement | Mapping[str, Placement] | None) -> None:
+    """Refuse what the pair's file may not ask for, unless it is allowed or the caller named something else in its place.
+
+    Raises CatalogError with the file and the line, and how to allow it.
+    """
+    expert = placement.get("expert") if isinstance(placement, Mapping) else placement
+    replaced = {"code": bool(rule), "rpc": bool(expert and expert.rpc)}
+    for name, demand in pair.demands.items():
+        if not (allow_code or replaced[name]):
+            raise CatalogError(
+                f"{demand:.500}; a file that is not your own may not: allow it by --allow-code (in Python allow_code=True), "
+                f"or put the pair into {catalog.users_own()}"
+            )
+
+
+def _own_rule(pair: Pair) -> Method:
+    """The pair's own; one of the user's code is looked for beside the file that names it too."""
+    if pair.rule is None or pair.source is None:
+        return registry.DEFAULT
+    beside = str(pair.source.parent.resolve())
+    added = beside not in sys.path
+    if added:
+        sys.path.append(beside)
+    try:
+        return registry.parse(pair.rule)
+    except SettingError as error:
+        raise SettingError(f"pair {pair.name!r} in {pair.source}: {error}") from error
+    finally:
+        if added:
+            sys.path.remove(beside)
+
+
+def choose(
+    pair: str | None,
+    drafter: str | os.PathLike[str] | None,
+    expert: str | os.PathLike[str] | None,
+    small: str | os.PathLike[str] | None,
+    models: str | os.PathLike[str] | None,
+    *,
+    complete: bool = True,
+) -> Pair:
+    """The pair that :func:`load` would load for these arguments. Raises SettingError and CatalogError.
+
+    complete: False for whoever can do with a pair whose files are not all there.
+    """
+    chosen = _chosen(pair, drafter, expert, small, models)
+    if complete:
+        chosen.check_files()
+    return chosen
+
+
+def _chosen(
+    pair: str | None,
+    drafter: str | os.PathLike[str] | None,
+    expert: str | os.PathLike[str] | None,
+    small: str | os.PathLike[str] | None,
+    models: str | os.PathLike[str] | None,
+) -> Pair:
+    if drafter is None and expert is None:
+        if small is not None:
+            raise SettingError("a small model's file needs a drafter and an expert file; name all three, or a pair that has a small model")
+        if pair is None and models is None:
+            return catalog.default()
+        return catalog.find(catalog.BUNDLED_PAIR if pair is None else pair, models)
+    if drafter is None or expert is None:
+        raise SettingError("a drafter file needs an expert file and the other way round; name both, or a pair")
+    if pair is not None or models is not None:
+        raise SettingError("two files were named, and a pair or a models.yaml too; name one or the other")
+    if str(drafter) == NGRAM and small is not None:
+        raise SettingError("a small model drafts for a drafter, and drafter 'ngram' is none; name the small model as the drafter")
+    if str(expert) == NGRAM:
+        raise SettingError("the expert is 'ngram', which copies and knows nothing; only the drafter may be")
+    third = None if small is None else Path(os.path.expanduser(small))
+    return Pair("custom", Path(os.path.expanduser(drafter)), Path(os.path.expanduser(expert)), small=third)

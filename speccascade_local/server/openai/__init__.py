@@ -1,0 +1,1 @@
+"""OpenAI's protocol: what requests mean, and how answers are written. Opens no socket."""

@@ -1,0 +1,294 @@
+"""What a request may say, as models that pydantic checks: OpenAI's fields, and our own in ``speccascade``.
+
+Types are strict, numbers finite, lists bounded; what is wrong with a list is found at its first wrong item, so that no body takes long.
+Other servers' fields are read before, by the table in server/openai/fields.py, and none of what is checked here is left out of it. Within ``speccascade``
+unknown fields are refused, because there a misspelt name is ours to tell. Knows nothing of models, rules, HTTP or how answers are made.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, model_validator
+
+from ...decoding.fidelity import LogprobsOf
+from .messages import MAX_TOOLS, Checked, Messages
+
+MAX_STOPS, MAX_STOP_CHARACTERS, MAX_CHOICES, MAX_BIASES = 16, 1000, 16, 1024
+MAX_TOP_LOGPROBS = 20
+#: Token ids of one prompt; fields of ``speccascade``, misspelt ones included.
+MAX_IDS, MAX_OPTIONS = 1_000_000, 32
+LARGEST = 2**31 - 1
+
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+#: A text or a list, told apart before either is looked at, so that only one of them is found wrong.
+_TEXT_OR_LIST = Discriminator(
+    lambda value: "text" if isinstance(value, str) else "list" if isinstance(value, list) else None,
+    custom_error_type="text_or_list",
+    custom_error_message="must be a text or a list",
+)
+Stops = Annotated[
+    Annotated[Stop, Tag("text")] | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True), Tag("list")], _TEXT_OR_LIST
+]
+TokenId = Annotated[int, Field(ge=0, le=LARGEST)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
+Prompt = Annotated[Annotated[str, Field(min_length=1), Tag("text")] | Annotated[TokenIds, Tag("list")], _TEXT_OR_LIST]
+Schema = dict[str, Any] | bool
+Grammar = Annotated[str, Field(min_length=1, max_length=100_000)]
+
+
+def _some(value: int) -> int:
+    if value == 0:
+        raise ValueError("must be 1 or more, or -1 for as many as the context holds; an answer without a token is none")
+    return value
+
+
+def _biases(value: Any) -> dict[int, float]:
+    """OpenAI's object, or llama.cpp's list of pairs, in which false forbids. Raises ValueError at the first that is wrong."""
+    if not isinstance(value, (dict, list)):
+        raise ValueError('must be an object, such as {"42": -5}, or a list, such as [[42, -5], [7, false]]')
+    if len(value) > MAX_BIASES:
+        raise ValueError(f"has {len(value)} token ids; {MAX_BIASES} are allowed")
+    return dict(map(_bias, value.items() if isinstance(value, dict) else value))
+
+
+def _bias(pair: Any) -> tuple[int, float]:
+    if not (isinstance(pair, (list, tuple)) and len(pair) == 2):
+        raise ValueError("each item must be a token id and what is added, such as [42, -5] or [42, false]")
+    token, bias = pair
+    if isinstance(token, str) and token.isdecimal() and len(token) <= 10:
+        token = int(token)
+    if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token <= LARGEST:
+        raise ValueError(f'keys are token ids, such as {{"42": -5}}, and {token!r:.40} is none; POST /tokenize tells them')
+    if bias is False:
+        return token, -math.inf
+    if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not -100 <= bias <= 100:
+        raise ValueError(f"the bias of token {token} is {bias!r:.40}; it must be between -100 and 100, or false for never")
+    return token, float(bias)
+
+
+Biases = Annotated[
+    dict[int, Annotated[float, Field(allow_inf_nan=True)]],
+    BeforeValidator(_biases),
+    WithJsonSchema({"anyOf": [{"type": "object", "maxProperties": MAX_BIASES}, {"type": "array", "maxItems": MAX_BIASES}]}),
+]
+Limit = Annotated[int, Field(ge=-1, le=LARGEST), AfterValidator(_some)]
+
+
+class CascadeOptions(Checked):
+    """How both models work together on one answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > MAX_OPTIONS:
+            raise ValueError(f"has {len(value):,} fields; there are {len(cls.model_fields)}: {', '.join(cls.model_fields)}")
+        return value
+
+    rule: str | None = Field(
+        default=None, max_length=200, description="a built-in rule, expert (no drafts at all), or one registered at start"
+    )
+    alpha: float | None = Field(default=None, description="the rule's dial")
+    block_size: Annotated[int, Field(ge=0, le=LARGEST)] | Literal["auto"] | None = Field(
+        default=None, description="drafted tokens per block"
+    )
+    fidelity: bool = Field(default=True, description="keep account of how far the answer is from the expert's own")
+    audit: bool = Field(default=False, description="let the expert judge afterwards each token that it was not asked about")
+    origins: bool = Field(default=False, description="tell of each token who wrote it and why")
+    logprobs_of: LogprobsOf = Field(
+        default="raw",
+        description="of what logprobs are: raw, the model's own at temperature 1, or drawn, what the token was drawn from",
+    )
+    model_logprobs: bool = Field(default=False, description="tell of each token what both models held most probable")
+
+
+class StreamOptions(Checked):
+    """What a stream brings besides text."""
+
+    include_usage: bool | None = None
+
+
+class JsonSchema(Checked):
+    """A schema under a name, as OpenAI nests it."""
+
+    name: str | None = Field(default=None, max_length=200)
+    schema_: Schema = Field(alias="schema")
+
+
+class TextFormat(Checked):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class ObjectFormat(Checked):
+    """Any JSON object, or one under a schema, as llama.cpp has it."""
+
+    type: Literal["json_object"]
+    schema_: Schema | None = Field(default=None, alias="schema")
+
+
+class SchemaFormat(Checked):
+    """JSON under a schema: OpenAI's json_schema, or the schema alone."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema | None = None
+    schema_: Schema | None = Field(default=None, alias="schema")
+
+    @model_validator(mode="after")
+    def _one_schema(self) -> SchemaFormat:
+        if (self.json_schema is None) == (self.schema_ is None):
+            raise ValueError("needs json_schema, an object with the schema in it, or schema; give one of them")
+        return self
+
+
+class GrammarFormat(Checked):
+    """Text under a grammar in GBNF."""
+
+    type: Literal["grammar"]
+    grammar: Grammar
+
+
+ResponseFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat | GrammarFormat, Field(discriminator="type")]
+
+
+class Sampled(Checked):
+    """What all requests for text have in common. Left out or null: OpenAI's default."""
+
+    model: str | None = Field(default=None, max_length=400, description="a pair, PAIR or PAIR@RULE, such as demo@token_v3:0.3")
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = Field(None, description="a negative one is none")
+    stop: Stops | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_BIASES, fail_fast=True)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=LARGEST)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_n_sigma: Annotated[float, Field(ge=-1, le=1e6)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: Biases | None = None
+    max_tokens: Limit | None = Field(None, description="-1 for as many as the context holds")
+    min_tokens: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
+    ignore_eos: bool | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    grammar: Grammar | None = Field(None, description="GBNF, as llama.cpp's server takes it")
+    json_schema: Schema | None = None
+    prompt_cache_key: Annotated[str, Field(max_length=200)] | None = Field(
+        None, description="the conversation that this prompt goes on with"
+    )
+    cache_salt: Annotated[str, Field(max_length=200)] | None = Field(
+        None, description="as in vLLM: what was read for a prompt serves only requests with the same one"
+    )
+    speccascade: CascadeOptions | None = None
+
+    @property
+    def constraint(self) -> dict[str, Any]:
+        """What the answer follows, as runtime/settings.py calls it."""
+        found: dict[str, Any] = {"grammar": self.grammar, "json_schema": self.json_schema}
+        wanted = self.response_format
+        if isinstance(wanted, GrammarFormat):
+            found["grammar"] = wanted.grammar
+        elif isinstance(wanted, SchemaFormat):
+            found["json_schema"] = wanted.json_schema.schema_ if wanted.json_schema else wanted.schema_
+        elif isinstance(wanted, ObjectFormat):
+            found["json_schema"] = {"type": "object"} if wanted.schema_ is None else wanted.schema_
+        return {name: value for name, value in found.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _ends(self) -> Sampled:
+        if self.min_tokens and self.stop:
+            raise ValueError("min_tokens and stop: a stop text may end the answer before min_tokens; leave one of them out")
+        return self
+
+    @property
+    def cascade(self) -> CascadeOptions:
+        """Our own options, or their defaults."""
+        return self.speccascade or CascadeOptions()
+
+
+class FunctionTool(Checked):
+    """What a model may call."""
+
+    name: str = Field(min_length=1, max_length=200)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(Checked):
+    """A function as OpenAI wraps it."""
+
+    type: Literal["function"]
+    function: FunctionTool
+
+
+class ChatRequest(Sampled):
+    """``POST /v1/chat/completions``."""
+
+    messages: Messages
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    parallel_tool_calls: bool | None = None
+    tool_choice: Literal["none", "auto"] | None = Field(
+        None, description="a call cannot be forced: required and a named function are refused"
+    )
+    continue_final_message: bool | None = Field(None, description="whether the assistant's last message is continued")
+    add_generation_prompt: bool | None = Field(None, description="true begins a new turn, also behind a message of the assistant's")
+
+    @property
+    def characters(self) -> int:
+        """How long the messages and tools are."""
+        return sum(message.characters for message in self.messages) + sum(len(tool.model_dump_json()) for tool in self.tools or ())
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        last = self.messages[-1].role
+        if self.continue_final_message and last != "assistant":
+            raise ValueError(f"continue_final_message needs a last message of the assistant's; it is the {last}'s")
+        if self.add_generation_prompt is not None and self.add_generation_prompt == bool(self.continue_final_message):
+            raise ValueError("continue_final_message and add_generation_prompt: exactly one of them is true; give one of them")
+        return self
+
+    @property
+    def continues(self) -> bool | None:
+        """Whether the assistant's last message is continued. None: as the server usually does."""
+        return False if self.add_generation_prompt else self.continue_final_message
+
+
+class CompletionRequest(Sampled):
+    """``POST /v1/completions``: one prompt, a text or token ids."""
+
+    prompt: Prompt
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+
+class TokenizeRequest(Checked):
+    """``POST /tokenize``: the field of llama.cpp's server (content) or of vLLM (prompt), or messages."""
+
+    model: str | None = Field(default=None, max_length=400)
+    content: str | None = None
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_special: bool = False
+
+    @model_validator(mode="after")
+    def _one_text(self) -> TokenizeRequest:
+        if sum(each is not None for each in (self.content, self.prompt, self.messages)) != 1:
+            raise ValueError("give exactly one of content, prompt and messages")
+        return self
+
+
+class DetokenizeRequest(Checked):
+    """``POST /detokenize``."""
+
+    model: str | None = Field(default=None, max_length=400)
+    tokens: Annotated[list[TokenId], Field(max_length=MAX_IDS, fail_fast=True)]

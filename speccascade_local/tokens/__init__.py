@@ -1,0 +1,1 @@
+"""From messages to token ids, from logits to a token, and from tokens to text."""

@@ -1,0 +1,70 @@
+"""What a prompt is as token ids, and which prompts there cannot be. Knows nothing of sessions."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Protocol
+
+from ..common.errors import ContextOverflowError, PromptError
+
+Prompt = str | Sequence[int]
+
+
+class Tokenizer(Protocol):
+    """What turns text into ids and back; :class:`~speccascade_local.llama.tokenizer.Tokenizer` is one."""
+
+    @property
+    def bos_id(self) -> int | None: ...  # described there
+
+    @property
+    def special_texts(self) -> dict[str, str]: ...
+
+    def is_end(self, token: int) -> bool: ...
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
+
+    def piece(self, token: int, *, special: bool = False) -> bytes: ...
+
+
+def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, *, n_vocab: int, n_ctx: int, n_ctx_trained: int) -> list[int]:
+    """The ids of a raw prompt: of a text, in which control tokens are read, or as they are given.
+
+    A text gets the BOS that the model wants, unless it begins with it already; a list of ids stays as it is. n_vocab: bound of the ids.
+    n_ctx: how many fit. n_ctx_trained: how many could. Raises PromptError and ContextOverflowError.
+    """
+    if isinstance(prompt, str):
+        ids = tokenizer.tokenize(prompt, add_special=True, parse_special=True) if prompt else []
+        if tokenizer.bos_id is not None and ids[:2] == [tokenizer.bos_id] * 2:  # the text begins with the BOS
+            del ids[0]
+    else:
+        try:
+            if isinstance(prompt, (bytes, bytearray)) or any(isinstance(token, bool) for token in prompt):
+                raise TypeError
+            ids = [operator.index(token) for token in prompt]
+        except TypeError:
+            raise PromptError(f"the prompt is {prompt!r:.80}; it must be a text or a list of token ids") from None
+    if not ids:
+        raise PromptError("the prompt is empty; give at least one token of text")
+    if not 0 <= min(ids) <= max(ids) < n_vocab:
+        wrong = next(token for token in ids if not 0 <= token < n_vocab)
+        raise PromptError(f"the prompt holds token id {wrong}; the ids that both models have are 0 to {n_vocab - 1}")
+    if len(ids) > n_ctx:
+        more = " or load with a larger context (--ctx)" if n_ctx < n_ctx_trained else "; the models were trained for no more"
+        raise ContextOverflowError(f"the prompt has {len(ids)} tokens and the context holds {n_ctx}; shorten the prompt{more}")
+    return ids
+
+
+def rendered_ids(parts: Sequence[tuple[str, bool]], tokenizer: Tokenizer) -> list[int]:
+    """The ids of what a chat template made: each text with whether control tokens are read in it."""
+    parts = parts or [("", True)]
+    bos, bos_id = tokenizer.special_texts["bos_token"], tokenizer.bos_id
+    written = bool(bos) and parts[0][1] and parts[0][0].startswith(bos)  # many templates write the BOS themselves
+    ids = [] if bos_id is None or written else [bos_id]
+    for text, may_hold_control in parts:
+        ids += tokenizer.tokenize(text, add_special=False, parse_special=may_hold_control)
+    return ids
+
+
+#: Text, and whether control tokens are read in it.
+Part = tuple[str, bool]

@@ -1,0 +1,155 @@
+"""What changes rows before they are sampled from: penalties, logit bias, forbidden ends, grammar. Both models' rows alike, place by place.
+
+All of it depends on the text so far, a drafted prefix included, and on nothing else: ``shape(row, reply)`` gives the same answer
+whenever it is asked, so a dropped draft leaves no trace. Knows nothing of models or of how tokens are drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from ..common.errors import SettingError
+from ..common.validation import finite_number, whole_number
+from .rows import Rows
+from .sampler import Array, Mask
+
+
+class Constraint(Protocol):
+    """What limits the tokens that may come next, such as a grammar."""
+
+    def allowed(self, reply: Sequence[int]) -> Mask:
+        """Which ids may follow the reply so far. [n_vocab]"""
+
+
+class Unended:
+    """A constraint that forbids ids: ``early`` while the reply has fewer than ``least`` tokens, ``always`` at every place."""
+
+    def __init__(self, n_vocab: int, *, early: Iterable[int] = (), least: int = 0, always: Iterable[int] = ()) -> None:
+        self._least = least
+        self._late = np.ones(n_vocab, dtype=bool)
+        self._late[list(always)] = False
+        self._early = self._late.copy()
+        self._early[list(early)] = False
+
+    def allowed(self, reply: Sequence[int]) -> Mask:
+        """Which ids may follow the reply so far. [n_vocab]"""
+        return self._early if len(reply) < self._least else self._late
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """Additions to logits that depend on what was written.
+
+    logit_bias: id -> what is added to its logit, -100..100; -inf for an id that is never written. frequency: subtracted once for each time
+    that a token occurs in the reply. presence: subtracted once if it occurs. repetition: divides positive and multiplies negative
+    logits of tokens that occur in prompt or reply; 1 is off. It comes first, the others are added to its result. Presence and frequency
+    as in the OpenAI API, repetition as in Keskar et al. 1909.05858.
+
+    Raises SettingError for a value outside its range.
+    """
+
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    presence: float = 0.0
+    frequency: float = 0.0
+    repetition: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, low, high, allowed in (
+            ("presence", -2, 2, "between -2 and 2"),
+            ("frequency", -2, 2, "between -2 and 2"),
+            ("repetition", 1e-3, 1e3, "between 0.001 and 1000; 1 is off"),  # nearer to 0 a divided logit may overflow
+        ):
+            object.__setattr__(self, name, finite_number(f"{name}_penalty", getattr(self, name), low, high, allowed))
+        if not isinstance(self.logit_bias, Mapping):
+            raise SettingError(f"logit_bias is {self.logit_bias!r:.40}; it must be a mapping from token ids to numbers")
+        biases = {
+            whole_number("a token id in logit_bias", token, 0, 2**31 - 1): -math.inf
+            if isinstance(bias, float) and bias == -math.inf
+            else finite_number(f"logit_bias of token {token!r:.40}", bias, -100, 100, "between -100 and 100, or -inf for never")
+            for token, bias in self.logit_bias.items()
+        }
+        object.__setattr__(self, "logit_bias", biases)  # a copy: what was checked cannot be changed behind our back
+
+    @property
+    def active(self) -> bool:
+        """Whether any of them changes anything."""
+        return bool(self.logit_bias) or (self.presence, self.frequency, self.repetition) != (0, 0, 1)
+
+
+class Shaper:
+    """Penalties and a grammar for one reply.
+
+    Raises SettingError for a biased id outside the vocabulary, and when a text is reached that the grammar lets nothing follow.
+    """
+
+    def __init__(self, n_vocab: int, prompt: Sequence[int] = (), penalties: Penalties | None = None, grammar: Constraint | None = None):
+        self._penalties = penalties if penalties and penalties.active else None
+        self._grammar = grammar
+        self._prompt = np.unique(np.array(prompt, dtype=np.int64))
+        bias = self._penalties.logit_bias if self._penalties else {}
+        if bias and max(bias) >= n_vocab:
+            raise SettingError(f"logit_bias names token id {max(bias)}; the ids that both models have are 0 to {n_vocab - 1}")
+        self._biased = np.array(list(bias), dtype=np.int64)
+        self._bias = np.array(list(bias.values()), dtype=np.float64)
+        self._forbids = bool(np.isneginf(self._bias).any())
+
+    @property
+    def active(self) -> bool:
+        """Whether rows are changed at all."""
+        return self._penalties is not None or self._grammar is not None
+
+    def shape(self, logits: Array, reply: Sequence[int]) -> Array:
+        """The row that follows ``reply``, as it is to be sampled from. [n_vocab] -> [n_vocab]; the same array where nothing changes it.
+
+        A row that rules out all that is allowed becomes flat: an index in place of a model is sure of one token, and knows nothing else.
+        """
+        if not self.active:
+            return logits
+        row = np.array(logits, dtype=np.float64)
+        if self._penalties:
+            self._penalize(row, reply, self._penalties)
+        allowed = self._grammar.allowed(reply) if self._grammar else None
+        if allowed is not None:
+            row[~allowed] = -np.inf
+        if (self._grammar or self._forbids) and np.isneginf(row).all():  # a row with nan is the model's fault, which the sampler says
+            possible = np.ones(len(row), dtype=bool) if allowed is None else allowed.copy()
+            possible[self._biased[np.isneginf(self._bias)]] = False
+            if possible.any():
+                row[possible] = 0.0
+                return row
+            what = "grammar or schema" if self._grammar else "logit_bias"
+            raise SettingError(
+                f"after {len(reply)} tokens the {what} allows nothing that this vocabulary can say; "
+                "make it wider, or check that it can be satisfied"
+            )
+        return row
+
+    def rows(self, logits: Array, reply: Sequence[int], drafted: Sequence[int]) -> Rows:
+        """Rows that follow ``reply`` plus 0, 1, 2, ... tokens of ``drafted``. [k, n_vocab]"""
+        if not self.active:
+            return Rows.of(logits)
+        return Rows(logits, np.array([self.shape(row, [*reply, *drafted[:j]]) for j, row in enumerate(logits)]).reshape(logits.shape))
+
+    def admitted(self, reply: Sequence[int], tokens: Sequence[int]) -> int:
+        """How many of ``tokens``, from the first on, the grammar lets follow ``reply``."""
+        if self._grammar:
+            for j, token in enumerate(tokens):
+                if not self._grammar.allowed([*reply, *tokens[:j]])[token]:
+                    return j
+        return len(tokens)
+
+    def _penalize(self, row: Array, reply: Sequence[int], penalties: Penalties) -> None:
+        written, counts = np.unique(np.array(reply, dtype=np.int64), return_counts=True)
+        seen = np.union1d(self._prompt, written)
+        row[seen] = np.where(row[seen] > 0, row[seen] / penalties.repetition, row[seen] * penalties.repetition)
+        row[written] -= penalties.presence + penalties.frequency * counts
+        row[self._biased] += self._bias
+
+
+#: Changes no row.
+UNSHAPED = Shaper(0)

@@ -1,0 +1,53 @@
+"""The bundled pair in a child process, and children that fail in every way."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from speccascade_local.machine.trial import tried
+
+
+def child(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_the_bundled_pair_answers(demo):
+    found = tried()
+    assert (found.works, found.reason, found.crash) == (True, "", "")
+    demo.reset()
+    whole = demo.chat([{"role": "user", "content": "Who is Ada Lovelace?"}], rule="strict", temperature=0).text
+    assert whole.startswith(found.answer)
+    assert "Lovelace" in found.answer
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGILL", "SIGABRT", "SIGKILL"])
+def test_a_crash_is_told_as_such(name):
+    found = tried(child(f"import os, sys, signal; print('last words', file=sys.stderr, flush=True); os.kill(os.getpid(), signal.{name})"))
+    assert not found.works
+    assert found.crash == name
+    assert found.reason == f"the process was ended by {name}: last words"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise SystemExit(3)", "the process ended with exit code 3: it said nothing"),
+        ("raise RuntimeError('no such library')", "the process ended with exit code 1: RuntimeError: no such library"),
+        ("print('hello')", "the process ended with exit code 0: it said nothing"),
+        ("print('[]')", "the process ended with exit code 0: it said nothing"),
+        (f"print({json.dumps({'answer': '', 'error': 'out of memory'})!r})", "out of memory"),
+        (f"print({json.dumps({'answer': '%%%', 'error': ''})!r})", "says '%%%', which is not what it learnt"),
+    ],
+)
+def test_other_failures_are_told_with_their_last_words(code, reason):
+    found = tried(child(code))
+    assert (found.works, found.crash) == (False, "")
+    assert found.reason.endswith(reason)
+
+
+def test_a_child_that_hangs_is_ended():
+    found = tried(child("import time; time.sleep(60)"), patience=0.3)
+    assert (found.works, found.reason) == (False, "no answer within 0.3 s")
