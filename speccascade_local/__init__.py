@@ -4,7 +4,7 @@
     runtime/runtime.py   generate, stream, chat                    what users hold
     runtime/conversation.py   several turns                        both caches kept
     rules/registry.py   every way to let two models answer        by name
-    decoding/loop.py   propose, verify, commit, rewind           the loop
+    decoding/loop.py   propose, verify, commit, roll back           the loop
     rules/position_rules.py     where the expert is asked                 the dial
     rules/rule.py  what a rule is, and the target it makes   the mathematics
     decoding/verify.py    draft + expert rows -> verdict            the coin

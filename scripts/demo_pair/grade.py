@@ -21,7 +21,7 @@ from questions import DEFAULT_QUESTION, FAMILIES, PEOPLE, Example, held_out_exam
 from rich.progress import track
 
 import speccascade_local as sc
-from speccascade_local.bench.questions import HELD_OUT, Question, built_in
+from speccascade_local.bench.questions import HELD_OUT, Question, built_in_questions
 from speccascade_local.bench.rows import commit
 from speccascade_local.llama.backend import physical_cores
 
@@ -86,7 +86,7 @@ def main() -> None:
     with sc.load() as runtime:
         default = runtime.chat_ids([{"role": "user", "content": DEFAULT_QUESTION}])
         begins = first_words(runtime, default)
-        for question in track(built_in(), "grading"):
+        for question in track(built_in_questions(), "grading"):
             answers = {name: ask(runtime, question, name) for name in names}
             for name, reply in answers.items():
                 kept = ("tokens", "expert_calls", "drafted", "accepted", "tested", "deferred")

@@ -17,9 +17,9 @@ from sections import write_section
 
 from speccascade_local.bench import rows
 from speccascade_local.bench.charts import curves, draw_curves
-from speccascade_local.bench.export import as_json, parting, piped, points, verdict
+from speccascade_local.bench.export import as_json, markdown_table, parting, points, verdict
 from speccascade_local.bench.grid import BASE
-from speccascade_local.bench.summary import ArmSummary, Summary, require_measured, summarized
+from speccascade_local.bench.summary import ArmSummary, Summary, require_measured, summarize
 from speccascade_local.common.errors import SpeccascadeError
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ def table(arms: Sequence[ArmSummary]) -> str:
                 f"{arm.expert_calls_per_token:.2f}",
             ]
         )
-    return piped(lines) + "\n"
+    return markdown_table(lines) + "\n"
 
 
 def tables(name: str, summary: Summary) -> str:
@@ -73,7 +73,7 @@ def summary_of(name: str) -> Summary:
     """Of the committed rows; writes their figures beside them. Raises CatalogError."""
     setup, measured = rows.read(RESULTS / f"{name}.jsonl.gz")
     require_measured(measured)
-    summary = summarized(measured)
+    summary = summarize(measured)
     (RESULTS / f"{name}.json").write_text(as_json(summary, setup), encoding="utf-8")
     return summary
 

@@ -222,7 +222,7 @@ def picture(name: str) -> Figure:
 
 def table() -> str:
     """Every method, as ``speccascade rules`` tells it."""
-    rows = [registry.described(method) for method in registry.METHODS.values()]
+    rows = [registry.describe(method) for method in registry.METHODS.values()]
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
     for row in rows:
         cells = [f"`{row['method']}`", *list(row.values())[1:]]

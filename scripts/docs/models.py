@@ -49,7 +49,7 @@ def schema() -> str:
 def table() -> str:
     """The packaged pairs that are to be fetched, a line each."""
     lines = ["| pair | drafter | expert | to fetch | context | licence | seen in |", "|---|---|---|---|---|---|---|"]
-    for pair in catalog.read_file(catalog.packaged()).values():
+    for pair in catalog.read_file(catalog.packaged_file()).values():
         if pair.seen_in is None:
             continue
         files = [f"[{model.file}](https://huggingface.co/{model.hub})" for model in pair.models.values()]

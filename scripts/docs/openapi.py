@@ -8,7 +8,7 @@ from typing import Any
 
 from sections import cell
 
-from speccascade_local.bench.export import piped
+from speccascade_local.bench.export import markdown_table
 
 
 def http(document: Mapping[str, Any]) -> str:
@@ -32,7 +32,7 @@ def http(document: Mapping[str, Any]) -> str:
 
 
 def _answers(given: Mapping[str, str]) -> list[str]:
-    return [piped([["status", "when"], *([code, cell(given[code])] for code in sorted(given))]).strip(), ""] if given else []
+    return [markdown_table([["status", "when"], *([code, cell(given[code])] for code in sorted(given))]).strip(), ""] if given else []
 
 
 def _paragraphs(*texts: str | None) -> list[str]:
@@ -40,7 +40,7 @@ def _paragraphs(*texts: str | None) -> list[str]:
 
 
 def _fields_table(title: str, rows: Sequence[Sequence[str]]) -> list[str]:
-    return [piped([[title, "type", "default", "what it is"], *rows]).strip(), ""] if rows else []
+    return [markdown_table([[title, "type", "default", "what it is"], *rows]).strip(), ""] if rows else []
 
 
 def _parameters(told: Mapping[str, Any]) -> list[list[str]]:

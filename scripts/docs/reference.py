@@ -23,7 +23,7 @@ from openapi import http
 from sections import cell, write_section
 
 import speccascade_local as sc
-from speccascade_local.bench.export import piped
+from speccascade_local.bench.export import markdown_table
 from speccascade_local.cli.app import VERBS, app
 from speccascade_local.cli.options import in_groups
 from speccascade_local.common.lazy import LazyProperty
@@ -140,7 +140,7 @@ def _usage(verb: str, own: Sequence[Option]) -> str:
 
 
 def _options_table(rows: Iterable[Option]) -> str:
-    return piped([["option", "default", "what it does"], *(option.cells() for option in rows)]).strip()
+    return markdown_table([["option", "default", "what it does"], *(option.cells() for option in rows)]).strip()
 
 
 # --- Python
@@ -151,7 +151,7 @@ def python() -> str:
     names = sorted(sc.__all__, key=lambda name: (_order(getattr(sc, name)), name))
     calls = [line for name in names for line in _name(name)]
     settings = ["## Settings", "", f"Where a call takes `{SETTINGS}`, these keywords are meant.", "", _prose(Settings), ""]
-    return "\n".join([*settings, piped([["keyword", "type", "default"], *_fields(Settings)]).strip(), "", *calls])
+    return "\n".join([*settings, markdown_table([["keyword", "type", "default"], *_fields(Settings)]).strip(), "", *calls])
 
 
 def _order(thing: Any) -> int:
@@ -169,7 +169,7 @@ def _name(name: str) -> list[str]:
     lines = [f"## {name}", "", _prose(thing), ""]
     fields = _fields(thing)
     if fields:
-        lines += [piped([["field", "type", "default"], *fields]).strip(), ""]
+        lines += [markdown_table([["field", "type", "default"], *fields]).strip(), ""]
     public = {part: member for part, member in vars(thing).items() if part[0] != "_" and part not in getattr(thing, "_fields", ())}
     told = [
         [f"`{part}`", cell(_prose(member))]
@@ -177,7 +177,7 @@ def _name(name: str) -> list[str]:
         if isinstance(member, (property, cached_property, LazyProperty))
     ]
     if told:
-        lines += [piped([["property", "what it tells"], *told]).strip(), ""]
+        lines += [markdown_table([["property", "what it tells"], *told]).strip(), ""]
     for part, member in public.items():
         if isinstance(member, (classmethod, staticmethod)) or inspect.isfunction(member):
             method = getattr(thing, part)
@@ -249,7 +249,7 @@ def fields() -> str:
         "answered with 400 and its name, unless it has a value that changes nothing. What does not stand here is ignored."
     )
     return "\n".join(
-        ["## Fields of requests", "", intro, "", piped([["field", "who has it", "here", "what it asks for"], *lines]).strip(), ""]
+        ["## Fields of requests", "", intro, "", markdown_table([["field", "who has it", "here", "what it asks for"], *lines]).strip(), ""]
     )
 
 

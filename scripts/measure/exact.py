@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 import speccascade_local as sc
-from speccascade_local.bench.questions import chosen
+from speccascade_local.bench.questions import choose_questions
 from speccascade_local.bench.rows import commit
 from speccascade_local.bench.run import prompts_of
-from speccascade_local.common.sequences import shared_length
+from speccascade_local.common.sequences import shared_prefix_length
 from speccascade_local.llama.backend import llama_cpp_version
 from speccascade_local.machine.hardware import cpu_name
 from speccascade_local.tokens.prompt import Prompt
@@ -36,7 +36,7 @@ def measured(runtime: sc.Runtime, prompts: list[Prompt], tokens: int, block_size
         strict = runtime.generate(prompt, rule="strict", block_size=block_size, max_tokens=tokens, ignore_eos=True).token_ids
         alone_s, strict_s = alone_s + between - begun, strict_s + time.perf_counter() - between
         if alone != strict:
-            parted.append(shared_length(alone, strict))
+            parted.append(shared_prefix_length(alone, strict))
     where = f"{statistics.median(parted):g}" if parted else "–"
     return [f"{len(prompts) - len(parted)} of {len(prompts)}", where, f"{alone_s:.0f}", f"{strict_s:.0f}"]
 
@@ -44,7 +44,7 @@ def measured(runtime: sc.Runtime, prompts: list[Prompt], tokens: int, block_size
 def asked(runtime: sc.Runtime, questions: Path | None) -> list[Prompt]:
     """The questions as prompts; 300 random ones of up to 300 ids for a model of ids without text."""
     if runtime.models["expert"].tokenizer.has_text:
-        return prompts_of(runtime, chosen(questions, None))
+        return prompts_of(runtime, choose_questions(questions, None))
     rng = np.random.default_rng(0)
     return [rng.integers(0, runtime.n_vocab, int(length)).tolist() for length in rng.integers(2, 300, 300)]
 

@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 import speccascade_local as sc
-from speccascade_local.decoding.fidelity import Wanted
+from speccascade_local.decoding.fidelity import Recording
 from speccascade_local.decoding.generation import Generation
 from speccascade_local.decoding.loop import Block, decode
 from speccascade_local.decoding.stats import Stats
@@ -67,7 +67,7 @@ class Toy:
         self.seconds += time.perf_counter() - before
         return found
 
-    def rewind(self, length: int) -> None:
+    def roll_back(self, length: int) -> None:
         del self.tokens[length:]
 
 
@@ -95,7 +95,7 @@ def measured(spec: str, temperature: float, rows: tuple[np.ndarray, np.ndarray],
         block_size = 8
     drafter, expert = (Toy(each, n_ctx=10**6) for each in rows)
     generation = Generation([1, 2, 3, 4], Sampler(temperature), np.random.default_rng(1), never_ends)
-    shared = {"max_tokens": 10**6, "stops": never_ends, "stats": stats, "wanted": Wanted()}
+    shared = {"max_tokens": 10**6, "stops": never_ends, "stats": stats, "wanted": Recording()}
     found: Iterator[Block]
     if isinstance(method, TokenCascade):
         found = token_cascade(generation, drafter, expert, rule=method, **shared)

@@ -47,9 +47,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import speccascade_local as sc
-from speccascade_local.bench.export import piped, points
+from speccascade_local.bench.export import markdown_table, points
 from speccascade_local.bench.intervals import Estimate, quality_change, speed_ratio
-from speccascade_local.bench.questions import HELD_OUT, Question, Turn, built_in
+from speccascade_local.bench.questions import HELD_OUT, Question, Turn, built_in_questions
 from speccascade_local.bench.rows import commit
 from speccascade_local.common.errors import SpeccascadeError
 from speccascade_local.llama.backend import extra_buffers_are_safe, physical_cores, system_info
@@ -114,7 +114,7 @@ def questions(per_family: int, max_tokens: int) -> list[Question]:
             reply = bundled.generate(bundled.chat_ids(messages), rule="strict", block_size=0, max_tokens=max_tokens)
             return reply.text.strip() == answer.strip()
 
-        return chosen(built_in(), per_family, repeats)
+        return chosen(built_in_questions(), per_family, repeats)
 
 
 # --------------------------------------------------------------------------- who answers
@@ -694,7 +694,7 @@ def report(rows: Sequence[Record]) -> tuple[str, str]:
     """All results as plain text, and the README's part of them as Markdown."""
     results = Results.of(rows)
     parts = [*(f"{title}\n{aligned(table)}" for title, table in sections(results)), "\n".join(notes(results))]
-    return "\n\n".join(parts) + "\n", piped(short_table(results)) + "\n"
+    return "\n\n".join(parts) + "\n", markdown_table(short_table(results)) + "\n"
 
 
 #: Fill and hatch by engine: told apart in greyscale and by the hatch alone.

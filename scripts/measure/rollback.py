@@ -63,11 +63,11 @@ def rows(model: LlamaModel, count: int) -> list[dict[str, object]]:
     for _ in range(count):
         draft = rng.integers(0, model.n_vocab, BLOCK).tolist()
         if len(onward.tokens) > len(text) + BLOCK:
-            onward.rewind(0)
+            onward.roll_back(0)
             onward.extend(text[:-1], 1)
         taken["onward"].append(timed(onward, [text[-1], *draft]))
         for name, session in sessions.items():
-            session.rewind(min(len(session.tokens), len(text) - 1))
+            session.roll_back(min(len(session.tokens), len(text) - 1))
             taken[name].append(timed(session, text[len(session.tokens) :] + draft))
         text += [*draft[: rng.integers(0, BLOCK + 1)], 1]
     found = []

@@ -265,7 +265,7 @@ def main() -> None:
             )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    bundled = catalog.bundled()
+    bundled = catalog.bundled_pair()
     for name, default in (("expert", EXPERT), ("drafter", DRAFTER)):
         source = getattr(bundled, name)
         if options.random:

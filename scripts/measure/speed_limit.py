@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import speccascade_local as sc
-from speccascade_local.common.sequences import shared_length
+from speccascade_local.common.sequences import shared_prefix_length
 from speccascade_local.decoding.lengths import LONGEST_BLOCK
 from speccascade_local.decoding.ngram import NgramIndex
 from speccascade_local.decoding.profile import Profile
@@ -70,7 +70,7 @@ def agreements(runtime: sc.Runtime, prompt: list[int], text: list[int]) -> tuple
     index.begin(prompt)
     for i, token in enumerate(text):
         guess = index.guess(LONGEST_BLOCK).token_ids
-        copied[i] = shared_length(guess, text[i : i + LONGEST_BLOCK])
+        copied[i] = shared_prefix_length(guess, text[i : i + LONGEST_BLOCK])
         index.append([token])
     return agreed, copied
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from speccascade_local import Runtime, load
 from speccascade_local.bench.intervals import DRAWS, quality_change, speed_ratio, surely
-from speccascade_local.bench.questions import Question, built_in
+from speccascade_local.bench.questions import Question, built_in_questions
 
 OUT = Path(__file__).resolve().parents[2] / "docs" / "results" / "coverage.txt"
 Float = NDArray[np.float64]
@@ -115,7 +115,7 @@ def real_seconds(runtime: Runtime, questions: Sequence[Question], seeds: Sequenc
 
 def facts() -> list[Question]:
     """The family of questions that the pair answers at the most different lengths."""
-    return [question for question in built_in() if question.family == "qa"]
+    return [question for question in built_in_questions() if question.family == "qa"]
 
 
 def real_verdicts(answers: Sequence[Sequence[float]]) -> float:

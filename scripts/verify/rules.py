@@ -284,7 +284,7 @@ def verification(runtime: sc.Runtime, places: int = 200, drafts: int = 8) -> dic
                 for way, counts in kept.items():
                     counts.append(expected_kept(draft, Rows.of(scores[: len(draft.token_ids)]), sampler, way))
                 for session in (runtime._drafter, runtime._expert):
-                    session.rewind(len(text) - 1)
+                    session.roll_back(len(text) - 1)
         gain = np.array(kept["block"]) - np.array(kept["token"])
         row = {f"kept_{way}": float(np.mean(counts)) for way, counts in kept.items()}
         row |= {"gain": float(gain.mean()), "plus_or_minus": 1.96 * float(gain.std()) / len(gain) ** 0.5}

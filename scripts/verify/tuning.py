@@ -3,7 +3,7 @@
     python scripts/verify/tuning.py > docs/results/confirmation.txt
 
 Answers are made up, no model runs. The expert is right in 80 %. Each candidate is about twice as fast, and loses and wins right answers at
-the rates given. They go through ``speccascade_local.bench.tune.confirmed``, all on the same questions.
+the rates given. They go through ``speccascade_local.bench.tune.confirm``, all on the same questions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from speccascade_local.bench.grid import BASE, Arm
 from speccascade_local.bench.rows import Row
-from speccascade_local.bench.tune import Goal, confirmed, in_all
+from speccascade_local.bench.tune import Goal, confirm, in_all
 from speccascade_local.rules.position_rules import Strict
 from speccascade_local.rules.token_rules import TokenV3
 from speccascade_local.runtime.settings import DEFAULTS
@@ -37,7 +37,7 @@ def passing(n: int, limit: float, losses: float, wins: float = 0.0, candidates: 
             kept = rng.random() >= losses / RIGHT if good else rng.random() < wins / (1 - RIGHT)
             return answer(arm.name, place, kept, seconds / SPEED)
 
-        return confirmed(EXPERT, arms, merits, range(n), ask, goal)[0] is not None
+        return confirm(EXPERT, arms, merits, range(n), ask, goal)[0] is not None
 
     return sum(passes() for _ in range(trials)) / trials
 

@@ -24,7 +24,7 @@ from .questions import Question
 from .run import prompts_of
 
 
-def judged(
+def judge(
     runtime: Runtime, questions: Sequence[Question], *, max_tokens: int, on_step: Callable[[float], None] = lambda fraction: None
 ) -> list[Outcome]:
     """Ask every question of both models, greedily. Raises PromptError for one that cannot be asked, before any is."""
@@ -79,7 +79,7 @@ def fit(outcomes: Sequence[Outcome], *, drafter: Path, expert: Path, target: flo
     wanted = _mean([row.expert_right for row in choosing]) if target is None else target
     threshold = _largest_threshold(choosing, predicted(choosing), wanted)
     seen = predicted(measuring)
-    right = _routed(measuring, seen, threshold)
+    right = _route(measuring, seen, threshold)
     accuracy, low, high = wilson(sum(right), len(right))
     return Calibration(
         drafter=fingerprint(drafter),
@@ -119,7 +119,7 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float, float
 def _largest_threshold(rows: Sequence[Outcome], errors: Sequence[float], wanted: float) -> float:
     """With which at least the share ``wanted`` of these answers is right. Raises SettingError where none reaches it."""
     for threshold in sorted({-1.0, 1.0, *errors}, reverse=True):
-        if _mean(_routed(rows, errors, threshold)) >= wanted:
+        if _mean(_route(rows, errors, threshold)) >= wanted:
             return threshold
     raise SettingError(
         f"no threshold reaches an accuracy of {wanted:.3f} on the {len(rows)} answers that choose it; "
@@ -127,7 +127,7 @@ def _largest_threshold(rows: Sequence[Outcome], errors: Sequence[float], wanted:
     )
 
 
-def _routed(rows: Sequence[Outcome], errors: Sequence[float], threshold: float) -> list[bool]:
+def _route(rows: Sequence[Outcome], errors: Sequence[float], threshold: float) -> list[bool]:
     """By answer: whether it is right, where the expert is asked above the threshold."""
     return [row.drafter_right if error <= threshold else row.expert_right for row, error in zip(rows, errors)]
 

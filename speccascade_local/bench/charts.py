@@ -28,7 +28,7 @@ Look = tuple[str, str, str]
 FAR = 0.1
 
 
-def looks(names: Iterable[str]) -> dict[str, Look]:
+def curve_styles(names: Iterable[str]) -> dict[str, Look]:
     """A look for each curve, the same in every chart that shows it."""
     return dict(zip(dict.fromkeys(names), cycle(LOOKS)))
 
@@ -52,7 +52,7 @@ def draw_curves(path: Path, summary: Summary) -> None:
     if not graded:
         raise CatalogError("no question has a reference, so there is no quality to draw; give some with reference and metric")
     figure = figure_class(path)(figsize=(6.6 * len(graded), 4.8), layout="constrained")
-    shown = looks(name for arms in graded.values() for name in curves(arms))
+    shown = curve_styles(name for arms in graded.values() for name in curves(arms))
     for panel, (temperature, arms) in zip(figure.subfigures(1, len(graded), squeeze=False)[0], graded.items()):
         quality_against_time(panel, arms, shown)
         panel.suptitle(f"temperature {temperature:g}", fontsize=10)
@@ -96,7 +96,7 @@ def _far_below(drafter: ArmSummary, arms: Sequence[ArmSummary]) -> bool:
 def tokens_per_block(figure: Any, rows: Sequence[Row], names: Sequence[str]) -> None:
     """The share of blocks that gave at least so many tokens."""
     axes = figure.subplots()
-    for name, (marker, line, colour) in looks(names).items():
+    for name, (marker, line, colour) in curve_styles(names).items():
         shares = reach(histogram(row for row in rows if row["arm"] == name))
         axes.plot(range(1, len(shares) + 1), shares, marker=marker, linestyle=line, color=colour, label=name, markersize=4, linewidth=1.2)
     axes.set(xlabel="tokens of a block", ylabel="share of blocks with at least so many", ylim=(0, 1.05))

@@ -84,7 +84,7 @@ def _in_short(arm: ArmSummary | None) -> str:
 def notes(summary: Summary, setup: Mapping[str, Any]) -> list[str]:
     """What a reader must know to trust the table."""
     fewest = min((arm.speedup for arms in summary.by_temperature.values() for arm in arms), key=lambda estimate: estimate.n)
-    told = [f"{name}: {_told(setup[name])}" for name in SHOWN if setup.get(name) is not None]
+    told = [f"{name}: {_sentence(setup[name])}" for name in SHOWN if setup.get(name) is not None]
     told.append(
         "×: geometric mean over questions of the expert alone's time over this arm's, with its 95 % interval (bootstrap over questions)"
     )
@@ -108,14 +108,16 @@ def markdown(summary: Summary, setup: Mapping[str, Any]) -> str:
     """A table for each temperature, and the notes."""
     parts = []
     for temperature, arms in summary.by_temperature.items():
-        parts += [f"**Temperature {temperature:g}**", piped(full_table(arms))]
+        parts += [f"**Temperature {temperature:g}**", markdown_table(full_table(arms))]
         families = family_table(summary, temperature)
-        parts += ["By family: × the expert per answer, right answers less the expert's in points", piped(families)] if families else []
+        parts += (
+            ["By family: × the expert per answer, right answers less the expert's in points", markdown_table(families)] if families else []
+        )
     parts.append("\n".join(f"- {note}" for note in notes(summary, setup)))
     return "\n\n".join(parts) + "\n"
 
 
-def piped(lines: Sequence[Sequence[str]]) -> str:
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; the first line is its heading."""
     heading, *rest = lines
     return "\n".join(f"| {' | '.join(line)} |" for line in (heading, ["---"] * len(heading), *rest))
@@ -219,5 +221,5 @@ def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _told(value: Any) -> str:
+def _sentence(value: Any) -> str:
     return ", ".join(f"{name} {each}" for name, each in value.items()) if isinstance(value, dict) else str(value)

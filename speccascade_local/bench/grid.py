@@ -51,7 +51,7 @@ def grid(
     arms: dict[tuple[str, float, BlockSize, float], Arm] = {}
     for temperature in temperatures:
         here = replace(settings, temperature=temperature)
-        for name, method, chosen in _wanted(rules, block_sizes, here, truncated):
+        for name, method, chosen in _parse_arm(rules, block_sizes, here, truncated):
             checked = replace(chosen, rule=method)
             checked.method(method)
             key = str(method), temperature, chosen.block_size if method.in_blocks else 0, chosen.min_p
@@ -59,7 +59,7 @@ def grid(
     return list(arms.values())
 
 
-def _wanted(
+def _parse_arm(
     rules: Sequence[Method], block_sizes: Sequence[BlockSize], settings: Settings, truncated: float
 ) -> Iterator[tuple[str, Method, Settings]]:
     alone = replace(settings, block_size=0)
@@ -72,7 +72,7 @@ def _wanted(
         yield name, rule, replace(settings, block_size=block_size)
 
 
-def listed(text: str, kind: Callable[[str], T], what: str, example: str) -> list[T]:
+def parse_list(text: str, kind: Callable[[str], T], what: str, example: str) -> list[T]:
     """``"3,5"`` -> [3, 5]. Raises SettingError."""
     parts = [part.strip() for part in text.split(",")]
     found = []
@@ -87,7 +87,7 @@ def listed(text: str, kind: Callable[[str], T], what: str, example: str) -> list
     return found
 
 
-def listed_rules(text: str, alphas: Sequence[float] = ()) -> list[Method]:
+def parse_rules(text: str, alphas: Sequence[float] = ()) -> list[Method]:
     """``"strict,token_v3:0.3"`` -> rules; a name without dials is taken at every one of ``alphas``. Raises SettingError.
 
     A comma that a digit follows belongs to the rule before it: ``typical:0.09,0.3``.

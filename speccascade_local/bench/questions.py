@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import from_json
 
 from ..common.errors import CatalogError
-from ..common.files import PACKAGE, text_of
+from ..common.files import PACKAGE, read_text
 from ..common.yaml_files import problem
 from ..tokens.chat_template import Message
 from .graders import METRICS
@@ -53,7 +53,7 @@ class Question(BaseModel):
     @classmethod
     def _one_text_is_a_list_of_one(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            data = _translated(data)
+            data = _from_spec_bench(data)
             if isinstance(data.get("reference"), str):
                 data["reference"] = [data["reference"]]
             if isinstance(data.get("id"), int):
@@ -96,7 +96,7 @@ class Question(BaseModel):
         return METRICS[self.metric or "exact"](text, self.reference) if self.reference else None
 
 
-def built_in() -> list[Question]:
+def built_in_questions() -> list[Question]:
     """The held-out questions of the bundled pair's five families."""
     return read_questions(HELD_OUT)
 
@@ -124,10 +124,10 @@ def read_questions(path: Path) -> list[Question]:
     return list(questions.values())
 
 
-def chosen(path: Path | None, per_family: int | None) -> list[Question]:
+def choose_questions(path: Path | None, per_family: int | None) -> list[Question]:
     """All of the user's questions, or PER_FAMILY of each built-in family; ``per_family`` if that is given. Families take turns."""
     usual = PER_FAMILY if path is None else None
-    return in_turns(built_in() if path is None else read_questions(path), per_family or usual)
+    return in_turns(built_in_questions() if path is None else read_questions(path), per_family or usual)
 
 
 def in_turns(questions: Sequence[Question], per_family: int | None = None) -> list[Question]:
@@ -140,7 +140,7 @@ def in_turns(questions: Sequence[Question], per_family: int | None = None) -> li
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(text_of(path).split("\n"), start=1):  # not splitlines: JSON texts may hold other line separators
+    for number, line in enumerate(read_text(path).split("\n"), start=1):  # not splitlines: JSON texts may hold other line separators
         if len(line) > LONGEST_LINE:
             raise CatalogError(f"{path}, line {number}: {len(line)} characters; at most {LONGEST_LINE} are read of a question")
         if line.strip():
@@ -150,7 +150,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
                 raise CatalogError(f"{path}, line {number}: not JSON ({error}); give one JSON object in each line") from error
 
 
-def _translated(data: dict[str, Any]) -> dict[str, Any]:
+def _from_spec_bench(data: dict[str, Any]) -> dict[str, Any]:
     """A copy, with Spec-Bench's fields as ours (Xia et al. 2401.07851)."""
     if "turns" in data and isinstance(data["turns"], list) and data["turns"]:
         return {"prompt": data["turns"][0], "family": str(data.get("category", "")), "id": str(data.get("question_id", ""))}

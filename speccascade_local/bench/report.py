@@ -42,7 +42,7 @@ def write_report(path: Path, summary: Summary, rows: Sequence[Row], setup: Mappi
             pair=setup.get("pair", "a pair"),
             parts=parts,
             notes=notes(summary, setup),
-            staircase=_drawn(figure, "staircase", lambda each: draw_staircase(each, profile)) if profile else None,
+            staircase=_draw(figure, "staircase", lambda each: draw_staircase(each, profile)) if profile else None,
             command=setup.get("command"),
             origins=list(ORIGINS),
             asked=setup.get("asked", {}),
@@ -59,16 +59,16 @@ def _part(figure: Callable[..., Any], temperature: float, summary: Summary, rows
     here = [row for row in rows if row["temperature"] == temperature]
     names = [arm.arm for arm in arms]
     drafting = [name for name in names if name not in (BASE, DRAFTER)][: len(charts.LOOKS)]
-    shown = charts.looks(name for each in summary.by_temperature.values() for name in charts.curves(each))
+    shown = charts.curve_styles(name for each in summary.by_temperature.values() for name in charts.curves(each))
     quality = None
     if any(arm.quality_gain for arm in arms):
-        quality = _drawn(figure, f"quality {temperature}", lambda each: charts.quality_against_time(each, arms, shown))
+        quality = _draw(figure, f"quality {temperature}", lambda each: charts.quality_against_time(each, arms, shown))
     return {
         "temperature": f"{temperature:g}",
         "table": full_table(arms),
         "families": family_table(summary, temperature),
         "quality": quality,
-        "blocks": _drawn(figure, f"blocks {temperature}", lambda each: charts.tokens_per_block(each, here, drafting)),
+        "blocks": _draw(figure, f"blocks {temperature}", lambda each: charts.tokens_per_block(each, here, drafting)),
         "samples": samples(here, names),
         "disagreements": disagreements(here, names),
     }
@@ -113,7 +113,7 @@ def disagreements(rows: Sequence[Row], names: Sequence[str]) -> list[dict[str, A
     return found[:DISAGREEMENTS]
 
 
-def _drawn(figure: Callable[..., Any], name: str, draw: Callable[[Any], None]) -> str:
+def _draw(figure: Callable[..., Any], name: str, draw: Callable[[Any], None]) -> str:
     """The SVG itself, to stand within the page."""
     canvas = figure(figsize=(6.6, 4.4), layout="constrained")
     draw(canvas)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import CatalogError
-from ..common.files import PACKAGE, bytes_of, fingerprint
+from ..common.files import PACKAGE, fingerprint, read_bytes
 from ..common.plots import writable
 from ..common.version import __version__
 from ..llama.backend import llama_cpp_version, physical_cores, system_info
@@ -49,7 +49,7 @@ class Store:
         check(path, resume=resume)
         try:
             if path.exists():
-                self.setup, self.rows, whole = _parsed(path)
+                self.setup, self.rows, whole = _parse(path)
                 _same(path, self.setup, wanted)
                 os.truncate(path, whole)
             else:
@@ -96,13 +96,13 @@ def check(path: Path, *, resume: bool) -> None:
 
 def read(path: Path) -> tuple[dict[str, Any], list[Row]]:
     """Setup and rows of a file; a last line that was cut off does not count. Raises CatalogError."""
-    setup, rows, _ = _parsed(path)
+    setup, rows, _ = _parse(path)
     return setup, rows
 
 
 def content(path: Path) -> bytes:
     """What stands in a file, unpacked if its name ends in .gz. Raises CatalogError."""
-    data = bytes_of(path, MOST_BYTES)
+    data = read_bytes(path, MOST_BYTES)
     if path.suffix != ".gz":
         return data
     try:
@@ -115,7 +115,7 @@ def content(path: Path) -> bytes:
     return whole
 
 
-def _parsed(path: Path) -> tuple[dict[str, Any], list[Row], int]:
+def _parse(path: Path) -> tuple[dict[str, Any], list[Row], int]:
     """Setup, rows, and how many bytes of the file are whole lines."""
     found = list(_whole_lines(path))
     if not found or not isinstance(found[0][0].get("setup"), dict):
@@ -156,7 +156,7 @@ def _same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> No
             )
 
 
-def described(runtime: Runtime, questions: Sequence[Question], arms: Sequence[Arm], *, repetitions: int, seed: int) -> dict[str, Any]:
+def describe_run(runtime: Runtime, questions: Sequence[Question], arms: Sequence[Arm], *, repetitions: int, seed: int) -> dict[str, Any]:
     """For the first line of a file of rows. Two runs that may be joined have the same."""
     models = runtime.models
     asked = json.dumps([question.model_dump(mode="json") for question in questions], sort_keys=True)

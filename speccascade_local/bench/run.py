@@ -50,7 +50,7 @@ def warm_up(runtime: Runtime, prompts: Sequence[Prompt], arms: Iterable[Arm], an
     return runtime.learnt()
 
 
-def planned(arms: Sequence[Arm], questions: int, repetitions: int) -> Iterator[tuple[int, int, Arm]]:
+def measuring_order(arms: Sequence[Arm], questions: int, repetitions: int) -> Iterator[tuple[int, int, Arm]]:
     """Repetition, question and arm, in the order in which they are measured."""
     turn = 0
     for repetition in range(repetitions):
@@ -81,7 +81,7 @@ def measure(
     """Measure what is not ``done``. audit: complete every account afterwards. on_step: told the arm that is next and the fraction done."""
     seen = {key(row) for row in done}
     total = repetitions * len(questions) * len(arms)
-    for step, (repetition, place, arm) in enumerate(planned(arms, len(questions), repetitions)):
+    for step, (repetition, place, arm) in enumerate(measuring_order(arms, len(questions), repetitions)):
         on_step(arm.name, step / total)
         if (questions[place].id, arm.name, arm.settings.temperature, repetition) not in seen:
             at = seed + 1000 * repetition + place

@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from ..common.errors import CatalogError
-from ..common.sequences import shared_length
+from ..common.sequences import shared_prefix_length
 from ..common.yaml_files import problem
 from ..rules.position_rules import Strict
 from .grid import BASE
@@ -93,7 +93,7 @@ class Summary:
     families: dict[str, dict[float, list[ArmSummary]]]
 
 
-def summarized(rows: Iterable[Row]) -> Summary:
+def summarize(rows: Iterable[Row]) -> Summary:
     """Raises CatalogError where nothing can be compared."""
     rows = list(rows)
     found, used = _by_temperature(rows)
@@ -269,7 +269,7 @@ def _parting(mine: Sequence[list[Row]], base: Sequence[list[Row]]) -> tuple[floa
     own = {(row["question"], row["repetition"]): row["token_ids"] for rows in base for row in rows}
     answers = {(row["question"], row["repetition"]): row["token_ids"] for rows in mine for row in rows}
     both = own.keys() & answers.keys()
-    places = [shared_length(answers[key], own[key]) + 1 for key in both if answers[key] != own[key]]
+    places = [shared_prefix_length(answers[key], own[key]) + 1 for key in both if answers[key] != own[key]]
     return len(places) / len(both) if both else None, median(places) if places else None
 
 

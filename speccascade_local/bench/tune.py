@@ -19,7 +19,7 @@ from ..rules.position_rules import Strict
 from .grid import BASE, Arm
 from .intervals import FEW, Estimate, Z, quality_change
 from .rows import Row
-from .summary import ArmSummary, summarized
+from .summary import ArmSummary, summarize
 
 #: Questions of each round.
 ROUND = 8
@@ -52,7 +52,7 @@ class Measured:
     def of(cls, rows: Sequence[Row], arm: str, farthest: float = 1.0) -> Measured:
         """From rows of the arm and of the expert alone, one of each question. farthest: the largest distance that an answer may have."""
         here = [row for row in rows if row["arm"] in (BASE, arm)]
-        (summaries,) = summarized(here).by_temperature.values()
+        (summaries,) = summarize(here).by_temperature.values()
         summary = next(each for each in summaries if each.arm == arm)
         mine, base = ({row["question"]: row for row in here if row["arm"] == name} for name in (arm, BASE))
         calls = [min(1.0, row["expert_calls"] / row["tokens"]) for row in mine.values()]
@@ -210,7 +210,7 @@ def require_enough(goal: Goal, to_confirm_by: int) -> None:
     )
 
 
-def tuned(
+def tune(
     arms: Sequence[Arm],
     choose_by: Sequence[int],
     confirm_by: Sequence[int],
@@ -240,11 +240,11 @@ def tuned(
     merits = {arm.name: goal.merit(found[arm.name]).value for arm in kept}
     worst = {arm.name: max(excess.high for excess in goal.excesses(found[arm.name]).values()) for arm in kept}
     order = sorted(kept[:TRIALS], key=lambda arm: (worst[arm.name], merits[arm.name]))
-    arm, why, trials = confirmed(base, order, merits, confirm_by, ask, goal, _farthest(rows), on_step)
+    arm, why, trials = confirm(base, order, merits, confirm_by, ask, goal, _farthest(rows), on_step)
     return Choice(arm, why, trials, len(rows), len(racing))
 
 
-def confirmed(
+def confirm(
     base: Arm,
     order: Sequence[Arm],
     merits: Mapping[str, float],

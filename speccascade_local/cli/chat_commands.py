@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..common.errors import SettingError
-from ..common.files import text_of
+from ..common.files import read_text
 from ..rules import registry
 from ..rules.rule import Method
-from ..runtime.conversation import Conversation, Restored
+from ..runtime.conversation import Conversation, RestoredChat
 from ..runtime.reply import Chunk, Reply
 from ..runtime.settings import Settings
-from .terminal import legend, number, print_figures, stderr, styled
+from .terminal import legend, number, print_figures, shows_styles, stderr
 
 
 class LeaveError(Exception):
@@ -47,7 +47,7 @@ class Chat:
         seed = self.settings.seed
         return self.conversation.retry(**vars(replace(self.settings, seed=None if seed is None else seed + self.retries)))
 
-    def go_on(self, restored: Restored, **chosen: Any) -> None:
+    def go_on(self, restored: RestoredChat, **chosen: Any) -> None:
         """With the settings of a session file, but for those that were chosen."""
         self.settings = replace(restored.settings, **chosen)
         for note in restored.notes:
@@ -70,7 +70,7 @@ def tell(text: str) -> None:
 
 def system_text(given: str) -> str:
     """A text, or what a file says: ``@FILE``. Raises CatalogError."""
-    return text_of(_path(given[1:])).strip() if given.startswith("@") else given
+    return read_text(_path(given[1:])).strip() if given.startswith("@") else given
 
 
 def obey(chat: Chat, line: str) -> Generator[Chunk] | None:
@@ -94,7 +94,7 @@ def _rule(chat: Chat, spec: str | Method) -> None:
 
 def _alpha(chat: Chat, text: str) -> None:
     now = registry.parse(chat.settings.rule or chat.conversation.runtime.rule)
-    _rule(chat, registry.turned(now, _number("/alpha", text, "0.5")))
+    _rule(chat, registry.with_dial(now, _number("/alpha", text, "0.5")))
 
 
 def _temperature(chat: Chat, text: str) -> None:
@@ -122,7 +122,7 @@ def _stats(chat: Chat, _: str) -> None:
 def _origin(chat: Chat, _: str) -> None:
     chat.coloured = not chat.coloured
     tell(f"colours by origin are {'on' if chat.coloured else 'off'}")
-    if chat.coloured and styled():
+    if chat.coloured and shows_styles():
         stderr.print(legend())
 
 

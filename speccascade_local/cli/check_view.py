@@ -11,8 +11,8 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from ..machine.check import Checked
-from ..machine.dry_run import RehearsedModel
+from ..machine.check import PairReport
+from ..machine.dry_run import ModelPlan
 from ..machine.findings import Grade
 from ..machine.plan import KEPT
 from ..machine.suggest import Suggestions
@@ -30,7 +30,7 @@ _VERDICTS = {"yes": "bold green", "yes, but": "bold yellow", "no": "bold red"}
 _MOST_OTHERS = 20
 
 
-def show_verdict(checked: Checked) -> None:
+def show_verdict(checked: PairReport) -> None:
     """The verdict first, then what it rests on: what forbids it, what is to be known, what is well."""
     console = for_tables()
     n = len(checked.of("warning"))
@@ -42,7 +42,7 @@ def show_verdict(checked: Checked) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for role, model in (checked.models or {}).items():
-        table.add_row("", Text(role), Text(f"{model.path.name}: {_described(model)}"))
+        table.add_row("", Text(role), Text(f"{model.path.name}: {_describe(model)}"))
     for grade, look in LOOKS.items():
         for finding in checked.of(grade):
             table.add_row(Text(*look), Text(finding.about), Text(finding.text))
@@ -52,7 +52,7 @@ def show_verdict(checked: Checked) -> None:
         console.print(_memory_table(checked))
 
 
-def _described(model: RehearsedModel) -> str:
+def _describe(model: ModelPlan) -> str:
     """In llama.cpp's words, but for the size, of which it knows the usual ones only."""
     words = model.description.replace(" ?B", "").replace(" (guessed)", "")
     n = model.n_parameters
@@ -60,7 +60,7 @@ def _described(model: RehearsedModel) -> str:
     return f"{words}, {size} parameters, trained for {model.n_ctx_train} tokens"
 
 
-def _memory_table(checked: Checked) -> Table:
+def _memory_table(checked: PairReport) -> Table:
     """By part and model, in this machine's own memory and on a GPU."""
     needs = checked.needs or {}
     table = Table(f"memory at {checked.n_ctx} tokens", box=None, padding=(0, 2, 0, 0), pad_edge=False)

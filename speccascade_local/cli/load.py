@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ..common.errors import CatalogError, PromptError, SettingError
-from ..common.files import decoded
+from ..common.files import decode_text
 from ..common.validation import printable
 from ..models import catalog
 from ..rules.rule import Method
@@ -42,7 +42,7 @@ def pair_and_prompt(words: list[str] | None, chosen: ModelOptions) -> tuple[str 
         if sys.stdin is None or (sys.stdin.isatty() and not asked_for_stdin):
             raise PromptError("no prompt; give one in quotes, or pipe it in")
         try:
-            prompt = decoded(sys.stdin.buffer.read()).removesuffix("\n").removesuffix("\r")
+            prompt = decode_text(sys.stdin.buffer.read()).removesuffix("\n").removesuffix("\r")
         except ValueError as error:
             raise PromptError(f"stdin is {error}") from error
     if not prompt.strip():
@@ -67,7 +67,7 @@ def prompt_ids(runtime: Runtime, prompt: str, raw: bool) -> Prompt:
 
 
 @contextlib.contextmanager
-def loaded(
+def load_with_progress(
     pair: str | None, chosen: ModelOptions, verbose: int, *, rule: str | None = None, profile: bool = True, timelines: int = 1
 ) -> Iterator[Runtime]:
     """The pair, loaded under a progress bar and closed afterwards."""

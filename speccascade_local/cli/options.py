@@ -16,7 +16,7 @@ import typer
 
 from ..bench.questions import PER_FAMILY
 from ..common.errors import SettingError
-from ..common.files import text_of
+from ..common.files import read_text
 from ..models.catalog import Pair
 from ..runtime.compare import BLOCK_SIZE
 from ..runtime.load import choose
@@ -169,7 +169,7 @@ class AskingOptions:
         """What they mean. Raises SettingError, and CatalogError for a file that cannot be read."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         given |= {"block_size": length(self.block_size), "logit_bias": _biases(self.logit_bias)}
-        given |= {name: text_of(given[name], most=_LONGEST_SCHEMA) for name in ("grammar", "json_schema") if given[name]}
+        given |= {name: read_text(given[name], most=_LONGEST_SCHEMA) for name in ("grammar", "json_schema") if given[name]}
         return Settings(**given)
 
 

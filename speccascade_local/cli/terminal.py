@@ -75,20 +75,20 @@ def print_error(error: object) -> None:
     print("error:", printable(" ".join(str(error).split()), LONGEST_ERROR), file=sys.stderr)
 
 
-def styled() -> bool:
+def shows_styles() -> bool:
     """Whether stdout shows styles: without them a dropped draft would read as part of the answer."""
     return stdout.is_terminal and not stdout.is_dumb_terminal
 
 
 def print_tokens(tokens: Sequence[Token], *, coloured: bool, end: str = "") -> None:
     """Continue the text on stdout; plain where stdout shows no styles."""
-    if coloured and styled():
-        stdout.print(coloured_text(tokens), end=end, soft_wrap=True)
+    if coloured and shows_styles():
+        stdout.print(colour_tokens(tokens), end=end, soft_wrap=True)
     else:
         write("".join(token.text for token in tokens), end)  # not through rich, which would expand tabs
 
 
-def coloured_text(tokens: Sequence[Token]) -> Text:
+def colour_tokens(tokens: Sequence[Token]) -> Text:
     """Each token in the colour of its origin; the first word of a dropped draft struck through, before what replaced it."""
     text = Text()
     for token in tokens:
@@ -112,8 +112,8 @@ def print_row(row: Row, *also: str) -> None:
     """One arm of a comparison: its name, its text in colours, and in words what was thrown away. also: arms with the same text."""
     reply = row.reply
     stdout.print(Text("; ".join((row.name, *also)), "bold"), soft_wrap=not stdout.is_terminal)
-    if styled():
-        stdout.print(coloured_text(reply.tokens))
+    if shows_styles():
+        stdout.print(colour_tokens(reply.tokens))
     else:
         print_tokens(reply.tokens, coloured=False, end="\n")
     if isinstance(reply.rule, Route) and reply.confidence is not None and not also:

@@ -36,7 +36,7 @@ class Endpoint:
         return f"{self.host}:{self.port}"
 
 
-def parsed(text: str) -> Endpoint:
+def parse_endpoint(text: str) -> Endpoint:
     """``"192.168.1.7:50052"``. Raises SettingError."""
     found = _SPELLED.fullmatch(text) if isinstance(text, str) else None
     if found is None:
@@ -45,9 +45,9 @@ def parsed(text: str) -> Endpoint:
     return Endpoint(found["host"].lower(), whole_number(f"the port of {text!r}", int(found["port"]), 1, 65535))
 
 
-def all_parsed(texts: Iterable[str]) -> tuple[Endpoint, ...]:
+def parse_endpoints(texts: Iterable[str]) -> tuple[Endpoint, ...]:
     """Each of them, in this order. Raises SettingError, also for one that is named twice."""
-    found = tuple(map(parsed, texts))
+    found = tuple(map(parse_endpoint, texts))
     twice = next((each for each in found if found.count(each) > 1), None)
     if twice:
         raise SettingError(f"RPC server {twice} is named twice; name each once: what it holds is shared out by its memory anyway")
@@ -89,9 +89,9 @@ def _answer(connection: socket.socket, endpoint: Endpoint, patience: float) -> b
     """Major, minor and patch version."""
     try:
         connection.sendall(struct.pack("<BQ", _HELLO, _CAPABILITIES) + bytes(_CAPABILITIES))
-        length = struct.unpack("<Q", _received(connection, 8))[0]
+        length = struct.unpack("<Q", _receive(connection, 8))[0]
         if length == 4 + _CAPABILITIES:
-            return _received(connection, length)[:3]
+            return _receive(connection, length)[:3]
     except TimeoutError as error:
         raise SettingError(
             f"RPC server {endpoint}: connected, but no answer within {patience:g} s; a server serves one client at a time: "
@@ -105,7 +105,7 @@ def _answer(connection: socket.socket, endpoint: Endpoint, patience: float) -> b
     )
 
 
-def _received(connection: socket.socket, size: int) -> bytes:
+def _receive(connection: socket.socket, size: int) -> bytes:
     """So many bytes. Raises OSError where the connection ends before."""
     found = b""
     while len(found) < size:

@@ -8,7 +8,7 @@
     ├── FetchError                   the hub, the network or the disk stood in the way of a file
     ├── ModelLoadError               a file that is missing, no GGUF, damaged, or of a kind that cannot work here
     ├── PairError                    two models that cannot answer as one
-    ├── SessionError                 llama.cpp refused an evaluation or a rewind; a closed or superseded object was used
+    ├── SessionError                 llama.cpp refused an evaluation or a rollback; a closed or superseded object was used
     │   └── UnwantedError            work was given up half-way, because whoever asked has cancelled it
     └── EngineError                  a server that cannot answer now: it is closing
         ├── EngineBusyError          as many requests wait as may

@@ -44,7 +44,7 @@ def replace_file(path: Path, content: str | Iterable[bytes]) -> None:
             raise
 
 
-def bytes_of(path: Path, most: int = MOST_BYTES) -> bytes:
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """What stands in a file. Raises CatalogError, also for one of more than ``most`` bytes, of which no more are read."""
     try:
         with path.open("rb") as file:
@@ -60,16 +60,16 @@ def bytes_of(path: Path, most: int = MOST_BYTES) -> bytes:
     return bytes(data)
 
 
-def text_of(path: Path, most: int = MOST_BYTES) -> str:
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
     """What a file of at most ``most`` bytes says, without its byte order mark and with the line ends of Unix. Raises CatalogError."""
-    data = bytes_of(path, most)
+    data = read_bytes(path, most)
     try:
-        return decoded(data).replace("\r\n", "\n").replace("\r", "\n")
+        return decode_text(data).replace("\r\n", "\n").replace("\r", "\n")
     except ValueError as error:
         raise CatalogError(f"{path}: {error}") from error
 
 
-def decoded(data: bytes) -> str:
+def decode_text(data: bytes) -> str:
     """The text of a file or a pipe, without its byte order mark. Raises ValueError for what is no UTF-8, and says what to do."""
     try:
         return data.decode("utf-8-sig")
@@ -80,10 +80,10 @@ def decoded(data: bytes) -> str:
         raise ValueError(f"not UTF-8 text: {seen}; convert it first, for example with iconv") from error
 
 
-def json_of(path: Path, most: int = MOST_BYTES) -> Any:
+def read_json(path: Path, most: int = MOST_BYTES) -> Any:
     """What a file of JSON holds. Raises CatalogError, also for one that is too large or too deep."""
     try:
-        return json.loads(text_of(path, most))
+        return json.loads(read_text(path, most))
     except (ValueError, RecursionError) as error:
         raise CatalogError(f"{path}: not JSON ({error})") from error
 

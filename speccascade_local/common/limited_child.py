@@ -43,7 +43,7 @@ class LimitedChild:
         if sys.platform == "win32":
             own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
         try:
-            self.process = _started(command, own_group)
+            self.process = _start(command, own_group)
         except OSError as error:
             raise ChildError(f"needs a process of its own, and {sys.executable or 'Python'} cannot be started: {error}") from error
         self._memory_bytes = memory_bytes
@@ -107,7 +107,7 @@ class LimitedChild:
                 raise UnwantedError("the work was given up, because it was cancelled; ask again")
 
 
-def _started(command: Sequence[str], options: Mapping[str, Any]) -> subprocess.Popen[str]:
+def _start(command: Sequence[str], options: Mapping[str, Any]) -> subprocess.Popen[str]:
     """Start it in a thread, where no signal comes between a new process and the object that waits for it in the end. Raises OSError."""
 
     def start() -> subprocess.Popen[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def shared_length(one: list[int], other: list[int]) -> int:
+def shared_prefix_length(one: list[int], other: list[int]) -> int:
     """How many ids both begin with."""
     low, high = 0, min(len(one), len(other))
     if one[:high] == other[:high]:  # nearly always, and quick

@@ -33,7 +33,7 @@ def finite_number(name: str, value: object, low: float, high: float, allowed: st
     return number
 
 
-def shown(value: object, most: int = 100) -> str:
+def short_repr(value: object, most: int = 100) -> str:
     """A value as an error shows it: short, however large the value is."""
     try:
         return f"{_SHORT.repr(value):.{most}}"
@@ -46,10 +46,10 @@ def printable(text: str, limit: int | None = None) -> str:
 
     limit: most of its characters that are shown; of a longer one the middle is left out.
     """
-    return _shortened(_CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", _shortened(text, limit)), limit)
+    return _shorten(_CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", _shorten(text, limit)), limit)
 
 
-def _shortened(text: str, limit: int | None) -> str:
+def _shorten(text: str, limit: int | None) -> str:
     if limit is None or len(text) <= limit:
         return text
     half = (limit - 3) // 2

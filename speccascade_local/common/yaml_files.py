@@ -13,8 +13,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from .errors import CatalogError
-from .files import text_of
-from .validation import shown
+from .files import read_text
+from .validation import short_repr
 
 Shape = TypeVar("Shape", bound=BaseModel)
 #: From the keys on the way to a value to the line that it stands in, from 1.
@@ -32,7 +32,7 @@ def read_yaml(path: Path, shape: type[Shape]) -> Shape:
 
 def read_yaml_with_lines(path: Path, shape: type[Shape]) -> tuple[Shape, LineOf]:
     """The same, and in which line each key stands."""
-    text = text_of(path, most=MOST_BYTES)
+    text = read_text(path, most=MOST_BYTES)
     try:
         loader = _Bounded(text)
         node = loader.get_single_node()
@@ -95,7 +95,7 @@ class _Bounded(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key.value, str):
                 if key.value in keys:
-                    raise _Refused(key.start_mark.line + 1, f"the key {shown(key.value)} stands here for the second time; leave one")
+                    raise _Refused(key.start_mark.line + 1, f"the key {short_repr(key.value)} stands here for the second time; leave one")
                 keys.add(key.value)
         return node
 
@@ -130,5 +130,5 @@ def problem(error: ValidationError, whole: str = "the whole file") -> str:
         "dict_type": "this must be a mapping of keys and values",
     }
     message = known.get(first["type"], first["msg"]).removeprefix("Value error, ")
-    seen = "" if first["type"] in ("missing", "json_invalid") else f"; seen: {shown(first['input'])}"
+    seen = "" if first["type"] in ("missing", "json_invalid") else f"; seen: {short_repr(first['input'])}"
     return f"{'.'.join(map(str, first['loc'])) or whole}: {message[0].lower()}{message[1:]}{seen}"

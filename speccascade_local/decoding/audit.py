@@ -17,7 +17,7 @@ from ..tokens.rows import MAX_ROWS
 from ..tokens.sampler import Array, Sampler
 from ..tokens.shaping import Shaper
 from .draft import Session
-from .fidelity import Entry, Wanted, entry
+from .fidelity import Entry, Recording, make_entry
 from .loop import Block
 from .stats import Stats
 
@@ -33,7 +33,7 @@ class Audit:
     prompt: the ids before the answer. An answer whose rows exceed ``MOST_BYTES`` is not judged, and a warning in the log says so.
     """
 
-    def __init__(self, prompt: Sequence[int], sampler: Sampler, shaper: Shaper, wanted: Wanted) -> None:
+    def __init__(self, prompt: Sequence[int], sampler: Sampler, shaper: Shaper, wanted: Recording) -> None:
         self._prompt, self._sampler, self._shaper, self._wanted = list(prompt), sampler, shaper, wanted
         self.clear()
 
@@ -69,7 +69,7 @@ class Audit:
         """
         text, begin = [*self._prompt, *self._reply], len(self._prompt)
         first, last = min(self._rows), max(self._rows)
-        expert.rewind(min(len(expert.tokens), begin + first - 1))
+        expert.roll_back(min(len(expert.tokens), begin + first - 1))
         for start in range(first, last + 1, MAX_ROWS):
             begun, stop = time.perf_counter(), min(start + MAX_ROWS, last + 1)
             logits = expert.extend(text[len(expert.tokens) : begin + stop - 1], keep=stop - start)
@@ -82,4 +82,4 @@ class Audit:
         before = self._reply[:place]
         drafter, expert = (self._shaper.rows(logits[None], before, ()) for logits in (self._rows[place], row))
         decision = Decision(Never(), Evidence(drafter, expert, self._sampler))
-        return entry(self._wanted, self._reply[place], self._sampler, expert, drafter, decision)
+        return make_entry(self._wanted, self._reply[place], self._sampler, expert, drafter, decision)

@@ -1,6 +1,6 @@
 """How long a draft is worth being: the draft length controller.
 
-Before each further drafted token :class:`Auto` weighs what it may bring against what it costs. A block of i drafted tokens emits, on
+Before each further drafted token :class:`AutoLength` weighs what it may bring against what it costs. A block of i drafted tokens emits, on
 average, 1 + a_1 + a_1 a_2 + ... tokens, a_j being the chance that the rule keeps token j; it costs i drafter steps and one batch of i + 1
 in the expert. (Without a bonus token both are those of i - 1 tokens, and at least one is drafted.) A draft goes on as long as that
 raises (tokens - R * seconds), R being the tokens per second that this rule has reached so far on this runtime: the marginal rule that
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..tokens.rows import Float, Rows
-from .history import Experience
+from .history import AcceptanceHistory
 from .lengths import LONGEST, LONGEST_BLOCK
 from .ngram import NOTHING, Guess
 from .profile import Profile
@@ -42,14 +42,14 @@ FIRST_LOG_ODDS = (1.0, 3.0, 5.0)
 DOUBT, DRIFT, MOODIEST = 6.0, 0.05, 6.0
 
 
-class Auto:
+class AutoLength:
     """Lengths from the profile and from experience, which it extends.
 
     has_drafter: False where there is no second model, and guesses are all that can be submitted. prompt: tokens of a prompt that is
     taken for unread, whatever the caches hold, so that the same call decides alike; None to ask what is unread.
     """
 
-    def __init__(self, profile: Profile, experience: Experience, *, has_drafter: bool = True, prompt: int | None = None) -> None:
+    def __init__(self, profile: Profile, experience: AcceptanceHistory, *, has_drafter: bool = True, prompt: int | None = None) -> None:
         self._profile, self._seen, self._has_drafter, self._prompt = profile, experience, has_drafter, prompt
         self._costs: dict[tuple[int, int], tuple[Float, float]] = {}
         self._mood, self._doubt = 0.0, DOUBT
@@ -57,12 +57,12 @@ class Auto:
         usual = [log_odds for log_odds, _ in experience.outcomes] or FIRST_LOG_ODDS
         self._usual = deque(np.quantile(usual, (0.1, 0.9, 0.5, 0.3, 0.7)).tolist())
         self._recent = deque(self._usual, maxlen=10)
-        self._block: Prospect  # from ``begin`` on
+        self._block: BlockPlan  # from ``begin`` on
         self._began = 0  # where the latest block began
         self._read: int | None = None  # what of the text the drafter has read
 
     def beside(self, expert: int, drafter: int) -> bool:
-        """See :class:`~speccascade_local.decoding.lengths.Pace`."""
+        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
         if self._prompt is not None:
             expert = drafter = self._prompt
         seconds, batch = self._profile.expert.batch_s, LONGEST + 1
@@ -73,7 +73,7 @@ class Auto:
         return hidden > max(seconds(batch) - (seconds(expert + batch) - seconds(expert)), seconds(1))
 
     def begin(self, room: int, depth: int, *, first: bool, bonus: bool = True) -> None:
-        """See :class:`~speccascade_local.decoding.lengths.Pace`."""
+        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
         self._prompt = None  # read by now, or about to be
         waiting = depth if first else 1
         bucket = waiting, depth // 64
@@ -90,7 +90,7 @@ class Auto:
             alone = 1 / (batch[1] + step)
         # The least draft is always to be had, so none may be worth less than that; and until something is known, not more.
         rate = max(alone, (self._seen.tokens + FIRST_TOKENS) / (self._seen.seconds + FIRST_TOKENS / alone))
-        self._block = Prospect(
+        self._block = BlockPlan(
             batch,
             step,
             self._profile.drafter.batch_s(self._behind(depth), depth) + self._profile.draft_s,
@@ -102,14 +102,14 @@ class Auto:
         )
 
     def another(self, guess: Guess) -> bool:
-        """See :class:`~speccascade_local.decoding.lengths.Pace`."""
+        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
         block = self._block
         if not self._has_drafter or block.drafted >= min(block.room, LONGEST):
             return False
         _, block.ending = block.best_tail(self._seen.guesses.chances(guess))
         cost = block.step if block.drafted else block.first
         if not block.must_draft:
-            values = block.if_kept(block.chances)
+            values = block.worth_if_kept(block.chances)
             if np.maximum(values, block.ending).mean() - block.rate * cost <= block.ending:
                 return False
         block.rows += 1
@@ -133,7 +133,7 @@ class Auto:
         return max(depth - self._read, 1)
 
     def review(self, guess: Guess) -> int:
-        """See :class:`~speccascade_local.decoding.lengths.Pace`."""
+        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
         block = self._block
         best, length, expected, kept = REVIEW_GAIN / block.step, 0, 1.0, 1.0
         for i, chance in enumerate(self._seen.reviews.chances(guess)[: block.room - block.drafted - 1], start=1):
@@ -144,20 +144,20 @@ class Auto:
                 best, length = rate, i
         return length
 
-    def reviewed(self, guess: Guess, kept: int) -> None:
-        """See :class:`~speccascade_local.decoding.lengths.Pace`."""
+    def learn_review(self, guess: Guess, kept: int) -> None:
+        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
         asked = len(guess.token_ids)
         self._seen.reviews.learn(guess.match, min(kept + 1, asked), kept)
         self._block.seconds += self._profile.drafter.batch_s(asked + 1) - self._block.step
         self._block.free_rows = kept
 
     def worth(self, row: Rows) -> bool:
-        """See :class:`~speccascade_local.decoding.lengths.Pace`."""
+        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
         block = self._block
         log_odds = min(max(-math.log(max(row.plain.rest[0], 1e-12)), -12.0), 12.0)  # max q / (1 - max q)
         self._recent.append(log_odds)
         chances = self._seen.chance(np.array([log_odds]), self._mood)
-        if not block.must_draft and block.if_kept(chances)[0] <= block.ending:
+        if not block.must_draft and block.worth_if_kept(chances)[0] <= block.ending:
             block.refused = True
             return False
         chance = float(chances[0])
@@ -165,12 +165,12 @@ class Auto:
         return True
 
     def tail(self, guess: Guess) -> int:
-        """See :class:`~speccascade_local.decoding.lengths.Pace`."""
+        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
         self._block.guess = guess
         return self._block.best_tail(self._seen.guesses.chances(guess))[0]
 
     def ahead(self, submitted: int) -> int:
-        """See :class:`~speccascade_local.decoding.lengths.Pace`."""
+        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
         block = self._block
         # It is used if all is kept and the drafter knows the bonus token; if not, what the two cost each other is lost.
         if block.refused or block.all_kept * float(block.chances.mean()) <= self._profile.overlap:
@@ -179,7 +179,7 @@ class Auto:
         return min(int(block.batch[min(submitted, LONGEST_BLOCK)] / block.step), block.drafted + 1)
 
     def learn(self, tested: int, kept: int, guessed: int, right: int, tokens: int) -> None:
-        """See :class:`~speccascade_local.decoding.lengths.Pace`."""
+        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
         seen, block = self._seen, self._block
         if tested:
             outcomes = [(log_odds, i < kept) for i, log_odds in enumerate(block.said[:tested])]
@@ -210,7 +210,7 @@ class Auto:
         self._doubt += DRIFT
 
 
-class Prospect:
+class BlockPlan:
     """A block in the making, and what it is worth: tokens, less what they might have cost at ``rate``.
 
     batch: seconds of the expert, by the number of tokens submitted. step, first: seconds of a row of the drafter, and of its first one.
@@ -262,7 +262,7 @@ class Prospect:
         self.settled += self.all_kept
         self.all_kept *= chance
 
-    def if_kept(self, chances: Float) -> Float:
+    def worth_if_kept(self, chances: Float) -> Float:
         """The most that it can be worth if one token more is submitted, by that token's chance, the best length chosen. [k]"""
         more = np.arange(min(self.room, LONGEST) - self.drafted)
         tokens = self.settled + self.all_kept + self.all_kept * chances[:, None] * self.further[more]

@@ -14,7 +14,7 @@ from ..rules.position_rules import Strict
 from ..tokens.rows import Rows
 from ..tokens.sampler import Array
 from .generation import Generation
-from .lengths import LONGEST, LONGEST_BLOCK, Fixed, Pace
+from .lengths import LONGEST, LONGEST_BLOCK, FixedLength, LengthPolicy
 from .ngram import NOTHING, Guess, NgramIndex
 from .verify import Draft, verify
 
@@ -43,7 +43,7 @@ class Session(Protocol):
         The rows may be a view that is valid until the next call only.
         """
 
-    def rewind(self, length: int) -> None:
+    def roll_back(self, length: int) -> None:
         """Forget everything after the first ``length`` tokens."""
 
 
@@ -61,7 +61,7 @@ class Helpers:
 
     index: NgramIndex | None = None
     small: Session | None = None
-    small_pace: Pace = field(default_factory=lambda: Fixed(4))
+    small_pace: LengthPolicy = field(default_factory=lambda: FixedLength(4))
 
     def guess(self, length: int, drafted: Sequence[int] = ()) -> Guess:
         """How the text and ``drafted`` would be copied on."""
@@ -85,7 +85,7 @@ def propose(
     *,
     bonus: bool = True,
     look_ahead: bool = False,
-    pace: Pace | None = None,
+    pace: LengthPolicy | None = None,
     written: ReadAhead | None = None,
     helpers: Helpers = Helpers(),  # a frozen value
 ) -> Draft:
@@ -96,7 +96,7 @@ def propose(
     look_ahead: let the drafter read its last token too, for the row that follows it. written: what the drafter has written already behind
     the text.
     """
-    text, pace = len(generation.tokens), pace or Fixed(length)
+    text, pace = len(generation.tokens), pace or FixedLength(length)
     pace.begin(length, text, first=not generation.reply, bonus=bonus)
     reading = _Reading(drafter, generation, pace, helpers, written or [])
     drafted: list[int] = []
@@ -115,14 +115,14 @@ def propose(
         rows.append(reading.next(drafted, NOTHING, most=1))
     for session in (drafter, helpers.small):  # a proposal may have reached further than the draft
         if session is not None:
-            session.rewind(min(len(session.tokens), text + max(len(rows) - 1, 0)))
+            session.roll_back(min(len(session.tokens), text + max(len(rows) - 1, 0)))
     return Draft(drafted, rows, calls=reading.calls)
 
 
 class _Reading:
     """The drafter's rows one after the other, each from the drafter itself or from a batch in which it reviewed a proposal."""
 
-    def __init__(self, drafter: Session, generation: Generation, pace: Pace, helpers: Helpers, written: ReadAhead) -> None:
+    def __init__(self, drafter: Session, generation: Generation, pace: LengthPolicy, helpers: Helpers, written: ReadAhead) -> None:
         self._drafter, self._generation, self._pace, self._helpers = drafter, generation, pace, helpers
         self._ready = written
         self._drawn: int | None = None
@@ -150,10 +150,10 @@ class _Reading:
         if most < 1:
             return Draft([])
         length = min(self._pace.review(Guess(guess.token_ids[:LONGEST], guess.match)), most)
-        guessed = self._generation.admitted(drafted, guess.token_ids[:length])
+        guessed = self._generation.count_allowed(drafted, guess.token_ids[:length])
         if guessed or small is None:
             return Draft([], guesses=guessed)
-        proposal = propose(small, self._generation.followed_by(drafted), most, pace=self._helpers.small_pace)
+        proposal = propose(small, self._generation.with_drafts(drafted), most, pace=self._helpers.small_pace)
         if not proposal.token_ids:
             self._helpers.small_pace.learn(0, 0, 0, 0, 1)  # it stays quiet, and counts for how long
         return proposal
@@ -164,10 +164,10 @@ class _Reading:
         own = generation.rows(rows, drafted, read)
         verdict = verify(proposal, own, Strict(), generation.sampler, generation.rng)
         if proposal.guesses:
-            self._pace.reviewed(Guess(proposal.guesses, guess.match), verdict.kept)
+            self._pace.learn_review(Guess(proposal.guesses, guess.match), verdict.kept)
         else:
             self._helpers.small_pace.learn(len(verdict.deferred), verdict.kept, 0, 0, len(verdict.token_ids))
         for session in (self._drafter, self._helpers.small):
             if session is not None:
-                session.rewind(min(len(session.tokens), len(generation.tokens) + len(drafted) + verdict.kept))
+                session.roll_back(min(len(session.tokens), len(generation.tokens) + len(drafted) + verdict.kept))
         self._ready = [(own.row(j), token) for j, token in enumerate(verdict.token_ids)]

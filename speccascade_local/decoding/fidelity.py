@@ -22,7 +22,7 @@ LOGPROBS_OF: tuple[LogprobsOf, ...] = get_args(LogprobsOf)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Recording:
     """What is to be recorded of each token. ``top`` costs a pass or two over the vocabulary per token.
 
     top: so many of the most probable tokens; None for no log-probabilities. models: those of p and q too. of: "raw" takes the expert's row
@@ -56,8 +56,8 @@ class Entry(NamedTuple):
     drafter: Distribution | None = None
 
 
-def entry(
-    wanted: Wanted, token: int, sampler: Sampler, expert: Rows | None, drafter: Rows | None, decision: Decision | None = None
+def make_entry(
+    wanted: Recording, token: int, sampler: Sampler, expert: Rows | None, drafter: Rows | None, decision: Decision | None = None
 ) -> Entry:
     """The account of ``token`` from the row that it follows, of each model that gave one.
 
@@ -70,9 +70,9 @@ def entry(
         if own and wanted.of == "raw":
             found[0] = ranked(own.logits[0], own.logprob)
         elif own:
-            found[0] = ranked(*_sampled(decision.target[0] if decision else own.probs(sampler)[0]))
+            found[0] = ranked(*_sampled_logprobs(decision.target[0] if decision else own.probs(sampler)[0]))
         if wanted.models:
-            found[1:] = [ranked(*_sampled(rows.probs(sampler)[0])) if rows else None for rows in (expert, drafter)]
+            found[1:] = [ranked(*_sampled_logprobs(rows.probs(sampler)[0])) if rows else None for rows in (expert, drafter)]
     return Entry(
         tv=None if expert is None else float(decision.tv[0]) if decision else 0.0,
         expert_logprob=expert.logprob(token) if expert else None,
@@ -135,6 +135,6 @@ def _distribution(row: Array, logprob: Callable[[int], float], token: int, k: in
     return Distribution(logprob(token), tuple((best, value) for best, value in top if value > -math.inf))
 
 
-def _sampled(probs: Array) -> tuple[Array, Callable[[int], float]]:
+def _sampled_logprobs(probs: Array) -> tuple[Array, Callable[[int], float]]:
     """Probabilities as ``_distribution`` takes them. [n_vocab]"""
     return probs, lambda token: math.log(probs[token]) if probs[token] > 0 else -math.inf

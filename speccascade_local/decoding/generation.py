@@ -34,7 +34,7 @@ class Generation:
         self.tokens += tokens
         self.reply += tokens
 
-    def followed_by(self, drafted: Sequence[int]) -> Generation:
+    def with_drafts(self, drafted: Sequence[int]) -> Generation:
         """As it would be after these; the text itself stays as it is, the random numbers are the same ones."""
         return replace(self, tokens=[*self.tokens, *drafted], reply=[*self.reply, *drafted])
 
@@ -42,10 +42,10 @@ class Generation:
         """A model's rows after the text, ``drafted`` and 0, 1, 2, ... tokens of ``read``, as they are sampled from. [k, n_vocab]"""
         return self.shaper.rows(logits, [*self.reply, *drafted], read)
 
-    def admitted(self, drafted: Sequence[int], guessed: Sequence[int]) -> list[int]:
+    def count_allowed(self, drafted: Sequence[int], guessed: Sequence[int]) -> list[int]:
         """The guesses that may follow the text and ``drafted``, up to the first that the grammar forbids or that ends the text."""
         end = next((at for at, token in enumerate(guessed, start=1) if self.is_end(token)), len(guessed))
-        return list(guessed[: self.shaper.admitted([*self.reply, *drafted], guessed[:end])])
+        return list(guessed[: self.shaper.count_allowed([*self.reply, *drafted], guessed[:end])])
 
     def scored(self, submitted: list[int]) -> list[int]:
         """What of a draft a model has to read so that it is judged: all but an end of text, behind which nothing stands."""

@@ -25,7 +25,7 @@ PRIOR_GUESS = (0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9, 0.
 
 
 @dataclass
-class Hits:
+class GuessHistory:
     """How often a guess was right, by the number of matching tokens before it."""
 
     right: list[float] = field(default_factory=lambda: [2 * prior for prior in PRIOR_GUESS])
@@ -46,7 +46,7 @@ class Hits:
 
 
 @dataclass
-class Experience:
+class AcceptanceHistory:
     """What one rule at one temperature has shown on this pair.
 
     outcomes: log-odds of the drafter's confidence, and whether the token was kept, of the latest tokens that were tested.
@@ -57,8 +57,8 @@ class Experience:
     curve: tuple[float, float] = (0.0, 1.0)  # P(kept) = logistic(curve[0] + curve[1] * log-odds)
     tokens: float = 0.0
     seconds: float = 0.0
-    guesses: Hits = field(default_factory=Hits)
-    reviews: Hits = field(default_factory=Hits)
+    guesses: GuessHistory = field(default_factory=GuessHistory)
+    reviews: GuessHistory = field(default_factory=GuessHistory)
     quiet: int = 0  # blocks without a draft
     patience: int = FIRST_PATIENCE
 
@@ -94,10 +94,10 @@ class Experience:
         return {name: list(value) if isinstance(value, deque) else value for name, value in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Experience:
+    def from_dict(cls, stored: Mapping[str, Any]) -> AcceptanceHistory:
         """What ``as_dict`` gave. Raises ValueError for anything else."""
         try:
-            found = cls(**{**stored, **{name: Hits(**stored[name]) for name in ("guesses", "reviews")}})
+            found = cls(**{**stored, **{name: GuessHistory(**stored[name]) for name in ("guesses", "reviews")}})
             found.outcomes = deque(((float(x), bool(kept)) for x, kept in stored["outcomes"]), maxlen=cls().outcomes.maxlen)
             found.curve = float(stored["curve"][0]), float(stored["curve"][1])
             hits = [value for each in (found.guesses, found.reviews) for counts in (each.right, each.asked) for value in counts]
@@ -110,9 +110,9 @@ class Experience:
         return found
 
 
-def experiences(saved: Mapping[str, Any]) -> dict[str, Experience]:
+def read_histories(saved: Mapping[str, Any]) -> dict[str, AcceptanceHistory]:
     """What ``Runtime.learnt()`` gave, by rule and temperature. Raises SettingError for anything else."""
     try:
-        return {key: Experience.from_dict(value) for key, value in saved.items()}
+        return {key: AcceptanceHistory.from_dict(value) for key, value in saved.items()}
     except (ValueError, AttributeError) as error:
         raise SettingError(f"learnt is not what Runtime.learnt() gives: {error}; leave it out to start anew") from error

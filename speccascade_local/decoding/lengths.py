@@ -16,7 +16,7 @@ LONGEST = 16
 LONGEST_BLOCK = 48
 
 
-class Pace(Protocol):
+class LengthPolicy(Protocol):
     """Who decides how long the drafts are. One object per reply; the methods are called in this order, block after block.
 
     A subclass that says nothing of guesses, threads and experience has none.
@@ -40,7 +40,7 @@ class Pace(Protocol):
         """How many guessed tokens the drafter shall read together with what it reads anyway, to draft several tokens at once."""
         return 0
 
-    def reviewed(self, guess: Guess, kept: int) -> None:
+    def learn_review(self, guess: Guess, kept: int) -> None:
         """``kept`` of the reviewed tokens were what the drafter would have drawn.
 
         This may be told before those tokens are submitted: ``another`` and ``worth`` must not heed it, or they would look ahead.
@@ -64,7 +64,7 @@ class Pace(Protocol):
         return
 
 
-class Fixed(Pace):
+class FixedLength(LengthPolicy):
     """Always the same length, and the drafter alone."""
 
     def __init__(self, length: int) -> None:

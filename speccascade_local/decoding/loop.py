@@ -1,4 +1,4 @@
-"""The loop: propose, verify, commit, rewind.
+"""The loop: propose, verify, commit, roll back.
 
 Plain expert decoding (block size 0), the drafter alone (rule ``never``), lossless speculative decoding (rule ``strict``) and every
 cascade are this one loop. Between blocks each session holds a prefix of the committed tokens, never more than all but the last
@@ -22,10 +22,10 @@ from ..rules.rule import Rule
 from ..tokens.rows import Rows
 from ..tokens.vocabulary import Vocabulary
 from .draft import Helpers, ReadAhead, Session, propose
-from .fidelity import Wanted
+from .fidelity import Recording
 from .generation import Generation
-from .lengths import LONGEST_BLOCK, Fixed, Pace
-from .overlap import Ahead, meanwhile
+from .lengths import LONGEST_BLOCK, FixedLength, LengthPolicy
+from .overlap import WriteAhead, reading_meanwhile
 from .stats import Stats
 from .verify import Draft, Verdict, Verification, verify
 
@@ -58,9 +58,9 @@ def decode(
     stats: Stats,
     verification: Verification = "token",
     bonus: Bonus = "expert",
-    wanted: Wanted | None = None,
+    wanted: Recording | None = None,
     vocabulary: Vocabulary | None = None,
-    pace: Pace | None = None,
+    pace: LengthPolicy | None = None,
     helpers: Helpers = Helpers(),  # noqa: B008  # a frozen value
 ) -> Iterator[Block]:
     """Continue the generation, which grows in place, and yield block after block until something ends the text.
@@ -79,7 +79,7 @@ def decode(
     """
     tokens = generation.tokens
     extra = 1 if bonus == "cascade" and rule.asks_expert and block_size else 0  # drafted tokens in place of a bonus
-    pace = pace or Fixed(block_size + extra)
+    pace = pace or FixedLength(block_size + extra)
     own = 1 - extra if rule.asks_expert else 0  # the corrected or bonus token that each block adds to its draft
     look_ahead = wanted is not None and wanted.models and rule.asks_expert and not extra
     room = min(max_tokens, min(expert.n_ctx, drafter.n_ctx) + 1 - len(tokens))
@@ -89,12 +89,12 @@ def decode(
         helpers.index.begin(tokens)
     finish_reason: FinishReason | None = None
     written: ReadAhead = []
-    with Ahead(drafter) as ahead:
+    with WriteAhead(drafter) as ahead:
         while finish_reason is None:
             begun = time.perf_counter()
             unread = tokens[len(expert.tokens) : -1] if rule.asks_expert else []
             beside = bool(unread) and pace.beside(len(unread), len(tokens) - len(drafter.tokens))
-            with meanwhile(expert, unread) if beside else nullcontext():
+            with reading_meanwhile(expert, unread) if beside else nullcontext():
                 length = min(block_size + extra, room - own)
                 draft = propose(
                     drafter, generation, length, bonus=not extra, look_ahead=look_ahead, pace=pace, written=written, helpers=helpers
@@ -126,7 +126,7 @@ def decode(
             written = ahead.kept(verdict) if finish_reason is None else []
             for session in (drafter, expert, helpers.small):
                 if session is not None and not (written and session is drafter):
-                    session.rewind(min(len(session.tokens), len(tokens) - 1))
+                    session.roll_back(min(len(session.tokens), len(tokens) - 1))
             if helpers.index is not None:
                 helpers.index.append(verdict.token_ids)
             stats.drafter_calls += draft.calls + ahead.calls
@@ -136,16 +136,16 @@ def decode(
             yield Block(verdict, draft, finish_reason)
 
 
-def _guesses(draft: Draft, room: int, generation: Generation, helpers: Helpers, pace: Pace) -> list[int]:
+def _guesses(draft: Draft, room: int, generation: Generation, helpers: Helpers, pace: LengthPolicy) -> list[int]:
     """What the index adds behind a draft: a horizontal cascade (Chen et al. 2312.11462)."""
     drafted = draft.token_ids
     if drafted and generation.is_end(drafted[-1]):
         return []
     guess = helpers.guess(max(min(room - len(drafted), LONGEST_BLOCK), 0), drafted)
-    return generation.admitted(drafted, guess.token_ids[: pace.tail(guess)])
+    return generation.count_allowed(drafted, guess.token_ids[: pace.tail(guess)])
 
 
-def _learn(pace: Pace, draft: Draft, verdict: Verdict) -> None:
+def _learn(pace: LengthPolicy, draft: Draft, verdict: Verdict) -> None:
     drafted = len(draft.token_ids)
     tested, kept = (min(n, drafted) for n in (len(verdict.deferred), verdict.kept))
     pace.learn(tested, kept, len(draft.guesses), verdict.kept - kept, len(verdict.token_ids))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.sequences import shared_length
+from ..common.sequences import shared_prefix_length
 
 #: So many matching tokens are counted and no more, be the copy ever so long.
 LONGEST_MATCH = 12
@@ -53,8 +53,8 @@ class NgramIndex:
 
     def begin(self, tokens: list[int]) -> None:
         """Hold this text; what it shares with the one before is not entered again."""
-        shared = shared_length(self.text, tokens)
-        self.rewind(shared)
+        shared = shared_prefix_length(self.text, tokens)
+        self.roll_back(shared)
         self.append(tokens[shared:])
 
     def append(self, tokens: Sequence[int]) -> None:
@@ -67,7 +67,7 @@ class NgramIndex:
             self._follower.update(dict.fromkeys(keys, end))
             self._entered = end + 1
 
-    def rewind(self, length: int) -> None:
+    def roll_back(self, length: int) -> None:
         """Forget everything after the first ``length`` tokens."""
         while len(self._before) > length:
             self._entered = min(self._entered, len(self._before) - 1)
@@ -127,6 +127,6 @@ class NgramSession:
                 rows[at, guess.token_ids[0]] = 0
         return rows
 
-    def rewind(self, length: int) -> None:
+    def roll_back(self, length: int) -> None:
         """Forget everything after the first ``length`` tokens."""
-        self._index.rewind(length)
+        self._index.roll_back(length)

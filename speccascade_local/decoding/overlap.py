@@ -23,7 +23,7 @@ from .verify import Draft, Verdict
 _GIVEN: WeakKeyDictionary[Session, Future[Any]] = WeakKeyDictionary()
 
 
-def finish(session: Session) -> None:
+def wait_for(session: Session) -> None:
     """Wait for a thread that still works with the session, because the call that started it was interrupted before it could wait."""
     given = _GIVEN.get(session)
     if given is not None:
@@ -31,7 +31,7 @@ def finish(session: Session) -> None:
 
 
 @contextmanager
-def meanwhile(session: Session, tokens: list[int]) -> Iterator[None]:
+def reading_meanwhile(session: Session, tokens: list[int]) -> Iterator[None]:
     """The session reads ``tokens`` in a thread of its own; leaving waits for it, and raises what it raised."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="expert") as pool:
         reading = _GIVEN[session] = pool.submit(session.extend, tokens, 0)
@@ -39,7 +39,7 @@ def meanwhile(session: Session, tokens: list[int]) -> Iterator[None]:
         reading.result()
 
 
-class Ahead:
+class WriteAhead:
     """The drafter in a thread of its own. Between ``start`` and ``join`` nobody else may touch it, the generation's random numbers or its
     shaper.
 
@@ -56,7 +56,7 @@ class Ahead:
         self._written: ReadAhead = []
         self._hoped: list[int] = []
 
-    def __enter__(self) -> Ahead:
+    def __enter__(self) -> WriteAhead:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -71,7 +71,7 @@ class Ahead:
             return
         known = [draft.rows[len(self._hoped)]] if len(draft.rows) > len(self._hoped) else []  # the drafter has read its last token
         self._pool = self._pool or ThreadPoolExecutor(max_workers=1, thread_name_prefix="drafter")
-        self._writing = _GIVEN[self._drafter] = self._pool.submit(self._write, generation.followed_by(self._hoped), length, known)
+        self._writing = _GIVEN[self._drafter] = self._pool.submit(self._write, generation.with_drafts(self._hoped), length, known)
 
     def join(self) -> None:
         """Wait for what was started, if anything."""

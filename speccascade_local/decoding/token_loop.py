@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from ..rules.evidence import Evidence
 from ..rules.routes import TokenCascade
 from .draft import Session, next_row
-from .fidelity import Wanted, entry
+from .fidelity import Recording, make_entry
 from .generation import Generation
 from .loop import Block, FinishReason, count
 from .stats import Stats
@@ -24,7 +24,7 @@ def token_cascade(
     max_tokens: int,
     stops: Callable[[int], bool],
     stats: Stats,
-    wanted: Wanted | None = None,
+    wanted: Recording | None = None,
 ) -> Iterator[Block]:
     """Like :func:`cascade.decode`, a token at a time: drafted where the drafter is sure, else drawn from the expert.
 
@@ -42,7 +42,7 @@ def token_cascade(
         scored = time.perf_counter()
         origin: Origin = "expert" if unsure else "accepted"
         token = generation.draw(asked or rows)
-        entries = (entry(wanted, token, generation.sampler, asked, rows),) if wanted else ()
+        entries = (make_entry(wanted, token, generation.sampler, asked, rows),) if wanted else ()
         verdict = Verdict((token,), (origin,), (unsure,), entries=entries)
         draft = Draft([] if unsure else [token], [rows])
         budget -= 1

@@ -21,7 +21,7 @@ from ..rules.evidence import Evidence, Place
 from ..rules.rule import Decision, Rule, TargetRule
 from ..tokens.rows import Float, Rows
 from ..tokens.sampler import Sampler, draw
-from .fidelity import Entry, Wanted, entry
+from .fidelity import Entry, Recording, make_entry
 
 #: accepted: kept by the rule. matched: deferred, and kept by the strict coin. corrected: drawn in place of a dropped draft, from
 #: the residual, or from the expert's own row in place of a guess. bonus: the expert's own token after a fully kept draft. expert: there
@@ -86,7 +86,7 @@ def verify(
     *,
     verification: Verification = "token",
     place: Place = Place(),  # noqa: B008  # a frozen value
-    wanted: Wanted | None = None,
+    wanted: Recording | None = None,
 ) -> Verdict:
     """Settle γ drafted and guessed tokens against the expert's γ or γ + 1 rows ([.., n_vocab]; the last of γ + 1 is for the bonus token).
 
@@ -95,7 +95,7 @@ def verify(
     """
     drafted = draft.token_ids
     if not rule.asks_expert:
-        entries = tuple(entry(wanted, token, sampler, None, row) for token, row in zip(drafted, draft.rows)) if wanted else ()
+        entries = tuple(make_entry(wanted, token, sampler, None, row) for token, row in zip(drafted, draft.rows)) if wanted else ()
         return Verdict(tuple(drafted), tuple("accepted" for _ in drafted), (False,) * len(drafted), entries=entries)
     settle = _settle_block if verification == "block" else _settle_tokens
     decisions = _Decisions(draft, expert, rule, sampler, place)
@@ -106,7 +106,7 @@ def verify(
     origins: list[Origin] = ["matched" if handed_over else "accepted" for handed_over in deferred[:kept]]
     if corrected is not None:
         origins.append("corrected")
-    entries = tuple(_judged(wanted, token, decision) for token, decision in zip(tokens, judged)) if wanted else ()
+    entries = tuple(_make_entries(wanted, token, decision) for token, decision in zip(tokens, judged)) if wanted else ()
     dropped = draft.submitted[kept:]
     while corrected is None and len(expert) > len(tokens):
         # The strict test of a one-hot row: draw the expert's own token, and go on for as long as that is what was guessed.
@@ -115,7 +115,7 @@ def verify(
         row = expert.row(at)
         token = row.draw(sampler, rng)
         after = draft.rows[at] if at < len(draft.rows) else None  # the drafter is known where it looked that far
-        entries += (entry(wanted, token, sampler, row, after),) if wanted else ()
+        entries += (make_entry(wanted, token, sampler, row, after),) if wanted else ()
         deferred += () if guess is None else (True,)
         tokens.append(token)
         dropped = draft.submitted[at + (token == guess) :]
@@ -192,6 +192,6 @@ def _residual(decision: Decision, share: float = 1.0) -> Float:
     return np.maximum(left, 0.0, out=left)
 
 
-def _judged(wanted: Wanted, token: int, decision: Decision) -> Entry:
+def _make_entries(wanted: Recording, token: int, decision: Decision) -> Entry:
     evidence = decision.evidence
-    return entry(wanted, token, evidence.sampler, evidence.expert, evidence.drafter, decision)
+    return make_entry(wanted, token, evidence.sampler, evidence.expert, evidence.drafter, decision)

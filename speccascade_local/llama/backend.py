@@ -70,7 +70,7 @@ def complaint() -> str:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def attribute_aborts_to(path: Path) -> Iterator[None]:
     """Within the block an abort of llama.cpp is put down to this file. From now on any abort says why, before it ends the process."""
     _tell_last_words()
     _suspects["file"] = path
@@ -109,11 +109,11 @@ def _last_words(message: bytes) -> None:
 def system_info() -> str:
     """llama.cpp's own line about the instruction sets of this build. Starts the backend when first called. Raises SessionError."""
     require_own_process()
-    return _started()[1]
+    return _start_process()[1]
 
 
 @lru_cache(maxsize=1)
-def _started() -> tuple[int, str]:
+def _start_process() -> tuple[int, str]:
     """The process that llama.cpp was started in, and what it says of itself."""
     llama_cpp.llama_log_set(_on_log, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
@@ -123,14 +123,14 @@ def _started() -> tuple[int, str]:
 
 def in_own_process() -> bool:
     """False in a fork of the process that has started llama.cpp: its threads, its GPU and the locks they held are not there."""
-    return _started.cache_info().currsize == 0 or _started()[0] == os.getpid()
+    return _start_process.cache_info().currsize == 0 or _start_process()[0] == os.getpid()
 
 
 def require_own_process() -> None:
     """Raises SessionError where a use would hang, or crash the process."""
     if not in_own_process():
         raise SessionError(
-            f"this process ({os.getpid()}) was forked from one that uses llama.cpp ({_started()[0]}), whose threads are not here; load the "
+            f"this process ({os.getpid()}) was forked from one that uses llama.cpp ({_start_process()[0]}), whose threads are not here; load the "
             "pair in a process that is started anew (multiprocessing.get_context('spawn')), or fork before anything is loaded"
         )
 
@@ -164,7 +164,7 @@ def physical_cores() -> int:
 
 
 @contextmanager
-def interrupts_noted(noted: list[BaseException]) -> Iterator[None]:
+def record_interrupts(noted: list[BaseException]) -> Iterator[None]:
     """Within the block Ctrl-C is appended to ``noted``.
 
     While llama.cpp loads a model or makes a context, Python runs only inside callbacks (progress, log), where ctypes would swallow a
@@ -181,13 +181,13 @@ def interrupts_noted(noted: list[BaseException]) -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def made(make: Callable[[], Any], free: Callable[[Any], None], noted: list[BaseException] | None = None) -> Any:
+def create(make: Callable[[], Any], free: Callable[[Any], None], noted: list[BaseException] | None = None) -> Any:
     """What llama.cpp makes, which may be nothing; if Ctrl-C came meanwhile it is freed, and the interruption raised.
 
     noted: where a callback of ``make`` keeps what it may not raise itself.
     """
     interruption: list[BaseException] = [] if noted is None else noted
-    with interrupts_noted(interruption):
+    with record_interrupts(interruption):
         handle = make()
     if interruption:
         if handle:
@@ -205,7 +205,7 @@ _LIBRARIES = ("ggml", "ggml-base")
 def function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
     """The function of that name, with ctypes' types of what it gives and takes. Raises ModelLoadError where this build has none."""
     for library in _LIBRARIES:
-        found = getattr(_opened(library), name, None)
+        found = getattr(_open_library(library), name, None)
         if found is not None:
             found.restype, found.argtypes = result, arguments
             return found  # type: ignore[no-any-return]
@@ -213,7 +213,7 @@ def function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
 
 
 @cache
-def _opened(library: str) -> Any:
+def _open_library(library: str) -> Any:
     try:
         return extensions.load_shared_library(library, _FOLDER)
     except (FileNotFoundError, RuntimeError):  # some builds are one library

@@ -18,7 +18,7 @@ import numpy as np
 from ..common.errors import ContextOverflowError, ModelLoadError, PromptError, SessionError, SettingError, UnwantedError
 from ..tokens.rows import MAX_ROWS
 from ..tokens.sampler import Array
-from .backend import complaint, forget_complaints, free, in_own_process, made, require_own_process
+from .backend import complaint, create, forget_complaints, free, in_own_process, require_own_process
 from .batch import BATCH_TOKENS, Batch, Part, Timeline
 from .exactness import LEAST, largest_exact_batch
 from .model import LlamaModel, apply_adapters
@@ -70,7 +70,7 @@ class LlamaContext:
         params = context_parameters(model.placement, n_ctx=n_ctx, n_timelines=n_timelines, n_threads=threads, n_snapshots=n_snapshots)
         log.info("%s: a context of %d tokens, threads: %d", model.path.name, n_ctx, params.n_threads)
         forget_complaints()
-        self._ctx = made(lambda: llama_cpp.llama_init_from_model(model.handle, params), llama_cpp.llama_free)
+        self._ctx = create(lambda: llama_cpp.llama_init_from_model(model.handle, params), llama_cpp.llama_free)
         if not self._ctx:
             raise SessionError(
                 f"{model.path.name}: llama.cpp cannot make a context of {n_ctx} tokens: {complaint()}. "

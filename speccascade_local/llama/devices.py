@@ -46,7 +46,7 @@ class Device:
 
 def devices() -> tuple[Device, ...]:
     """Those of this machine, in llama.cpp's order."""
-    return tuple(described(handle) for handle in _handles())
+    return tuple(describe(handle) for handle in _handles())
 
 
 def has_gpu() -> bool:
@@ -54,7 +54,7 @@ def has_gpu() -> bool:
     return any(_kind(handle).endswith("gpu") for handle in _handles())
 
 
-def described(handle: int) -> Device:
+def describe(handle: int) -> Device:
     """What a ``ggml_backend_dev_t`` tells of itself."""
     name: bytes = function("ggml_backend_dev_name", _TEXT, _POINTER)(handle)
     description: bytes = function("ggml_backend_dev_description", _TEXT, _POINTER)(handle)

@@ -19,7 +19,7 @@ import llama_cpp
 from ..common.errors import ModelLoadError, SessionError
 from ..models.gguf_header import check_gguf, check_model
 from ..models.placement import Placement
-from .backend import complaint, forget_complaints, free, made, physical_cores, reading, require_own_process
+from .backend import attribute_aborts_to, complaint, create, forget_complaints, free, physical_cores, require_own_process
 from .parameters import model_parameters
 from .tokenizer import Tokenizer
 
@@ -67,8 +67,8 @@ class LlamaModel:
         params.progress_callback = progress
         forget_complaints()
         load, release = llama_cpp.llama_model_load_from_file, llama_cpp.llama_model_free
-        with reading(self.path):
-            self._model = made(lambda: load(os.fsencode(self.path), params), release, interruption)
+        with attribute_aborts_to(self.path):
+            self._model = create(lambda: load(os.fsencode(self.path), params), release, interruption)
         if not self._model:
             raise ModelLoadError(
                 f"{self.path}: llama.cpp cannot load this file: {complaint()}. "

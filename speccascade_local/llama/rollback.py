@@ -137,7 +137,7 @@ class Checkpoints(Tail):
     """Puts back a copy of the state, or one of llama.cpp's own snapshots (so many tokens back at most) where that reaches.
 
     A copy is made where the text is settled. Before every draft a session is rewound to the committed text, even if it holds no more than
-    that; so of what is read first after a rewind all is committed but the last ``keep - 1`` tokens, a draft to be judged.
+    that; so of what is read first after a rollback all is committed but the last ``keep - 1`` tokens, a draft to be judged.
     Raises SessionError where llama.cpp can neither copy nor restore.
     """
 

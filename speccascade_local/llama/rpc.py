@@ -15,18 +15,18 @@ from typing import Any
 
 import llama_cpp
 
-from ..common.endpoints import Endpoint, all_parsed, greet
+from ..common.endpoints import Endpoint, greet, parse_endpoints
 from ..common.errors import SettingError
 from ..common.pip import rebuild
 from .backend import expect_lost_servers, forget_complaints, function, system_info
-from .devices import Device, array_of, described, device, devices
+from .devices import Device, array_of, describe, device, devices
 
 log = logging.getLogger(__name__)
 
 _POINTER, _NUMBER, _TEXT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p
 
 
-def supported() -> bool:
+def is_supported() -> bool:
     """Whether this build of llama.cpp has RPC."""
     system_info()  # llama.cpp finds its backends when it starts
     return bool(llama_cpp.llama_supports_rpc())
@@ -34,16 +34,16 @@ def supported() -> bool:
 
 def check_support() -> None:
     """Raises SettingError, with the command that makes such a build."""
-    if not supported():
+    if not is_supported():
         raise SettingError(f"this build of llama.cpp has no RPC; build it anew with: {rebuild('-DGGML_RPC=on')}")
 
 
-def reached(servers: Iterable[str]) -> tuple[Device, ...]:
+def connect(servers: Iterable[str]) -> tuple[Device, ...]:
     """The devices of these servers (``host:port``), in their order.
 
     Raises SettingError: for how they are written, for a build without RPC, and where no such server answers.
     """
-    named = all_parsed(servers)
+    named = parse_endpoints(servers)
     if named:
         check_support()
     for endpoint in named:  # all of them first: what llama.cpp cannot connect to ends the process
@@ -55,10 +55,10 @@ def holders(servers: Iterable[str], name: str | None = None) -> Any:
     """What a model's layers are spread over, as ``llama_model_params.devices`` takes it: these servers, then the device of that name.
 
     name None: this machine's graphics cards. Layers that are not put there stay in this machine's memory. Raises SettingError as
-    :func:`reached` does, and for a device that there is not.
+    :func:`connect` does, and for a device that there is not.
     """
     here = (device(name),) if name is not None else tuple(each for each in devices() if each.is_gpu)
-    far = reached(servers)
+    far = connect(servers)
     for each in far:
         log.info("RPC server %s: %s, %.1f GB free", each.server, each.name, each.free / 1e9)
     return array_of(far + here)
@@ -73,7 +73,7 @@ def _devices_of(endpoint: Endpoint) -> list[Device]:
         raise SettingError(f"RPC server {endpoint}: it offers no device; start it anew (speccascade rpc-serve)")
     count: int = function("ggml_backend_reg_dev_count", _NUMBER, _POINTER)(registry)
     handle_of = function("ggml_backend_reg_dev_get", _POINTER, _POINTER, _NUMBER)
-    return [described(handle_of(registry, index)) for index in range(count)]
+    return [describe(handle_of(registry, index)) for index in range(count)]
 
 
 def serve(endpoint: Endpoint, lent: Sequence[Device], threads: int, cache: Path | None) -> None:

@@ -50,11 +50,11 @@ class LlamaSession:
         """Append ``tokens``; the logits after each of the last ``keep`` of them: see :meth:`LlamaContext.evaluate`. [keep, n_vocab]"""
         return self.context.evaluate([Part(self.timeline, tokens, keep)])[0]
 
-    def rewind(self, length: int) -> None:
+    def roll_back(self, length: int) -> None:
         """Forget everything after the first ``length`` tokens. Raises SessionError when the model cannot."""
         self.context.require_open(self.timeline)
         if not 0 <= length <= len(self.tokens):
-            raise SettingError(f"cannot rewind to {length}; the session holds {len(self.tokens)} tokens")
+            raise SettingError(f"cannot roll back to {length}; the session holds {len(self.tokens)} tokens")
         self.context.drop(self.timeline, length)
 
     @property
@@ -76,14 +76,14 @@ class LlamaSession:
         self.context.release(self.timeline)
 
 
-class Saved(NamedTuple):
+class SavedState(NamedTuple):
     """tokens: what was held. state: llama.cpp's bytes for it, with which reading those tokens again is saved."""
 
     tokens: tuple[int, ...]
     state: bytes
 
 
-def saved(session: LlamaSession) -> Saved:
+def save_state(session: LlamaSession) -> SavedState:
     """What a session holds. Raises SessionError."""
     context, timeline = session.context, session.timeline
     context.require_open(timeline)
@@ -99,14 +99,14 @@ def saved(session: LlamaSession) -> Saved:
             f"{session.model.path.name}: llama.cpp wrote {written} of {size} bytes of what this model's memory holds; the text can be "
             "saved, but not the cache"
         )
-    return Saved(tokens, bytes(memoryview(buffer)[:written]))
+    return SavedState(tokens, bytes(memoryview(buffer)[:written]))
 
 
-def restore(session: LlamaSession, kept: Saved) -> None:
+def restore_state(session: LlamaSession, kept: SavedState) -> None:
     """Make a session hold again what was saved. Raises SessionError where it cannot, and then the session holds nothing."""
     context, timeline = session.context, session.timeline
     with context.in_use:
-        session.rewind(0)
+        session.roll_back(0)
         context.rollback.clear(timeline)
         if not kept.tokens:
             return

@@ -168,7 +168,7 @@ def shared_vocab_size(drafter: Tokenizer, expert: Tokenizer, role: str = "drafte
         ours, theirs = getattr(drafter, name), getattr(expert, name)
         if ours != theirs:
             raise PairError(
-                f"the models frame a text differently: {name} is {_added(ours)} for the {role}, {_added(theirs)} for the expert; {advice}"
+                f"the models frame a text differently: {name} is {_describe_id(ours)} for the {role}, {_describe_id(theirs)} for the expert; {advice}"
             )
     difference = abs(drafter.n_vocab - expert.n_vocab)
     if difference > MAX_SIZE_DIFFERENCE:
@@ -180,11 +180,11 @@ def shared_vocab_size(drafter: Tokenizer, expert: Tokenizer, role: str = "drafte
     for token in range(FIRST_COMPARED_ID, shared) if drafter.has_text else ():
         ours, theirs = drafter.stored_text(token), expert.stored_text(token)
         if ours != theirs:
-            raise PairError(f"token id {token} is {_shown(ours)} for the {role} and {_shown(theirs)} for the expert; {advice}")
+            raise PairError(f"token id {token} is {_quote(ours)} for the {role} and {_quote(theirs)} for the expert; {advice}")
     return shared
 
 
-def _shown(text: bytes) -> str:
+def _quote(text: bytes) -> str:
     """As text, or as bytes where it is none: two that differ never look the same."""
     try:
         return repr(text.decode())
@@ -196,5 +196,5 @@ def _kind(tokenizer: Tokenizer) -> str:
     return _KINDS[tokenizer.kind] if tokenizer.kind < len(_KINDS) else f"of type {tokenizer.kind}"
 
 
-def _added(token: int | None) -> str:
+def _describe_id(token: int | None) -> str:
     return "not added" if token is None else f"id {token}"

@@ -19,10 +19,10 @@ from ..llama.parameters import gpu_layers
 from ..models.gguf_header import Header, layers_of, read_header
 from ..models.placement import DEFAULT_CONTEXT, Placement
 from . import findings
-from .dry_run import RehearsedModel, rehearse
+from .dry_run import ModelPlan, dry_run_models
 from .findings import Finding, Grade
-from .memory import Need, free_memory, need_of, require_fit, settled
-from .plan import KEPT, Known, Plan, planned
+from .memory import Need, choose_layers, free_memory, memory_need, require_fit
+from .plan import KEPT, Known, Plan, plan_pair
 
 Answer = Literal["yes", "yes, but", "no"]
 EXIT_CODES: dict[Answer, int] = {"yes": 0, "yes, but": 1, "no": 2}
@@ -32,7 +32,7 @@ _LONGEST_CONTEXT = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class Checked:
+class PairReport:
     """What was found. needs: memory by role at ``n_ctx`` tokens, where all models can be used. free: bytes of memory by where. plan: None
     where nothing was measured.
     """
@@ -40,7 +40,7 @@ class Checked:
     name: str
     findings: tuple[Finding, ...]
     n_ctx: int | None = None
-    models: Mapping[str, RehearsedModel] | None = None
+    models: Mapping[str, ModelPlan] | None = None
     needs: Mapping[str, Need] | None = None
     free: Mapping[str, int] | None = None
     plan: Plan | None = None
@@ -80,7 +80,7 @@ def check(
     placements: Mapping[str, Placement] | None = None,
     known: Sequence[Known] = (),
     must_fit: bool = True,
-) -> Checked:
+) -> PairReport:
     """files: by role, "expert" among them; without a drafter drafts are copied from the text. n_ctx: tokens of context. known: what was
     measured on this machine. must_fit: False makes too little memory a warning.
 
@@ -90,31 +90,29 @@ def check(
         whole_number("n_ctx (--ctx)", n_ctx, 1, _LONGEST_CONTEXT)
     wanted = {role: (placements or {}).get(role, Placement()) for role in files}
     try:
-        models = rehearse(files, n_ctx=n_ctx, placements=wanted).models
+        models = dry_run_models(files, n_ctx=n_ctx, placements=wanted).models
         headers = {role: read_header(path) for role, path in files.items()}
         layers = {role: layers_of(path) for role, path in files.items()}
     except ModelLoadError as error:
-        return Checked(name, (Finding("no", "files", str(error)),))
+        return PairReport(name, (Finding("no", "files", str(error)),))
     trained = min(model.n_ctx_train for model in models.values())
     size = min(n_ctx or DEFAULT_CONTEXT, trained)
     there = devices()
-    placed = settled(wanted, models, layers, size, there)
+    placed = choose_layers(wanted, models, layers, size, there)
     usable = not any(model.refused for model in models.values())
-    needs = {role: need_of(model, size, layers[role], gpu_layers(placed[role])) for role, model in models.items() if usable}
-    plan = planned(headers.get("drafter"), headers["expert"], known, size) if known else None
+    needs = {role: memory_need(model, size, layers[role], gpu_layers(placed[role])) for role, model in models.items() if usable}
+    plan = plan_pair(headers.get("drafter"), headers["expert"], known, size) if known else None
     found = [
         *_comparisons(models, headers, placed),
-        *([_context(n_ctx, trained)] if n_ctx and n_ctx > trained else []),
-        *([_memory(needs, placed, size, there, must_fit)] if usable else []),
-        _speed(plan),
+        *([_context_finding(n_ctx, trained)] if n_ctx and n_ctx > trained else []),
+        *([_memory_finding(needs, placed, size, there, must_fit)] if usable else []),
+        _speed_finding(plan),
     ]
     free = {"memory": free_memory()} | {device.name: device.free for device in there if device.is_gpu}
-    return Checked(name, tuple(found), size, models, needs, free, plan)
+    return PairReport(name, tuple(found), size, models, needs, free, plan)
 
 
-def _comparisons(
-    models: Mapping[str, RehearsedModel], headers: Mapping[str, Header], placements: Mapping[str, Placement]
-) -> Iterator[Finding]:
+def _comparisons(models: Mapping[str, ModelPlan], headers: Mapping[str, Header], placements: Mapping[str, Placement]) -> Iterator[Finding]:
     expert = models["expert"]
     others = {role: model for role, model in models.items() if role != "expert"}
     if not others:
@@ -131,11 +129,13 @@ def _comparisons(
     yield from findings.experts(expert)
 
 
-def _context(n_ctx: int, trained: int) -> Finding:
+def _context_finding(n_ctx: int, trained: int) -> Finding:
     return Finding("no", "context", f"{n_ctx} tokens were asked for (--ctx), and the models were trained for {trained}; that is the most")
 
 
-def _memory(needs: Mapping[str, Need], placements: Mapping[str, Placement], n_ctx: int, there: Sequence[Device], must_fit: bool) -> Finding:
+def _memory_finding(
+    needs: Mapping[str, Need], placements: Mapping[str, Placement], n_ctx: int, there: Sequence[Device], must_fit: bool
+) -> Finding:
     own = free_memory()
     try:
         require_fit(needs, placements, n_ctx, own, there)
@@ -146,7 +146,7 @@ def _memory(needs: Mapping[str, Need], placements: Mapping[str, Placement], n_ct
     return Finding("well", "memory", f"{decimal(wanted)}{gpu} at a context of {n_ctx} tokens; {decimal(own)} are free")
 
 
-def _speed(plan: Plan | None) -> Finding:
+def _speed_finding(plan: Plan | None) -> Finding:
     if plan is None:
         return Finding(
             "note", "speed", "nothing was measured on this machine; 'speccascade profile PAIR' does so, and any pair tells of the others"

@@ -32,7 +32,7 @@ class Finding:
     mend: str = ""
 
 
-def diagnosed(found: Inspection) -> tuple[Finding, ...]:
+def diagnose(found: Inspection) -> tuple[Finding, ...]:
     """What is broken first."""
     return tuple(sorted((*_broken(found), *_of_build(found), *_of_machine(found), *_of_places(found)), key=lambda each: not each.broken))
 
@@ -101,14 +101,14 @@ _SECRETS = re.compile(r"\bhf_\w{8,}|(?<=://)[^/\s@]+(?=@)")  # of Hugging Face; 
 _SHORTEST = 6  # a shorter value may be a word of the text
 
 
-def redacted(value: Any, environment: Mapping[str, str] = os.environ) -> Any:
+def redact(value: Any, environment: Mapping[str, str] = os.environ) -> Any:
     """The same with all texts in it redacted, keys of mappings too."""
     if isinstance(value, str):
         return _text(value, environment)
     if isinstance(value, Mapping):
-        return {redacted(key, environment): redacted(each, environment) for key, each in value.items()}
+        return {redact(key, environment): redact(each, environment) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [redacted(each, environment) for each in value]
+        return [redact(each, environment) for each in value]
     return value
 
 

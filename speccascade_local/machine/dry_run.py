@@ -25,7 +25,7 @@ from pydantic import TypeAdapter
 
 from ..common.child_process import command
 from ..common.errors import CatalogError, ModelLoadError, SettingError
-from ..common.files import PACKAGE, json_of, replace_file
+from ..common.files import PACKAGE, read_json, replace_file
 from ..llama.backend import llama_cpp_version
 from ..llama.batch import MOST_COPIES
 from ..models.gguf_header import check_model
@@ -61,7 +61,7 @@ class TokenizerFacts:
 
 
 @dataclass(frozen=True)
-class RehearsedModel:
+class ModelPlan:
     """One model as llama.cpp plans it at ``n_ctx`` tokens. Sizes in bytes.
 
     weights: all tensors. cache: what attention keeps. recurrent: what a recurrent memory keeps, snapshots included; state: one of them.
@@ -107,21 +107,21 @@ class RehearsedModel:
 
 
 @dataclass(frozen=True)
-class Rehearsed:
+class PairPlan:
     """The models by role. n_vocab: how many ids all of them share with the expert; None where one does not pair, as ``difference`` says."""
 
-    models: Mapping[str, RehearsedModel]
+    models: Mapping[str, ModelPlan]
     n_vocab: int | None
     difference: str | None
 
 
-def rehearse(
+def dry_run_models(
     files: Mapping[str, Path],
     *,
     n_ctx: int | None = None,
     placements: Mapping[str, Placement] | None = None,
     seconds: float | None = None,
-) -> Rehearsed:
+) -> PairPlan:
     """Load models by role without weights, each with a context over it, and compare the vocabularies with that of the role "expert".
 
     n_ctx: tokens of each context; None for 4096, or what a model was trained for where that is less. placements: by role.
@@ -155,9 +155,9 @@ class _Child:
 
     files: Mapping[str, Path]
     begun: str | None = None
-    models: dict[str, RehearsedModel] = field(default_factory=dict)
+    models: dict[str, ModelPlan] = field(default_factory=dict)
 
-    def ask(self, question: str, seconds: float) -> Rehearsed:
+    def ask(self, question: str, seconds: float) -> PairPlan:
         with tempfile.TemporaryFile() as asked:  # not a pipe, which would have to be written to while the child may be dying
             asked.write(question.encode())
             asked.seek(0)
@@ -191,7 +191,7 @@ class _Child:
             raise ModelLoadError(
                 f"{path}: llama.cpp gave up on this file ({_ending(code)}): {words.last()}. Fetch it again, or choose another"
             )
-        return _paired(self.models)
+        return _compare(self.models)
 
     def _start(self, asked: IO[bytes]) -> Any:
         environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}  # else llama.cpp starts a debugger where it aborts
@@ -214,23 +214,23 @@ class _Child:
             return  # not one of its reports: what is missing in the end is told then
 
 
-def from_facts(facts: object) -> RehearsedModel:
+def from_facts(facts: object) -> ModelPlan:
     """A model as JSON has it. Raises ValueError for what is none."""
     return _facts().validate_python(facts)
 
 
 @cache
-def _facts() -> TypeAdapter[RehearsedModel]:
-    return TypeAdapter(RehearsedModel)
+def _facts() -> TypeAdapter[ModelPlan]:
+    return TypeAdapter(ModelPlan)
 
 
-def _paired(models: Mapping[str, RehearsedModel]) -> Rehearsed:
+def _compare(models: Mapping[str, ModelPlan]) -> PairPlan:
     if "expert" not in models:
-        return Rehearsed(models, None, None)
+        return PairPlan(models, None, None)
     others = [model for role, model in models.items() if role != "expert"]
     difference = next((model.difference for model in others if model.difference), None)
     shared = min((model.n_shared or 0 for model in others), default=models["expert"].n_vocab)
-    return Rehearsed(models, None if difference else shared, difference)
+    return PairPlan(models, None if difference else shared, difference)
 
 
 class _Words(threading.Thread):
@@ -261,13 +261,13 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 
 
-def plans_of(files: Mapping[str, Path], *, n_ctx: int | None, placements: Mapping[str, Placement]) -> dict[str, RehearsedModel]:
-    """Each model by role as :func:`rehearse` finds it, without what it shares with others. Raises what that raises."""
+def plans_of(files: Mapping[str, Path], *, n_ctx: int | None, placements: Mapping[str, Placement]) -> dict[str, ModelPlan]:
+    """Each model by role as :func:`dry_run_models` finds it, without what it shares with others. Raises what that raises."""
     keys = {role: _key(path, n_ctx, placements[role]) for role, path in files.items()}
     found = {role: _read(key) for role, key in keys.items()}
     unknown = {role: path for role, path in files.items() if found[role] is None}
     if unknown:
-        for role, model in rehearse(unknown, n_ctx=n_ctx, placements=placements).models.items():
+        for role, model in dry_run_models(unknown, n_ctx=n_ctx, placements=placements).models.items():
             found[role] = model
             _write(keys[role], model)
     return {role: model for role, model in found.items() if model is not None}
@@ -276,32 +276,32 @@ def plans_of(files: Mapping[str, Path], *, n_ctx: int | None, placements: Mappin
 def _key(path: Path, n_ctx: int | None, placement: Placement) -> str | None:
     """None for a file that is not there."""
     try:
-        seen = [_seen(each) for each in (*shards_of(path), *(adapter for adapter, _ in placement.lora))]
+        seen = [_file_state(each) for each in (*shards_of(path), *(adapter for adapter, _ in placement.lora))]
     except (OSError, ValueError):
         return None
     asked = [FORMAT, llama_cpp_version(), os.path.abspath(path), seen, n_ctx, placement.as_dict()]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
 
 
-def _seen(path: Path) -> list[int]:
+def _file_state(path: Path) -> list[int]:
     """What changes with the file, even where whoever replaced it kept its size and the time of its last change."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def _read(key: str | None) -> RehearsedModel | None:
+def _read(key: str | None) -> ModelPlan | None:
     if key is None:
         return None
     if not os.path.exists(_file(key)):
         return None
     try:
-        return from_facts(json_of(_file(key)))
+        return from_facts(read_json(_file(key)))
     except (CatalogError, ValueError) as error:
         log.info("%s: not what a rehearsal found (%s); trying the model again", _file(key), error)
         return None
 
 
-def _write(key: str | None, model: RehearsedModel) -> None:
+def _write(key: str | None, model: ModelPlan) -> None:
     if key is None:
         return
     facts = {**asdict(model), "path": str(model.path), "n_shared": None, "difference": None}

@@ -12,7 +12,7 @@ from typing import Literal
 from rich.filesize import decimal
 
 from ..models.placement import QUANTIZED, Placement
-from .dry_run import RehearsedModel, TokenizerFacts
+from .dry_run import ModelPlan, TokenizerFacts
 
 Grade = Literal["well", "note", "warning", "no"]
 
@@ -30,7 +30,7 @@ class Finding:
     text: str
 
 
-def vocabulary(role: str, model: RehearsedModel, expert: RehearsedModel) -> Finding:
+def vocabulary(role: str, model: ModelPlan, expert: ModelPlan) -> Finding:
     """llama.cpp's verdict, with the first difference."""
     if model.difference or model.n_shared is None:
         return Finding("no", "vocabulary", model.difference or f"the {role}'s was not compared with the expert's")
@@ -40,14 +40,14 @@ def vocabulary(role: str, model: RehearsedModel, expert: RehearsedModel) -> Find
     return Finding("well", "vocabulary", f"{model.n_shared} ids in common, with the same texts{sizes}")
 
 
-def tokenizers(role: str, model: RehearsedModel, expert: RehearsedModel) -> Iterator[Finding]:
+def tokenizers(role: str, model: ModelPlan, expert: ModelPlan) -> Iterator[Finding]:
     """What llama.cpp does not compare: how text is cut up before merging, special ids, and the ids that end a text."""
     ours, theirs = model.tokenizer, expert.tokenizer
     if ours.pre != theirs.pre:
         yield Finding(
             "warning",
             "pre-type",
-            f"{_named(ours.pre)} for the {role}, {_named(theirs.pre)} for the expert: text is cut as the expert cuts it, so the {role} "
+            f"{_name(ours.pre)} for the {role}, {_name(theirs.pre)} for the expert: text is cut as the expert cuts it, so the {role} "
             "may meet ids that it seldom saw in training",
         )
     elif theirs.pre:
@@ -67,7 +67,7 @@ def tokenizers(role: str, model: RehearsedModel, expert: RehearsedModel) -> Iter
         yield Finding("well", "end ids", f"{_ids(theirs.end_ids, theirs)}, for both")
 
 
-def templates(role: str, model: RehearsedModel, expert: RehearsedModel) -> Finding:
+def templates(role: str, model: ModelPlan, expert: ModelPlan) -> Finding:
     """The expert's is used for both."""
     ours, theirs = model.chat_template, expert.chat_template
     if not theirs:
@@ -81,7 +81,7 @@ def templates(role: str, model: RehearsedModel, expert: RehearsedModel) -> Findi
     return Finding("well", "chat template", "the same")
 
 
-def rollback(role: str, model: RehearsedModel) -> Finding:
+def rollback(role: str, model: ModelPlan) -> Finding:
     """How its memory forgets a rejected draft."""
     about = f"{role}: rollback"
     if model.refused or model.rollback is None:
@@ -101,7 +101,7 @@ def rollback(role: str, model: RehearsedModel) -> Finding:
     )
 
 
-def experts(expert: RehearsedModel) -> Iterator[Finding]:
+def experts(expert: ModelPlan) -> Iterator[Finding]:
     """A mixture of experts gains less."""
     if expert.n_experts:
         yield Finding(
@@ -155,5 +155,5 @@ def _id(token: int | None, facts: TokenizerFacts) -> str:
     return f"{token} {facts.texts[token]!r}" if token in facts.texts else str(token)
 
 
-def _named(pre: str) -> str:
+def _name(pre: str) -> str:
     return pre or "not named"

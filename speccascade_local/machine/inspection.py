@@ -18,7 +18,7 @@ from ..llama.devices import devices, has_gpu
 from ..models import catalog
 from .hardware import Memory, Processors, graphics_cards, memory, processors
 from .installation import Extra, Folder, extras, folders, missing, versions
-from .trial import Trial, tried
+from .trial import Trial, try_bundled_pair
 
 #: Variables that change how llama.cpp runs and hold no secrets; of others not even the name is told.
 _VARIABLES = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE")
@@ -63,13 +63,13 @@ class Inspection:
         return whole
 
 
-def inspected(on_step: Callable[[str], None] = lambda _: None) -> Inspection:
+def inspect_machine(on_step: Callable[[str], None] = lambda _: None) -> Inspection:
     """Look at everything; takes a few seconds. on_step: told what is done next."""
     on_step("asking llama.cpp")
-    build = built()
+    build = read_build()
     places = tuple(Place(each.name, each.description, each.kind, each.free, each.total) for each in devices())
     on_step("loading the bundled pair and asking it, in a child process")
-    trial = tried()
+    trial = try_bundled_pair()
     on_step("looking into folders")
     return Inspection(
         speccascade=__version__,
@@ -109,7 +109,7 @@ class Build:
     repacking: bool
 
 
-def built() -> Build:
+def read_build() -> Build:
     """What llama.cpp says of itself."""
     info = system_info()
     pairs = (part.split(" : ")[-1].split(" = ") for part in info.split("|"))
@@ -118,7 +118,7 @@ def built() -> Build:
         commit=backend.commit(),
         features=features,
         gpu=has_gpu(),
-        rpc=rpc.supported(),
+        rpc=rpc.is_supported(),
         mmap=backend.supports_mmap(),
         repacking=extra_buffers_are_safe(info),
     )

@@ -10,11 +10,11 @@ from time import perf_counter
 
 import numpy as np
 
-from ..decoding.auto_length import Auto
+from ..decoding.auto_length import AutoLength
 from ..decoding.draft import Helpers, Session
-from ..decoding.fidelity import Wanted
+from ..decoding.fidelity import Recording
 from ..decoding.generation import Generation
-from ..decoding.history import Experience
+from ..decoding.history import AcceptanceHistory
 from ..decoding.loop import decode
 from ..decoding.ngram import Guess, NgramIndex, NgramSession
 from ..decoding.profile import FREE, Profile
@@ -38,14 +38,14 @@ def loop_cost(drafter: Session | None, expert: Session) -> tuple[float, float]:
 def _own_s(drafter: _Timed, expert: _Timed, block_size: int) -> float:
     """Seconds of a block that neither model took, the median."""
     for session in (drafter, expert):
-        session.rewind(0)
+        session.roll_back(0)
     generation = Generation([0], Sampler(0), np.random.default_rng(0), lambda _: False)
     room = expert.n_ctx - len(generation.tokens)
     if room < 1:
         return 0.0
     blocks = decode(
         generation, drafter, expert, rule=Strict(), block_size=min(block_size, room // 2), max_tokens=room, stops=lambda _: False,
-        stats=Stats(), wanted=Wanted(), pace=_Eager(Profile(FREE, FREE, 1.0, {}), Experience()), helpers=Helpers(NgramIndex()),
+        stats=Stats(), wanted=Recording(), pace=_Eager(Profile(FREE, FREE, 1.0, {}), AcceptanceHistory()), helpers=Helpers(NgramIndex()),
     )  # fmt: skip
     own: list[float] = []
     until = perf_counter() + ENOUGH_S
@@ -60,31 +60,31 @@ def _own_s(drafter: _Timed, expert: _Timed, block_size: int) -> float:
     return median(own[1:] or own)  # the first block reads the prompt
 
 
-class _Eager(Auto):
+class _Eager(AutoLength):
     """Weighs everything as always, and drafts on whatever comes of it."""
 
     def another(self, guess: Guess) -> bool:
-        """See :class:`~speccascade_local.decoding.lengths.Pace`."""
+        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
         super().another(guess)
         return True
 
     def worth(self, row: Rows) -> bool:
-        """See :class:`~speccascade_local.decoding.lengths.Pace`."""
+        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
         super().worth(row)
         return True
 
     def review(self, guess: Guess) -> int:
-        """See :class:`~speccascade_local.decoding.lengths.Pace`."""
+        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
         super().review(guess)
         return 0
 
     def tail(self, guess: Guess) -> int:
-        """See :class:`~speccascade_local.decoding.lengths.Pace`."""
+        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
         super().tail(guess)
         return 0
 
     def ahead(self, submitted: int) -> int:
-        """See :class:`~speccascade_local.decoding.lengths.Pace`."""
+        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
         return 0
 
 
@@ -108,6 +108,6 @@ class _Timed:
         finally:
             self.seconds += perf_counter() - started
 
-    def rewind(self, length: int) -> None:
+    def roll_back(self, length: int) -> None:
         """As the session's."""
-        self._session.rewind(length)
+        self._session.roll_back(length)

@@ -13,7 +13,7 @@ from ..common.errors import ModelLoadError
 from ..llama.devices import Device
 from ..models.gguf_header import Layers
 from ..models.placement import CACHE_TYPES, Placement
-from .dry_run import RehearsedModel
+from .dry_run import ModelPlan
 from .hardware import memory
 
 #: Of a GPU's free memory: what its driver takes meanwhile, and what planning misses.
@@ -45,7 +45,7 @@ class Need:
         return ", ".join(parts)
 
 
-def need_of(model: RehearsedModel, n_ctx: int, layers: Layers | None = None, gpu_layers: int = 0, timelines: int = 1) -> Need:
+def memory_need(model: ModelPlan, n_ctx: int, layers: Layers | None = None, gpu_layers: int = 0, timelines: int = 1) -> Need:
     """Of one model, from its rehearsal. layers: needed where ``gpu_layers`` are more than 0; -1 is all. timelines: of ``n_ctx`` each."""
     grows = timelines * n_ctx / model.n_ctx
     cache = round(model.cache * grows)
@@ -74,18 +74,18 @@ def need_of(model: RehearsedModel, n_ctx: int, layers: Layers | None = None, gpu
     return Need(own | rest, gpu)
 
 
-def layers_that_fit(model: RehearsedModel, n_ctx: int, layers: Layers, free: int, timelines: int = 1) -> int:
+def layers_that_fit(model: ModelPlan, n_ctx: int, layers: Layers, free: int, timelines: int = 1) -> int:
     """How many of a model's layers fit so many bytes of a GPU: -1 for all, 0 for none. llama.cpp takes them from the output down."""
     room = free * (1 - _SPARE)
     for count in range(len(layers.blocks) + 1, 0, -1):
-        if need_of(model, n_ctx, layers, count, timelines).gpu_bytes <= room:
+        if memory_need(model, n_ctx, layers, count, timelines).gpu_bytes <= room:
             return -1 if count > len(layers.blocks) else count
     return 0
 
 
-def settled(
+def choose_layers(
     placements: Mapping[str, Placement],
-    models: Mapping[str, RehearsedModel],
+    models: Mapping[str, ModelPlan],
     layers: Mapping[str, Layers],
     n_ctx: int,
     devices: Sequence[Device],
@@ -107,7 +107,7 @@ def settled(
         if count == "auto":
             count = layers_that_fit(models[role], n_ctx, layers[role], room, timelines)
         given[role] = replace(given[role], gpu_layers=count, mapped=not models[role].reordered)
-        taken = need_of(models[role], n_ctx, layers.get(role), count, timelines).gpu_bytes
+        taken = memory_need(models[role], n_ctx, layers.get(role), count, timelines).gpu_bytes
         for name in where:  # llama.cpp spreads over several by what is free on each
             free[name] -= round(taken * free[name] / room) if room else 0
     return given

@@ -50,7 +50,7 @@ class Plan:
     off: tuple[float, float] | None
 
 
-def planned(drafter: Header | None, expert: Header, known: Sequence[Known], n_ctx: int) -> Plan:
+def plan_pair(drafter: Header | None, expert: Header, known: Sequence[Known], n_ctx: int) -> Plan:
     """Drafter None: drafts are copied from the text. Raises SettingError where nothing was measured on this machine."""
     if not known:
         raise SettingError(

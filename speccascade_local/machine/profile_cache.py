@@ -16,7 +16,7 @@ from pathlib import Path
 import platformdirs
 
 from ..common.errors import CatalogError
-from ..common.files import fingerprint, json_of, replace_file
+from ..common.files import fingerprint, read_json, replace_file
 from ..decoding.profile import Profile, Speed
 from ..llama.backend import llama_cpp_version, physical_cores, system_info
 from ..llama.parameters import gpu_layers
@@ -72,8 +72,8 @@ def key_of(drafter: LlamaSession | None, expert: LlamaSession, threads: int | No
         "format": FORMAT,
         "drafter": _identity(drafter.model.path) if drafter is not None else "none",
         "expert": _identity(expert.model.path),
-        "drafter_placement": _placed(drafter.model.placement) if drafter is not None else "",
-        "expert_placement": _placed(expert.model.placement),
+        "drafter_placement": _placement_key(drafter.model.placement) if drafter is not None else "",
+        "expert_placement": _placement_key(expert.model.placement),
         "drafter_bytes": drafter.model.n_bytes if drafter is not None else 0,
         "expert_bytes": expert.model.n_bytes,
         "context": min(expert.n_ctx, DEEP + SHALLOW),  # of a larger one no more is measured
@@ -107,7 +107,7 @@ def _machine() -> dict[str, str | int]:
     }
 
 
-def _placed(placement: Placement) -> str:
+def _placement_key(placement: Placement) -> str:
     """What of it makes a model slower or faster; adapters by what they are."""
     adapters = [(_identity(path), scale) for path, scale in placement.lora]
     return json.dumps([gpu_layers(placement), *(getattr(placement, name) for name in _SPEED), adapters])
@@ -137,7 +137,7 @@ def _read(path: Path) -> Profile | None:
     if not os.path.exists(path):
         return None
     try:
-        return Profile.from_dict(json_of(path, most=_MOST_BYTES))
+        return Profile.from_dict(read_json(path, most=_MOST_BYTES))
     except (CatalogError, ValueError) as error:  # half-written, of another program, or not readable: measured anew
         log.info("%s: not a profile (%s); measuring anew", path, error)
         return None

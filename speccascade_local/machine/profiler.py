@@ -45,14 +45,14 @@ def fewest_threads(seconds: Mapping[int, float]) -> int:
     return min(threads for threads, taken in seconds.items() if taken <= 1.05 * best)
 
 
-def completed(known: Mapping[int, float]) -> tuple[float, ...]:
+def complete(known: Mapping[int, float]) -> tuple[float, ...]:
     """Seconds for all SIZES from those for 1..k: beyond k, which is all that a tiny context has room for, a straight line."""
     last = max(known)
     slope = max(0.0, (known[last] - known[1]) / (last - 1)) if last > 1 else known[1]
     return tuple(known[n] if n in known else known[last] + (n - last) * slope for n in SIZES)
 
 
-def scaled(shallow: Sequence[float], deep: Mapping[int, float]) -> tuple[float, ...]:
+def scale(shallow: Sequence[float], deep: Mapping[int, float]) -> tuple[float, ...]:
     """Seconds for all SIZES at a depth where some were measured, from those at a lower one; a deeper cache is never cheaper."""
     sizes = sorted(deep)
     ratios = [max(1.0, deep[n] / shallow[n - 1]) for n in sizes]
@@ -87,7 +87,7 @@ class TimedSession:
         self.sizes = [n for n in SIZES if self.depth + n <= session.n_ctx]
         self._samples: Samples = {n: [] for n in self.sizes}
         self._deep_samples: Samples = {}
-        session.rewind(0)
+        session.roll_back(0)
         session.context.pad_batches({})
         self._prompt_s: float | None = None
         self._fill(self.depth)
@@ -101,7 +101,7 @@ class TimedSession:
         started = perf_counter()
         session.extend(self._ids[held : held + n], keep=n)
         taken = perf_counter() - started
-        session.rewind(held)
+        session.roll_back(held)
         self._clock.tick()
         return taken
 
@@ -113,7 +113,7 @@ class TimedSession:
         for token in self._ids[held : held + n]:
             session.extend([token], keep=1)
         taken = perf_counter() - started
-        session.rewind(held)
+        session.roll_back(held)
         return taken
 
     def choose_threads(self, named: int | None) -> None:
@@ -175,7 +175,7 @@ class TimedSession:
         for _ in range(FEWEST_ROUNDS - 1):
             for n, samples in self._deep_samples.items():
                 self._visit(n, samples)
-        self._session.rewind(self.depth)
+        self._session.roll_back(self.depth)
 
     def _fill(self, depth: int) -> None:
         missing = self._ids[len(self._session.tokens) : depth]
@@ -184,10 +184,10 @@ class TimedSession:
 
     def speed(self) -> Speed:
         """What was found."""
-        shallow = completed({n: median(samples) for n, samples in self._samples.items()})
+        shallow = complete({n: median(samples) for n, samples in self._samples.items()})
         rows = {self.depth: shallow}
         if self._deep is not None:
-            rows[self._deep] = scaled(shallow, {n: median(samples) for n, samples in self._deep_samples.items()})
+            rows[self._deep] = scale(shallow, {n: median(samples) for n, samples in self._deep_samples.items()})
         # A context too small to read a prompt in: as in the largest batch.
         prompt_s = self._prompt_s or shallow[-1] / SIZES[-1]
         return Speed(self._session.context.threads, self._session.context.batch_threads, tuple(rows), tuple(rows.values()), prompt_s)
@@ -233,7 +233,7 @@ def measure(
         raise
     finally:
         for session in sessions:
-            session.rewind(0)
+            session.roll_back(0)
     on_step(1.0)
     return profile
 

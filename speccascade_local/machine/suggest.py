@@ -26,8 +26,8 @@ from ..models.gguf_header import Header, read_header
 from ..models.gguf_layout import StoredList, layout_of
 from ..models.local import TOKENS, LocalModel
 from ..models.placement import DEFAULT_CONTEXT
-from .dry_run import rehearse
-from .plan import KEPT, Known, best_length, planned
+from .dry_run import dry_run_models
+from .plan import KEPT, Known, best_length, plan_pair
 
 #: Files' words for kinds of vocabularies that llama.cpp reads as one kind; what is not listed is left to llama.cpp.
 _KINDS = {"llama": "SPM", "gpt2": "BPE", "gemma4": "BPE", "bert": "WordPiece", "t5": "Unigram", "rwkv": "RWKV", "no_vocab": "none"}
@@ -77,46 +77,46 @@ def suggest(
     others: list[tuple[LocalModel, str]] = []
     candidates = [model for model in models if os.path.realpath(model.path) != own]
     for i, model in enumerate(candidates):
-        found = _looked_at(model, store, header, known)
+        found = _look_at(model, store, header, known)
         promising.append(found) if isinstance(found, Suggestion) else others.append((model, found))
         on_step(_LOOKING * (i + 1) / len(candidates))
     promising.sort(key=lambda each: (-each.speedup[0] * each.speedup[1], each.model.size, each.model.name))
     while promising and len(ranked) < most:
         trying, promising = promising[: most - len(ranked)], promising[most - len(ranked) :]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            verdicts = list(pool.map(lambda each: _rehearsed(each, expert), trying))
+            verdicts = list(pool.map(lambda each: _dry_run(each, expert), trying))
         for each, verdict in zip(trying, verdicts):
             ranked.append(verdict) if isinstance(verdict, Suggestion) else others.append((each.model, verdict))
     on_step(1.0)
     return Suggestions(tuple(ranked), tuple(each.model for each in promising), tuple(others))
 
 
-def expected(drafter: Header, expert: Header, known: Sequence[Known], n_ctx: int = DEFAULT_CONTEXT) -> tuple[float, float]:
+def estimate_speedup(drafter: Header, expert: Header, known: Sequence[Known], n_ctx: int = DEFAULT_CONTEXT) -> tuple[float, float]:
     """As ``plan`` tells it. Where nothing was measured: Leviathan's formula, as if a drafted token took a share of an expert's that is the
     share of bytes it reads, and a batch as long as a single token, which is how it is where memory alone is slow.
     """
     if known:
-        return planned(drafter, expert, known, n_ctx).speedup
+        return plan_pair(drafter, expert, known, n_ctx).speedup
     cost = drafter.token_bytes / expert.token_bytes
     flat = [1.0] * (LONGEST + 1)
     low, high = (best_length(kept, cost, flat)[0] for kept in KEPT)
     return low, high
 
 
-def _looked_at(model: LocalModel, expert: _Texts, header: Header, known: Sequence[Known]) -> Suggestion | str:
+def _look_at(model: LocalModel, expert: _Texts, header: Header, known: Sequence[Known]) -> Suggestion | str:
     """What the files alone tell: a suggestion still to be rehearsed, or why there is none."""
     try:
-        if reason := ruled_out(model, expert, header):
+        if reason := reason_against(model, expert, header):
             return reason
         drafter = read_header(model.path)
     except ModelLoadError as error:
         return str(error)
     except OSError as error:
         return f"{model.path}: cannot be read ({error.strerror})"
-    return Suggestion(model, expected(drafter, header, known), header.token_bytes / max(1, drafter.token_bytes), "")
+    return Suggestion(model, estimate_speedup(drafter, header, known), header.token_bytes / max(1, drafter.token_bytes), "")
 
 
-def ruled_out(model: LocalModel, expert: _Texts, header: Header) -> str | None:
+def reason_against(model: LocalModel, expert: _Texts, header: Header) -> str | None:
     """The reason why a model cannot pair, where the files alone tell it. Raises ModelLoadError and OSError."""
     kind, wanted = _KINDS.get(model.tokenizer), _KINDS.get(expert.kind)
     if kind and wanted and kind != wanted:
@@ -128,10 +128,10 @@ def ruled_out(model: LocalModel, expert: _Texts, header: Header) -> str | None:
     return expert.first_difference(_Texts(model.path)) if model.n_tokens and expert.count else None
 
 
-def _rehearsed(suggestion: Suggestion, expert: Path) -> Suggestion | str:
+def _dry_run(suggestion: Suggestion, expert: Path) -> Suggestion | str:
     """llama.cpp's verdict: the suggestion with how its memory rolls back, or why it is none."""
     try:
-        found = rehearse({"drafter": suggestion.model.path, "expert": expert}, n_ctx=_CONTEXT)
+        found = dry_run_models({"drafter": suggestion.model.path, "expert": expert}, n_ctx=_CONTEXT)
     except ModelLoadError as error:
         return str(error)
     drafter = found.models["drafter"]
@@ -153,7 +153,7 @@ class _Texts:
     def first_difference(self, other: _Texts) -> str | None:
         """From the first id that counts to the last that both have. Raises ModelLoadError."""
         shared = min(self.count, other.count)
-        with _mapped(self.path) as ours, _mapped(other.path) as theirs:
+        with _map_all(self.path) as ours, _map_all(other.path) as theirs:
             own, its = self._begin(ours), other._begin(theirs)
             end = self._ends[shared - 1] if shared > FIRST_COMPARED_ID else own
             if ours[own:end] == theirs[its : its + end - own]:  # which is so of most models that pair, and takes no time
@@ -176,7 +176,7 @@ class _Texts:
     @cached_property
     def _ends(self) -> list[int]:
         """Where each text ends."""
-        with _mapped(self.path) as data:
+        with _map_all(self.path) as data:
             return list(accumulate((8 + len(text) for text in _texts(data, self._place.start, self.count)), initial=self._place.start))[1:]
 
 
@@ -196,6 +196,6 @@ def _texts(data: mmap.mmap, at: int, count: int) -> Iterator[bytes]:
         at = end
 
 
-def _mapped(path: Path) -> mmap.mmap:
+def _map_all(path: Path) -> mmap.mmap:
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -36,7 +36,7 @@ class Trial:
     crash: str = ""
 
 
-def tried(words: Sequence[str] = tuple(command("trial")), *, patience: float = PATIENCE) -> Trial:
+def try_bundled_pair(words: Sequence[str] = tuple(command("trial")), *, patience: float = PATIENCE) -> Trial:
     """Try it now."""
     start = time.perf_counter()
     try:

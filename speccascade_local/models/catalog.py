@@ -21,7 +21,7 @@ from ..common.yaml_files import LineOf, read_yaml_with_lines
 from ..rules.registry import is_custom
 from .catalog_schema import CALIBRATED, CatalogFile, PairEntry
 from .hub_cache import is_file
-from .source import NGRAM, ModelSource, model_source, resolved
+from .source import NGRAM, ModelSource, model_source, resolve_path
 
 #: The pair that ships with the package, used where none is named.
 BUNDLED_PAIR = "demo"
@@ -71,7 +71,7 @@ class Pair:
         """What the pair wants beyond data, in words, under "code" and "rpc"; empty where the user's own file, or the package's, says so."""
         if self.source is None or not (self.code_line or self.rpc_line):
             return {}
-        if self.source.resolve() in (users_own().resolve(), packaged().resolve()):
+        if self.source.resolve() in (users_own().resolve(), packaged_file().resolve()):
             return {}
         wants = {
             "code": (self.code_line, f"runs code, the rule {self.rule}"),
@@ -105,14 +105,14 @@ def search_path(models: str | os.PathLike[str] | None = None) -> list[Path]:
     found: list[Path] = []
     for value, origin in named:
         if value:
-            path = _expanded(value)
+            path = _expand(value)
             if not is_file(path):
                 kind = "no such file" if not os.path.exists(path) else "a folder" if os.path.isdir(path) else "no plain file"
                 raise CatalogError(f"{path}: {kind} (named by {origin}); give the path of a models.yaml")
             found.append(path)
     found += [path for path in (Path("models.yaml"), users_own()) if is_file(path)]
     distinct: dict[Path, Path] = {}
-    for path in [*found, packaged()]:
+    for path in [*found, packaged_file()]:
         distinct.setdefault(path.resolve(), path)  # a file named twice counts where it is named first
     return list(distinct.values())
 
@@ -183,12 +183,12 @@ def default() -> Pair:
     Raises CatalogError for a file of the user's own that cannot be read.
     """
     own = read_file(users_own()) if users_own().exists() else {}
-    return own.get(BUNDLED_PAIR) or bundled()
+    return own.get(BUNDLED_PAIR) or bundled_pair()
 
 
-def bundled() -> Pair:
+def bundled_pair() -> Pair:
     """The pair that ships with the package, whatever other files say."""
-    return read_file(packaged())[BUNDLED_PAIR]
+    return read_file(packaged_file())[BUNDLED_PAIR]
 
 
 def users_own() -> Path:
@@ -196,7 +196,7 @@ def users_own() -> Path:
     return platformdirs.user_config_path("speccascade") / "models.yaml"
 
 
-def packaged() -> Path:
+def packaged_file() -> Path:
     """The models.yaml of this package."""
     inside = PACKAGE / "models.yaml"
     return inside if inside.exists() else PACKAGE.parent / "models.yaml"  # in a checkout the one copy stands at the top
@@ -206,9 +206,9 @@ def _rule(text: str | None, source: Path) -> str | None:
     """A calibration's path starts at the file's folder too."""
     if text is None or not text.startswith(CALIBRATED):
         return text
-    return f"{CALIBRATED}{resolved(text.removeprefix(CALIBRATED), source.parent)}"
+    return f"{CALIBRATED}{resolve_path(text.removeprefix(CALIBRATED), source.parent)}"
 
 
-def _expanded(text: str | os.PathLike[str]) -> Path:
+def _expand(text: str | os.PathLike[str]) -> Path:
     """``~`` resolved; a home that does not exist stays as it is written, and the file is then missing."""
     return Path(os.path.expanduser(text))

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from ..common.errors import CatalogError
-from ..common.files import replace_file, text_of
+from ..common.files import read_text, replace_file
 from ..common.yaml_files import read_yaml
 from .catalog_schema import CatalogFile
 
@@ -23,10 +23,10 @@ from .catalog_schema import CatalogFile
 def set_rule(path: Path, pair: str, rule: str, *, comment: str = "") -> None:
     """Write ``rule`` under the pair, with a comment behind it. Raises CatalogError, and the file is as it was."""
     read_yaml(path, CatalogFile)  # a file that is wrong already is told of as usual
-    text = text_of(path)
+    text = read_text(path)
     entry = _entry(path, text, pair)
     value = json.dumps(rule) + (f"  # {comment}" if comment else "")
-    changed = _replaced(text, entry, value) if _value(entry, "rule") is not None else _added(text, entry, value)
+    changed = _replace(text, entry, value) if _value(entry, "rule") is not None else _append(text, entry, value)
     _check(path, text, changed, pair, rule)
     _write(path, changed)
 
@@ -36,7 +36,7 @@ def add_pair(path: Path, pair: str, entry: Mapping[str, Any], *, comment: str = 
     lines = [f"  {pair}:", *(f"    {name}: {json.dumps(value)}" for name, value in entry.items())]
     if comment:
         lines[-1] += f"  # {comment}"
-    text = text_of(path) if path.exists() else "pairs:\n"
+    text = read_text(path) if path.exists() else "pairs:\n"
     if path.exists():
         known = read_yaml(path, CatalogFile).pairs
         if pair in known:
@@ -48,7 +48,7 @@ def add_pair(path: Path, pair: str, entry: Mapping[str, Any], *, comment: str = 
 def entry_of(path: Path, pair: str) -> dict[str, Any]:
     """What stands under a pair, as it is written. Raises CatalogError."""
     read_yaml(path, CatalogFile)
-    return dict(yaml.safe_load(text_of(path))["pairs"][pair])
+    return dict(yaml.safe_load(read_text(path))["pairs"][pair])
 
 
 def _entry(path: Path, text: str, pair: str) -> yaml.MappingNode:
@@ -64,7 +64,7 @@ def _value(node: Any, name: str) -> Any:
     return next((value for key, value in node.value if key.value == name), None)
 
 
-def _replaced(text: str, entry: yaml.MappingNode, value: str) -> str:
+def _replace(text: str, entry: yaml.MappingNode, value: str) -> str:
     """The old value, and a comment that stands behind it, make room."""
     old = _value(entry, "rule")
     start: int = old.start_mark.index
@@ -75,7 +75,7 @@ def _replaced(text: str, entry: yaml.MappingNode, value: str) -> str:
     return text[:start] + value + text[line_end if line_end >= 0 else len(text) :]
 
 
-def _added(text: str, entry: yaml.MappingNode, value: str) -> str:
+def _append(text: str, entry: yaml.MappingNode, value: str) -> str:
     """Behind the last key of the entry."""
     key, last = entry.value[-1]
     if entry.flow_style:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from ..common.endpoints import parsed
+from ..common.endpoints import parse_endpoint
 from ..common.errors import SettingError
 from ..rules import registry
 from .source import NGRAM, ModelEntry, Name
@@ -29,7 +29,7 @@ def _is_rule(text: str) -> str:
 
 def _is_address(text: str) -> str:
     try:
-        return str(parsed(text))
+        return str(parse_endpoint(text))
     except SettingError as error:
         raise ValueError(str(error)) from None
 

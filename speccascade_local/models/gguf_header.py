@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import ModelLoadError
-from ..common.validation import shown
+from ..common.validation import short_repr
 from .gguf_layout import TEXT, Layout, Tensor, layout_of, shards_of
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?) ?(?P<unit>[MG]i?B)", re.IGNORECASE)
@@ -82,7 +82,7 @@ def layers_of(path: Path) -> Layers:
     return Layers(outside["input"], tuple(size for _, size in sorted(blocks.items())), output)
 
 
-def of_size(path: Path) -> Header | None:
+def header_of_size(path: Path) -> Header | None:
     """What ``"4.9GB"`` in place of a file tells: as if each token read all of it; no cache and no vocabulary, which are not known."""
     found = None if path.exists() else _SIZE.fullmatch(str(path))
     if found is None:
@@ -95,12 +95,12 @@ def read_header(path: Path) -> Header:
     """Of all files that a model is divided into. Raises ModelLoadError for what is no GGUF file, or lacks what every model has."""
     layouts = check_gguf(path)
     try:
-        return _described(path, layouts[0], [tensor for layout in layouts for tensor in layout.tensors])
+        return _describe(path, layouts[0], [tensor for layout in layouts for tensor in layout.tensors])
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ModelLoadError(f"{path}: its header cannot be read ({error!s:.200}); it may be damaged: fetch it again") from error
 
 
-def _described(path: Path, layout: Layout, tensors: Sequence[Tensor]) -> Header:
+def _describe(path: Path, layout: Layout, tensors: Sequence[Tensor]) -> Header:
     def value(name: str, default: Any = None) -> Any:
         found = layout.numbers(name) if name in layout.lists else layout.values.get(name, default)
         if found is None:
@@ -138,7 +138,7 @@ def _check_numbers(path: Path, layout: Layout) -> None:
     """Refuse numbers that would make whoever believes them count or reserve without end. Raises ModelLoadError and OSError."""
     kind = layout.values.get("general.architecture", "")
     if not isinstance(kind, str) or len(kind) > _LONGEST_NAME:
-        raise _wrong(path, f"general.architecture is {shown(kind)}; it must be a short name")
+        raise _wrong(path, f"general.architecture is {short_repr(kind)}; it must be a short name")
     for name, (low, high) in _RANGES.items():
         key = f"{kind}.{name}"
         if key not in layout.values:
@@ -148,7 +148,7 @@ def _check_numbers(path: Path, layout: Layout) -> None:
         values = layout.numbers(key) if key in layout.lists else [layout.values[key]]
         for value in values:
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise _wrong(path, f"{key} is {shown(value)}; allowed are whole numbers from {low} to {high}")
+                raise _wrong(path, f"{key} is {short_repr(value)}; allowed are whole numbers from {low} to {high}")
 
 
 def _wrong(path: Path, reason: str) -> ModelLoadError:
@@ -190,7 +190,7 @@ def check_gguf(path: Path) -> list[Layout]:
             f"{path}: not a GGUF file: it begins with {magic!r}, not b'GGUF'; "
             "models in other formats must be converted first (llama.cpp's convert_hf_to_gguf.py)"
         )
-    return [_checked_layout(each) for each in shards_of(path)]
+    return [_check_layout(each) for each in shards_of(path)]
 
 
 def check_model(path: Path) -> None:
@@ -218,7 +218,7 @@ def _not_here(name: str) -> str:
     return ""
 
 
-def _checked_layout(path: Path) -> Layout:
+def _check_layout(path: Path) -> Layout:
     try:
         layout = layout_of(path)
         _check_numbers(path, layout)

@@ -80,7 +80,7 @@ def layout_of(path: Path, until: str | None = None) -> Layout:
 
 def layout_in(file: BinaryIO, size: int, path: Path, until: str | None = None) -> Layout:
     """The same for an open file of so many bytes, read from where it stands; only its header is read. path: what it is called."""
-    return _Walk(path, file, size).layout(until)
+    return HeaderReader(path, file, size).layout(until)
 
 
 def shards(name: str) -> list[str]:
@@ -99,7 +99,7 @@ def shards_of(path: Path) -> list[Path]:
     return [path.with_name(name) for name in shards(path.name)]
 
 
-class _Walk:
+class HeaderReader:
     """One reading of one header, from front to back."""
 
     def __init__(self, path: Path, file: BinaryIO, size: int) -> None:

@@ -23,9 +23,9 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def cache_folder() -> Path:
     """$HF_HUB_CACHE, else ``hub`` within $HF_HOME, else within the user's cache folder."""
     caches = os.getenv("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
-    home = _expanded(os.getenv("HF_HOME", os.path.join(caches, "huggingface")))
+    home = _expand(os.getenv("HF_HOME", os.path.join(caches, "huggingface")))
     named = os.getenv("HF_HUB_CACHE", os.getenv("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub")))
-    return Path(_expanded(named))
+    return Path(_expand(named))
 
 
 def repository_folder(repository: str) -> Path:
@@ -75,5 +75,5 @@ def _commit(folder: Path, revision: str) -> str:
         return revision
 
 
-def _expanded(text: str) -> str:
+def _expand(text: str) -> str:
     return os.path.expandvars(os.path.expanduser(text))

@@ -35,7 +35,7 @@ def hub() -> Any:
     return library
 
 
-def explained(error: BaseException, repository: str, revision: str, file: str = "") -> str:
+def explain(error: BaseException, repository: str, revision: str, file: str = "") -> str:
     """What went wrong with a repository, or a file of it, and what to do."""
     errors = hub().errors
     what = f"{file} of {repository}" if file else repository

@@ -24,7 +24,7 @@ from rich.filesize import decimal
 from ..common.errors import FetchError
 from ..common.files import replace_file
 from .hub_cache import MAIN, cache_folder, is_commit, is_file, repository_folder
-from .hub_client import explained, hub
+from .hub_client import explain, hub
 from .source import FileSource
 
 _PIECE = 1 << 20
@@ -70,7 +70,7 @@ class RemoteFile:
         return self.size - come if come <= self.size else self.size
 
 
-def described(sources: Sequence[FileSource]) -> list[RemoteFile]:
+def describe_files(sources: Sequence[FileSource]) -> list[RemoteFile]:
     """What the hub tells of these files, each shard for itself. Raises FetchError."""
     infos: dict[tuple[str, str], Any] = {}
     found = []
@@ -104,7 +104,7 @@ def fetch(file: RemoteFile, on_progress: Callable[[str, int], None]) -> None:
     it is wrong.
     """
     library = hub()
-    with _told(file):
+    with _explain_errors(file):
         if not is_file(file.path):
             file.blob.parent.mkdir(parents=True, exist_ok=True)
             lock = cache_folder() / ".locks" / repository_folder(file.repository).name / f"{file.digest}.lock"
@@ -126,7 +126,7 @@ def _info(repository: str, revision: str) -> Any:
     try:
         return library.HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=seconds)
     except (library.errors.HTTPError, OSError, ValueError) as error:
-        raise FetchError(explained(error, repository, revision)) from None
+        raise FetchError(explain(error, repository, revision)) from None
 
 
 def _remote_file(repository: str, revision: str, info: Any, name: str) -> RemoteFile:
@@ -192,25 +192,25 @@ def _put_in_place(file: RemoteFile) -> None:
 
 
 @contextlib.contextmanager
-def _told(file: RemoteFile) -> Iterator[None]:
+def _explain_errors(file: RemoteFile) -> Iterator[None]:
     """Whatever goes wrong with a file, in words. Raises FetchError."""
     library = hub()
     try:
         yield
     except library.errors.HTTPError as error:
-        raise FetchError(f"{explained(error, file.repository, file.revision, file.name)}{_kept(file)}") from None
+        raise FetchError(f"{explain(error, file.repository, file.revision, file.name)}{_resume_note(file)}") from None
     except OSError as error:
         if error.errno is None:  # the network's, whose errors the library makes
-            what = explained(error, file.repository, file.revision, file.name)
+            what = explain(error, file.repository, file.revision, file.name)
         elif error.errno in _FULL:
             what = f"{cache_folder()}: no room for {file.name} ({error.strerror}); make room, or name another folder with HF_HOME"
         else:
             where = error.filename or cache_folder()
             what = f"{where}: cannot be written ({error.strerror}); change that, or name another folder with HF_HOME"
-        raise FetchError(f"{what}{_kept(file)}") from None
+        raise FetchError(f"{what}{_resume_note(file)}") from None
 
 
-def _kept(file: RemoteFile) -> str:
+def _resume_note(file: RemoteFile) -> str:
     come = file.partial.stat().st_size if is_file(file.partial) else 0
     return f"; {decimal(come)} of {decimal(file.size)} have come and are kept: the next run goes on from there" if come else ""
 

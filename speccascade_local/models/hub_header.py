@@ -14,8 +14,8 @@ from typing import IO, Any, cast
 
 from ..common.errors import FetchError, ModelLoadError
 from .gguf_layout import layout_in
-from .hub_client import explained, hub
-from .hub_download import RemoteFile, described
+from .hub_client import explain, hub
+from .hub_download import RemoteFile, describe_files
 from .source import FileSource
 
 _FIRST_RANGE = 1 << 20
@@ -29,7 +29,7 @@ def fetch_headers(source: FileSource, folder: Path, on_bytes: Callable[[int], No
 
     on_bytes: called with how many bytes have come. Raises FetchError, and ModelLoadError for what is no GGUF file.
     """
-    files = described([source])
+    files = describe_files([source])
     paths = [_fetch_header(file, folder / file.name.rpartition("/")[2], on_bytes) for file in files]
     return paths[0]
 
@@ -98,7 +98,7 @@ def _range(file: RemoteFile, start: int, end: int) -> bytes:
                 )
             data = _first(response, end - start)
     except (library.errors.HTTPError, OSError) as error:
-        raise FetchError(explained(error, file.repository, file.revision, file.name)) from None
+        raise FetchError(explain(error, file.repository, file.revision, file.name)) from None
     if response.status_code != _PARTIAL_CONTENT or len(data) != end - start:
         raise FetchError(f"{_name(file)}: of bytes {start} to {end} the hub sent {len(data)} ({response.status_code}); try again later")
     return data

@@ -65,7 +65,7 @@ def models_in(places: dict[str, Path]) -> Found:
             if true_path in models:
                 continue
             try:
-                model = _described(path, name, place)
+                model = _describe(path, name, place)
             except ModelLoadError as error:
                 troubles.append(str(error))
                 continue
@@ -94,7 +94,7 @@ def _is_there(folder: Path) -> bool:
     return True
 
 
-def _described(path: Path, name: str, place: str) -> LocalModel | None:
+def _describe(path: Path, name: str, place: str) -> LocalModel | None:
     """None for what is no model of its own. Raises ModelLoadError and OSError."""
     part = _PART.search(name)
     if part and int(part["number"]) > 1:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..common.endpoints import all_parsed
+from ..common.endpoints import parse_endpoints
 from ..common.errors import SettingError
 from ..common.validation import whole_number
 
@@ -68,7 +68,7 @@ class Placement:
             raise SettingError(
                 "exact needs flash attention, which is off: without it rounding depends on how much the cache holds; leave it at auto"
             )
-        all_parsed(self.rpc)
+        parse_endpoints(self.rpc)
         for path, scale in self.lora:
             if not math.isfinite(scale):
                 raise SettingError(f"the scale of the adapter {path} is {scale}; it must be a finite number, 1 as a rule")

@@ -71,7 +71,7 @@ class AdapterEntry(FileEntry):
     scale: float = Field(1.0, allow_inf_nan=False, description="How strongly it is applied; 1 is as it was trained.")
 
 
-def _listed(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
@@ -80,7 +80,7 @@ class ModelEntry(FileEntry):
 
     size: Annotated[int, Field(gt=0)] | None = Field(None, description="Bytes of the file, or of all its shards, as its source says.")
     licence: Name | None = Field(None, description="As the repository's card names it.")
-    lora: Annotated[list[AdapterEntry], BeforeValidator(_listed, json_schema_input_type=AdapterEntry | list[AdapterEntry])] = Field(
+    lora: Annotated[list[AdapterEntry], BeforeValidator(_as_list, json_schema_input_type=AdapterEntry | list[AdapterEntry])] = Field(
         [], description="Adapters to apply: one, or a list."
     )
     gpu_layers: Annotated[int, Field(ge=-1)] | Literal["auto"] | None = Field(None, description="Layers on the GPU; -1: all.")
@@ -160,34 +160,34 @@ class ModelSource(FileSource):
 
 def model_source(entry: ModelEntry, folder: Path) -> ModelSource:
     """What an entry stands for. folder: where relative paths start."""
-    adapters = tuple((FileSource(**_found(each, folder)), each.scale) for each in entry.lora)
+    adapters = tuple((FileSource(**_find(each, folder)), each.scale) for each in entry.lora)
     said = {name: getattr(entry, name) for name in ("size", "licence", "gpu_layers", "device", "cache_type")}
-    return ModelSource(**_found(entry, folder), adapters=adapters, **said)
+    return ModelSource(**_find(entry, folder), adapters=adapters, **said)
 
 
-def resolved(text: str, folder: Path) -> Path:
+def resolve_path(text: str, folder: Path) -> Path:
     """The path that is written so. ``~`` is resolved; a home that does not exist stays as it is written, and the file is missing."""
     if text.startswith(BUNDLED):
         return PACKAGE / "demo" / text.removeprefix(BUNDLED)
     return folder / os.path.expanduser(text)
 
 
-def _found(entry: FileEntry, folder: Path) -> dict[str, Any]:
+def _find(entry: FileEntry, folder: Path) -> dict[str, Any]:
     """The fields of a FileSource."""
     if entry.hub:
         path, trouble = cached_file(entry.hub, entry.revision, entry.file), _wrong_shard(entry.file)
     elif entry.file == NGRAM:
         path, trouble = Path(NGRAM), ""
     else:
-        path, trouble = _matched(resolved(entry.file, folder))
+        path, trouble = _match(resolve_path(entry.file, folder))
     return {"path": path, "file": entry.file, "hub": entry.hub, "revision": entry.revision, "trouble": trouble}
 
 
-def _matched(path: Path) -> tuple[Path, str]:
+def _match(path: Path) -> tuple[Path, str]:
     """The one model that a path or glob stands for, and what is wrong."""
     if is_file(path) or not _MAGIC.search(str(path)):
         return path, _wrong_shard(path.name)
-    matches = sorted(Path(match) for match in _globbed(str(path)) if is_file(Path(match)))
+    matches = sorted(Path(match) for match in _glob(str(path)) if is_file(Path(match)))
     models = sorted({_first_shard(match) for match in matches})
     if len(models) == 1:
         return models[0], ""
@@ -196,7 +196,7 @@ def _matched(path: Path) -> tuple[Path, str]:
     return path, f"{path}: {len(models)} models match, and one is needed: {_several(match.name for match in models)}; write it more exactly"
 
 
-def _globbed(pattern: str) -> list[str]:
+def _glob(pattern: str) -> list[str]:
     try:
         return glob.glob(pattern)
     except (OSError, ValueError):  # a name that no file can have

@@ -51,7 +51,7 @@ def now(form: str) -> str:
 
 
 @lru_cache(maxsize=8)
-def compiled(source: str) -> jinja2.Template:
+def compile_template(source: str) -> jinja2.Template:
     """A template in the sandbox, with what published chat templates use. Raises what Jinja raises."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation])
     environment.filters["tojson"] = to_json
@@ -59,10 +59,10 @@ def compiled(source: str) -> jinja2.Template:
     return environment.from_string(source)
 
 
-def answered(request: dict[str, Any], most: int) -> dict[str, str]:
+def answer(request: dict[str, Any], most: int) -> dict[str, str]:
     """What is answered to a request. A stranger's program may fail in any way, and none of them is a fault of ours."""
     try:
-        template = compiled(request["source"])
+        template = compile_template(request["source"])
     except Exception as error:
         return {"broken": str(error) or type(error).__name__}
     if request["variables"] is None:
@@ -78,7 +78,7 @@ def main(seconds: float, most: int) -> None:
     """Answer until stdin ends."""
     for line in sys.stdin:
         faulthandler.dump_traceback_later(seconds, exit=True)  # a thread that Python's own lock cannot hold back
-        reply = json.dumps(answered(json.loads(line), most))
+        reply = json.dumps(answer(json.loads(line), most))
         faulthandler.cancel_dump_traceback_later()
         print(reply, flush=True)
 

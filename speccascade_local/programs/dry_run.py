@@ -65,10 +65,10 @@ def main() -> None:
         backend.system_info()
         heard = Heard()
         backend.listen(heard.take)
-        _rehearse(question, heard, out)
+        _dry_run(question, heard, out)
 
 
-def _rehearse(question: dict[str, Any], heard: Heard, out: TextIO) -> None:
+def _dry_run(question: dict[str, Any], heard: Heard, out: TextIO) -> None:
     def report(**what: Any) -> None:
         out.write(json.dumps(what) + "\n")
         out.flush()
@@ -86,10 +86,10 @@ def _rehearse(question: dict[str, Any], heard: Heard, out: TextIO) -> None:
             return
     tokenizers = {role: model.tokenizer for role, model in models.items()}
     for role in facts:
-        report(role=role, facts={**facts[role], **_shared(role, tokenizers)})
+        report(role=role, facts={**facts[role], **_shared_vocab_size(role, tokenizers)})
 
 
-def _shared(role: str, tokenizers: dict[str, Tokenizer]) -> dict[str, Any]:
+def _shared_vocab_size(role: str, tokenizers: dict[str, Tokenizer]) -> dict[str, Any]:
     """What this role's vocabulary has in common with the expert's."""
     judge = tokenizers.get("expert")
     if judge is None or role == "expert":

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..common.endpoints import parsed
+from ..common.endpoints import parse_endpoint
 from ..llama.devices import device
 from ..llama.rpc import serve
 
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this one
     endpoint, threads, cache, *names = arguments
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    serve(parsed(endpoint), [device(name) for name in names], int(threads), Path(cache) if cache else None)
+    serve(parse_endpoint(endpoint), [device(name) for name in names], int(threads), Path(cache) if cache else None)
     return 1
 
 

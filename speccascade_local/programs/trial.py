@@ -13,7 +13,7 @@ from ..runtime.load import load
 
 def answer() -> Mapping[str, str]:
     """In the child: two batches of several tokens at least, so that what crashes on batches does."""
-    pair = catalog.bundled()
+    pair = catalog.bundled_pair()
     try:
         with load(drafter=pair.drafter, expert=pair.expert, rule="strict", profile=False) as runtime:
             reply = runtime.chat([{"role": "user", "content": QUESTION}], temperature=0, block_size=4, max_tokens=48)

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..common.errors import CatalogError, SettingError
-from ..common.files import fingerprint, text_of
+from ..common.files import fingerprint, read_text
 from ..common.yaml_files import problem
 from .routes import Route, Signals
 
@@ -78,7 +78,7 @@ class Calibration(BaseModel):
     def load(cls, path: Path) -> Calibration:
         """Read the file. Raises CatalogError."""
         try:
-            return cls.model_validate_json(text_of(path, MOST_BYTES))
+            return cls.model_validate_json(read_text(path, MOST_BYTES))
         except CatalogError as error:
             raise CatalogError(f"{error}; a calibration is made with 'speccascade calibrate'") from error
         except ValidationError as error:

@@ -109,10 +109,10 @@ def guard(rule: str | Method, strict_first: object, thinking: str | Method | Non
     return combined.Guarded(outer, strict_first, inner)  # type: ignore[arg-type]
 
 
-def turned(method: Method, value: float) -> Method:
+def with_dial(method: Method, value: float) -> Method:
     """The method with its first dial, mostly called alpha, at another value. Raises SettingError for one without, or outside its range."""
     if isinstance(method, combined.Guarded):
-        return replace(method, rule=turned(method.rule, value))  # type: ignore[arg-type]  # a rule stays a rule
+        return replace(method, rule=with_dial(method.rule, value))  # type: ignore[arg-type]  # a rule stays a rule
     dials = list(method.dials)
     if not dials:
         raise SettingError(f"rule {method} has no alpha or other dial to turn; choose one that has, such as '{DEFAULT}'")
@@ -135,7 +135,7 @@ def _parse_one(text: str, spec: str) -> Method:
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise SettingError(
             f"unknown rule {spec!r}; {hint}a rule of your own is written package.module:Name(...); known are "
-            f"{', '.join(map(spelled, METHODS.values()))}; 'speccascade rules' tells what each does"
+            f"{', '.join(map(usage, METHODS.values()))}; 'speccascade rules' tells what each does"
         )
     method = METHODS[name]
     allowed = _fields(method)
@@ -171,7 +171,7 @@ def _fields(method: type[Method]) -> list[Field[Any]]:
     return [field for field in fields(method) if field.init]  # type: ignore[arg-type]  # all methods are dataclasses
 
 
-def spelled(method: type[Method]) -> str:
+def usage(method: type[Method]) -> str:
     """How a method is written, with its dials in capitals: ``chow:ALPHA``."""
     dials = ",".join(field.name.upper() for field in _fields(method))
     return f"{method.name}:{dials}" if dials else method.name
@@ -184,11 +184,11 @@ def examples() -> Iterable[str]:
             yield f"{method.name}:{method.example}" if method.example else method.name
 
 
-def described(method: type[Method]) -> dict[str, str]:
+def describe(method: type[Method]) -> dict[str, str]:
     """One row of the table of methods: how it is written, what it does, its range, both ends, temperature 0, its source."""
     documented = method.documented()
     return {
-        "method": spelled(method),
+        "method": usage(method),
         "what it does": documented["summary"],
         "range": "; ".join(f"{name}: {dial.allowed()}" for name, dial in method.dials.items()) or "–",
         "lossless": documented["Lossless"],

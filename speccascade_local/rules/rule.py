@@ -197,10 +197,10 @@ class Decision:
     def _handed_over(self) -> Float:
         if self.evidence.sampler.temperature == 0:
             return self.deferred[np.arange(len(self.deferred)), self.evidence.drafter.best].astype(np.float64)
-        return handed_over(self.deferred, self.evidence.drafter_probs)
+        return deferred_mass(self.deferred, self.evidence.drafter_probs)
 
 
-def handed_over(defer: Mask, drafter_probs: Array) -> Float:
+def deferred_mass(defer: Mask, drafter_probs: Array) -> Float:
     """η, the mass that the drafter puts on deferred tokens. [k, n_vocab] -> [k]"""
     mass = np.array([row.sum(where=deferred) for row, deferred in zip(drafter_probs, defer)])
     mass[defer.all(axis=-1)] = 1.0  # not 1 - 1e-16: where everything is deferred, the target is p to the last bit
@@ -212,6 +212,6 @@ def blend(defer: Mask, drafter_probs: Array, expert_probs: Array) -> Float:
 
     The mass that the drafter puts on deferred tokens (η) is given out again as the expert would, over *every* token.
     """
-    target: Float = expert_probs * handed_over(defer, drafter_probs)[:, None]
+    target: Float = expert_probs * deferred_mass(defer, drafter_probs)[:, None]
     np.add(target, drafter_probs, out=target, where=~defer)
     return target

@@ -78,7 +78,7 @@ class _Custom(Rule):
         try:
             return getattr(self.wrapped, method)(*arguments)
         except (Exception, SystemExit) as error:  # the rule is the user's: it may fail in any way
-            raise _failed(self.spec, method, error) from error
+            raise _failure(self.spec, method, error) from error
 
     def _array(self, method: str, evidence: Evidence) -> NDArray[Any]:
         """The user's answer. What the executor reads afterwards is closed to writing, so that no slip of the rule's can change it."""
@@ -88,7 +88,7 @@ class _Custom(Rule):
         try:
             return np.asarray(answer)
         except Exception as error:  # rows of different lengths, or an object of another library that does not convert
-            raise _failed(self.spec, method, error) from error
+            raise _failure(self.spec, method, error) from error
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class CustomRule(_Custom):
         shape = evidence.drafter.logits.shape
         if defer.dtype != np.bool_ or defer.shape not in ((), shape[:1], shape):
             raise SettingError(
-                f"rule {self.spec}: defer returned {_told(defer)}; it must be True, False or an array of bool, {list(shape[:1])} (whole "
+                f"rule {self.spec}: defer returned {_describe_value(defer)}; it must be True, False or an array of bool, {list(shape[:1])} (whole "
                 f"positions) or {list(shape)} (single tokens)"
             )
         return defer if defer.shape else np.full(shape[:1], defer)
@@ -114,7 +114,7 @@ class CustomTarget(_Custom, TargetRule):
         answer = self._array("target", evidence)
         shape = evidence.drafter.logits.shape
         if not np.issubdtype(answer.dtype, np.floating) or answer.shape != shape:
-            raise SettingError(f"rule {self.spec}: target returned {_told(answer)}; it must be an array of float, {list(shape)}")
+            raise SettingError(f"rule {self.spec}: target returned {_describe_value(answer)}; it must be an array of float, {list(shape)}")
         target = answer.astype(np.float64)
         with np.errstate(invalid="ignore"):  # inf - inf
             low, total = target.min(), target.sum(axis=-1, keepdims=True)
@@ -134,7 +134,7 @@ class CustomTarget(_Custom, TargetRule):
 
 def custom_rule(spec: Any, origin: str) -> Rule:
     """The rule that ``package.module:Name(...)`` makes, or an object of the user's. Raises SettingError when it is none."""
-    wrapped = _made(spec) if isinstance(spec, str) else spec
+    wrapped = _build(spec) if isinstance(spec, str) else spec
     if isinstance(wrapped, type) and (hasattr(wrapped, "defer") or hasattr(wrapped, "target")):
         raise SettingError(f"rule {origin:.80} is a class; give an object of it, such as {wrapped.__name__}(...)")
     if callable(getattr(wrapped, "target", None)):
@@ -146,7 +146,7 @@ def custom_rule(spec: Any, origin: str) -> Rule:
     )
 
 
-def _made(spec: str) -> Any:
+def _build(spec: str) -> Any:
     match = CUSTOM.fullmatch(spec)
     assert match, spec
     module_name, name, arguments = match.groups()
@@ -175,7 +175,7 @@ def _made(spec: str) -> Any:
     try:
         return maker(*values, **named)
     except (Exception, SystemExit) as error:  # as above
-        raise _failed(spec, name, error) from error
+        raise _failure(spec, name, error) from error
 
 
 def _makes_rules(maker: Any, module: ModuleType) -> bool:
@@ -208,7 +208,7 @@ def _plain_values(spec: str, arguments: str) -> tuple[list[Any], dict[str, Any]]
         raise refused from None
 
 
-def _failed(spec: str, what: str, error: BaseException) -> SpeccascadeError:
+def _failure(spec: str, what: str, error: BaseException) -> SpeccascadeError:
     """What a failure of the user's code becomes. What a model did wrong stays its own."""
     if isinstance(error, SpeccascadeError) and not isinstance(error, SettingError):
         return error
@@ -222,7 +222,7 @@ def _place(error: BaseException) -> str:
     return f" ({Path(theirs[0].filename).name}, line {theirs[0].lineno})" if theirs else ""
 
 
-def _told(array: NDArray[Any]) -> str:
+def _describe_value(array: NDArray[Any]) -> str:
     if array.dtype == object and not array.shape:
         return f"{array.item()!r:.40}" + ("; is a return missing?" if array.item() is None else "")
     return f"{array.dtype} of shape {list(array.shape)}"

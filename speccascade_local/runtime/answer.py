@@ -14,17 +14,17 @@ from functools import partial
 import numpy as np
 
 from ..common.errors import SettingError
-from ..common.sequences import shared_length
+from ..common.sequences import shared_prefix_length
 from ..decoding.audit import Audit
-from ..decoding.auto_length import Auto
+from ..decoding.auto_length import AutoLength
 from ..decoding.draft import Helpers, Session
 from ..decoding.fidelity import Distribution, Entry
 from ..decoding.generation import Generation
-from ..decoding.history import Experience
-from ..decoding.lengths import Pace
+from ..decoding.history import AcceptanceHistory
+from ..decoding.lengths import LengthPolicy
 from ..decoding.loop import Block, decode
 from ..decoding.ngram import NgramIndex, NgramSession
-from ..decoding.overlap import finish
+from ..decoding.overlap import wait_for
 from ..decoding.profile import Profile
 from ..decoding.stats import Stats
 from ..decoding.token_loop import token_cascade
@@ -35,7 +35,7 @@ from ..rules.position_rules import Never, Strict
 from ..rules.routes import Route, Signals, TokenCascade
 from ..rules.rule import Method, Rule
 from ..tokens.grammar import Grammar
-from ..tokens.shaping import Shaper, Unended
+from ..tokens.shaping import ForbiddenIds, Shaper
 from ..tokens.text_stream import TextStream
 from ..tokens.vocabulary import Vocabulary
 from .reply import Candidate, Chunk, Logprobs, Token
@@ -60,8 +60,8 @@ class LoadedPair:
     small: Session | None = None
     profile: Profile | None = None
     small_profile: Profile | None = None
-    start: dict[str, Experience] = field(default_factory=dict)
-    learnt: dict[str, Experience] = field(init=False)
+    start: dict[str, AcceptanceHistory] = field(default_factory=dict)
+    learnt: dict[str, AcceptanceHistory] = field(init=False)
     index: NgramIndex = field(default_factory=NgramIndex)
 
     def __post_init__(self) -> None:
@@ -102,26 +102,26 @@ def answer(
     a cold reading would have written; None: where the settings name a seed. Raises SettingError and UnwantedError.
     """
     n_vocab = pair.expert.n_vocab
-    unended = _unended(pair, settings)
-    constraint = grammar or compiled(settings, pair.tokenizer, n_vocab, unwanted) or unended
+    unended = _forbid_end(pair, settings)
+    constraint = grammar or compile_grammar(settings, pair.tokenizer, n_vocab, unwanted) or unended
     shaper = Shaper(n_vocab, ids, settings.penalties, constraint)
     cold = settings.seed is not None if cold is None else cold
     audit = Audit(ids, settings.sampler, shaper, settings.wanted) if settings.audit and settings.wanted else None
     if isinstance(method, Route):
-        chunks = _routed(pair, ids, settings, method, seed, shaper, audit, cold)
+        chunks = _route(pair, ids, settings, method, seed, shaper, audit, cold)
     else:
         assert isinstance(method, Rule)
-        chunks = (chunk for chunk, _ in _decoded(pair, ids, settings, method, seed, shaper, audit, cold))
-    return chunks if audit is None else _audited(pair, chunks, audit)
+        chunks = (chunk for chunk, _ in _decode(pair, ids, settings, method, seed, shaper, audit, cold))
+    return chunks if audit is None else _audit(pair, chunks, audit)
 
 
-def compiled(settings: Settings, tokenizer: Tokenizer, n_vocab: int, unwanted: Callable[[], bool]) -> Grammar | None:
+def compile_grammar(settings: Settings, tokenizer: Tokenizer, n_vocab: int, unwanted: Callable[[], bool]) -> Grammar | None:
     """The grammar that the settings name, ready for one reply; None without one. Raises SettingError and UnwantedError."""
     source = settings.constraint
     return None if source is None else Grammar(tokenizer.for_grammars, source, n_vocab, unwanted)
 
 
-def _unended(pair: LoadedPair, settings: Settings) -> Unended | None:
+def _forbid_end(pair: LoadedPair, settings: Settings) -> ForbiddenIds | None:
     """What keeps the reply from ending, if anything; never beside a grammar, see runtime/settings.py. Raises SettingError."""
     n_vocab, own = pair.expert.n_vocab, settings.stop_token_ids
     if own and max(own) >= n_vocab:
@@ -129,7 +129,7 @@ def _unended(pair: LoadedPair, settings: Settings) -> Unended | None:
     if not (settings.min_tokens or settings.ignore_eos):
         return None
     ends = [token for token in pair.tokenizer.end_ids if token < n_vocab]
-    return Unended(n_vocab, early=[*ends, *own], least=settings.min_tokens, always=ends if settings.ignore_eos else ())
+    return ForbiddenIds(n_vocab, early=[*ends, *own], least=settings.min_tokens, always=ends if settings.ignore_eos else ())
 
 
 def _ends(pair: LoadedPair, settings: Settings) -> Callable[[int], bool]:
@@ -138,13 +138,13 @@ def _ends(pair: LoadedPair, settings: Settings) -> Callable[[int], bool]:
     return (lambda token: token in own or pair.tokenizer.is_end(token)) if own else pair.tokenizer.is_end
 
 
-def _decoded(
+def _decode(
     pair: LoadedPair, ids: list[int], settings: Settings, rule: Rule, seed: int, shaper: Shaper, audit: Audit | None, cold: bool
 ) -> Iterator[tuple[Chunk, Block]]:
     """The loop with text around it."""
     stats = Stats(prompt_tokens=len(ids))
     text = TextStream(pair.tokenizer.piece, _ends(pair, settings), settings.stop, partial(pair.tokenizer.piece, special=True))
-    shared = {session: rewind_to_shared(session, ids, cold=cold) for session in pair.sessions}
+    shared = {session: roll_back_to_prefix(session, ids, cold=cold) for session in pair.sessions}
     stats.cached_tokens = shared[pair.expert if rule.asks_expert else pair.drafter]
     before = pair.rollbacks
     for block in _blocks(pair, list(ids), settings, rule, seed, shaper, text, stats, len(ids) - 1 if cold else None):
@@ -201,7 +201,7 @@ def _blocks(
     )
 
 
-def _lengths(pair: LoadedPair, settings: Settings, rule: Rule, unread: int | None) -> tuple[Pace | None, Helpers]:
+def _lengths(pair: LoadedPair, settings: Settings, rule: Rule, unread: int | None) -> tuple[LengthPolicy | None, Helpers]:
     """Who decides how long the drafts are, and who helps to make them."""
     if settings.block_size != "auto" or not rule.asks_expert:
         return None, Helpers(small=pair.small)
@@ -211,20 +211,20 @@ def _lengths(pair: LoadedPair, settings: Settings, rule: Rule, unread: int | Non
     learnt = pair.learnt
     if settings.seed is not None:  # a seed repeats an answer, whatever was asked in between
         learnt = {name: deepcopy(pair.start[name]) for name in (key, small_key) if name in pair.start}
-    pace = Auto(
+    pace = AutoLength(
         pair.profile,
-        learnt.setdefault(key, Experience()),
+        learnt.setdefault(key, AcceptanceHistory()),
         has_drafter=not (isinstance(pair.drafter, NgramSession) and isinstance(rule, Strict)),
         prompt=unread,
     )
     if pair.small is None:
         return pace, Helpers(pair.index)
     assert pair.small_profile is not None
-    small_pace = Auto(pair.small_profile, learnt.setdefault(small_key, Experience()))
+    small_pace = AutoLength(pair.small_profile, learnt.setdefault(small_key, AcceptanceHistory()))
     return pace, Helpers(pair.index, pair.small, small_pace)
 
 
-def _audited(pair: LoadedPair, chunks: Iterator[Chunk | None], audit: Audit) -> Iterator[Chunk | None]:
+def _audit(pair: LoadedPair, chunks: Iterator[Chunk | None], audit: Audit) -> Iterator[Chunk | None]:
     """All text as it comes, and behind it a last chunk with the complete account; None after each batch that the expert has read for it."""
     tokens: list[Token] = []
     for chunk in chunks:
@@ -236,19 +236,19 @@ def _audited(pair: LoadedPair, chunks: Iterator[Chunk | None], audit: Audit) -> 
         stats = replace(chunk.stats)
         for entries in audit.entries(pair.expert, stats):
             for place, entry in entries.items():
-                tokens[place] = _accounted(tokens[place], entry, pair.vocabulary)
+                tokens[place] = _token_of(tokens[place], entry, pair.vocabulary)
             yield None
         yield replace(chunk, tokens=(), stats=stats, audited=tuple(tokens))
 
 
-def _routed(
+def _route(
     pair: LoadedPair, ids: list[int], settings: Settings, route: Route, seed: int, shaper: Shaper, audit: Audit | None, cold: bool
 ) -> Iterator[Chunk | None]:
     """The drafter's whole answer, or, where its score is too low, the expert's; its statistics then tell of the drafter too."""
     chunks: list[Chunk] = []
     signals: list[Signals] = []
     drafting = replace(settings, block_size=settings.block_size or UNCHECKED_BLOCK)
-    for chunk, block in _decoded(pair, ids, drafting, Never(), seed, shaper, audit, cold):
+    for chunk, block in _decode(pair, ids, drafting, Never(), seed, shaper, audit, cold):
         chunks.append(chunk)
         signals.append(Signals.of(chunk.token_ids, block.draft.rows))
         yield None
@@ -262,7 +262,7 @@ def _routed(
     if audit is not None:
         audit.clear()
     alone = replace(settings, block_size=0)
-    for chunk, _ in _decoded(pair, ids, alone, Strict(), seed, shaper, None, cold):
+    for chunk, _ in _decode(pair, ids, alone, Strict(), seed, shaper, None, cold):
         stats = replace(
             chunk.stats,
             drafter_calls=wasted.drafter_calls,
@@ -274,16 +274,16 @@ def _routed(
         yield replace(chunk, stats=stats, rule=route, confidence=score)
 
 
-def rewind_to_shared(session: Session, ids: list[int], *, cold: bool = False) -> int:
+def roll_back_to_prefix(session: Session, ids: list[int], *, cold: bool = False) -> int:
     """Keep what the session holds of ``ids``, all but the last, which must be evaluated anew. Returns how much needs no reading again.
 
     cold: keep only what an empty cache would come to hold too, to the bit, so that the rows do not depend on earlier calls.
     """
-    finish(session)
-    shared = shared_length(session.tokens, ids[:-1])
+    wait_for(session)
+    shared = shared_prefix_length(session.tokens, ids[:-1])
     if cold and isinstance(session, LlamaSession):
         shared = session.aligned(shared)
-    session.rewind(shared)
+    session.roll_back(shared)
     return shared - (session.missing if isinstance(session, LlamaSession) else 0)
 
 
@@ -295,22 +295,22 @@ def _chunk(pair: LoadedPair, block: Block, text: TextStream, stats: Stats, rule:
         dropped = b"".join(map(pair.tokenizer.piece, verdict.dropped_ids))
         tokens[-1] = tokens[-1]._replace(dropped=dropped.decode(errors="replace"))
     if verdict.entries:
-        tokens = [_accounted(token, entry, pair.vocabulary) for token, entry in zip(tokens, verdict.entries)]
+        tokens = [_token_of(token, entry, pair.vocabulary) for token, entry in zip(tokens, verdict.entries)]
     return Chunk(tuple(tokens), block.finish_reason, replace(stats), rule, seed)
 
 
-def _accounted(token: Token, entry: Entry, vocabulary: Vocabulary) -> Token:
+def _token_of(token: Token, entry: Entry, vocabulary: Vocabulary) -> Token:
     return token._replace(
         tv=entry.tv,
         expert_logprob=entry.expert_logprob,
         drafter_logprob=entry.drafter_logprob,
-        logprobs=_named(entry.logprobs, vocabulary),
-        expert_logprobs=_named(entry.expert, vocabulary),
-        drafter_logprobs=_named(entry.drafter, vocabulary),
+        logprobs=_name_ids(entry.logprobs, vocabulary),
+        expert_logprobs=_name_ids(entry.expert, vocabulary),
+        drafter_logprobs=_name_ids(entry.drafter, vocabulary),
     )
 
 
-def _named(distribution: Distribution | None, vocabulary: Vocabulary) -> Logprobs | None:
+def _name_ids(distribution: Distribution | None, vocabulary: Vocabulary) -> Logprobs | None:
     if distribution is None:
         return None
     pieces = [(token, vocabulary.pieces[token], logprob) for token, logprob in distribution.top]

@@ -27,7 +27,7 @@ from .settings import Call, Settings, takes_settings
 log = logging.getLogger(__name__)
 
 
-class Restored(NamedTuple):
+class RestoredChat(NamedTuple):
     """What a session file brought besides the messages. notes: what could not be brought back as it was, and why, a sentence each."""
 
     settings: Settings
@@ -85,7 +85,7 @@ class Conversation:
         self._end_answer()
         session_file.write(_path(path), self.saved(settings))
 
-    def load(self, path: str | os.PathLike[str]) -> Restored:
+    def load(self, path: str | os.PathLike[str]) -> RestoredChat:
         """Go on with what was saved. Raises CatalogError for a file that cannot be used, and then everything is as it was."""
         return self.restore(session_file.read(_path(path)))
 
@@ -97,7 +97,7 @@ class Conversation:
         kept = _plain(settings) if settings else {}
         return SavedChat(self.messages, self.system, self.forgotten, kept, self._said, marks, self.runtime.saved_caches())
 
-    def restore(self, chat: SavedChat) -> Restored:
+    def restore(self, chat: SavedChat) -> RestoredChat:
         """Go on with that. Models that are not those it was saved with have to read it again. Raises CatalogError."""
         roles = [message.get("role") for message in chat.messages]
         if roles != ["user", "assistant"] * (len(roles) // 2) or not all("content" in message for message in chat.messages):
@@ -113,7 +113,7 @@ class Conversation:
         self.runtime.reset()
         cold = {role: self._filled(role, mark, chat) for role, mark in marks.items()}
         notes += [f"the {role} reads the conversation again: {reason}" for role, reason in cold.items() if reason]
-        return Restored(settings, tuple(notes))
+        return RestoredChat(settings, tuple(notes))
 
     def _filled(self, role: str, mark: ModelMark, chat: SavedChat) -> str | None:
         """Fill the cache of that model, or why not."""

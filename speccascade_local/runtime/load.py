@@ -16,17 +16,17 @@ from typing import Any
 
 from ..common.errors import CatalogError, ModelLoadError, SettingError
 from ..common.validation import whole_number
-from ..decoding.history import experiences
+from ..decoding.history import read_histories
 from ..decoding.ngram import NgramSession
 from ..llama.context import MAX_TIMELINES, LlamaContext
 from ..llama.devices import devices
 from ..llama.model import LlamaModel
 from ..llama.parameters import gpu_layers, snapshots
-from ..llama.rpc import reached
+from ..llama.rpc import connect
 from ..llama.session import LlamaSession
 from ..llama.tokenizer import shared_vocab_size
 from ..machine.dry_run import plans_of
-from ..machine.memory import free_memory, need_of, require_fit, settled
+from ..machine.memory import choose_layers, free_memory, memory_need, require_fit
 from ..models import catalog
 from ..models.catalog import Pair
 from ..models.gguf_header import layers_of
@@ -76,11 +76,11 @@ def load(
     chosen = choose(pair, drafter, expert, small, models)
     require_allowed(chosen, allow_code, rule, placement)
     own = registry.parse(rule) if rule else _own_rule(chosen)  # refused before anything is loaded
-    known = experiences(learnt or {})
+    known = read_histories(learnt or {})
     if n_threads is not None:
         whole_number("n_threads (--threads)", n_threads, 1, 1024)
     whole_number("timelines", timelines, 1, MAX_TIMELINES)
-    placements, size = _planned(chosen, n_ctx, placement, check_memory, timelines, exact)
+    placements, size = _plan(chosen, n_ctx, placement, check_memory, timelines, exact)
 
     def open_model(role: str, path: Path) -> LlamaModel:
         report = (lambda fraction: on_progress(role, fraction)) if on_progress else None
@@ -112,7 +112,7 @@ def load(
     return runtime
 
 
-def _planned(
+def _plan(
     pair: Pair,
     n_ctx: int | None,
     placement: Placement | Mapping[str, Placement] | None,
@@ -128,7 +128,7 @@ def _planned(
     if exact:
         wanted["expert"] = replace(wanted["expert"], exact=True)
     askable = n_ctx if isinstance(n_ctx, int) and n_ctx >= 1 else None
-    there = (*devices(), *reached(wanted["expert"].rpc))
+    there = (*devices(), *connect(wanted["expert"].rpc))
     models = plans_of(files, n_ctx=askable, placements={role: replace(each, rpc=()) for role, each in wanted.items()})
     for model in models.values():
         if model.refused:
@@ -139,10 +139,10 @@ def _planned(
     if wanted.get("drafter", Placement()).cache_type in QUANTIZED:
         log.warning("a quantized cache of the drafter can halve how many of its tokens are kept; f16 costs little memory there")
     layers = {role: layers_of(path) for role, path in files.items()} if any(device.is_gpu for device in there) else {}
-    placements = settled(wanted, models, layers, size, there, timelines)
+    placements = choose_layers(wanted, models, layers, size, there, timelines)
     if check_memory:
         counts = {role: gpu_layers(placement) for role, placement in placements.items()}
-        needs = {role: need_of(model, size, layers.get(role), counts[role], timelines) for role, model in models.items()}
+        needs = {role: memory_need(model, size, layers.get(role), counts[role], timelines) for role, model in models.items()}
         require_fit(needs, placements, size, free_memory(), there)
     return placements, size
 
@@ -210,13 +210,13 @@ def choose(
 
     complete: False for whoever can do with a pair whose files are not all there.
     """
-    chosen = _chosen(pair, drafter, expert, small, models)
+    chosen = _choose_pair(pair, drafter, expert, small, models)
     if complete:
         chosen.check_files()
     return chosen
 
 
-def _chosen(
+def _choose_pair(
     pair: str | None,
     drafter: str | os.PathLike[str] | None,
     expert: str | os.PathLike[str] | None,

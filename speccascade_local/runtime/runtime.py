@@ -17,13 +17,13 @@ from types import TracebackType
 from typing import Any, NoReturn, cast
 
 from ..common.errors import PromptError, SessionError, UnwantedError
-from ..decoding.history import Experience, experiences
+from ..decoding.history import AcceptanceHistory, read_histories
 from ..decoding.ngram import NgramSession
 from ..decoding.profile import Profile
 from ..decoding.stats import Stats
 from ..llama.backend import in_own_process, require_own_process
 from ..llama.model import LlamaModel
-from ..llama.session import LlamaSession, Saved, restore, saved
+from ..llama.session import LlamaSession, SavedState, restore_state, save_state
 from ..machine.profile_cache import apply, profile_of
 from ..models.catalog import Pair
 from ..rules.routes import Route
@@ -35,7 +35,7 @@ from ..tokens.vocabulary import Vocabulary
 from .answer import LoadedPair, answer
 from .reply import Chunk, Reply
 from .settings import Call, Settings, takes_settings
-from .shared_pair import Sharing
+from .shared_pair import SharedPair
 
 #: A text, its ids, or the messages of a chat.
 Question = Prompt | Sequence[Message]
@@ -57,7 +57,7 @@ class Runtime:
         expert: LlamaSession,
         resources: ExitStack,
         small: LlamaSession | None = None,
-        learnt: Mapping[str, Experience] | None = None,
+        learnt: Mapping[str, AcceptanceHistory] | None = None,
     ) -> None:
         self.pair = pair
         self.rule = rule
@@ -72,7 +72,7 @@ class Runtime:
         self._resources = resources
         self._whole_calls = threading.RLock()  # held while a whole reply is made
         self._block: Any = threading.RLock()  # held while one block is made
-        self._shared: Callable[[], Sharing | None] = lambda: None  # with what others answer with its models, as long as it is used
+        self._shared: Callable[[], SharedPair | None] = lambda: None  # with what others answer with its models, as long as it is used
         self._turn = 0  # the latest call; streams of earlier ones are over
 
     # ------------------------------------------------------------------ the verbs
@@ -140,18 +140,18 @@ class Runtime:
             return prompt
         return Transcript().answered(self.prompt_ids(cast(Prompt, question)))
 
-    def saved_caches(self) -> dict[str, Saved]:
+    def saved_caches(self) -> dict[str, SavedState]:
         """What the models' caches hold, by role. Raises SessionError."""
         with self._exclusively():
             self._require_unshared()
-            return {role: saved(session) for role, session in self._sessions.items()}
+            return {role: save_state(session) for role, session in self._sessions.items()}
 
-    def restore_cache(self, role: str, kept: Saved) -> None:
+    def restore_cache(self, role: str, kept: SavedState) -> None:
         """Fill one model's cache. Raises SessionError where llama.cpp does not take it, and then that cache is empty."""
         with self._exclusively():
             self._require_unshared()
             self._turn += 1
-            restore(self._sessions[role], kept)
+            restore_state(self._sessions[role], kept)
 
     def reset(self) -> None:
         """Forget what both caches hold, so that the next call starts cold."""
@@ -159,7 +159,7 @@ class Runtime:
             self._require_unshared()
             self._turn += 1
             for session in self._loaded.sessions:
-                session.rewind(0)
+                session.roll_back(0)
 
     def profile(self, *, refresh: bool = False, on_step: Callable[[float], None] = lambda _: None) -> Profile:
         """How long both models take for batches of each size, measured once per machine and kept in the user's cache folder.
@@ -173,7 +173,7 @@ class Runtime:
             self._turn += 1
             pair, small = self._loaded, self._small
             for session in pair.sessions:
-                session.rewind(0)
+                session.roll_back(0)
             drafter = self._sessions.get("drafter")
             if small is not None and drafter is not None:
                 pair.small_profile = profile_of(small, drafter, threads=drafter.context.named_threads, refresh=refresh, on_step=on_step)
@@ -189,7 +189,7 @@ class Runtime:
 
         So that answers can be repeated where, in between, the machine was measured again. Raises SettingError.
         """
-        known = experiences(learnt)
+        known = read_histories(learnt)
         with self._whole_calls, self._exclusively():
             self._require_unshared()
             self._turn += 1
@@ -199,7 +199,7 @@ class Runtime:
                 self._loaded.profile = profile
 
     @contextmanager
-    def shared(self, count: int) -> Iterator[Sharing]:
+    def shared(self, count: int) -> Iterator[SharedPair]:
         """Room for so many replies at once, whose models read in common batches.
 
         Until this is left the runtime answers nothing itself. Raises SessionError where it was not loaded for so many ``timelines``.
@@ -211,7 +211,7 @@ class Runtime:
             with self._exclusively():
                 self._require_unshared()
                 self._turn += 1
-                sharing = Sharing(self._loaded, self._sessions, count)
+                sharing = SharedPair(self._loaded, self._sessions, count)
                 self._shared = weakref.ref(sharing)
             yield sharing
         finally:

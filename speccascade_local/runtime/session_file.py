@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 
 from ..common.errors import CatalogError
 from ..common.files import fingerprint, replace_file
-from ..llama.session import Saved
+from ..llama.session import SavedState
 from ..tokens.transcript import Piece, Transcript
 
 VERSION = 1
@@ -58,7 +58,7 @@ class SavedChat:
     settings: Mapping[str, Any] = field(default_factory=dict)
     said: Transcript = field(default_factory=Transcript)
     models: Mapping[str, ModelMark] = field(default_factory=dict)
-    caches: Mapping[str, Saved] = field(default_factory=dict)
+    caches: Mapping[str, SavedState] = field(default_factory=dict)
 
 
 class _Cache(BaseModel):
@@ -98,7 +98,7 @@ def write(path: Path, chat: SavedChat) -> None:
     try:
         if path.exists() and path.stat().st_size and not _is_session(path):
             raise CatalogError(f"{path}: there is such a file already, and it is no session; choose another name")
-        replace_file(path, _summed(_content(chat)))
+        replace_file(path, _add_checksum(_content(chat)))
     except OSError as error:
         raise CatalogError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
 
@@ -139,7 +139,7 @@ def _read(path: Path, file: BinaryIO, size: int) -> SavedChat:
         raise CatalogError(f"{path}: a session of version {header.version}; this program reads version {VERSION}")
     if caches_at + sum(cache.n_bytes for cache in header.caches.values()) + _SUM_BYTES != size:
         raise damaged
-    caches = {role: Saved(tuple(cache.tokens), file.read(cache.n_bytes)) for role, cache in header.caches.items()}
+    caches = {role: SavedState(tuple(cache.tokens), file.read(cache.n_bytes)) for role, cache in header.caches.items()}
     said = Transcript(tuple(Piece(tuple(ids), None if parts is None else tuple(parts)) for ids, parts in header.said))
     return SavedChat(header.messages, header.system, header.forgotten, header.settings, said, header.models, caches)
 
@@ -176,7 +176,7 @@ def _content(chat: SavedChat) -> Iterator[bytes]:
     yield from chain([_MAGIC, len(text).to_bytes(_LENGTH_BYTES, "big"), text], (cache.state for cache in chat.caches.values()))
 
 
-def _summed(content: Iterator[bytes]) -> Iterator[bytes]:
+def _add_checksum(content: Iterator[bytes]) -> Iterator[bytes]:
     """The same, and its checksum behind it."""
     digest = hashlib.sha256()
     for piece in content:

@@ -13,7 +13,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 from ..common.errors import SettingError
 from ..common.validation import whole_number
-from ..decoding.fidelity import LOGPROBS_OF, LogprobsOf, Wanted
+from ..decoding.fidelity import LOGPROBS_OF, LogprobsOf, Recording
 from ..decoding.lengths import LONGEST_BLOCK
 from ..decoding.loop import BONUSES, Bonus
 from ..decoding.verify import VERIFICATIONS, Verification
@@ -170,9 +170,9 @@ class Settings:
         return None if self.grammar is None else from_gbnf(self.grammar)
 
     @property
-    def wanted(self) -> Wanted | None:
+    def wanted(self) -> Recording | None:
         """What is recorded of each token."""
-        return Wanted(self.logprobs, self.model_logprobs, self.logprobs_of) if self.fidelity or self.logprobs is not None else None
+        return Recording(self.logprobs, self.model_logprobs, self.logprobs_of) if self.fidelity or self.logprobs is not None else None
 
 
 DEFAULTS = Settings()

@@ -31,7 +31,7 @@ MOST_PASSED = 16
 PIECE = 128
 
 
-class Seat:
+class Participant:
     """Where one reply at a time is made. stopped: asked between the pieces of a long text whether anybody still wants it."""
 
     def __init__(self) -> None:
@@ -45,10 +45,10 @@ def _silent_bell() -> threading.Lock:
 
 
 @dataclass(eq=False)
-class _Wish:
+class _Request:
     """What one timeline is to read. held: how many tokens it stands for before. bell: released when there may be news."""
 
-    seat: Seat
+    seat: Participant
     context: LlamaContext
     part: Part
     held: int
@@ -66,11 +66,11 @@ class _Wish:
 class _Work(NamedTuple):
     """An evaluation: the wish of the thread that evaluates, and all wishes that it evaluates for."""
 
-    by: _Wish
-    wishes: list[_Wish]
+    by: _Request
+    wishes: list[_Request]
 
 
-class Gathering:
+class SharedBatches:
     """Evaluates for all who share some contexts. No context is used by two threads at once.
 
     seconds: for each context, what a batch of so many tokens takes. The first context goes first: a drafter's, so that the expert then
@@ -84,11 +84,11 @@ class Gathering:
         self._seconds, self._one_at_a_time = seconds, one_at_a_time
         self._lock = threading.Lock()
         self._work: dict[LlamaContext | None, _Work] = {}  # by context, or by None where there is one at a time
-        self._seats: set[Seat] = set()
-        self._wishes: dict[Timeline, _Wish] = {}
+        self._seats: set[Participant] = set()
+        self._wishes: dict[Timeline, _Request] = {}
 
     @contextmanager
-    def seated(self, seat: Seat) -> Iterator[None]:
+    def join_as(self, seat: Participant) -> Iterator[None]:
         """A reply is made there: the others wait for what it wants to read."""
         self._seats.add(seat)
         try:
@@ -97,9 +97,9 @@ class Gathering:
             self._seats.discard(seat)
             self._ring()
 
-    def read(self, seat: Seat, context: LlamaContext, part: Part) -> Array:
+    def read(self, seat: Participant, context: LlamaContext, part: Part) -> Array:
         """As ``LlamaContext.evaluate`` for one part. The rows are the caller's own. What goes wrong is told to whose part it was."""
-        wish = _Wish(seat, context, part, len(part.timeline.tokens))
+        wish = _Request(seat, context, part, len(part.timeline.tokens))
         try:
             self._wishes[part.timeline] = wish
             self._ring()
@@ -121,7 +121,7 @@ class Gathering:
                 if wish.bell.locked():
                     wish.bell.release()
 
-    def _evaluate_due(self, own: _Wish) -> bool:
+    def _evaluate_due(self, own: _Request) -> bool:
         """Evaluate what is due, for all who want it, while others may come and wish. False where nothing is."""
         with self._lock:
             context = self._due()
@@ -134,7 +134,7 @@ class Gathering:
             place = self._place(context)
             self._work[place] = work = _Work(own, wishes)
         try:
-            for group in grouped([len(wish.part.tokens) for wish in wishes], self._seconds[context]):
+            for group in group_parts([len(wish.part.tokens) for wish in wishes], self._seconds[context]):
                 _evaluate(context, [wishes[at] for at in group])
                 self._ring()
         finally:
@@ -151,10 +151,10 @@ class Gathering:
         work = self._work.get(self._place(context))
         return work is None or not self._stands(work.by)
 
-    def _stands(self, wish: _Wish) -> bool:
+    def _stands(self, wish: _Request) -> bool:
         return self._wishes.get(wish.part.timeline) is wish
 
-    def _waiting(self) -> list[_Wish]:
+    def _waiting(self) -> list[_Request]:
         """Those that nobody evaluates, whoever came first in front."""
         begun = [wish for work in self._work.values() if self._stands(work.by) for wish in work.wishes]
         waiting = [wish for wish in list(self._wishes.values()) if not wish.settled and wish not in begun]
@@ -173,7 +173,7 @@ class Gathering:
         return next(iter(late + [each for each in self._seconds if each in wanted]), None)
 
 
-def grouped(sizes: Sequence[int], seconds: Seconds) -> list[list[int]]:
+def group_parts(sizes: Sequence[int], seconds: Seconds) -> list[list[int]]:
     """Which parts of so many tokens are cheapest to read together, by their places; whoever came first is in the first group.
 
     Parts of like sizes go together: what a batch takes is a staircase, so four times one token may be cheaper one by one, and four times
@@ -189,7 +189,7 @@ def grouped(sizes: Sequence[int], seconds: Seconds) -> list[list[int]]:
     return sorted((sorted(group) for group in best[-1][1]), key=lambda group: group[0])
 
 
-def _evaluate(context: LlamaContext, wishes: Sequence[_Wish]) -> None:
+def _evaluate(context: LlamaContext, wishes: Sequence[_Request]) -> None:
     """In one batch; if that fails, one by one, so that everybody gets what is wrong with their own.
 
     An interruption is nobody's but this thread's: it is raised, and who waits for the others' rows evaluates anew.
@@ -215,7 +215,13 @@ class SharedSession(LlamaSession):
     """
 
     def __init__(
-        self, context: LlamaContext, gathering: Gathering, seat: Seat, *, n_vocab: int | None = None, timeline: Timeline | None = None
+        self,
+        context: LlamaContext,
+        gathering: SharedBatches,
+        seat: Participant,
+        *,
+        n_vocab: int | None = None,
+        timeline: Timeline | None = None,
     ) -> None:
         self._gathering, self._seat = gathering, seat
         super().__init__(context, n_vocab=n_vocab, timeline=timeline)
@@ -232,7 +238,7 @@ class SharedSession(LlamaSession):
             return self._read(tokens[start:], keep)
         except BaseException:
             if len(self.tokens) > held:
-                self.rewind(held)
+                self.roll_back(held)
             raise
 
     def _read(self, tokens: list[int], keep: int) -> Array:

@@ -11,13 +11,13 @@ from contextlib import ExitStack
 from ..decoding.profile import Speed
 from ..llama.session import LlamaSession
 from .answer import LoadedPair
-from .shared_batches import Gathering, Seat, SharedSession
+from .shared_batches import Participant, SharedBatches, SharedSession
 
 #: From this overlap on two models had better compute one after the other.
 _COMPETING = 0.5
 
 
-class Sharing:
+class SharedPair:
     """Room for ``count`` replies, each with a seat and a pair of its own for :func:`~speccascade_local.runtime.answer.answer`.
 
     sessions: the pair's own, by role, on which the first reply stands. Its profile must be known. Raises SessionError where a context has
@@ -28,16 +28,16 @@ class Sharing:
         assert pair.profile is not None
         speeds = _speeds(pair)
         seconds = {session.context: speeds[role].batch_s for role, session in sessions.items()}
-        self.gathering = Gathering(seconds, one_at_a_time=pair.profile.overlap > _COMPETING)
-        self.pairs: dict[Seat, LoadedPair] = {}
+        self.gathering = SharedBatches(seconds, one_at_a_time=pair.profile.overlap > _COMPETING)
+        self.pairs: dict[Participant, LoadedPair] = {}
         with ExitStack() as opened:
             for _ in range(count):
-                seat = Seat()
+                seat = Participant()
                 beside = {role: self._session(seat, own, opened) for role, own in sessions.items()}
                 self.pairs[seat] = pair.beside(beside)
             self._opened = opened.pop_all()
 
-    def _session(self, seat: Seat, own: LlamaSession, opened: ExitStack) -> SharedSession:
+    def _session(self, seat: Participant, own: LlamaSession, opened: ExitStack) -> SharedSession:
         first = not self.pairs
         session = SharedSession(own.context, self.gathering, seat, n_vocab=own.n_vocab, timeline=own.timeline if first else None)
         if not first:

@@ -18,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..rules.rule import Method
-from .completions import Asking
+from .completions import Completions
 from .engine import Engine
 from .errors import RefusedError, refusal_of
 from .http.large_requests import LargeRequests
@@ -26,7 +26,7 @@ from .http.policy import Policy
 from .http.security import Guard, ProtectedAnswers
 from .listing import Listing, description
 from .metrics import CONTENT_TYPE, Metrics
-from .request_settings import Offer
+from .request_settings import ServedPairs
 from .streams import ClientGoneError
 
 PAGE = Path(__file__).parent / "page"
@@ -49,9 +49,9 @@ def make_app(
     SettingError for names that do not go together.
     """
     policy = policy or Policy()
-    offer, metrics = Offer(engine.pairs, rules or {}, aliases or {}, any_model), Metrics(engine)
+    offer, metrics = ServedPairs(engine.pairs, rules or {}, aliases or {}, any_model), Metrics(engine)
     large = LargeRequests()
-    asking, listing = Asking(engine, offer, metrics, timeout_s, large), Listing(offer, int(time.time()), large)
+    asking, listing = Completions(engine, offer, metrics, timeout_s, large), Listing(offer, int(time.time()), large)
 
     async def metered(_: Request) -> Response:
         return Response(await asyncio.to_thread(metrics.text), media_type=CONTENT_TYPE)
@@ -84,11 +84,11 @@ def make_app(
         "/v1/health": health,
         "/openapi.json": described,
     }
-    routes: list[BaseRoute] = [Route(path, _answered(each, metrics), methods=["POST"]) for path, each in posts.items()]
-    routes += [Route(path, _answered(each, metrics), methods=["GET"]) for path, each in gets.items()]
+    routes: list[BaseRoute] = [Route(path, _json_response(each, metrics), methods=["POST"]) for path, each in posts.items()]
+    routes += [Route(path, _json_response(each, metrics), methods=["GET"]) for path, each in gets.items()]
     if PAGE.is_dir():
         routes += [Route("/", page, methods=["GET"]), Mount("/static", StaticFiles(directory=PAGE))]
-    app: ASGIApp = _with_single_slashes(Guard(Starlette(routes=routes, exception_handlers={HTTPException: _refused}), policy))
+    app: ASGIApp = _with_single_slashes(Guard(Starlette(routes=routes, exception_handlers={HTTPException: _refusal_response}), policy))
     if policy.origins:
         app = CORSMiddleware(app, policy.origins, allow_methods=["GET", "POST"], allow_headers=["*"])  # clients add headers of their own
     return ProtectedAnswers(app)
@@ -103,7 +103,7 @@ def _with_single_slashes(app: ASGIApp) -> ASGIApp:
     return call
 
 
-def _answered(endpoint: Endpoint, metrics: Metrics) -> Endpoint:
+def _json_response(endpoint: Endpoint, metrics: Metrics) -> Endpoint:
     """Whatever goes wrong is answered too."""
 
     async def answer(request: Request) -> Response:
@@ -119,7 +119,7 @@ def _answered(endpoint: Endpoint, metrics: Metrics) -> Endpoint:
     return answer
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _refusal_response(request: Request, error: Exception) -> Response:
     """No such route, or not by that method."""
     assert isinstance(error, HTTPException)
     messages = {

@@ -30,12 +30,12 @@ from .http.large_requests import LARGE, LargeRequests
 from .metrics import Metrics
 from .openai.fields import Route
 from .openai.messages import ChatMessage
-from .openai.requests import ChatRequest, CompletionRequest, Sampled
-from .openai.responses import Form
+from .openai.requests import ChatRequest, CompletionRequest, SamplingFields
+from .openai.responses import ResponseForm
 from .openai.tool_calls import CallReader
-from .openai.translation import translated
-from .request_settings import Offer, nth, settings_of
-from .streams import EventStream, unless_gone
+from .openai.translation import translate
+from .request_settings import ServedPairs, nth, settings_of
+from .streams import EventStream, run_while_connected
 
 #: A text of more characters than this for each token of the context is refused without being read.
 CHARACTERS_PER_TOKEN = 64
@@ -46,15 +46,15 @@ Read = TypeVar("Read")
 _ROUTES: dict[type[BaseModel], Route] = {ChatRequest: "chat", CompletionRequest: "completions"}
 
 
-async def understood(request: Request, model: type[Model], read: Callable[[Model], Read], large: LargeRequests) -> Read:
+async def read_request(request: Request, model: type[Model], read: Callable[[Model], Read], large: LargeRequests) -> Read:
     """What ``read``, in a thread, makes of the checked body. Raises RefusedError, pydantic's ValidationError, and what ``read`` raises."""
     body = await request.body()
     if len(body) < LARGE:
-        return await asyncio.to_thread(read, _checked(body, model))
-    return await large.run(lambda: read(_checked(body, model)))
+        return await asyncio.to_thread(read, _check(body, model))
+    return await large.run(lambda: read(_check(body, model)))
 
 
-def _checked(body: bytes, model: type[Model]) -> Model:
+def _check(body: bytes, model: type[Model]) -> Model:
     """Of a name that stands twice in an object the last one counts."""
     values = body.count(b"{") + body.count(b"[")  # before they take memory, and time of the garbage collector's
     if values > MAX_VALUES:
@@ -67,7 +67,7 @@ def _checked(body: bytes, model: type[Model]) -> Model:
         raise RefusedError(400, f"the body is a JSON {type(given).__name__}; it must be an object", code="invalid_json")
     if model not in _ROUTES:
         return model.model_validate(given)
-    known = translated(given, _ROUTES[model])
+    known = translate(given, _ROUTES[model])
     try:
         return model.model_validate(known.fields)
     except ValidationError as error:
@@ -75,13 +75,13 @@ def _checked(body: bytes, model: type[Model]) -> Model:
 
 
 @dataclass(frozen=True)
-class Asked:
+class QueuedRequest:
     """A checked request, ready for the queue."""
 
     pair: str
     question: Question
     settings: Settings
-    form: Form
+    form: ResponseForm
     choices: int
     conversation: str | None
     streams: bool
@@ -91,23 +91,23 @@ class Asked:
     client: Hashable = None
 
 
-class Asking:
+class Completions:
     """The routes that answer with text. timeout_s: for each request, waiting included."""
 
-    def __init__(self, engine: Engine, offer: Offer, metrics: Metrics, timeout_s: float | None, large: LargeRequests) -> None:
+    def __init__(self, engine: Engine, offer: ServedPairs, metrics: Metrics, timeout_s: float | None, large: LargeRequests) -> None:
         self._engine, self._offer, self._metrics, self._timeout_s, self._large = engine, offer, metrics, timeout_s, large
 
     async def chat(self, request: Request) -> Response:
         """``POST /v1/chat/completions``."""
-        return await self._answer(request, await understood(request, ChatRequest, self._asked_chat, self._large))
+        return await self._answer(request, await read_request(request, ChatRequest, self._asked_chat, self._large))
 
     async def complete(self, request: Request) -> Response:
         """``POST /v1/completions``."""
-        return await self._answer(request, await understood(request, CompletionRequest, self._asked_completion, self._large))
+        return await self._answer(request, await read_request(request, CompletionRequest, self._asked_completion, self._large))
 
     # ------------------------------------------------------------------ what is asked
 
-    def _asked_chat(self, wanted: ChatRequest) -> Asked:
+    def _asked_chat(self, wanted: ChatRequest) -> QueuedRequest:
         name, runtime, rule = self._offer.asked(wanted.model)
         question: Question = messages_of(wanted.messages)
         tools = [tool.model_dump(exclude_none=True) for tool in wanted.tools or () if wanted.tool_choice != "none"]
@@ -121,18 +121,20 @@ class Asking:
         asked = self._asked(wanted, name, question, settings, "chat", top)
         return replace(asked, form=replace(asked.form, tools=frozenset(tool["function"]["name"] for tool in tools)))
 
-    def _asked_completion(self, wanted: CompletionRequest) -> Asked:
+    def _asked_completion(self, wanted: CompletionRequest) -> QueuedRequest:
         name, runtime, rule = self._offer.asked(wanted.model)
         require_room(len(wanted.prompt) if isinstance(wanted.prompt, str) else 0, runtime)
         return self._asked(wanted, name, wanted.prompt, settings_of(wanted, runtime, self._offer, rule), "text", wanted.logprobs)
 
-    def _asked(self, wanted: Sampled, name: str, question: Question, settings: Settings, kind: Any, top: int | None) -> Asked:
+    def _asked(
+        self, wanted: SamplingFields, name: str, question: Question, settings: Settings, kind: Any, top: int | None
+    ) -> QueuedRequest:
         piece = self._offer.pairs[name].models["expert"].tokenizer.piece
-        return Asked(
+        return QueuedRequest(
             name,
             question,
             settings,
-            Form(kind, wanted.model or name, wanted.cascade, settings.block_size, lambda token: piece(token, special=True), top),
+            ResponseForm(kind, wanted.model or name, wanted.cascade, settings.block_size, lambda token: piece(token, special=True), top),
             wanted.n or 1,
             wanted.prompt_cache_key or None,
             bool(wanted.stream),
@@ -142,27 +144,27 @@ class Asking:
 
     # ------------------------------------------------------------------ what is answered
 
-    async def _answer(self, request: Request, asked: Asked) -> Response:
+    async def _answer(self, request: Request, asked: QueuedRequest) -> Response:
         asked = replace(asked, owner=request.state.owner(asked.cache_salt, asked.conversation), client=request.state.client)
         if not asked.streams:
-            replies = await unless_gone(request.receive, self._replies(asked))
+            replies = await run_while_connected(request.receive, self._replies(asked))
             return await asyncio.to_thread(lambda: JSONResponse(asked.form.whole(replies)))
         events = self._events(asked)
         try:
-            first = await unless_gone(request.receive, anext(events))
+            first = await run_while_connected(request.receive, anext(events))
         except BaseException:
             await events.aclose()
             raise
         return EventStream(first, events)
 
-    async def _replies(self, asked: Asked) -> list[Reply]:
+    async def _replies(self, asked: QueuedRequest) -> list[Reply]:
         begun, replies = time.monotonic(), []
         for index in range(asked.choices):
             async with self._blocks(asked, index, begun) as blocks:
                 replies.append(await asyncio.to_thread(Reply.of, [chunk async for chunk in blocks]))
         return replies
 
-    async def _events(self, asked: Asked) -> AsyncGenerator[Mapping[str, Any], None]:
+    async def _events(self, asked: QueuedRequest) -> AsyncGenerator[Mapping[str, Any], None]:
         """The first of them comes with the first block. What takes longer the longer the answer is runs in a thread, not in the loop."""
         begun, stats, form = time.monotonic(), [], asked.form
         for index in range(asked.choices):
@@ -182,7 +184,7 @@ class Asking:
             yield form.usage(stats)
 
     @asynccontextmanager
-    async def _blocks(self, asked: Asked, index: int, begun: float) -> AsyncIterator[AsyncIterator[Chunk]]:
+    async def _blocks(self, asked: QueuedRequest, index: int, begun: float) -> AsyncIterator[AsyncIterator[Chunk]]:
         """The blocks of one choice; whoever leaves early ends their making."""
         left = None if self._timeout_s is None else max(0.001, self._timeout_s - (time.monotonic() - begun))
         submitted = time.monotonic()
@@ -202,7 +204,7 @@ class Asking:
                 self._metrics.answered(pair, job, Reply.of([chunk]), first_s, time.monotonic() - begun)
             yield chunk
 
-    async def _submitted(self, asked: Asked, index: int, timeout_s: float | None) -> Job:
+    async def _submitted(self, asked: QueuedRequest, index: int, timeout_s: float | None) -> Job:
         """In a thread, because a template is rendered there. Nobody waits for what a cancelled request put into the queue."""
         submitting = asyncio.ensure_future(
             asyncio.to_thread(

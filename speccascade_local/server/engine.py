@@ -20,7 +20,7 @@ from typing import cast
 from ..common.errors import CatalogError, EngineError, SettingError
 from ..common.validation import whole_number
 from ..llama.context import MAX_TIMELINES
-from ..runtime.answer import answer, compiled
+from ..runtime.answer import answer, compile_grammar
 from ..runtime.pending_reply import PendingReply
 from ..runtime.runtime import Question, Runtime
 from ..runtime.settings import Settings
@@ -72,7 +72,7 @@ class Job(PendingReply):
         """Compile its grammar. Raises SettingError and UnwantedError."""
         begun = time.monotonic()
         tokenizer = runtime.models["expert"].tokenizer
-        self._grammar = compiled(self.settings, tokenizer, runtime.n_vocab, lambda: self.should_stop)
+        self._grammar = compile_grammar(self.settings, tokenizer, runtime.n_vocab, lambda: self.should_stop)
         self.ready, self.heavy = True, time.monotonic() - begun > _SLOW_S
 
     def begin(self) -> Grammar | None:
@@ -232,7 +232,7 @@ class _Lane:
         chunks = answer(
             slot.pair, job.prompt.ids, job.settings, method, seed, grammar=grammar, unwanted=lambda: job.should_stop, cold=job.cold
         )
-        with self._gathering.seated(slot.seat):
+        with self._gathering.join_as(slot.seat):
             job.follow(chunks)
         if job.conversation is not None and not job.cancelled:
             self._remember((job.owner, job.conversation), job.prompt.answered(job.reply_so_far.token_ids))

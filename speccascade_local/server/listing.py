@@ -15,19 +15,19 @@ from ..rules.combined import Guarded
 from ..rules.registry import RULES
 from ..rules.rule import Method
 from ..runtime.runtime import Runtime
-from .completions import messages_of, require_room, understood
+from .completions import messages_of, read_request, require_room
 from .errors import RefusedError
 from .http.large_requests import LargeRequests
 from .openai.fields import FIELDS, ROUTES, Route
 from .openai.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from .openai.translation import FORMS
-from .request_settings import Offer
+from .request_settings import ServedPairs
 
 
 class Listing:
     """The routes that tell of pairs. created: when the server started, which is what clients are told of each model."""
 
-    def __init__(self, offer: Offer, created: int, large: LargeRequests) -> None:
+    def __init__(self, offer: ServedPairs, created: int, large: LargeRequests) -> None:
         self._offer, self._created, self._large = offer, created, large
 
     async def models(self, _: Request) -> Response:
@@ -44,16 +44,16 @@ class Listing:
 
     async def pairs(self, _: Request) -> Response:
         """``GET /api/pairs``: what the page shows to choose from."""
-        pairs = [_described(name, runtime) for name, runtime in self._offer.pairs.items()]
+        pairs = [_describe(name, runtime) for name, runtime in self._offer.pairs.items()]
         return JSONResponse({"pairs": pairs, "rules": _rules(), "own_rules": list(self._offer.rules)})
 
     async def tokenize(self, request: Request) -> Response:
         """``POST /tokenize``, as llama.cpp's server and vLLM have it."""
-        return await understood(request, TokenizeRequest, self._tokenized, self._large)
+        return await read_request(request, TokenizeRequest, self._tokenized, self._large)
 
     async def detokenize(self, request: Request) -> Response:
         """``POST /detokenize``, likewise."""
-        return await understood(request, DetokenizeRequest, self._detokenized, self._large)
+        return await read_request(request, DetokenizeRequest, self._detokenized, self._large)
 
     def _tokenized(self, wanted: TokenizeRequest) -> Response:
         _, runtime, _ = self._offer.chosen(wanted.model)
@@ -72,7 +72,7 @@ class Listing:
         return {"id": name, "object": "model", "created": self._created, "owned_by": "speccascade-local"}
 
 
-def _described(name: str, runtime: Runtime) -> dict[str, Any]:
+def _describe(name: str, runtime: Runtime) -> dict[str, Any]:
     pair = runtime.pair
     return {
         "name": name,

@@ -15,9 +15,9 @@ from collections.abc import Hashable, Mapping
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from ..common.errors import EngineBusyError, EngineError
-from ..common.sequences import shared_length
+from ..common.sequences import shared_prefix_length
 from ..runtime.answer import LoadedPair
-from ..runtime.shared_batches import Seat
+from ..runtime.shared_batches import Participant
 
 #: How much of what earlier jobs took is left in the average after one more.
 _FORGETTING = 0.8
@@ -182,16 +182,16 @@ class FairQueue(Generic[Item]):
 class Slot(NamedTuple):
     """A place: its seat among those that read together, and its timelines."""
 
-    seat: Seat
+    seat: Participant
     pair: LoadedPair
 
 
 class Slots:
     """As many as there are pairs; the caller sees to it that no more are taken."""
 
-    def __init__(self, pairs: Mapping[Seat, LoadedPair]) -> None:
+    def __init__(self, pairs: Mapping[Participant, LoadedPair]) -> None:
         self._free = [Slot(seat, pair) for seat, pair in pairs.items()]  # the least recently used first
-        self._owners: dict[Seat, Hashable] = dict.fromkeys(pairs)
+        self._owners: dict[Participant, Hashable] = dict.fromkeys(pairs)
         self._lock = threading.Lock()
 
     def take(self, ids: list[int], owner: Hashable = None) -> Slot:
@@ -205,13 +205,13 @@ class Slots:
         """Forget what another owner's text left in a slot that was taken. Raises SessionError."""
         if self._owners[slot.seat] != owner:
             for session in slot.pair.sessions:
-                session.rewind(0)
+                session.roll_back(0)
             self._owners[slot.seat] = owner
 
     def _shared(self, slot: Slot, ids: list[int], owner: Hashable) -> int:
         if self._owners[slot.seat] != owner:
             return 0
-        return sum(shared_length(session.tokens, ids[:-1]) for session in slot.pair.sessions)
+        return sum(shared_prefix_length(session.tokens, ids[:-1]) for session in slot.pair.sessions)
 
     def give_back(self, slot: Slot) -> None:
         """It is free again, and the most recently used."""

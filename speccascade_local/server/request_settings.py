@@ -17,7 +17,7 @@ from ..rules.rule import Method
 from ..runtime.runtime import Runtime
 from ..runtime.settings import Settings
 from .errors import RefusedError, shown
-from .openai.requests import CascadeOptions, ChatRequest, CompletionRequest, Sampled
+from .openai.requests import CascadeOptions, ChatRequest, CompletionRequest, SamplingFields
 from .openai.tool_calls import CALL_END
 
 #: What may be written of a built-in rule. No parenthesis, which code of one's own needs, and no slash.
@@ -40,7 +40,7 @@ _ALIAS = re.compile(r"[^@\s\x00-\x1f\x7f]{1,200}")
 
 
 @dataclass(frozen=True)
-class Offer:
+class ServedPairs:
     """What is served: pairs by name, and the user's rules by name.
 
     aliases: further names, each with the pair's own. any_model: whatever name a request gives, or none, it is answered by the only pair.
@@ -107,7 +107,7 @@ def check_names(pairs: Sequence[str], aliases: Mapping[str, str], any_model: boo
             raise SettingError(f"--alias {alias!r:.80}: there is no pair {pair!r:.80} here; there are {', '.join(pairs)}")
 
 
-def settings_of(request: Sampled, runtime: Runtime, offer: Offer, rule: str | None) -> Settings:
+def settings_of(request: SamplingFields, runtime: Runtime, offer: ServedPairs, rule: str | None) -> Settings:
     """How the reply to this request is made. rule: what the model's name says. Raises SettingError and RefusedError."""
     given = {name: value for name in _AS_THEY_ARE if (value := getattr(request, name)) is not None} | request.constraint
     given["temperature"] = TEMPERATURE if request.temperature is None else request.temperature
@@ -134,7 +134,7 @@ def nth(settings: Settings, index: int) -> Settings:
     return replace(settings, seed=(settings.seed + index) % 2**63) if settings.seed is not None and index else settings
 
 
-def _cascade(request: Sampled, runtime: Runtime, offer: Offer, named: str | None, given: dict[str, Any]) -> dict[str, Any]:
+def _cascade(request: SamplingFields, runtime: Runtime, offer: ServedPairs, named: str | None, given: dict[str, Any]) -> dict[str, Any]:
     options = request.cascade
     spec = options.rule if options.rule is not None else named
     if named is not None and options.rule is not None and options.rule != named:
@@ -144,18 +144,18 @@ def _cascade(request: Sampled, runtime: Runtime, offer: Offer, named: str | None
     if spec == "expert":
         if options.alpha is not None or options.block_size:
             raise RefusedError(400, "rule expert drafts nothing and has no dial; leave out alpha and block_size", param="speccascade")
-        return _told(options, given) | {"rule": "strict", "block_size": 0}
+        return _recording(options, given) | {"rule": "strict", "block_size": 0}
     method = None if spec is None else offer.rule(spec)
     if options.alpha is not None:
-        method = registry.turned(runtime.rule if method is None else method, options.alpha)
+        method = registry.with_dial(runtime.rule if method is None else method, options.alpha)
     if method is not None:
         given["rule"] = method
     if options.block_size is not None:
         given["block_size"] = options.block_size
-    return _told(options, given)
+    return _recording(options, given)
 
 
-def _told(options: CascadeOptions, given: dict[str, Any]) -> dict[str, Any]:
+def _recording(options: CascadeOptions, given: dict[str, Any]) -> dict[str, Any]:
     """What is recorded of each token."""
     given |= {"fidelity": options.fidelity, "audit": options.audit}
     if options.model_logprobs:

@@ -23,9 +23,9 @@ class ClientGoneError(Exception):
     """Nobody is there any more whom an answer could reach."""
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Made]) -> Made:
+async def run_while_connected(receive: Receive, work: Coroutine[Any, Any, Made]) -> Made:
     """What the work makes; when the client goes away meanwhile the work is cancelled. Raises ClientGoneError."""
-    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(_wait_until_gone(receive))
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -38,7 +38,7 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Made]) -> Made
             await working
 
 
-async def _gone(receive: Receive) -> None:
+async def _wait_until_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -60,7 +60,7 @@ class EventStream(Response):
         """Send all of it."""
         try:
             with contextlib.suppress(ClientGoneError):
-                await unless_gone(receive, self._sent(send))
+                await run_while_connected(receive, self._sent(send))
         finally:
             await self._events.aclose()
 

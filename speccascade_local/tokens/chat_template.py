@@ -51,11 +51,11 @@ class ChatTemplate:
         Raises PromptError for messages that are malformed or that the template refuses, for an answer that the template cannot leave
         unfinished, and for a template that takes too long.
         """
-        checked = _checked(messages)
+        checked = _check_messages(messages)
         begun = continues and checked[-1]["role"] == "assistant" and not checked[-1].get("tool_calls")
         if begun and not checked[-1]["content"]:
             checked, begun = checked[:-1], False
-            _checked(checked)
+            _check_messages(checked)
         if [message["role"] for message in checked[:2]] == ["system", "user"] and not self.takes_system:
             system, user, *rest = checked
             checked = [user | {"content": f"{system['content']}\n\n{user['content']}"}, *rest]
@@ -150,7 +150,7 @@ class _Spellings:
         return "".join([*parts, text[done:]])
 
 
-def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def _check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     if not messages or isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         raise PromptError("a chat needs a list of at least one message, such as [{'role': 'user', 'content': 'Hi'}]")
     for position, message in enumerate(messages):

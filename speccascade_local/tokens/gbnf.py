@@ -23,11 +23,11 @@ def from_gbnf(text: str) -> str:
     """
     if not isinstance(text, str) or not text.strip():
         raise SettingError(f"grammar is {text!r:.40}; it must be a text in GBNF with a rule named root")
-    return _rewritten(text)
+    return _rewrite(text)
 
 
 @lru_cache(maxsize=4)
-def _rewritten(text: str) -> str:
+def _rewrite(text: str) -> str:
     """Remembered, because the same settings are checked and used several times."""
     try:
         return to_lark(_Reader(text).rules())

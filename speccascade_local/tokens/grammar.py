@@ -16,7 +16,7 @@ import numpy as np
 
 from ..common.errors import SettingError
 from ..common.limited_child import ChildError
-from ..common.sequences import shared_length
+from ..common.sequences import shared_prefix_length
 from .grammar_pool import MatcherPool
 from .sampler import Mask
 
@@ -55,7 +55,7 @@ class Grammar:
         The array is read-only. Raises SettingError for a reply that breaks the grammar, and stays usable.
         """
         reply = list(reply)
-        shared = shared_length(self._read, reply)
+        shared = shared_prefix_length(self._read, reply)
         if shared < len(reply) or shared not in self._masks:  # else the place lies on what is read: the draft may go on from its end
             self._go_on(reply, shared)
             if len(self._read) < len(reply):

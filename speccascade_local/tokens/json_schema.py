@@ -36,11 +36,11 @@ def from_json_schema(schema: str | Mapping[str, Any] | bool) -> str:
         text = schema if isinstance(schema, str) else json.dumps(dict(schema) if isinstance(schema, Mapping) else schema, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise SettingError(f"the JSON schema cannot be used: {error}") from None
-    return _spelled(text)
+    return _spell(text)
 
 
 @lru_cache(maxsize=4)
-def _spelled(text: str) -> str:
+def _spell(text: str) -> str:
     """Remembered, because the same settings are checked and used several times."""
     try:
         schema = json.loads(text)

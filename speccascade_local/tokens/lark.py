@@ -74,17 +74,17 @@ def to_lark(rules: Mapping[str, Node]) -> str:
     waiting = ["root"]
     while waiting:
         name = waiting.pop()
-        if name not in used and (node := _pruned(rules[name], ends)) is not None:
+        if name not in used and (node := _prune(rules[name], ends)) is not None:
             used[name] = node
-            waiting += _mentioned(node)
-    graph = {name: _mentioned(node) for name, node in used.items()}
+            waiting += _collect_names(node)
+    graph = {name: _collect_names(node) for name, node in used.items()}
     depth = depth_of(graph, "root")
     if depth > MOST_STEPS:
         raise SettingError(f"the grammar's rules ask for one another over {depth} steps; at most {MOST_STEPS} are read, join some of them")
     # Names of patterns are written in capitals.
     letter = "r" if _comes_back(graph) else "R"
     spelled = {name: f"{letter}{i}" for i, name in enumerate(used)}
-    lines = [f"{spelled[name]}: {_spelled(node, spelled)}" for name, node in used.items()]
+    lines = [f"{spelled[name]}: {_spell(node, spelled)}" for name, node in used.items()]
     return "\n".join([HEADER + f"start: {spelled['root']}", *lines, ""])
 
 
@@ -103,7 +103,7 @@ def _ending(rules: Mapping[str, Node]) -> set[str]:
             asking[node.name].append(len(above))
         waiting += [(part, len(above), None) for part in _parts(node)]
         above.append((parent, rule))
-        missing.append(_needed(node))
+        missing.append(_collect_needed(node))
     ending: set[str] = set()
     found = [place for place, count in enumerate(missing) if count == 0]
     while found:
@@ -118,7 +118,7 @@ def _ending(rules: Mapping[str, Node]) -> set[str]:
     return ending
 
 
-def _needed(node: Node) -> int:
+def _collect_needed(node: Node) -> int:
     """How many of its parts must end so that it ends."""
     if isinstance(node, InOrder):
         return len(node.parts)
@@ -133,18 +133,18 @@ def _parts(node: Node) -> tuple[Node, ...]:
     return (node.part,) if isinstance(node, Repeated) else ()
 
 
-def _pruned(node: Node, ends: set[str]) -> Node | None:
+def _prune(node: Node, ends: set[str]) -> Node | None:
     """The node without what can never end; None if that is all of it."""
     if isinstance(node, RuleName):
         return node if node.name in ends else None
     if isinstance(node, InOrder):
-        parts = [_pruned(part, ends) for part in node.parts]
+        parts = [_prune(part, ends) for part in node.parts]
         return None if None in parts else InOrder(tuple(part for part in parts if part is not None))
     if isinstance(node, Choice):
-        left = [part for part in (_pruned(part, ends) for part in node.parts) if part is not None]
+        left = [part for part in (_prune(part, ends) for part in node.parts) if part is not None]
         return Choice(tuple(left)) if left else None
     if isinstance(node, Repeated):
-        part = _pruned(node.part, ends)
+        part = _prune(node.part, ends)
         if part is None or node.most == 0:
             return None if node.least else InOrder(())
         return Repeated(part, node.least, node.most)
@@ -161,11 +161,11 @@ def _covers_all(ranges: Sequence[tuple[int, int]]) -> bool:
     return reached > 0x10FFFF
 
 
-def _mentioned(node: Node) -> list[str]:
+def _collect_names(node: Node) -> list[str]:
     """The rules that it asks for, in the order of their first mention."""
     if isinstance(node, RuleName):
         return [node.name]
-    return list(dict.fromkeys(name for part in _parts(node) for name in _mentioned(part)))
+    return list(dict.fromkeys(name for part in _parts(node) for name in _collect_names(part)))
 
 
 def depth_of(graph: Mapping[str, Sequence[str]], start: str) -> int:
@@ -191,12 +191,12 @@ def _comes_back(graph: Mapping[str, Sequence[str]]) -> bool:
     return False
 
 
-def _spelled(node: Node, names: Mapping[str, str]) -> str:
+def _spell(node: Node, names: Mapping[str, str]) -> str:
     if isinstance(node, Chars):
         return str(node)
     if isinstance(node, RuleName):
         return names[node.name]
     if isinstance(node, Repeated):
-        return f"({_spelled(node.part, names)}){{{node.least},{'' if node.most is None else node.most}}}"
+        return f"({_spell(node.part, names)}){{{node.least},{'' if node.most is None else node.most}}}"
     between = " " if isinstance(node, InOrder) else " | "
-    return f"({between.join(_spelled(part, names) for part in node.parts)})" if node.parts else '""'
+    return f"({between.join(_spell(part, names) for part in node.parts)})" if node.parts else '""'

@@ -55,7 +55,7 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, *, n_vocab: int, n_ctx: int
     return ids
 
 
-def rendered_ids(parts: Sequence[tuple[str, bool]], tokenizer: Tokenizer) -> list[int]:
+def encode_parts(parts: Sequence[tuple[str, bool]], tokenizer: Tokenizer) -> list[int]:
     """The ids of what a chat template made: each text with whether control tokens are read in it."""
     parts = parts or [("", True)]
     bos, bos_id = tokenizer.special_texts["bos_token"], tokenizer.bos_id

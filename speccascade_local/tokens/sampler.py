@@ -96,13 +96,13 @@ def draw(weights: NDArray[np.float64], rng: np.random.Generator) -> int:
     # Inverts the cumulative sum in two steps, first over stretches of the vocabulary: a whole one costs more than all the rest.
     stretches = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _STRETCH)))
     target = rng.random() * stretches[-1]
-    at = _inverted(stretches, target)
+    at = _invert(stretches, target)
     start = at * _STRETCH
     before = stretches[at - 1] if at else 0.0
-    return start + _inverted(np.cumsum(weights[start : start + _STRETCH]), target - before)
+    return start + _invert(np.cumsum(weights[start : start + _STRETCH]), target - before)
 
 
-def _inverted(cumulative: NDArray[np.float64], target: float) -> int:
+def _invert(cumulative: NDArray[np.float64], target: float) -> int:
     """The first place whose cumulative sum lies above ``target``; the last that adds to it where rounding left none."""
     return min(int(np.searchsorted(cumulative, target, side="right")), int(np.searchsorted(cumulative, cumulative[-1])))
 

@@ -26,7 +26,7 @@ class Constraint(Protocol):
         """Which ids may follow the reply so far. [n_vocab]"""
 
 
-class Unended:
+class ForbiddenIds:
     """A constraint that forbids ids: ``early`` while the reply has fewer than ``least`` tokens, ``always`` at every place."""
 
     def __init__(self, n_vocab: int, *, early: Iterable[int] = (), least: int = 0, always: Iterable[int] = ()) -> None:
@@ -135,7 +135,7 @@ class Shaper:
             return Rows.of(logits)
         return Rows(logits, np.array([self.shape(row, [*reply, *drafted[:j]]) for j, row in enumerate(logits)]).reshape(logits.shape))
 
-    def admitted(self, reply: Sequence[int], tokens: Sequence[int]) -> int:
+    def count_allowed(self, reply: Sequence[int], tokens: Sequence[int]) -> int:
         """How many of ``tokens``, from the first on, the grammar lets follow ``reply``."""
         if self._grammar:
             for j, token in enumerate(tokens):

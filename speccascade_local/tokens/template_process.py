@@ -23,7 +23,7 @@ _INSTEAD = "use a raw prompt (--raw)"
 _MOST_SAID = 300
 
 
-class Renderer:
+class TemplateProcess:
     """The process, and whose turn it is to ask it."""
 
     def __init__(self) -> None:
@@ -61,6 +61,6 @@ class Renderer:
 
 
 #: The one of this process. A fork must not share it: two would read each other's answers.
-renderer = Renderer()
+renderer = TemplateProcess()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=renderer.__init__)  # type: ignore[misc]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from .prompt import Part, Tokenizer, rendered_ids
+from .prompt import Part, Tokenizer, encode_parts
 
 
 class Piece(NamedTuple):
@@ -40,15 +40,15 @@ class Transcript:
 
     def prompt(self, rendered: Sequence[Part], tokenizer: Tokenizer) -> Transcript:
         """What a chat template wrote, as ids: those that are here as far as they stand for the same text."""
-        pieces = [part for piece in self.pieces for part in _divided(piece, tokenizer)]
+        pieces = [part for piece in self.pieces for part in _divide(piece, tokenizer)]
         for count, rest in reversed(list(enumerate(_rests(pieces, rendered, tokenizer), 1))):
             ids = _ids_between(rest, tokenizer)
             if ids is not None:
                 return Transcript((*pieces[:count], Piece(tuple(ids), tuple(rest))))
-        return Transcript((Piece(tuple(rendered_ids(rendered, tokenizer)), tuple(rendered)),))
+        return Transcript((Piece(tuple(encode_parts(rendered, tokenizer)), tuple(rendered)),))
 
 
-def _divided(piece: Piece, tokenizer: Tokenizer) -> list[Piece]:
+def _divide(piece: Piece, tokenizer: Tokenizer) -> list[Piece]:
     """The id that ended an answer is a piece of its own, because a template may or may not write it there."""
     if piece.parts is not None or not piece.ids or not tokenizer.is_end(piece.ids[-1]):
         return [piece]

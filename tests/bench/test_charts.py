@@ -7,15 +7,15 @@ from made_rows import made_rows
 from matplotlib.figure import Figure
 from PIL import Image
 
-from speccascade_local.bench.charts import LOOKS, curves, draw_curves, looks, quality_against_time, tokens_per_block
+from speccascade_local.bench.charts import LOOKS, curve_styles, curves, draw_curves, quality_against_time, tokens_per_block
 from speccascade_local.bench.grid import BASE
-from speccascade_local.bench.summary import summarized
+from speccascade_local.bench.summary import summarize
 from speccascade_local.common.errors import CatalogError
 
 
 @pytest.fixture
 def arms():
-    return summarized(made_rows(30)).by_temperature[0.0]
+    return summarize(made_rows(30)).by_temperature[0.0]
 
 
 def test_the_arms_of_a_rule_are_one_curve_by_alpha(arms):
@@ -26,7 +26,7 @@ def test_the_arms_of_a_rule_are_one_curve_by_alpha(arms):
 
 def test_time_and_quality_are_beside_the_expert_alone(arms):
     figure = Figure()
-    quality_against_time(figure, arms, looks(curves(arms)))
+    quality_against_time(figure, arms, curve_styles(curves(arms)))
     drawn = {
         line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].lines if line.get_label()[0] != "_"
     }
@@ -40,8 +40,8 @@ def test_a_drafter_that_is_far_below_all_others_is_told_of_and_leaves_them_their
     def drawn(share: float) -> tuple[list[str], float]:
         rows = [{**row, "quality": float(row["arm"] != "drafter alone" or int(row["question"][1:]) < share * 30)} for row in made_rows(30)]
         figure = Figure()
-        summaries = summarized(rows).by_temperature[0.0]
-        quality_against_time(figure, summaries, looks(curves(summaries)))
+        summaries = summarize(rows).by_temperature[0.0]
+        quality_against_time(figure, summaries, curve_styles(curves(summaries)))
         return [text.get_text() for text in figure.axes[0].get_legend().get_texts()], figure.axes[0].get_ylim()[0]
 
     assert drawn(0.5)[0][1] == "drafter alone: at (0.20, -50), far below"
@@ -52,7 +52,7 @@ def test_a_drafter_that_is_far_below_all_others_is_told_of_and_leaves_them_their
 
 
 def test_of_one_question_points_are_drawn_without_crosses(tmp_path):
-    draw_curves(tmp_path / "one.svg", summarized(made_rows(1)))
+    draw_curves(tmp_path / "one.svg", summarize(made_rows(1)))
     assert "token_v3" in (tmp_path / "one.svg").read_text(encoding="utf-8")
 
 
@@ -62,9 +62,9 @@ def test_all_28_looks_differ_without_their_shade():
 
 def test_a_curve_looks_the_same_in_every_chart_and_unlike_the_others():
     names = [f"rule {i}" for i in range(28)]
-    assert looks([*names, *names]) == looks(names)
-    assert len(set(looks(names).values())) == 28
-    assert len(looks(f"rule {i}" for i in range(40))) == 40
+    assert curve_styles([*names, *names]) == curve_styles(names)
+    assert len(set(curve_styles(names).values())) == 28
+    assert len(curve_styles(f"rule {i}" for i in range(40))) == 40
 
 
 def test_tokens_per_block_never_rise(arms):
@@ -77,7 +77,7 @@ def test_tokens_per_block_never_rise(arms):
 
 
 def test_a_picture_has_a_panel_for_each_temperature_and_is_the_same_each_time(tmp_path):
-    summary = summarized(made_rows(8, (0.0, 1.0)))
+    summary = summarize(made_rows(8, (0.0, 1.0)))
     for name in ("one.svg", "two.svg"):
         draw_curves(tmp_path / name, summary)
     drawn = (tmp_path / "one.svg").read_text()
@@ -89,12 +89,12 @@ def test_a_picture_has_a_panel_for_each_temperature_and_is_the_same_each_time(tm
 
 
 def _one(folder):
-    draw_curves(folder / "single.png", summarized(made_rows(8)))
+    draw_curves(folder / "single.png", summarize(made_rows(8)))
     return folder / "single.png"
 
 
 def test_without_references_there_is_nothing_to_draw(tmp_path):
     rows = [{**row, "quality": None} for row in made_rows(8)]
     with pytest.raises(CatalogError, match="no question has a reference, so there is no quality to draw"):
-        draw_curves(tmp_path / "curves.svg", summarized(rows))
+        draw_curves(tmp_path / "curves.svg", summarize(rows))
     assert not (tmp_path / "curves.svg").exists()

@@ -9,7 +9,7 @@ from made_rows import ARMS, made_rows, row
 
 from speccascade_local.bench.export import FORMATS, family_table, full_table, histogram, notes, reach, spec_bench, verdict
 from speccascade_local.bench.grid import BASE
-from speccascade_local.bench.summary import summarized
+from speccascade_local.bench.summary import summarize
 
 BLOCKS = {BASE: [1, 3, 3, 3], "strict, blocks of 5": [3, 3, 3, 1]}
 ROWS = [
@@ -18,7 +18,7 @@ ROWS = [
     for arm, wall in ((BASE, 2.0), ("strict, blocks of 5", 1.0))
     for i in range(4)
 ]
-SUMMARY = summarized(ROWS)
+SUMMARY = summarize(ROWS)
 SETUP = {"pair": "demo", "machine": "a machine", "format": 1, "learnt": {"x": 1}, "commit": None}
 
 
@@ -53,7 +53,7 @@ def test_csv_and_json_hold_the_same_figures():
 
 def test_each_family_stands_apart_where_there_are_several():
     rows = [{**each, "family": "odd" if int(each["question"][1:]) % 2 else "even"} for each in made_rows(12)]
-    summary = summarized(rows)
+    summary = summarize(rows)
     heading, *lines = family_table(summary, 0.0)
     assert heading == ["arm", "even (6)", "odd (6)"]
     assert [line[0] for line in lines] == list(ARMS)
@@ -65,25 +65,25 @@ def test_each_family_stands_apart_where_there_are_several():
 
 def test_what_nothing_tells_apart_is_named():
     twins = [{**each, "arm": "twin"} for each in ROWS if each["arm"] == BASE]
-    assert summarized([*ROWS, *twins]).alike == [(f"{BASE} (T {t})", f"twin (T {t})") for t in (0, 1)]
+    assert summarize([*ROWS, *twins]).alike == [(f"{BASE} (T {t})", f"twin (T {t})") for t in (0, 1)]
     twins[0] = {**twins[0], "yields": [2, 2, 3, 3]}
-    assert summarized([*ROWS, *twins]).alike == [(f"{BASE} (T 1)", "twin (T 1)")]
-    assert summarized(ROWS).alike == []
+    assert summarize([*ROWS, *twins]).alike == [(f"{BASE} (T 1)", "twin (T 1)")]
+    assert summarize(ROWS).alike == []
 
 
 def test_words_need_intervals_that_support_them():
     assert verdict(SUMMARY.by_temperature[0.0][0]) == ""
     assert verdict(SUMMARY.by_temperature[0.0][1]) == "faster"
     worse = [{**each, "quality": float(each["arm"] == BASE)} for each in ROWS]
-    assert verdict(summarized(worse).by_temperature[0.0][1]) == "faster, worse"
+    assert verdict(summarize(worse).by_temperature[0.0][1]) == "faster, worse"
     alone = [each for each in worse if each["question"] == "q0"]
-    assert verdict(summarized(alone).by_temperature[0.0][1]) == "", "one question tells nothing of others"
+    assert verdict(summarize(alone).by_temperature[0.0][1]) == "", "one question tells nothing of others"
 
 
 def test_json_has_every_figure_of_every_arm_family_and_temperature():
     families = [{**each, "family": "odd" if int(each["question"][1:]) % 2 else "even"} for each in made_rows(12, (0.0, 1.0))]
     for measured in (ROWS, [each for each in ROWS if each["question"] == "q0"], families):
-        summary = summarized(measured)
+        summary = summarize(measured)
         whole = json.loads(FORMATS["json"](summary, SETUP))
         assert whole["setup"] == {name: SETUP[name] for name in SETUP if name != "learnt"}
         parts = {"": summary.by_temperature, **summary.families}
@@ -98,7 +98,7 @@ def test_json_has_every_figure_of_every_arm_family_and_temperature():
 def test_strict_shows_where_it_parts_from_the_experts_text_and_others_a_dash():
     own = [row(f"q{i}", BASE, rule="strict") for i in range(4)]
     apart = [row(f"q{i}", "strict, blocks of 5", rule="strict", token_ids=[1] * 6 + [2]) for i in range(3)]
-    summary = summarized([*own, *apart, row("q3", "strict, blocks of 5", rule="strict")])
+    summary = summarize([*own, *apart, row("q3", "strict, blocks of 5", rule="strict")])
     heading, *arms = full_table(summary.by_temperature[0.0])
     assert [line[heading.index("parts from the expert's text")] for line in arms] == ["–", "75 %, at token 7"]
     assert any("near-ties" in note for note in notes(summary, SETUP))
@@ -111,7 +111,7 @@ def test_notes_warn_of_few_questions_and_of_what_is_left_out():
     told = notes(SUMMARY, SETUP)
     assert any("only 4 questions" in note for note in told)
     assert not any("learnt" in note or "commit" in note for note in told)
-    assert any("1 rows are left out" in note for note in notes(summarized([*ROWS, row("other", BASE)]), SETUP))
+    assert any("1 rows are left out" in note for note in notes(summarize([*ROWS, row("other", BASE)]), SETUP))
 
 
 def test_spec_bench_reads_steps_tokens_times_and_lengths():

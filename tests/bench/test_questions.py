@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speccascade_local.bench.questions import Question, built_in, chosen, in_turns, read_questions
+from speccascade_local.bench.questions import Question, built_in_questions, choose_questions, in_turns, read_questions
 from speccascade_local.common.errors import CatalogError
 
 
@@ -18,7 +18,7 @@ def written(tmp_path, *lines):
 
 
 def test_the_built_in_questions_are_five_families_with_references_and_ids():
-    questions = built_in()
+    questions = built_in_questions()
     counts = Counter(question.family for question in questions)
     assert len(counts) == 5
     assert min(counts.values()) >= 70
@@ -29,8 +29,8 @@ def test_the_built_in_questions_are_five_families_with_references_and_ids():
 
 
 def test_20_built_in_questions_of_each_family_are_chosen_unless_said_otherwise():
-    assert set(Counter(question.family for question in chosen(None, None)).values()) == {20}
-    assert (len(chosen(None, None)), len(chosen(None, 100)), len(built_in())) == (100, 474, 474)
+    assert set(Counter(question.family for question in choose_questions(None, None)).values()) == {20}
+    assert (len(choose_questions(None, None)), len(choose_questions(None, 100)), len(built_in_questions())) == (100, 474, 474)
 
 
 def test_a_users_file_may_hold_prompts_and_conversations(tmp_path):

@@ -13,7 +13,7 @@ from made_rows import ARMS, SETUP, made_row, made_rows
 
 from speccascade_local.bench.grid import BASE
 from speccascade_local.bench.report import disagreements, pieces, samples, write_report
-from speccascade_local.bench.summary import summarized
+from speccascade_local.bench.summary import summarize
 from speccascade_local.common.errors import CatalogError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -22,7 +22,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
     path, rows = tmp_path / "out.html", made_rows(temperatures=(0.0, 1.0))
-    write_report(path, summarized(rows), rows, SETUP)
+    write_report(path, summarize(rows), rows, SETUP)
     return path
 
 
@@ -61,14 +61,14 @@ def test_what_a_model_or_a_file_says_never_becomes_markup(tmp_path):
     rows = made_rows(4)
     rows += [made_row(9, arm, text="<b-injected>&amp;</b-injected>") for arm in ARMS]
     path = tmp_path / "out.html"
-    write_report(path, summarized(rows), rows, SETUP | {"command": "<b-injected>"})
+    write_report(path, summarize(rows), rows, SETUP | {"command": "<b-injected>"})
     Links().feed(path.read_text(encoding="utf-8"))
     assert "made &lt;up&gt;" in path.read_text(encoding="utf-8")
 
 
 def test_the_same_rows_give_the_same_page(page, tmp_path):
     again, rows = tmp_path / "again.html", made_rows(temperatures=(0.0, 1.0))
-    write_report(again, summarized(rows), rows, SETUP)
+    write_report(again, summarize(rows), rows, SETUP)
     assert again.read_bytes() == page.read_bytes()
 
 
@@ -94,7 +94,7 @@ def test_disagreements_name_exactly_the_arms_that_are_not_as_right_as_the_expert
 
 def test_a_place_that_cannot_be_written_to_is_told(tmp_path):
     with pytest.raises(CatalogError, match="cannot be written"):
-        write_report(tmp_path / "none" / "out.html", summarized(made_rows()), made_rows(), SETUP)
+        write_report(tmp_path / "none" / "out.html", summarize(made_rows()), made_rows(), SETUP)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: install one (Debian: apt install chromium) to see the page in a browser")

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from speccascade_local.bench.grid import BASE, grid, listed_rules
-from speccascade_local.bench.questions import Question, built_in, in_turns
-from speccascade_local.bench.run import COUNTED, key, measure, planned, prompts_of
+from speccascade_local.bench.grid import BASE, grid, parse_rules
+from speccascade_local.bench.questions import Question, built_in_questions, in_turns
+from speccascade_local.bench.run import COUNTED, key, measure, measuring_order, prompts_of
 from speccascade_local.common.errors import PromptError
 from speccascade_local.runtime.settings import Settings
 
-QUESTIONS = in_turns(built_in(), 1)[:3]
-ARMS = grid(listed_rules("token_v3:0.8"), [4], [0.0, 1.0], Settings(max_tokens=12))
+QUESTIONS = in_turns(built_in_questions(), 1)[:3]
+ARMS = grid(parse_rules("token_v3:0.8"), [4], [0.0, 1.0], Settings(max_tokens=12))
 CLOCKS = {"wall_s", "first_s", "audit_s", "draft_s", "expert_s", "verify_s", "load_before"}
 
 
@@ -56,7 +56,7 @@ def test_each_row_tells_what_was_asked_and_what_it_cost(demo):
 
 
 def test_within_a_question_every_arm_has_its_turn_and_each_begins_once(demo):
-    plan = list(planned(ARMS, len(ARMS), 1))
+    plan = list(measuring_order(ARMS, len(ARMS), 1))
     for place in range(len(ARMS)):
         assert sorted(arm.name for _, at, arm in plan if at == place) == sorted(arm.name for arm in ARMS)
     beginners = [next((arm.name, arm.settings.temperature) for _, at, arm in plan if at == place) for place in range(len(ARMS))]

@@ -6,12 +6,12 @@ import pytest
 from made_rows import row
 
 from speccascade_local.bench.grid import BASE
-from speccascade_local.bench.summary import summarized
+from speccascade_local.bench.summary import summarize
 from speccascade_local.common.errors import CatalogError
 
 
 def of(rows, arm, temperature=0.0):
-    return next(each for each in summarized(rows).by_temperature[temperature] if each.arm == arm)
+    return next(each for each in summarize(rows).by_temperature[temperature] if each.arm == arm)
 
 
 def test_a_planted_speed_up_and_quality_loss_are_found():
@@ -68,18 +68,18 @@ def test_without_references_there_is_no_quality_and_without_the_expert_no_distan
 
 def test_only_questions_that_every_arm_has_answered_are_compared():
     rows = [row(f"q{i}", arm) for i in range(4) for arm in (BASE, "x") if (i, arm) != (3, "x")]
-    summary = summarized(rows)
+    summary = summarize(rows)
     assert summary.left_out == 1
     assert [each.n for each in summary.by_temperature[0.0]] == [3, 3]
 
 
 def test_temperatures_are_apart_and_what_cannot_be_compared_is_refused():
     rows = [row("q", arm, temperature=temperature) for arm in (BASE, "x") for temperature in (0.0, 1.0)]
-    assert list(summarized(rows).by_temperature) == [0.0, 1.0]
+    assert list(summarize(rows).by_temperature) == [0.0, 1.0]
     with pytest.raises(CatalogError, match="no rows of 'expert alone' at temperature 0"):
-        summarized([row("q", "x")])
+        summarize([row("q", "x")])
     with pytest.raises(CatalogError, match="no question has been answered by every arm yet"):
-        summarized([row("q", BASE), row("p", "x")])
+        summarize([row("q", BASE), row("p", "x")])
 
 
 def test_a_flat_row_has_every_figure_with_its_interval():

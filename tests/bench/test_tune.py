@@ -12,7 +12,7 @@ from made_rows import row
 from tuning import passing
 
 from speccascade_local.bench.grid import BASE, Arm
-from speccascade_local.bench.tune import MOST_TO_CHOOSE_BY, ROUND, TRIALS, Goal, Measured, confirmed, in_all, require_enough, split, tuned
+from speccascade_local.bench.tune import MOST_TO_CHOOSE_BY, ROUND, TRIALS, Goal, Measured, confirm, in_all, require_enough, split, tune
 from speccascade_local.common.errors import SettingError
 from speccascade_local.rules.position_rules import Strict
 from speccascade_local.rules.token_rules import TokenV3
@@ -46,7 +46,7 @@ def asker(trade=TRADE, noise=0.1):
 def choice(goal, trade=TRADE, n=600, alphas=ALPHAS):
     ask, asked = asker(trade)
     halves = split(n, ["f"] * n, seed=0)
-    return tuned(arms(alphas), *halves, ask, goal), asked, halves
+    return tune(arms(alphas), *halves, ask, goal), asked, halves
 
 
 def measured(n, farthest=1.0, **more):
@@ -96,7 +96,7 @@ def test_a_budget_never_chooses_a_way_that_did_not_look():
     """A sequential cascade that asked the expert about one token of ten, and was right by luck."""
     ask, _ = asker(dict.fromkeys(ALPHAS, (2.0, 0.0, 0.0)))
     halves = split(60, ["f"] * 60, seed=0)
-    found = tuned(arms(), *halves, lambda arm, place: {**ask(arm, place), **unjudged(arm)}, Goal(budget=0.5))
+    found = tune(arms(), *halves, lambda arm, place: {**ask(arm, place), **unjudged(arm)}, Goal(budget=0.5))
     assert found.arm is None
     assert found.trials == ()
 
@@ -167,7 +167,7 @@ def test_the_safest_is_confirmed_first_and_the_first_failure_ends_it():
         def answer(arm, place):
             return {**ask(arm, place), "quality": float(arm not in bad)}
 
-        return confirmed(BASE_ARM, [slow, middle, fast], merits, range(60), answer, Goal(max_quality_loss=0.1))
+        return confirm(BASE_ARM, [slow, middle, fast], merits, range(60), answer, Goal(max_quality_loss=0.1))
 
     arm, why, trials = failing()
     assert (arm, [trial.shown for trial in trials]) == (fast, [True, True, True])
@@ -188,9 +188,7 @@ def test_strict_loses_nothing_by_definition_and_does_not_end_the_tests_where_it_
         more = {"rule": "strict", "wall": 9.0, "quality": float(place % 3 > 0)} if arm is strict else {}
         return {**ask(arm, place), **{"wall_s" if name == "wall" else name: value for name, value in more.items()}}
 
-    arm, _, trials = confirmed(
-        BASE_ARM, [strict, lossy], {strict.name: 1.1, lossy.name: 2.0}, range(60), answer, Goal(max_quality_loss=0.1)
-    )
+    arm, _, trials = confirm(BASE_ARM, [strict, lossy], {strict.name: 1.1, lossy.name: 2.0}, range(60), answer, Goal(max_quality_loss=0.1))
     assert [(trial.shown, trial.faster) for trial in trials] == [(True, False), (True, True)]
     assert arm is lossy
     assert trials[0].measured.gain.exact
@@ -199,7 +197,7 @@ def test_strict_loses_nothing_by_definition_and_does_not_end_the_tests_where_it_
 def test_what_promises_less_than_one_that_is_shown_is_not_measured():
     ask, asked = asker(dict.fromkeys(ALPHAS, (2.0, 0.0, 0.0)))
     first, second = arms()[1:3]
-    arm, _, trials = confirmed(BASE_ARM, [first, second], {first.name: 2.0, second.name: 1.5}, range(60), ask, Goal(max_quality_loss=0.1))
+    arm, _, trials = confirm(BASE_ARM, [first, second], {first.name: 2.0, second.name: 1.5}, range(60), ask, Goal(max_quality_loss=0.1))
     assert (arm, len(trials)) == (first, 1)
     assert {name for name, _ in asked} == {BASE, first.name}
 
@@ -304,7 +302,7 @@ def test_luck_on_the_first_part_does_not_count():
         answer = ask(arm, place)
         return answer if arm is BASE_ARM else {**answer, "quality": float(place in halves[0])}
 
-    found = tuned(arms(), *halves, lucky, Goal(max_quality_loss=0.05))
+    found = tune(arms(), *halves, lucky, Goal(max_quality_loss=0.05))
     assert (found.arm, found.chosen) == (None, None)
     assert found.why.endswith("not shown to keep the limits with 80 questions")
 

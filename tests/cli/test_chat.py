@@ -249,15 +249,15 @@ def test_an_empty_script_says_nothing() -> None:
 
 
 def test_the_dial_of_a_rule_is_turned_and_everything_else_stays() -> None:
-    assert str(registry.turned(registry.parse("token_v3:0.3"), 0.5)) == "token_v3:0.5"
-    assert str(registry.turned(registry.parse("budget:0.02,diff"), 0.5)) == "budget:0.5,diff"
+    assert str(registry.with_dial(registry.parse("token_v3:0.3"), 0.5)) == "token_v3:0.5"
+    assert str(registry.with_dial(registry.parse("budget:0.02,diff"), 0.5)) == "budget:0.5,diff"
     guarded = registry.parse("opt:0.2+strict_first:4+thinking:chow:0.5")
-    assert str(registry.turned(guarded, 0.9)) == "opt:0.9+strict_first:4+thinking:chow:0.5"
+    assert str(registry.with_dial(guarded, 0.9)) == "opt:0.9+strict_first:4+thinking:chow:0.5"
     for spec in ("strict", "never"):
         with pytest.raises(SettingError, match=f"rule {spec} has no alpha"):
-            registry.turned(registry.parse(spec), 0.5)
+            registry.with_dial(registry.parse(spec), 0.5)
     with pytest.raises(SettingError, match="alpha of token_v3 is 2"):
-        registry.turned(registry.parse("token_v3:0.3"), 2)
+        registry.with_dial(registry.parse("token_v3:0.3"), 2)
 
 
 # --------------------------------------------------------------------------- at a keyboard

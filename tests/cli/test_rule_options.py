@@ -33,7 +33,7 @@ def ask(demo: sc.Runtime, **settings) -> sc.Reply:
 
 
 def test_rules_in_json_is_the_table_of_all_methods():
-    assert json.loads(told("rules", "--json")) == [registry.described(method) for method in registry.METHODS.values()]
+    assert json.loads(told("rules", "--json")) == [registry.describe(method) for method in registry.METHODS.values()]
 
 
 def test_rules_shows_every_method_with_every_field_and_each_example_can_be_run():
@@ -41,7 +41,7 @@ def test_rules_shows_every_method_with_every_field_and_each_example_can_be_run()
     paragraphs = [re.sub(r"\s+", " ", paragraph) for paragraph in text.strip().split("\n\n")]
     assert len(paragraphs) == len(registry.METHODS)
     for paragraph, method in zip(paragraphs, registry.METHODS.values(), strict=True):
-        for name, value in registry.described(method).items():
+        for name, value in registry.describe(method).items():
             assert value in paragraph
             assert name == "method" or name in paragraph
     assert "\x1b" not in text

@@ -17,7 +17,7 @@ def refused(monkeypatch):
     """Calls the verb; its one line."""
     monkeypatch.delenv("SPECCASCADE_API_KEY", raising=False)
     monkeypatch.setattr(serve, "set_log_level", lambda _: None)
-    monkeypatch.setattr(serve, "loaded", lambda *_, **__: pytest.fail("something was loaded"))
+    monkeypatch.setattr(serve, "load_with_progress", lambda *_, **__: pytest.fail("something was loaded"))
 
     def call(*arguments):
         done = CliRunner().invoke(cli_app.app, ["serve", *map(str, arguments)])

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speccascade_local.common.endpoints import MOST, Endpoint, all_parsed, greet, is_loopback, parsed
+from speccascade_local.common.endpoints import MOST, Endpoint, greet, is_loopback, parse_endpoint, parse_endpoints
 from speccascade_local.common.errors import SettingError
 
 names = st.from_regex(r"[a-z0-9](?:[a-z0-9.-]{0,20}[a-z0-9])?", fullmatch=True)
@@ -20,8 +20,8 @@ ports = st.integers(1, 65535)
 
 @given(names, ports)
 def test_what_is_parsed_is_written_the_same(host, port):
-    assert parsed(f"{host}:{port}") == Endpoint(host, port)
-    assert str(parsed(f"{host.upper()}:{port}")) == f"{host}:{port}"
+    assert parse_endpoint(f"{host}:{port}") == Endpoint(host, port)
+    assert str(parse_endpoint(f"{host.upper()}:{port}")) == f"{host}:{port}"
 
 
 @pytest.mark.parametrize(
@@ -51,22 +51,22 @@ def test_what_is_parsed_is_written_the_same(host, port):
 )
 def test_anything_else_is_refused_with_what_was_seen(text):
     with pytest.raises(SettingError, match=r"HOST:PORT of an RPC server|must be a whole number") as caught:
-        parsed(text)
+        parse_endpoint(text)
     assert repr(text) in str(caught.value)
 
 
 def test_an_ipv6_address_is_told_why():
     with pytest.raises(SettingError, match="IPv4 only"):
-        parsed("fe80::1:50052")
+        parse_endpoint("fe80::1:50052")
 
 
 def test_a_server_is_named_once_and_there_are_not_more_than_llama_cpp_takes():
-    assert all_parsed([]) == ()
+    assert parse_endpoints([]) == ()
     with pytest.raises(SettingError, match="a:1 is named twice"):
-        all_parsed(["a:1", "b:1", "A:1"])
-    assert len(all_parsed(f"a:{port}" for port in range(1, MOST + 1))) == MOST
+        parse_endpoints(["a:1", "b:1", "A:1"])
+    assert len(parse_endpoints(f"a:{port}" for port in range(1, MOST + 1))) == MOST
     with pytest.raises(SettingError, match="16 at most"):
-        all_parsed(f"a:{port}" for port in range(1, MOST + 2))
+        parse_endpoints(f"a:{port}" for port in range(1, MOST + 2))
 
 
 @pytest.mark.parametrize(

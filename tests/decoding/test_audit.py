@@ -16,10 +16,10 @@ from toys import ToySession, never_ends, random_rows, writing
 import speccascade_local as sc
 from speccascade_local.bench import run
 from speccascade_local.bench.grid import BASE, DRAFTER, grid
-from speccascade_local.bench.questions import built_in, in_turns
+from speccascade_local.bench.questions import built_in_questions, in_turns
 from speccascade_local.decoding import audit as auditing
 from speccascade_local.decoding.audit import Audit
-from speccascade_local.decoding.fidelity import Wanted
+from speccascade_local.decoding.fidelity import Recording
 from speccascade_local.decoding.loop import decode
 from speccascade_local.decoding.stats import Stats
 from speccascade_local.decoding.token_loop import token_cascade
@@ -30,7 +30,7 @@ from speccascade_local.runtime.reply import Reply
 from speccascade_local.runtime.settings import Settings
 from speccascade_local.tokens.rows import MAX_ROWS
 from speccascade_local.tokens.sampler import Sampler
-from speccascade_local.tokens.shaping import Penalties, Shaper, Unended
+from speccascade_local.tokens.shaping import ForbiddenIds, Penalties, Shaper
 
 #: Each kind of way that writes tokens without the expert.
 UNASKED = ["never", "margin:0", "chow_average:-99", "token_cascade:0.4"]
@@ -44,8 +44,8 @@ def toys(n_ctx: int = 200) -> list[ToySession]:
     return [ToySession(random_rows(7, seed), 7, n_ctx) for seed in (4, 5)]
 
 
-def unended() -> Unended:
-    return Unended(7, early=[3], least=5, always=[2])
+def unended() -> ForbiddenIds:
+    return ForbiddenIds(7, early=[3], least=5, always=[2])
 
 
 def shapers() -> list[Shaper]:
@@ -75,7 +75,7 @@ def audited(blocks, prompt, sampler, shaper, wanted, expert):
 )
 def test_the_drafter_alone_has_the_account_of_a_cascade_that_keeps_every_draft(length, temperature, top_k, block, seed):
     """The same text, each token by the same numbers, where the rule lets the drafter say what the expert's filters deny."""
-    sampler, wanted, accounts = Sampler(temperature, top_k=top_k), Wanted(3, models=True), []
+    sampler, wanted, accounts = Sampler(temperature, top_k=top_k), Recording(3, models=True), []
     for rule, shaper in zip((Chow(1), Never()), shapers()):
         drafter, expert = toys()
         generation = writing([1, 2], sampler, seed, shaper=shaper)
@@ -104,9 +104,9 @@ def test_the_drafter_alone_has_the_account_of_a_cascade_that_keeps_every_draft(l
 def test_every_token_of_a_token_cascade_is_judged_and_none_twice(alpha, length, seed):
     drafter, expert = toys()
     generation = writing([1, 2], 1.0, seed)
-    more = {"rule": TokenCascade(alpha), "max_tokens": length, "stops": never_ends, "stats": Stats(), "wanted": Wanted()}
+    more = {"rule": TokenCascade(alpha), "max_tokens": length, "stops": never_ends, "stats": Stats(), "wanted": Recording()}
     blocks, entries, stats = audited(
-        token_cascade(generation, drafter, expert, **more), [1, 2], generation.sampler, generation.shaper, Wanted(), expert
+        token_cascade(generation, drafter, expert, **more), [1, 2], generation.sampler, generation.shaper, Recording(), expert
     )
     assert all(entry.tv is not None and entry.expert_logprob is not None for entry in entries)
     assert stats.audited == sum(block.verdict.origins == ("accepted",) for block in blocks)
@@ -116,9 +116,9 @@ def test_every_token_of_a_token_cascade_is_judged_and_none_twice(alpha, length, 
 def test_the_expert_reads_a_long_answer_once_in_batches_of_as_many_rows_as_one_gives():
     drafter, expert = toys()
     generation = writing([1, 2], 1.0, 0)
-    more = {"stops": never_ends, "stats": Stats(), "wanted": Wanted(), "max_tokens": 150, "block_size": 5}
+    more = {"stops": never_ends, "stats": Stats(), "wanted": Recording(), "max_tokens": 150, "block_size": 5}
     made = decode(generation, drafter, expert, rule=Never(), **more)
-    audited(made, [1, 2], generation.sampler, generation.shaper, Wanted(), expert)
+    audited(made, [1, 2], generation.sampler, generation.shaper, Recording(), expert)
     assert expert.calls == [2 + MAX_ROWS - 1, MAX_ROWS, 150 - 2 * MAX_ROWS]
 
 
@@ -260,7 +260,7 @@ def test_an_answer_whose_rows_would_take_too_much_memory_has_an_unknown_distance
 def test_bench_judges_all_tokens_of_every_arm_and_measures_no_audit(demo, monkeypatch):
     ticks = count()
     monkeypatch.setattr(run.time, "perf_counter", lambda: float(next(ticks)))
-    question = in_turns(built_in(), 1)[0]
+    question = in_turns(built_in_questions(), 1)[0]
     (prompt,) = run.prompts_of(demo, [question])
     names = set()
     for arm in grid([TokenCascade(0.5)], [4], [0.0], Settings(max_tokens=20)):

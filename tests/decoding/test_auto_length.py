@@ -18,11 +18,11 @@ from loop_runs import run
 from strategies import JUDGED_RULES
 from toys import ToySession, always_accepts, certain, never_accepts, never_ends, random_rows, sometimes_accepts, writing
 
-from speccascade_local.decoding.auto_length import Auto, Prospect
+from speccascade_local.decoding.auto_length import AutoLength, BlockPlan
 from speccascade_local.decoding.draft import Helpers, propose
-from speccascade_local.decoding.fidelity import Wanted
-from speccascade_local.decoding.history import Experience
-from speccascade_local.decoding.lengths import LONGEST, Fixed
+from speccascade_local.decoding.fidelity import Recording
+from speccascade_local.decoding.history import AcceptanceHistory
+from speccascade_local.decoding.lengths import LONGEST, FixedLength
 from speccascade_local.decoding.loop import decode
 from speccascade_local.decoding.ngram import NOTHING, Guess, NgramIndex, NgramSession
 from speccascade_local.decoding.profile import SIZES, Profile, Speed
@@ -43,7 +43,7 @@ FLAT = Profile(speed(1.0), speed(0.01), 1.0, {})  # a batch costs what one token
 LINEAR = Profile(Speed(1, 1, (0,), (tuple(float(n) for n in SIZES),), 1.0), speed(0.2), 1.0, {})  # nothing is gained by batches
 
 
-class Whimsical(Fixed):
+class Whimsical(FixedLength):
     """Lengths from a script: what is decided is anything, as long as it does not come from a token that is then withheld."""
 
     def __init__(self, *script: int) -> None:
@@ -99,8 +99,8 @@ def ways_to_draft() -> dict[str, dict]:
     small, *_ = toys()
     cheap = Profile(speed(1.0), speed(0.3, 0.31, 0.32), 1.0, {})
     return {
-        "automatic": {"pace": Auto(FLAT, Experience())},
-        "automatic, with an index": {"pace": Auto(cheap, Experience()), "helpers": Helpers(index)},
+        "automatic": {"pace": AutoLength(FLAT, AcceptanceHistory())},
+        "automatic, with an index": {"pace": AutoLength(cheap, AcceptanceHistory()), "helpers": Helpers(index)},
         "anything": {"pace": Whimsical(2, 0, 1, 3, 1)},
         "anything, with an index": {"pace": Whimsical(2, 1, 3, 0, 2, 2), "helpers": Helpers(index)},
         "three models": {"pace": Whimsical(2, 3), "helpers": Helpers(small=small)},
@@ -110,7 +110,7 @@ def ways_to_draft() -> dict[str, dict]:
         "written ahead, unless unsure": {"pace": Wavering(2)},
         "written ahead of reviews": {"pace": Hasty(1, 2), "helpers": Helpers(index)},
         "read together": {"pace": Together(2)},
-        "guesses alone": {"pace": Auto(FLAT, Experience(), has_drafter=False), "helpers": Helpers(index)},
+        "guesses alone": {"pace": AutoLength(FLAT, AcceptanceHistory(), has_drafter=False), "helpers": Helpers(index)},
     }
 
 
@@ -172,7 +172,7 @@ def test_at_temperature_zero_strict_writes_the_experts_text_whatever_the_lengths
 def test_what_repeats_itself_is_guessed_and_every_guess_that_is_right_saves_an_expert_call():
     loop = certain(lambda text: (text[-1] + 1) % 5, 7)
     drafter, expert = ToySession(loop, 7), ToySession(loop, 7)
-    pace = Auto(FLAT, Experience(), has_drafter=False)
+    pace = AutoLength(FLAT, AcceptanceHistory(), has_drafter=False)
     text, _, stats = run(
         (drafter, expert), Strict(), prompt=[0, 1, 2, 3, 4] * 2, block_size=LONGEST, max_tokens=40, pace=pace, helpers=Helpers(NgramIndex())
     )
@@ -209,7 +209,7 @@ def test_a_drafter_that_reviewed_further_than_the_draft_holds_nothing_that_was_n
     assert drafter.tokens == [*text, *draft.token_ids]
 
 
-class Guessing(Fixed):
+class Guessing(FixedLength):
     """Drafts of a fixed length, and all guesses that there are behind them. Notes what it is told."""
 
     def __init__(self, length: int) -> None:
@@ -288,7 +288,7 @@ def test_what_the_drafter_reviews_is_penalised_as_what_it_writes(seed, temperatu
         assert temperature or drafts[0].token_ids == drafts[1].token_ids
 
 
-class Reviewing(Fixed):
+class Reviewing(FixedLength):
     def review(self, guess: Guess) -> int:
         return len(guess.token_ids)
 
@@ -366,7 +366,7 @@ def test_the_writing_ahead_and_the_loop_never_use_the_grammar_at_once():
 def test_the_drafter_writes_ahead_only_where_the_models_do_not_hinder_each_other():
     for overlap, expected in ((0.0, True), (1.0, False)):
         profile = Profile(FLAT.expert, FLAT.drafter, overlap, {})
-        pace = Auto(profile, Experience())
+        pace = AutoLength(profile, AcceptanceHistory())
         pace.begin(5, 10, first=False)
         assert (pace.ahead(3) > 0) is expected
 
@@ -383,7 +383,7 @@ def test_both_models_read_the_prompt_at_once_each_token_once():
 def test_whether_both_read_at_once_is_decided_from_what_each_has_not_read_and_never_without_an_expert():
     asked: list[tuple[int, int]] = []
 
-    class Asked(Fixed):
+    class Asked(FixedLength):
         def beside(self, expert: int, drafter: int) -> bool:
             asked.append((expert, drafter))
             return True
@@ -412,7 +412,7 @@ def test_what_goes_wrong_while_both_read_is_not_lost(monkeypatch):
 
 def test_both_read_the_prompt_at_once_only_where_that_hides_more_than_a_batch_of_its_own_costs():
     def decided(expert: Speed, overlap: float, unread: int) -> bool:
-        return Auto(Profile(expert, speed(0.5), overlap, {}), Experience()).beside(500, unread)
+        return AutoLength(Profile(expert, speed(0.5), overlap, {}), AcceptanceHistory()).beside(500, unread)
 
     flat = speed(1.0)
     assert decided(flat, 0.0, 500)
@@ -425,17 +425,17 @@ def test_both_read_the_prompt_at_once_only_where_that_hides_more_than_a_batch_of
 def test_behind_a_prompt_a_draft_costs_what_a_prompt_costs():
     dear = Speed(1, 1, (0,), ((1.0,) + (9.0,) * 16,), 0.1)  # batches do not pay, but in a prompt each token takes a tenth
     for first in (False, True):
-        pace = Auto(Profile(dear, speed(0.01), 1.0, {}), Experience())
+        pace = AutoLength(Profile(dear, speed(0.01), 1.0, {}), AcceptanceHistory())
         pace.begin(5, 60, first=first)
         assert pace.another(NOTHING) is first
 
 
 def test_a_reply_whose_first_draft_fails_is_drafted_less_than_another():
     def drafts(*past: int) -> bool:
-        seen, row = Experience(), Rows.of(np.array([[2.0, 0.0]], np.float32))
+        seen, row = AcceptanceHistory(), Rows.of(np.array([[2.0, 0.0]], np.float32))
         seen.outcomes.extend((2.0, i % 10 > 0) for i in range(250))  # such tokens are kept 9 times of 10
         seen.fit()
-        pace = Auto(Profile(speed(1.0, 1.7), speed(0.01), 1.0, {}), seen)
+        pace = AutoLength(Profile(speed(1.0, 1.7), speed(0.01), 1.0, {}), seen)
         for kept in (*past, 1):
             pace.begin(1, 10, first=False)
             drafted = pace.another(NOTHING) and pace.worth(row)
@@ -449,8 +449,8 @@ def test_a_reply_whose_first_draft_fails_is_drafted_less_than_another():
 
 def test_a_small_model_that_proposes_nothing_counts_for_how_long():
     small, drafter = always_accepts()
-    quiet = Auto(LINEAR, Experience())  # a draft of the small model's never pays
-    pace = Fixed(5)
+    quiet = AutoLength(LINEAR, AcceptanceHistory())  # a draft of the small model's never pays
+    pace = FixedLength(5)
     before = quiet._seen.quiet
     propose(drafter, writing([1, 2]), 5, pace=pace, helpers=Helpers(small=small, small_pace=quiet))
     assert quiet._seen.quiet == before + 4, "it was asked at each token but the last, and stayed quiet"
@@ -460,7 +460,7 @@ def test_a_pace_is_told_what_the_index_would_copy_behind_the_draft_and_whether_t
     told: list[tuple[bool, list[list[int]]]] = []
     learnt: list[tuple[int, ...]] = []
 
-    class Noting(Fixed):
+    class Noting(FixedLength):
         def begin(self, room: int, depth: int, *, first: bool, bonus: bool = True) -> None:
             super().begin(room, depth, first=first)
             told.append((first, []))
@@ -469,7 +469,7 @@ def test_a_pace_is_told_what_the_index_would_copy_behind_the_draft_and_whether_t
             told[-1][1].append(guess.token_ids[:2])
             return super().another(guess)
 
-    class Quiet(Fixed):
+    class Quiet(FixedLength):
         def learn(self, *what: int) -> None:
             learnt.append(what)
 
@@ -479,7 +479,7 @@ def test_a_pace_is_told_what_the_index_would_copy_behind_the_draft_and_whether_t
     helpers = Helpers(index, ToySession(drafter.row_of, 7), Quiet(0))
     for reply in ([], [2]):
         propose(drafter, writing([1, 2, 3, 4, 5, 6, 0, 1, 2], 0, reply=reply), 3, pace=Noting(3), helpers=helpers)
-        drafter.rewind(8)
+        drafter.roll_back(8)
     copied = [[3, 4], [4, 5], [5, 6]]
     assert told == [(True, copied), (False, copied)]
     assert learnt == [(0, 0, 0, 0, 1)] * 4, "twice in each draft of three: where only one token is left, nobody is asked"
@@ -487,14 +487,14 @@ def test_a_pace_is_told_what_the_index_would_copy_behind_the_draft_and_whether_t
 
 def test_rows_that_a_review_has_computed_are_not_paid_for_twice():
     profile = Profile(speed(10.0), LINEAR.expert, 1.0, {})  # a batch of n takes the drafter n seconds
-    seen = Experience()
-    pace = Auto(profile, seen)
+    seen = AcceptanceHistory()
+    pace = AutoLength(profile, seen)
     pace.begin(LONGEST, 10, first=False)
     row = Rows.of(np.array([[0.0, -20.0]], np.float32))
     for i in range(5):
         assert pace.another(NOTHING)
         if i == 0:
-            pace.reviewed(Guess([0] * 4, 3), 4)
+            pace.learn_review(Guess([0] * 4, 3), 4)
         assert pace.worth(row)
     assert pace.tail(NOTHING) == 0
     pace.learn(5, 5, 0, 0, 6)
@@ -503,12 +503,12 @@ def test_rows_that_a_review_has_computed_are_not_paid_for_twice():
 
 def test_an_account_lets_the_drafter_read_more_and_changes_no_length():
     def lengths(wanted):
-        pace = Auto(Profile(speed(1.0), speed(0.01, 1.2), 1.0, {}), Experience())  # reading two tokens is dear for the drafter
+        pace = AutoLength(Profile(speed(1.0), speed(0.01, 1.2), 1.0, {}), AcceptanceHistory())  # reading two tokens is dear for the drafter
         _, blocks, _ = run(sometimes_accepts(), Strict(), block_size=LONGEST, max_tokens=50, pace=pace, wanted=wanted, seed=2)
         return [len(block.draft.token_ids) for block in blocks]
 
     plain = lengths(None)
-    assert lengths(Wanted(0, models=True)) == plain
+    assert lengths(Recording(0, models=True)) == plain
     assert all(plain[:6]), "after a dropped draft there is one token to read, and that is cheap"
 
 
@@ -529,7 +529,7 @@ def test_leaving_a_stream_half_way_waits_for_the_drafter():
 
 
 def drafted_of(pair, profile, experience=None, max_tokens=60, **settings):
-    pace = Auto(profile, experience or Experience())
+    pace = AutoLength(profile, experience or AcceptanceHistory())
     return run(pair, Strict(), block_size=LONGEST, max_tokens=max_tokens, pace=pace, **settings)
 
 
@@ -540,7 +540,7 @@ def test_long_drafts_where_batches_are_free_and_all_is_kept():
 
 
 def test_a_hopeless_drafter_is_soon_not_asked_any_more_and_tried_again_now_and_then():
-    experience = Experience()
+    experience = AcceptanceHistory()
     drafter, expert = never_accepts(n_ctx=5000)
     profile = Profile(speed(1.0, 2.5, 3.0, 3.3, 3.5), speed(0.06), 1.0, {})
     _, blocks, stats = drafted_of((drafter, expert), profile, experience, 4000, temperature=0)
@@ -565,7 +565,7 @@ def test_a_length_is_filled_up_to_the_edge_of_a_step():
 
 
 def test_learning_that_drafts_became_good_again():
-    experience = Experience()
+    experience = AcceptanceHistory()
     profile = Profile(speed(1.0, 1.5, 1.6, 1.7), speed(0.05), 1.0, {})
     drafted_of(never_accepts(n_ctx=400), profile, experience, 300, temperature=0)
     _, blocks, _ = drafted_of(always_accepts(n_ctx=2000), profile, experience, 1500, temperature=0)
@@ -574,7 +574,7 @@ def test_learning_that_drafts_became_good_again():
 
 @given(st.lists(st.tuples(st.floats(-12, 12), st.booleans()), min_size=1, max_size=300))
 def test_the_fitted_chance_never_falls_as_the_drafter_becomes_surer(outcomes):
-    experience = Experience()
+    experience = AcceptanceHistory()
     experience.outcomes.extend(outcomes)
     experience.fit()
     chances = experience.chance(np.linspace(-12, 12, 30))
@@ -586,7 +586,7 @@ def test_the_fitted_chance_never_falls_as_the_drafter_becomes_surer(outcomes):
 @example([(12.0, True)] * 3 + [(5.0, False)])
 @example([(3.0, True), (3.0, False)] * 20)
 def test_outcomes_that_stay_the_same_give_a_fit_that_stays_the_same(outcomes):
-    experience, curves = Experience(), []
+    experience, curves = AcceptanceHistory(), []
     experience.outcomes.extend(outcomes)
     for _ in range(6):
         experience.fit()
@@ -595,7 +595,7 @@ def test_outcomes_that_stay_the_same_give_a_fit_that_stays_the_same(outcomes):
 
 
 def test_the_fit_finds_the_odds_that_outcomes_follow():
-    rng, experience = np.random.default_rng(0), Experience()
+    rng, experience = np.random.default_rng(0), AcceptanceHistory()
     for _ in range(20):
         x = rng.normal(0, 3, 256)
         experience.outcomes.extend(zip(x, rng.random(256) < 1 / (1 + np.exp(1 - 0.6 * x))))
@@ -607,9 +607,9 @@ def test_the_fit_finds_the_odds_that_outcomes_follow():
 
 
 def test_what_was_learnt_survives_json_and_goes_on_as_if_nothing_had_happened():
-    experience = Experience()
+    experience = AcceptanceHistory()
     drafted_of(sometimes_accepts(n_ctx=200), FLAT, experience, 100, helpers=Helpers(NgramIndex()))
-    again = Experience.from_dict(json.loads(json.dumps(experience.as_dict())))
+    again = AcceptanceHistory.from_dict(json.loads(json.dumps(experience.as_dict())))
     assert again == experience
     first, second = (drafted_of(sometimes_accepts(n_ctx=200), FLAT, each, 100)[0] for each in (experience, again))
     assert first == second
@@ -629,13 +629,13 @@ BROKEN = [
 
 @pytest.mark.parametrize("broken", BROKEN, ids=str)
 def test_anything_else_is_refused(broken):
-    stored = {**Experience().as_dict(), **broken} if broken else {}
+    stored = {**AcceptanceHistory().as_dict(), **broken} if broken else {}
     with pytest.raises(ValueError, match=r"not what was saved|not finite|too many"):
-        Experience.from_dict(stored)
+        AcceptanceHistory.from_dict(stored)
 
 
 def test_no_guess_costs_and_brings_nothing():
-    pace = Auto(FLAT, Experience(), has_drafter=False)
+    pace = AutoLength(FLAT, AcceptanceHistory(), has_drafter=False)
     pace.begin(5, 10, first=False)
     assert not pace.another(NOTHING)
     assert pace.tail(NOTHING) == 0
@@ -645,7 +645,7 @@ def test_under_a_lossy_rule_lengths_decide_which_tokens_are_the_drafters():
     """By the profiles of two machines, at temperature 0, where the rule keeps every draft."""
     texts, shares = [], []
     for profile in (FLAT, HOPELESS):
-        pace = Auto(profile, Experience())
+        pace = AutoLength(profile, AcceptanceHistory())
         text, blocks, _ = run(sometimes_accepts(n_ctx=400), Chow(1), block_size=LONGEST, max_tokens=300, temperature=0, pace=pace)
         texts.append(text)
         shares.append(sum(origin == "accepted" for block in blocks for origin in block.verdict.origins) / len(text))
@@ -665,10 +665,13 @@ def lengths_without_a_bonus() -> dict[str, dict]:
     small, *_ = toys()
     cheap = Profile(speed(1.0), speed(0.3, 0.31, 0.32), 1.0, {})
     return {
-        "free drafts": {"pace": Auto(FLAT, Experience())},
-        "dear drafts": {"pace": Auto(HOPELESS, Experience())},
-        "an index that guesses": {"pace": Auto(cheap, Experience()), "helpers": Helpers(NgramIndex())},
-        "three models": {"pace": Auto(HOPELESS, Experience()), "helpers": Helpers(None, small, Auto(FLAT, Experience()))},
+        "free drafts": {"pace": AutoLength(FLAT, AcceptanceHistory())},
+        "dear drafts": {"pace": AutoLength(HOPELESS, AcceptanceHistory())},
+        "an index that guesses": {"pace": AutoLength(cheap, AcceptanceHistory()), "helpers": Helpers(NgramIndex())},
+        "three models": {
+            "pace": AutoLength(HOPELESS, AcceptanceHistory()),
+            "helpers": Helpers(None, small, AutoLength(FLAT, AcceptanceHistory())),
+        },
     }
 
 
@@ -725,13 +728,15 @@ def test_without_a_bonus_no_token_is_the_experts_own_wherever_the_text_ends(make
 
 def test_without_a_bonus_an_index_in_place_of_a_drafter_drafts_too():
     _, expert = sometimes_accepts()
-    _, blocks, _ = run((NgramSession(7, 64), expert), Chow(0.5), block_size=LONGEST, bonus="cascade", pace=Auto(HOPELESS, Experience()))
+    _, blocks, _ = run(
+        (NgramSession(7, 64), expert), Chow(0.5), block_size=LONGEST, bonus="cascade", pace=AutoLength(HOPELESS, AcceptanceHistory())
+    )
     assert {origin for block in blocks for origin in block.verdict.origins} <= DRAFTED
 
 
 def test_without_a_bonus_a_hopeless_drafter_writes_one_token_a_block_and_a_good_cheap_one_as_many_as_there_may_be():
     for pair, profile, length in ((sometimes_accepts(n_ctx=600), HOPELESS, 1), (always_accepts(n_ctx=600), FLAT, LONGEST)):
-        pace = Auto(profile, Experience())
+        pace = AutoLength(profile, AcceptanceHistory())
         _, blocks, _ = run(pair, Strict(), block_size=LONGEST, max_tokens=300, bonus="cascade", pace=pace)
         assert {len(block.draft.token_ids) for block in blocks[10:-1]} == {length}
 
@@ -739,7 +744,7 @@ def test_without_a_bonus_a_hopeless_drafter_writes_one_token_a_block_and_a_good_
 def test_without_a_bonus_a_length_is_filled_up_to_the_edge_of_a_step():
     """Batches of 2 to 4 cost the same, and of a draft the expert reads all but the last token: where two pay, four do."""
     steps = Profile(speed(1.0, 1.4, 1.4, 1.4, 9.0), speed(0.01), 1.0, {})
-    pace = Auto(steps, Experience())
+    pace = AutoLength(steps, AcceptanceHistory())
     _, blocks, _ = run(always_accepts(n_ctx=200), Strict(), temperature=0, block_size=LONGEST, max_tokens=100, bonus="cascade", pace=pace)
     assert {len(block.draft.token_ids) for block in blocks[5:-1]} == {4}
 
@@ -750,10 +755,10 @@ def test_what_a_block_is_worth_is_the_tokens_that_it_emits_less_its_cost(drafted
     room = len(drafted) + 1 + more
     batch = np.arange(1.0, 60.0)
     batch[:room] = 1e6  # so that the longest is the best
-    block = Prospect(batch, 0.25, 0.25, 0.5, room, np.array([usual]), probing=False, bonus=bonus)
+    block = BlockPlan(batch, 0.25, 0.25, 0.5, room, np.array([usual]), probing=False, bonus=bonus)
     for chance in drafted:
         block.submit(0.0, chance)
     chances = [*drafted, 0.3, *[usual] * more]
     kept = np.cumprod([1.0, *chances])
     emitted = kept[: room + bonus].sum()  # a place emits a token if all before it are kept, and the bonus has a place of its own
-    assert block.if_kept(np.array([0.3]))[0] == pytest.approx(emitted - 0.5 * (more * 0.25 + batch[room]))
+    assert block.worth_if_kept(np.array([0.3]))[0] == pytest.approx(emitted - 0.5 * (more * 0.25 + batch[room]))

@@ -7,7 +7,7 @@ from scipy.stats import chisquare
 from toys import ToySession, certain, random_rows, writing
 
 from speccascade_local.decoding.draft import Helpers, propose
-from speccascade_local.decoding.lengths import Fixed
+from speccascade_local.decoding.lengths import FixedLength
 from speccascade_local.decoding.ngram import Guess, NgramIndex
 from speccascade_local.tokens.rows import Rows
 from speccascade_local.tokens.sampler import Sampler
@@ -74,7 +74,7 @@ def test_looking_ahead_adds_the_row_that_follows_the_draft_and_changes_no_drafte
 def test_nobody_proposes_what_only_looking_ahead_would_read():
     def asked(look_ahead: bool) -> list[int]:
         small = ToySession(random_rows(5, seed=1), 5)
-        helpers = Helpers(small=small, small_pace=Fixed(4))
+        helpers = Helpers(small=small, small_pace=FixedLength(4))
         propose(ToySession(random_rows(5, seed=1), 5), writing([3], 0), 2, look_ahead=look_ahead, helpers=helpers)
         return small.calls
 
@@ -82,7 +82,7 @@ def test_nobody_proposes_what_only_looking_ahead_would_read():
 
 
 def test_what_was_read_for_a_draft_that_ended_before_it_began_is_forgotten():
-    class Unsure(Fixed):
+    class Unsure(FixedLength):
         def review(self, guess: Guess) -> int:
             return len(guess.token_ids)
 

@@ -12,7 +12,7 @@ from recorder import PROMPTS, Recorder, deviations, each_token, ids, plain
 from strategies import logit_rows, row_pairs
 
 import speccascade_local as sc
-from speccascade_local.decoding.fidelity import Entry, Fidelity, Wanted, entry
+from speccascade_local.decoding.fidelity import Entry, Fidelity, Recording, make_entry
 from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.session import LlamaSession
 from speccascade_local.rules import registry
@@ -42,7 +42,7 @@ WAYS = [
 def test_the_most_probable_tokens_are_listed_best_first_the_lower_id_first_among_equals_and_none_of_probability_zero(rows, top, data):
     probs = Sampler().probs(rows)[0]
     token = data.draw(st.integers(0, len(probs) - 1))
-    found = entry(Wanted(top), token, Sampler(), None, Rows.of(rows)).logprobs
+    found = make_entry(Recording(top), token, Sampler(), None, Rows.of(rows)).logprobs
     order = sorted((v for v in range(len(probs)) if probs[v] > 0), key=lambda v: (-probs[v], v))
     assert [v for v, _ in found.top] == order[:top]
     assert [logprob for _, logprob in found.top] == pytest.approx([math.log(probs[v]) for v in order[:top]])
@@ -51,21 +51,21 @@ def test_the_most_probable_tokens_are_listed_best_first_the_lower_id_first_among
 
 @given(logit_rows(), logit_rows(masked=False), st.integers(0, 12), st.data())
 def test_a_raw_entry_is_of_the_experts_logits_whatever_shapes_and_filters_them_else_of_the_drafters(rows, shaped, top, data):
-    raw, settings = Wanted(top, of="raw"), Sampler(0.3, top_k=1)
+    raw, settings = Recording(top, of="raw"), Sampler(0.3, top_k=1)
     token = data.draw(st.integers(0, len(rows[0]) - 1))
     mine, other = Rows(rows, np.resize(shaped, rows.shape)), Rows.of(np.zeros_like(rows))
-    found = entry(raw, token, settings, mine, other).logprobs
+    found = make_entry(raw, token, settings, mine, other).logprobs
     order = sorted((v for v in range(len(rows[0])) if rows[0][v] > -math.inf), key=lambda v: (-rows[0][v], v))
     wide = rows[0].astype(np.float64) - np.logaddexp.reduce(rows[0].astype(np.float64))
     assert [v for v, _ in found.top] == order[:top]
     assert [logprob for _, logprob in found.top] == pytest.approx(wide[order[:top]].tolist(), abs=1e-9)
     assert found.logprob == pytest.approx(wide[token], abs=1e-9)
-    assert entry(raw, token, settings, None, mine).logprobs == found
-    assert entry(raw, token, settings, mine, other, Decision(Strict(), Evidence(other, mine, settings))).logprobs == found
+    assert make_entry(raw, token, settings, None, mine).logprobs == found
+    assert make_entry(raw, token, settings, mine, other, Decision(Strict(), Evidence(other, mine, settings))).logprobs == found
 
 
 def test_a_raw_entry_keeps_tokens_whose_probability_is_too_small_for_a_number_and_leaves_out_what_the_model_rules_out():
-    found = entry(Wanted(9, of="raw"), 2, Sampler(0), Rows.of(np.array([[0.0, -2000.0, -np.inf]], np.float32)), None).logprobs
+    found = make_entry(Recording(9, of="raw"), 2, Sampler(0), Rows.of(np.array([[0.0, -2000.0, -np.inf]], np.float32)), None).logprobs
     assert found == (-math.inf, ((0, 0.0), (1, -2000.0)))
 
 
@@ -76,7 +76,7 @@ def test_an_entry_tells_the_distance_of_target_and_expert_and_the_plain_probabil
     p = oracle.sampling_probs(rows[1][0].tolist(), **settings)
     token = data.draw(st.sampled_from(np.flatnonzero(np.isfinite(rows[1][0])).tolist()))
     decision = Decision(rule, Evidence(drafter, expert, Sampler(**settings)))
-    found = entry(Wanted(), token, Sampler(**settings), expert, drafter, decision)
+    found = make_entry(Recording(), token, Sampler(**settings), expert, drafter, decision)
     assert found.tv == pytest.approx(oracle.tv(decision.target[0].tolist(), p), abs=1e-12)
     # The logarithm of a softmax underflows where the entry, which never leaves logarithms, does not; these rows are narrow enough.
     for told, row in ((found.expert_logprob, rows[1][0]), (found.drafter_logprob, rows[0][0])):
@@ -87,16 +87,16 @@ def test_an_entry_tells_the_distance_of_target_and_expert_and_the_plain_probabil
 
 def test_a_token_that_a_model_drew_by_itself_is_at_no_distance_from_the_expert_if_that_was_asked():
     rows = Rows.of(np.zeros((1, 2))), Rows.of(np.array([[5.0, 0.0]]))
-    assert entry(Wanted(), 0, Sampler(), *rows).tv == 0
-    own = entry(Wanted(2, models=True), 0, Sampler(), None, rows[1])
+    assert make_entry(Recording(), 0, Sampler(), *rows).tv == 0
+    own = make_entry(Recording(2, models=True), 0, Sampler(), None, rows[1])
     assert (own.tv, own.expert_logprob, own.expert) == (None, None, None)
     assert own.logprobs == own.drafter
-    assert entry(Wanted(2), 0, Sampler(), *rows).logprobs.logprob == pytest.approx(math.log(0.5))
+    assert make_entry(Recording(2), 0, Sampler(), *rows).logprobs.logprob == pytest.approx(math.log(0.5))
 
 
 def test_a_log_probability_too_small_for_a_probability_is_still_told():
     row = Rows.of(np.array([[0.0, -2000.0]], np.float32))
-    assert entry(Wanted(), 1, Sampler(), row, None).expert_logprob == -2000.0
+    assert make_entry(Recording(), 1, Sampler(), row, None).expert_logprob == -2000.0
 
 
 @given(

@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 from strategies import EVERY_RULE, JUDGED_RULES, all_rules
 from toys import ToySession, always_accepts, certain, never_accepts, never_ends, sometimes_accepts, writing
 
-from speccascade_local.decoding.fidelity import Wanted
+from speccascade_local.decoding.fidelity import Recording
 from speccascade_local.decoding.loop import Block, decode
 from speccascade_local.decoding.stats import Stats
 from speccascade_local.rules import registry
@@ -178,7 +178,7 @@ def test_max_tokens_is_exact_wherever_in_a_block_it_falls(max_tokens, block_size
 @pytest.mark.parametrize("rule", [Strict(), Never()], ids=str)
 @pytest.mark.parametrize("length", [1, 7, 15, 16])
 @every_mode
-@pytest.mark.parametrize("wanted", [None, Wanted(1, models=True)], ids=["plain", "looking ahead"])
+@pytest.mark.parametrize("wanted", [None, Recording(1, models=True)], ids=["plain", "looking ahead"])
 def test_a_prompt_up_to_the_whole_context_is_continued_until_the_context_is_full(rule, length, mode, wanted):
     """The last token needs no room of its own, so a context of 16 ends with 17 tokens of text."""
     text, blocks, _ = run(always_accepts(n_ctx=16), rule, prompt=[i % 7 for i in range(length)], max_tokens=100, wanted=wanted, **mode)
@@ -319,7 +319,7 @@ def test_after_a_kept_block_without_a_bonus_both_caches_are_one_token_behind_and
     assert len(drafter.tokens) == len(expert.tokens) == 2 + 15 - 1
 
 
-@given(all_rules, st.sampled_from(MODES), st.integers(0, 5), st.integers(0, 9), st.builds(Wanted, st.sampled_from([None, 0, 3])))
+@given(all_rules, st.sampled_from(MODES), st.integers(0, 5), st.integers(0, 9), st.builds(Recording, st.sampled_from([None, 0, 3])))
 def test_keeping_an_account_changes_neither_text_nor_counters(rule, mode, block_size, seed, wanted):
     block_size = block_size if rule.asks_expert else max(block_size, 1)
     plain, blocks, stats = run(sometimes_accepts(), rule, seed=seed, block_size=block_size, **mode)
@@ -336,7 +336,7 @@ def test_knowing_both_models_at_every_token_costs_drafter_calls_and_nothing_else
     block_size = block_size if rule.asks_expert else max(block_size, 1)
     plain, _, stats = run(sometimes_accepts(), rule, seed=seed, block_size=block_size, **mode)
     pair = sometimes_accepts()
-    text, blocks, told = run(pair, rule, seed=seed, block_size=block_size, wanted=Wanted(2, models=True), **mode)
+    text, blocks, told = run(pair, rule, seed=seed, block_size=block_size, wanted=Recording(2, models=True), **mode)
     assert text == plain
     assert told.counts() | {"drafter_calls": 0} == stats.counts() | {"drafter_calls": 0}
     assert told.drafter_calls == len(pair[0].calls) >= stats.drafter_calls
@@ -417,7 +417,7 @@ def test_no_row_goes_through_a_softmax_twice(rule, temperature, monkeypatch):
     seen = []
     of = Softmax.of
     monkeypatch.setattr(Softmax, "of", lambda logits, best=None: seen.append(len(logits)) or of(logits, best))
-    _, blocks, stats = run(sometimes_accepts(), rule, temperature=temperature, max_tokens=20, wanted=Wanted())
+    _, blocks, stats = run(sometimes_accepts(), rule, temperature=temperature, max_tokens=20, wanted=Recording())
     rows = sum(len(block.draft.token_ids) for block in blocks) + stats.tokens
     assert len(seen) <= rows
     assert set(seen) == {1}

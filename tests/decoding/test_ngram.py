@@ -36,7 +36,7 @@ def test_going_back_and_on_leaves_what_a_fresh_index_of_the_text_has(text, chang
     index.begin(text)
     for length, more in changes:
         text = text[:length] + more
-        index.rewind(length)
+        index.roll_back(length)
         index.append(more)
         fresh = NgramIndex(3)
         fresh.begin(text)
@@ -66,7 +66,7 @@ def test_as_a_session_it_says_its_guess_and_nothing_else(text, keep):
     keep = min(keep, len(text))
     session = NgramSession(4, n_ctx=100)
     session.extend([0, 1, 2], keep=1)
-    session.rewind(0)
+    session.roll_back(0)
     rows = session.extend(text, keep)
     assert session.tokens == text
     for j in range(keep):

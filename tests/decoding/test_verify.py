@@ -13,7 +13,7 @@ from strategies import JUDGED_RULES, all_rules, judged_rules, logit_rows, row_pa
 from toys import ScriptedRandom, one_by_one
 
 from speccascade_local.common.errors import SettingError
-from speccascade_local.decoding.fidelity import Wanted
+from speccascade_local.decoding.fidelity import Recording
 from speccascade_local.decoding.verify import Draft, Verdict
 from speccascade_local.decoding.verify import verify as verify_rows
 from speccascade_local.rules.combined import Budget
@@ -181,7 +181,7 @@ def test_the_handed_over_mass_is_given_out_over_every_token_also_the_trusted_one
 def test_cutting_a_verdict_never_tells_of_what_lies_behind_the_cut(rule, length, settings):
     rng = np.random.default_rng(length)
     drafter, expert = rng.normal(size=(3, 5)), rng.normal(size=(4, 5))
-    verdict = verify(drafted([0, 1, 2], drafter), expert, rule, Sampler(**settings), rng, wanted=Wanted())
+    verdict = verify(drafted([0, 1, 2], drafter), expert, rule, Sampler(**settings), rng, wanted=Recording())
     length = min(length, len(verdict.token_ids))
     cut = verdict.cut(length)
     for name in ("token_ids", "origins", "deferred", "trace", "entries"):

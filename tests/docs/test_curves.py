@@ -11,11 +11,11 @@ from made_rows import SETUP, made_rows
 
 from speccascade_local.bench.export import as_json
 from speccascade_local.bench.grid import BASE
-from speccascade_local.bench.summary import summarized
+from speccascade_local.bench.summary import summarize
 
 
 def test_of_each_rule_the_fastest_dial_that_is_not_surely_worse_is_told_and_what_is_worse_comes_last():
-    arms = summarized(made_rows(60)).by_temperature[0.0]
+    arms = summarize(made_rows(60)).by_temperature[0.0]
     assert [arm.arm for arm in curves.fastest(arms)] == [BASE, "token_v3:0.2, auto blocks", "drafter alone"]
     lines = curves.table(arms).splitlines()
     assert lines[2].startswith(f"| {BASE} |  | 1.00 | 100.0 | +0.0 |"), "by definition, so without an interval"
@@ -40,7 +40,7 @@ def test_figures_and_pages_are_made_of_the_committed_rows_alone(tmp_path, monkey
     assert page.startswith("before\n<!-- curves -->\n![")
     assert page.count("| token_v3 | 0.2 |") + page.count("| token_v3 | 0.8 |") == 4, "two pairs at two temperatures"
     for name in ("curves_demo", "curves_scaled"):
-        assert (tmp_path / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8") == as_json(summarized(measured), SETUP)
+        assert (tmp_path / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8") == as_json(summarize(measured), SETUP)
     assert "<svg" in (tmp_path / "docs" / "curves.svg").read_text(encoding="utf-8")
 
 

@@ -72,7 +72,7 @@ def test_opt_is_nowhere_called_optimal_without_saying_that_it_is_an_estimate(pla
             if re.search(r"\boptimal (rule|deferral)", sentence):
                 assert "estimate" in sentence, sentence
     assert "estimate" in registry.RULES["opt"].trade
-    assert "estimate" in registry.described(registry.RULES["opt"])["source"]
+    assert "estimate" in registry.describe(registry.RULES["opt"])["source"]
 
 
 def test_the_budgets_section_says_what_it_does_not_promise_of_a_text():

@@ -17,10 +17,10 @@ from speccascade_local.models.catalog_schema import CatalogFile
 from speccascade_local.rules import registry
 
 TEXT = PAGE.read_text(encoding="utf-8")
-PAIRS = catalog.read_file(catalog.packaged())
+PAIRS = catalog.read_file(catalog.packaged_file())
 OF_THE_HUB = {name: pair for name, pair in PAIRS.items() if name != catalog.BUNDLED_PAIR}
 VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
-YAML = yaml.safe_load(catalog.packaged().read_text(encoding="utf-8"))
+YAML = yaml.safe_load(catalog.packaged_file().read_text(encoding="utf-8"))
 
 
 def section(name: str) -> str:

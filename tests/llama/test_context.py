@@ -61,7 +61,7 @@ def session(model: LlamaModel) -> Iterator[LlamaSession]:
 
 def fresh_rows(session: LlamaSession, tokens: list[int], keep: int) -> np.ndarray:
     """The rows that a timeline with nothing else in it gives."""
-    session.rewind(0)
+    session.roll_back(0)
     return session.extend(tokens, keep).copy()
 
 
@@ -73,7 +73,7 @@ token_lists = st.lists(st.integers(0, 262), min_size=1, max_size=60)
 @settings(max_examples=15, deadline=None)
 def test_rows_are_the_same_however_the_tokens_are_batched(both: SimpleNamespace, tokens: list[int], cuts: list[int]) -> None:
     whole = fresh_rows(both.fresh, tokens, len(tokens))
-    both.session.rewind(0)
+    both.session.roll_back(0)
     places = sorted({0, len(tokens), *(cut for cut in cuts if cut < len(tokens))})
     chunks = [tokens[a:b] for a, b in itertools.pairwise(places)]
     rows = np.concatenate([both.session.extend(chunk, len(chunk)).copy() for chunk in chunks])
@@ -86,9 +86,9 @@ def test_rewind_then_extend_gives_the_logits_of_a_fresh_session(
     both: SimpleNamespace, tokens: list[int], dropped: list[int], kept: int
 ) -> None:
     kept = min(kept, len(tokens) - 1)
-    both.session.rewind(0)
+    both.session.roll_back(0)
     both.session.extend(tokens[:kept] + dropped, 1)
-    both.session.rewind(kept)
+    both.session.roll_back(kept)
     rows = both.session.extend(tokens[kept:], len(tokens) - kept)
     assert_same_rows(rows, fresh_rows(both.fresh, tokens, len(tokens) - kept), both.kind)
 
@@ -96,13 +96,13 @@ def test_rewind_then_extend_gives_the_logits_of_a_fresh_session(
 def test_rows_differ_where_the_text_before_them_differs(session: LlamaSession) -> None:
     """Guards the two properties above: rows that ignored the past would satisfy both."""
     one = session.extend([10, 20, 30], 1).copy()
-    session.rewind(0)
+    session.roll_back(0)
     other = session.extend([11, 20, 30], 1)
     assert np.abs(one - other).max() > 0.1
 
 
 steps = st.lists(
-    st.tuples(st.just("extend"), token_lists, st.integers(-1, 66)) | st.tuples(st.just("rewind"), st.integers(-1, 130), st.none()),
+    st.tuples(st.just("extend"), token_lists, st.integers(-1, 66)) | st.tuples(st.just("roll_back"), st.integers(-1, 130), st.none()),
     min_size=1,
     max_size=8,
 )
@@ -112,7 +112,7 @@ steps = st.lists(
 @settings(max_examples=30, deadline=None)
 def test_any_mixture_of_steps_and_refused_steps_leaves_one_true_timeline(both: SimpleNamespace, steps: list[tuple]) -> None:
     session, expected = both.session, []
-    session.rewind(0)
+    session.roll_back(0)
     for verb, argument, keep in steps:
         before = list(session.tokens)
         try:
@@ -120,13 +120,13 @@ def test_any_mixture_of_steps_and_refused_steps_leaves_one_true_timeline(both: S
                 assert session.extend(argument, keep).shape == (keep, session.n_vocab)
                 expected = expected + argument
             else:
-                session.rewind(argument)
+                session.roll_back(argument)
                 expected = expected[:argument]
         except (SettingError, ContextOverflowError):
             assert session.tokens == before
         assert session.tokens == expected
         assert len(session.tokens) == len(expected) <= session.n_ctx
-    session.rewind(min(len(session.tokens), session.n_ctx - 1))
+    session.roll_back(min(len(session.tokens), session.n_ctx - 1))
     rows = session.extend([7], 1)
     assert_same_rows(rows, fresh_rows(both.fresh, session.tokens, 1), both.kind)
 
@@ -174,7 +174,7 @@ def test_a_draft_read_as_one_batch_scores_like_token_by_token(
     draft = long.tokens[held : held + 6]
     session.extend(long.tokens[:held], 1)
     batch = session.extend(draft, 6).copy()
-    session.rewind(held)
+    session.roll_back(held)
     singly = np.concatenate([session.extend([token], 1).copy() for token in draft])
     session.context.close()
     assert_same_rows(singly, batch)
@@ -216,7 +216,7 @@ def test_a_context_holds_exactly_what_was_asked_for(model: LlamaModel) -> None:
 def test_two_sessions_over_one_model_do_not_touch_each_other(model: LlamaModel) -> None:
     one, other = LlamaSession(LlamaContext(model, n_ctx=32, n_threads=1)), LlamaSession(LlamaContext(model, n_ctx=32, n_threads=1))
     alone = one.extend([5, 6, 7], 1).copy()
-    one.rewind(2)
+    one.roll_back(2)
     other.extend([100, 101, 102, 103], 1)
     assert_same_rows(one.extend([7], 1), alone)
     other.context.close()
@@ -247,8 +247,8 @@ REFUSED = {
     "negative id": (lambda s: s.extend([5, -1], 1), PromptError, r"from -1 to 5.*0 to 262"),
     "id beyond the vocabulary": (lambda s: s.extend([5, 263], 1), PromptError, r"from 5 to 263.*0 to 262"),
     "overflow": (lambda s: s.extend([5] * 93, 1), ContextOverflowError, r"4 tokens held and 93 more.*context of 96"),
-    "rewind below 0": (lambda s: s.rewind(-1), SettingError, r"rewind to -1.*holds 4"),
-    "rewind beyond the end": (lambda s: s.rewind(5), SettingError, r"rewind to 5.*holds 4"),
+    "rewind below 0": (lambda s: s.roll_back(-1), SettingError, r"roll back to -1.*holds 4"),
+    "rewind beyond the end": (lambda s: s.roll_back(5), SettingError, r"roll back to 5.*holds 4"),
 }
 
 
@@ -272,7 +272,7 @@ def test_a_closed_session_refuses_to_work_and_may_be_closed_again(model: LlamaMo
     session.context.close()
     session.context.close()
     assert [kind for kind, _ in freed] == ["llama_free"]
-    for step in (lambda: session.extend([7], 1), lambda: session.rewind(1)):
+    for step in (lambda: session.extend([7], 1), lambda: session.roll_back(1)):
         with pytest.raises(SessionError, match=r"text\.gguf: this session is closed"):
             step()
 
@@ -320,9 +320,9 @@ def test_a_failed_evaluation_names_its_code_and_loses_nothing(
 
 def test_a_memory_that_does_not_hold_what_its_timeline_says_is_read_anew_once(session: LlamaSession) -> None:
     session.extend([5, 60, 70], 1)
-    session.rewind(2)
+    session.roll_back(2)
     expected = session.extend([70, 8], 1).copy()
-    session.rewind(3)
+    session.roll_back(3)
     llama_cpp.llama_memory_seq_rm(session.context._memory, session.timeline.sequence, 1, -1)
     assert_same_rows(session.extend([8], 1), expected)
     assert session.tokens == [5, 60, 70, 8]
@@ -346,7 +346,7 @@ def test_a_timeline_that_was_dropped_unclosed_makes_room(ids_model: LlamaModel) 
     gc.collect()
     session = LlamaSession(context)
     rows = session.extend([8], 1).copy()
-    session.rewind(0)
+    session.roll_back(0)
     assert_same_rows(session.extend([8], 1), rows)
     context.close()
 
@@ -381,7 +381,7 @@ def test_a_rewind_that_llama_cpp_refuses_is_an_error_and_forgets_nothing(session
     session.extend([5, 60, 70], 1)
     monkeypatch.setattr(llama_cpp, "llama_memory_seq_rm", lambda *_: False)
     with pytest.raises(SessionError, match=r"from 3 to 1 tokens"):
-        session.rewind(1)
+        session.roll_back(1)
     assert_untouched(session, [5, 60, 70], monkeypatch)
 
 
@@ -461,7 +461,7 @@ def test_single_tokens_and_batches_use_the_same_threads_by_default_the_physical_
 @settings(max_examples=15, deadline=None)
 def test_padded_batches_give_the_rows_of_unpadded_ones(both: SimpleNamespace, tokens: list[int], cuts: list[int], more: int) -> None:
     whole = fresh_rows(both.fresh, tokens, len(tokens))
-    both.session.rewind(0)
+    both.session.roll_back(0)
     both.session.context.pad_batches({n: n + more for n in range(1, 60)})
     try:
         places = sorted({0, len(tokens), *(cut for cut in cuts if cut < len(tokens))})
@@ -469,7 +469,7 @@ def test_padded_batches_give_the_rows_of_unpadded_ones(both: SimpleNamespace, to
         for a, b in itertools.pairwise(places):
             pieces.append(both.session.extend(tokens[a:b], b - a).copy())
             assert both.session.tokens == tokens[:b]
-        both.session.rewind(len(tokens) - 1)
+        both.session.roll_back(len(tokens) - 1)
         again = both.session.extend(tokens[-1:], 1).copy()
     finally:
         both.session.context.pad_batches({})
@@ -562,14 +562,14 @@ turns = st.lists(
 @settings(max_examples=40, deadline=None)
 def test_timelines_that_interleave_are_each_as_if_alone(shared: SimpleNamespace, turns: list[dict]) -> None:
     for session in (*shared.sessions, *shared.alone):
-        session.rewind(0)
+        session.roll_back(0)
     for turn in turns:
         parts = []
         for who, (back, tokens, keep) in turn.items():
             session = shared.sessions[who]
             room = len(session.tokens) + len(tokens) <= session.n_ctx
             for each in (session, shared.alone[who]):
-                each.rewind(max(len(each.tokens) - back, 0) if room else 0)
+                each.roll_back(max(len(each.tokens) - back, 0) if room else 0)
             parts.append(Part(session.timeline, tokens, min(keep, len(tokens))))
         for rows, (who, (_, tokens, _)), part in zip(shared.context.evaluate(parts), turn.items(), parts):
             assert_same_rows(rows, shared.alone[who].extend(tokens, part.keep))
@@ -580,7 +580,7 @@ def test_several_timelines_are_evaluated_in_one_batch(shared: SimpleNamespace, m
     sizes, real = [], llama_cpp.llama_decode
     monkeypatch.setattr(llama_cpp, "llama_decode", lambda ctx, batch: sizes.append(batch.n_tokens) or real(ctx, batch))
     for session in shared.sessions:
-        session.rewind(0)
+        session.roll_back(0)
     rows = shared.context.evaluate([Part(shared.sessions[0].timeline, [1, 2, 3], 2), Part(shared.sessions[2].timeline, [4, 5], 1)])
     assert sizes == [5]
     assert [each.shape for each in rows] == [(2, 96), (1, 96)]
@@ -601,7 +601,7 @@ def test_long_texts_of_several_timelines_keep_their_rows_in_the_last_batch(ids_m
 def test_when_one_part_fails_no_timeline_has_moved(shared: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other, _ = shared.sessions
     for session in shared.sessions:
-        session.rewind(0)
+        session.roll_back(0)
         session.extend([5, 6], 1)
     with pytest.raises(ContextOverflowError):
         shared.context.evaluate([Part(one.timeline, [7], 1), Part(other.timeline, [8] * 47, 1)])
@@ -617,7 +617,7 @@ def test_an_interruption_while_rows_are_handed_out_leaves_the_text_as_it_was_and
 ) -> None:
     session = LlamaSession(LlamaContext(ids_model, n_ctx=16, n_threads=1))
     expected = session.extend([1, 2, 3], 1).copy()
-    session.rewind(2)
+    session.roll_back(2)
 
     def interrupted(*_: object) -> None:
         monkeypatch.undo()

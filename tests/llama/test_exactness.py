@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import speccascade_local as sc
 from speccascade_local.common.errors import ModelLoadError, SettingError
-from speccascade_local.common.sequences import shared_length
+from speccascade_local.common.sequences import shared_prefix_length
 from speccascade_local.llama.batch import Part
 from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.exactness import LEAST
@@ -88,7 +88,7 @@ def test_what_is_aligned_is_followed_by_the_rows_of_a_cold_reading(contexts, dat
     text = data.draw(st.integers(1, 3).map(lambda seed: prompts(seed, longest=480)[-1]))
     end = data.draw(st.integers(1, len(text)))
     keep = data.draw(st.integers(1, min(6, end)))
-    kept = used.context.aligned(timeline, shared_length(timeline.tokens, text[: end - keep]))
+    kept = used.context.aligned(timeline, shared_prefix_length(timeline.tokens, text[: end - keep]))
     used.context.drop(timeline, kept)
     rows = used.context.evaluate([Part(timeline, text[kept:end], keep)])[0].copy()
     cold.context.drop(fresh, 0)

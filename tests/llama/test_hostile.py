@@ -18,7 +18,7 @@ from gguf_mutants import mutants
 
 import speccascade_local as sc
 from speccascade_local.common.errors import ModelLoadError
-from speccascade_local.machine.dry_run import rehearse
+from speccascade_local.machine.dry_run import dry_run_models
 from speccascade_local.models.gguf_header import check_gguf
 
 READER = Path(__file__).parents[1] / "support" / "mutant_reader.py"
@@ -56,7 +56,7 @@ def test_every_mutant_is_refused_or_works(tmp_path):
     fatal = [path for path, verdict in tried.items() if verdict.startswith("died")]
     for path in fatal[:3]:  # what kills whoever reads it does not kill us
         with pytest.raises(ModelLoadError, match=rf"{path.name}: llama\.cpp gave up on this file \(killed by signal \d+\): .*GGML_ASSERT"):
-            rehearse({"expert": path}, n_ctx=64)
+            dry_run_models({"expert": path}, n_ctx=64)
     usable = [path for path, verdict in tried.items() if verdict == "ok"]
     verdicts = taken("use", usable)
     assert not [(path.name, verdict) for path, verdict in zip(usable, verdicts) if verdict.startswith("died")]
@@ -101,7 +101,7 @@ def test_a_vocabulary_of_hundreds_of_thousands_of_odd_tokens_is_tried_in_seconds
         types={} if kind == "empty" else dict.fromkeys(odd, gguf.TokenType.CONTROL),
     )
     begun = time.monotonic()
-    assert rehearse({"drafter": path, "expert": path}, n_ctx=64).n_vocab == count
+    assert dry_run_models({"drafter": path, "expert": path}, n_ctx=64).n_vocab == count
     assert time.monotonic() - begun < 30
 
 

@@ -29,14 +29,14 @@ from speccascade_local.llama import parameters
 from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.model import LlamaModel
 from speccascade_local.llama.session import LlamaSession
-from speccascade_local.machine.dry_run import rehearse
+from speccascade_local.machine.dry_run import dry_run_models
 
 DEMO = Path(parameters.__file__).parent / "demo"
 
 
 def test_an_adapter_named_as_a_model_is_told_apart_and_says_where_it_goes(tmp_path: Path) -> None:
     path = adapter(tmp_path / "lora.gguf")
-    for load in (LlamaModel, lambda path: rehearse({"expert": path})):
+    for load in (LlamaModel, lambda path: dry_run_models({"expert": path})):
         with pytest.raises(ModelLoadError, match=r"lora\.gguf: a LoRA adapter and not a model; .* --expert-lora, --drafter-lora"):
             load(path)
 
@@ -45,7 +45,7 @@ def test_a_later_part_of_a_divided_model_says_which_file_to_name(tmp_path: Path)
     whole = textless_model(tmp_path / "m.gguf").read_bytes()
     for number in (1, 2):
         (tmp_path / f"big-0000{number}-of-00002.gguf").write_bytes(whole)
-    for load in (LlamaModel, lambda path: rehearse({"expert": path})):
+    for load in (LlamaModel, lambda path: dry_run_models({"expert": path})):
         with pytest.raises(ModelLoadError, match=r"big-00002-of-00002\.gguf: .*, and not the first; name big-00001-of-00002\.gguf$"):
             load(tmp_path / "big-00002-of-00002.gguf")
 

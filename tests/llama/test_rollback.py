@@ -1,4 +1,4 @@
-"""Going back on every kind of architecture: what is read after a rewind is what a timeline gives that never read anything else."""
+"""Going back on every kind of architecture: what is read after a rollback is what a timeline gives that never read anything else."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.model import LlamaModel
 from speccascade_local.llama.parameters import SNAPSHOTS
 from speccascade_local.llama.rollback_trial import choose
-from speccascade_local.llama.session import LlamaSession, restore, saved
-from speccascade_local.machine.dry_run import rehearse
+from speccascade_local.llama.session import LlamaSession, restore_state, save_state
+from speccascade_local.machine.dry_run import dry_run_models
 from speccascade_local.tokens.sampler import softmax
 
 SNAPSHOTTED = {"lfm2-dense", "qwen35-dense", "nemotron_h-dense"}
@@ -76,7 +76,7 @@ def test_each_architecture_goes_back_in_the_way_that_it_has(opened: Callable[...
 
 @pytest.mark.parametrize("name", ["gemma3-dense", "lfm2-dense", "falcon-h1-dense", "mamba2-dense"])
 def test_what_is_told_beforehand_is_what_is_found_when_loading(written: Callable[..., Path], name: str) -> None:
-    told = rehearse({"drafter": written(name, OFF), "expert": written(name)}, n_ctx=512).models
+    told = dry_run_models({"drafter": written(name, OFF), "expert": written(name)}, n_ctx=512).models
     with pair_of(written, name) as runtime:
         for role, session in runtime._sessions.items():
             assert told[role].rollback == session.context.rollback.name
@@ -99,7 +99,7 @@ def test_300_blocks_with_random_rejections_leave_the_memory_true(opened: Callabl
     rng = np.random.default_rng(1)
     text = rng.integers(0, N_VOCAB, 40).tolist()
     for block in range(300):
-        session.rewind(min(len(session.tokens), len(text) - 1))
+        session.roll_back(min(len(session.tokens), len(text) - 1))
         draft = rng.integers(0, N_VOCAB, rng.integers(0, 13)).tolist()
         if role == "expert":
             row = session.extend(text[len(session.tokens) :] + draft, len(draft) + 1)[-1].copy()
@@ -107,7 +107,7 @@ def test_300_blocks_with_random_rejections_leave_the_memory_true(opened: Callabl
             for drafted in range(len(draft) + 1):
                 row = session.extend((text + draft[:drafted])[len(session.tokens) :], 1)[0].copy()
         if block % 25 == 24:
-            fresh.rewind(0)
+            fresh.roll_back(0)
             assert_same(row, fresh.extend(text + draft, 1)[0])
         text += [*draft[: rng.integers(0, len(draft) + 1)], int(rng.integers(0, N_VOCAB))]
     assert session.rollbacks.replayed < 12 * 300, "what is read again does not grow with the text"
@@ -126,14 +126,14 @@ def test_any_reading_and_going_back_gives_the_rows_of_straight_reading(
     @given(steps)
     @settings(max_examples=20, deadline=None)
     def holds(steps: list[tuple[int, int, int]]) -> None:
-        session.rewind(0)
+        session.roll_back(0)
         for n, (length, keep, back) in enumerate(steps):
             session.extend([(7 * n + 3 * i) % N_VOCAB for i in range(length)], min(keep, length))
-            session.rewind(max(0, len(session.tokens) - back))
-            session.rewind(max(0, len(session.tokens) - back // 3))
+            session.roll_back(max(0, len(session.tokens) - back))
+            session.roll_back(max(0, len(session.tokens) - back // 3))
         before = list(session.tokens)
         rows = session.extend([5, 6, 7], 3)
-        fresh.rewind(0)
+        fresh.roll_back(0)
         for row, expected in zip(rows, fresh.extend([*before, 5, 6, 7], 3)):
             assert_same(row, expected)
 
@@ -148,7 +148,7 @@ def test_copies_of_timelines_that_share_a_context_can_be_made_beside_snapshots(w
     sessions, rng = [LlamaSession(context), LlamaSession(context)], np.random.default_rng(1)
     for _ in range(150):
         session = sessions[rng.integers(2)]
-        session.rewind(max(10, len(session.tokens) - int(rng.integers(20))) if 10 < len(session.tokens) < 480 else 0)
+        session.roll_back(max(10, len(session.tokens) - int(rng.integers(20))) if 10 < len(session.tokens) < 480 else 0)
         session.extend(rng.integers(0, N_VOCAB, rng.integers(1, 13)).tolist(), 1)
     assert min(session.rollbacks.saved for session in sessions) > 10
     context.close()
@@ -161,12 +161,12 @@ def test_snapshots_reach_no_further_back_than_the_last_batch(opened: Callable[..
     session.extend([*range(20)], 1)
     session.extend([20, 21, 22, 23], 4)
     session.extend([24, 25, 26], 3)
-    session.rewind(22)
+    session.roll_back(22)
     assert_same(session.extend([60], 1)[0], fresh.extend([*range(22), 60], 1)[0])
     session.extend([61, 62, 63], 3)
-    session.rewind(25)
-    session.rewind(24)
-    fresh.rewind(0)
+    session.roll_back(25)
+    session.roll_back(24)
+    fresh.roll_back(0)
     assert_same(session.extend([70], 1)[0], fresh.extend([*range(22), 60, 61, 70], 1)[0])
 
 
@@ -175,17 +175,17 @@ def test_what_was_saved_after_going_back_can_be_restored(opened: Callable[..., L
     session, other, fresh = opened(name), opened(name), opened(name, 0)
     session.extend([*range(30)], 1)
     session.extend([30, 31, 32, 33], 4)
-    session.rewind(32)
-    kept = saved(session)
+    session.roll_back(32)
+    kept = save_state(session)
     assert kept.tokens == tuple(range(len(kept.tokens)))
     assert 30 <= len(kept.tokens) <= 32
     other.extend([9, 9, 9], 1)
-    restore(other, kept)
+    restore_state(other, kept)
     expected = fresh.extend([*range(32), 60, 61], 2).copy()
     for each, missing in ((session, []), (other, [*range(len(kept.tokens), 32)])):
         for row, straight in zip(each.extend([*missing, 60, 61], 2), expected):
             assert_same(row, straight)
-    restore(other, kept._replace(tokens=(), state=b""))
+    restore_state(other, kept._replace(tokens=(), state=b""))
     assert other.tokens == []
 
 
@@ -195,7 +195,7 @@ def test_an_evaluation_that_fails_leaves_what_was_held(
 ) -> None:
     session, fresh = opened(name), opened(name)
     session.extend([*range(20)], 1)
-    session.rewind(18)
+    session.roll_back(18)
     for fails_after in (False, True):
         with monkeypatch.context() as patch:
             real = llama_cpp.llama_decode
@@ -212,12 +212,12 @@ def test_llama_cpp_refusing_a_copy_is_an_error(opened: Callable[..., LlamaSessio
     session = opened("mamba2-dense")
     session.extend([*range(20)], 1)
     session.extend([20, 21, 22], 1)
-    session.rewind(21)
+    session.roll_back(21)
 
     def go_on() -> None:
         for _ in range(3):
             session.extend([30] * 12, 1)
-            session.rewind(len(session.tokens) - 1)
+            session.roll_back(len(session.tokens) - 1)
 
     with monkeypatch.context() as patch:
         patch.setattr(llama_cpp, fails, lambda *_: 0)

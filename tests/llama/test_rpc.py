@@ -21,7 +21,7 @@ from speccascade_local.llama import rpc
 from speccascade_local.llama.devices import Device
 from speccascade_local.llama.rpc_process import Server
 from speccascade_local.machine.dry_run import plans_of
-from speccascade_local.machine.memory import need_of, require_fit, settled
+from speccascade_local.machine.memory import choose_layers, memory_need, require_fit
 from speccascade_local.models import catalog
 from speccascade_local.models.gguf_header import layers_of
 from speccascade_local.models.placement import Placement
@@ -29,8 +29,8 @@ from speccascade_local.models.placement import Placement
 COMMAND = [sys.executable, "-m", "speccascade_local"]
 QUESTION = [{"role": "user", "content": "Who is Ada Lovelace?"}]
 MISSING = 'this build of llama.cpp has no RPC; build it anew with: CMAKE_ARGS="-DGGML_RPC=on" '
-needs_rpc = pytest.mark.skipif(not rpc.supported(), reason="this build of llama.cpp has no RPC (-DGGML_RPC=on)")
-lacks_rpc = pytest.mark.skipif(rpc.supported(), reason="this build of llama.cpp has RPC")
+needs_rpc = pytest.mark.skipif(not rpc.is_supported(), reason="this build of llama.cpp has no RPC (-DGGML_RPC=on)")
+lacks_rpc = pytest.mark.skipif(rpc.is_supported(), reason="this build of llama.cpp has RPC")
 
 
 def speccascade(*arguments: str) -> subprocess.CompletedProcess:
@@ -70,8 +70,8 @@ def test_a_build_without_it_is_told_with_the_command_that_makes_one(verb):
 def test_a_build_without_it_is_told_also_where_this_one_has_it(monkeypatch):
     monkeypatch.setattr(rpc.llama_cpp, "llama_supports_rpc", lambda: False)
     with pytest.raises(SettingError, match=r"-DGGML_RPC=on"):
-        rpc.reached(["127.0.0.1:50052"])
-    assert rpc.reached([]) == ()
+        rpc.connect(["127.0.0.1:50052"])
+    assert rpc.connect([]) == ()
 
 
 @pytest.mark.parametrize("servers", [["127.0.0.1"], ["127.0.0.1:1", "127.0.0.1:1"]])
@@ -95,7 +95,7 @@ def test_a_model_that_drafts_is_not_spread():
 
 
 def test_memory_of_other_machines_is_the_experts_alone():
-    pair = catalog.bundled()
+    pair = catalog.bundled_pair()
     models = plans_of(pair.files, n_ctx=512, placements=dict.fromkeys(pair.files, Placement()))
     layers = {role: layers_of(path) for role, path in pair.files.items()}
     placements = {"drafter": Placement(), "expert": Placement(rpc=("a:1", "b:1"))}
@@ -105,11 +105,11 @@ def test_memory_of_other_machines_is_the_experts_alone():
         return [Device(f"RPC{i}", f"{name}:1", "gpu", size, size, 0) for i, (name, size) in enumerate(zip("abc", free))]
 
     for free, expected in (((10**9, 10**9, 0), -1), ((10**9, 0, 0), -1), ((0, 0, 10**9), 0), ((0, 0, 0), 0)):
-        found = settled(placements, models, layers, 512, with_free(*free))
+        found = choose_layers(placements, models, layers, 512, with_free(*free))
         assert (found["drafter"].gpu_layers, found["expert"].gpu_layers) == (0, expected)
-    some = settled(placements, models, layers, 512, with_free(2 * one, 2 * one))["expert"].gpu_layers
+    some = choose_layers(placements, models, layers, 512, with_free(2 * one, 2 * one))["expert"].gpu_layers
     assert 0 < some < 6
-    needs = {"expert": need_of(models["expert"], 512, layers["expert"], -1)}
+    needs = {"expert": memory_need(models["expert"], 512, layers["expert"], -1)}
     with pytest.raises(ModelLoadError, match="of memory on RPC0 and RPC1"):
         require_fit(needs, placements, 512, 10**9, with_free(one, one, 10**9))
     require_fit(needs, placements, 512, 10**9, with_free(10**9, 0))

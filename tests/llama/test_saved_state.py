@@ -10,7 +10,7 @@ import pytest
 from speccascade_local.common.errors import SessionError
 from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.model import LlamaModel
-from speccascade_local.llama.session import LlamaSession, Saved, restore, saved
+from speccascade_local.llama.session import LlamaSession, SavedState, restore_state, save_state
 
 TOKENS = [5, 9, 2, 70, 33, 5, 8]
 
@@ -24,67 +24,67 @@ def session(ids_model: LlamaModel) -> Iterator[LlamaSession]:
 
 def test_what_was_saved_goes_on_as_if_nothing_had_been(session: LlamaSession) -> None:
     session.extend(TOKENS, 1)
-    kept = saved(session)
+    kept = save_state(session)
     assert kept.tokens == tuple(TOKENS)
     after = session.extend([11], 1).copy()
-    session.rewind(0)
+    session.roll_back(0)
     session.extend([1, 1, 1, 1], 1)  # something else, which must leave no trace
-    restore(session, kept)
+    restore_state(session, kept)
     assert session.tokens == TOKENS
     assert np.array_equal(session.extend([11], 1), after)
 
 
 def test_what_was_saved_of_one_text_is_put_into_another(session: LlamaSession) -> None:
     session.extend(TOKENS, 1)
-    kept = saved(session)
+    kept = save_state(session)
     other = LlamaSession(session.context)
     other.extend([3, 4], 1)
-    restore(other, kept)
+    restore_state(other, kept)
     assert np.array_equal(other.extend([11], 1).copy(), session.extend([11], 1))
 
 
 def test_what_was_rewound_is_not_saved(session: LlamaSession) -> None:
     session.extend(TOKENS, 1)
-    session.rewind(3)
-    kept = saved(session)
+    session.roll_back(3)
+    kept = save_state(session)
     assert kept.tokens == tuple(TOKENS[:3])
     after = session.extend([11], 1).copy()
-    restore(session, kept)
+    restore_state(session, kept)
     assert np.array_equal(session.extend([11], 1), after)
 
 
 def test_nothing_is_saved_of_nothing_and_restored_as_nothing(session: LlamaSession) -> None:
-    kept = saved(session)
+    kept = save_state(session)
     assert kept.tokens == ()
     session.extend(TOKENS, 1)
-    restore(session, kept)
+    restore_state(session, kept)
     assert session.tokens == []
 
 
 def test_bytes_that_do_not_fit_leave_the_session_empty_and_usable(session: LlamaSession) -> None:
     session.extend(TOKENS, 1)
-    kept = saved(session)
+    kept = save_state(session)
     broken = [
-        Saved(kept.tokens, kept.state[:-9]),
-        Saved(kept.tokens, b""),
-        Saved(kept.tokens, bytes(len(kept.state))),
-        Saved((1,), kept.state),
+        SavedState(kept.tokens, kept.state[:-9]),
+        SavedState(kept.tokens, b""),
+        SavedState(kept.tokens, bytes(len(kept.state))),
+        SavedState((1,), kept.state),
     ]
     for spoilt in broken:
         with pytest.raises(SessionError, match="does not take"):
-            restore(session, spoilt)
+            restore_state(session, spoilt)
         assert session.tokens == []
     after = session.extend(TOKENS, 1).copy()
-    session.rewind(0)
+    session.roll_back(0)
     assert np.array_equal(session.extend(TOKENS, 1), after)
 
 
 def test_more_than_the_context_holds_is_refused(session: LlamaSession) -> None:
     with pytest.raises(SessionError, match="65 tokens were saved and the context holds 64"):
-        restore(session, Saved((1,) * 65, b"x"))
+        restore_state(session, SavedState((1,) * 65, b"x"))
 
 
 def test_a_closed_session_saves_nothing(session: LlamaSession) -> None:
     session.context.close()
     with pytest.raises(SessionError, match="closed"):
-        saved(session)
+        save_state(session)

@@ -15,10 +15,10 @@ from speccascade_local.common.errors import PairError, SettingError
 from speccascade_local.decoding.profile import SIZES, Speed
 from speccascade_local.llama.model import LlamaModel
 from speccascade_local.llama.tokenizer import shared_vocab_size
-from speccascade_local.machine.check import EXIT_CODES, Checked, check
-from speccascade_local.machine.dry_run import rehearse
+from speccascade_local.machine.check import EXIT_CODES, PairReport, check
+from speccascade_local.machine.dry_run import dry_run_models
 from speccascade_local.machine.findings import Finding
-from speccascade_local.machine.plan import Known, planned
+from speccascade_local.machine.plan import Known, plan_pair
 from speccascade_local.models.gguf_header import read_header
 from speccascade_local.models.placement import Placement
 
@@ -26,11 +26,11 @@ DEMO = Path(speccascade_local.__file__).parent / "demo"
 PAIR = {"drafter": DEMO / "drafter.gguf", "expert": DEMO / "expert.gguf"}
 
 
-def grades(checked: Checked) -> dict[str, str]:
+def grades(checked: PairReport) -> dict[str, str]:
     return {finding.about: finding.grade for finding in checked.findings}
 
 
-def text_of(checked: Checked, about: str) -> str:
+def text_of(checked: PairReport, about: str) -> str:
     (found,) = [finding.text for finding in checked.findings if finding.about == about]
     return found
 
@@ -118,7 +118,7 @@ def test_a_third_model_is_looked_at_too(tmp_path):
     small = text_model(tmp_path / "s.gguf", chat_template=CHATML)
     checked = check("p", {"small": small, **PAIR})
     assert checked.answer == "no"
-    assert text_of(Checked("", tuple(checked.of("no"))), "vocabulary").startswith("the small model has")
+    assert text_of(PairReport("", tuple(checked.of("no"))), "vocabulary").startswith("the small model has")
 
 
 # --------------------------------------------------------------------------- context and memory
@@ -127,7 +127,7 @@ def test_a_third_model_is_looked_at_too(tmp_path):
 def test_memory_is_what_the_rehearsal_says_at_the_context_that_would_be_made():
     checked = check("demo", PAIR, n_ctx=256)
     assert checked.n_ctx == 256
-    models = rehearse(PAIR, n_ctx=256).models
+    models = dry_run_models(PAIR, n_ctx=256).models
     for role, model in models.items():
         need = checked.needs[role]
         assert need.own_bytes == pytest.approx(model.total, rel=0.2, abs=2e6), "the plan's own memory is measured anew each time"
@@ -173,7 +173,7 @@ def test_a_device_that_there_is_not_is_an_error():
 def test_the_speed_is_that_of_plan():
     known = [Known(10**6, speed(0.001)), Known(10**8, speed(0.1))]
     checked = check("demo", PAIR, known=known)
-    assert checked.plan == planned(*(read_header(PAIR[role]) for role in ("drafter", "expert")), known, 512)
+    assert checked.plan == plan_pair(*(read_header(PAIR[role]) for role in ("drafter", "expert")), known, 512)
     low, high = checked.plan.speedup
     assert text_of(checked, "speed").startswith(f"{low:.1f} to {high:.1f} ×")
 
@@ -197,7 +197,7 @@ def test_a_pair_that_is_hardly_faster_at_best_is_warned_of():
     ],
 )
 def test_the_worst_finding_decides(given, answer):
-    checked = Checked("p", tuple(Finding(grade, "x", "y") for grade in given))
+    checked = PairReport("p", tuple(Finding(grade, "x", "y") for grade in given))
     assert checked.answer == answer
     assert checked.as_dict()["exit_code"] == EXIT_CODES[answer] == ["yes", "yes, but", "no"].index(answer)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from speccascade_local.common import pip
-from speccascade_local.machine.diagnosis import Finding, diagnosed
+from speccascade_local.machine.diagnosis import Finding, diagnose
 from speccascade_local.machine.hardware import Memory, Processors
 from speccascade_local.machine.inspection import Build, Inspection, Place
 from speccascade_local.machine.installation import Extra, Folder
@@ -36,9 +36,9 @@ WELL = Inspection(
 
 
 def test_where_all_is_well_nothing_is_found():
-    assert diagnosed(WELL) == ()
+    assert diagnose(WELL) == ()
     fine = replace(WELL, processors=replace(WELL.processors, quota=4.0), environment={"OMP_THREAD_LIMIT": "4"})
-    assert diagnosed(replace(fine, build=replace(WELL.build, features=()))) == ()  # such as a build that tells nothing
+    assert diagnose(replace(fine, build=replace(WELL.build, features=()))) == ()  # such as a build that tells nothing
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_where_all_is_well_nothing_is_found():
     ],
 )
 def test_a_pair_that_does_not_answer_is_broken(crash, why, mended):
-    (finding,) = diagnosed(replace(WELL, trial=Trial(False, 1.0, reason=f"{crash or 'exit code 3'}", crash=crash)))
+    (finding,) = diagnose(replace(WELL, trial=Trial(False, 1.0, reason=f"{crash or 'exit code 3'}", crash=crash)))
     assert finding.broken
     assert finding.what.startswith(f"the bundled pair does not answer: {crash or 'exit code 3'}")
     assert why in finding.what
@@ -81,19 +81,19 @@ HINTS = {
 @pytest.mark.parametrize("name", HINTS)
 def test_what_could_be_better_is_a_hint_with_what_mends_it(name):
     facts, what, mend = HINTS[name]
-    (finding,) = diagnosed(facts)
+    (finding,) = diagnose(facts)
     assert not finding.broken
     assert what in finding.what
     assert mend in finding.mend
 
 
 def test_a_card_that_is_used_is_no_finding_and_one_thread_is_never_too_many():
-    assert diagnosed(replace(WELL, graphics_cards=("NVIDIA",), build=replace(WELL.build, gpu=True))) == ()
-    assert diagnosed(replace(WELL, threads=1, processors=replace(WELL.processors, quota=0.5))) == ()
+    assert diagnose(replace(WELL, graphics_cards=("NVIDIA",), build=replace(WELL.build, gpu=True))) == ()
+    assert diagnose(replace(WELL, threads=1, processors=replace(WELL.processors, quota=0.5))) == ()
 
 
 def test_what_is_broken_comes_first():
-    found = diagnosed(replace(HINTS["swap"][0], missing=("numpy<3",), catalog_problem="models.yaml:3: no such key"))
+    found = diagnose(replace(HINTS["swap"][0], missing=("numpy<3",), catalog_problem="models.yaml:3: no such key"))
     assert [each.broken for each in found] == [True, True, False]
     assert found[0] == Finding(True, "needed and not installed: numpy<3", pip.pip("install", "numpy<3"))
     assert found[1].what == "models.yaml:3: no such key"

@@ -50,8 +50,8 @@ def test_the_report_says_what_other_sources_say(report):
 def test_what_is_off_in_a_build_is_no_feature_of_it(monkeypatch):
     info = "CUDA : ARCHS = 890 | CPU : SSE3 = 1 | AMX_INT8 = 1 | AVX512 = 0 | REPACK = 1 | "
     monkeypatch.setattr(inspection, "system_info", lambda: info)
-    assert inspection.built().features == ("ARCHS", "SSE3", "AMX_INT8", "REPACK")
-    assert inspection.built().repacking is False
+    assert inspection.read_build().features == ("ARCHS", "SSE3", "AMX_INT8", "REPACK")
+    assert inspection.read_build().repacking is False
 
 
 def test_every_fact_has_its_line_at_80_columns(report):

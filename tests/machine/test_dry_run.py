@@ -19,7 +19,7 @@ from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.model import LlamaModel
 from speccascade_local.llama.tokenizer import shared_vocab_size
 from speccascade_local.machine import dry_run
-from speccascade_local.machine.dry_run import rehearse
+from speccascade_local.machine.dry_run import dry_run_models
 from speccascade_local.models.placement import Placement
 
 DEMO = Path(speccascade_local.__file__).parent / "demo"
@@ -27,7 +27,7 @@ DEMO = Path(speccascade_local.__file__).parent / "demo"
 
 def test_facts_are_those_of_the_loaded_model(tmp_path):
     path = text_model(tmp_path / "m.gguf", chat_template=CHATML, add_bos=True)
-    found = rehearse({"expert": path}, n_ctx=100).models["expert"]
+    found = dry_run_models({"expert": path}, n_ctx=100).models["expert"]
     with closing(LlamaModel(path)) as model:
         assert (found.n_vocab, found.n_ctx_train, found.weights) == (model.n_vocab, model.n_ctx_train, model.n_bytes)
         assert (found.chat_template, found.tokenizer.kind) == (CHATML, model.tokenizer.kind)
@@ -41,7 +41,7 @@ def test_facts_are_those_of_the_loaded_model(tmp_path):
 
 
 def test_sizes_are_those_of_the_loaded_model(caplog):
-    found = rehearse({"expert": DEMO / "expert.gguf"}, n_ctx=512).models["expert"]
+    found = dry_run_models({"expert": DEMO / "expert.gguf"}, n_ctx=512).models["expert"]
     caplog.set_level("DEBUG")
     with closing(LlamaModel(DEMO / "expert.gguf")) as model, closing(LlamaContext(model, n_ctx=512, n_threads=1)):
         assert found.weights == model.n_bytes
@@ -58,16 +58,16 @@ def test_neither_weights_nor_a_whole_file_are_needed(tmp_path):
     with (tmp_path / "header.gguf").open("wb") as file:
         file.write(header)
     os.truncate(file.name, path.stat().st_size)
-    both = [rehearse({"expert": each}, n_ctx=64).models["expert"] for each in (path, Path(file.name))]
+    both = [dry_run_models({"expert": each}, n_ctx=64).models["expert"] for each in (path, Path(file.name))]
     assert both[0].cache == both[1].cache > 0
     assert both[0].weights == both[1].weights > 0
 
 
 def test_no_context_is_planned_beyond_what_a_model_was_trained_for(tmp_path):
     path = textless_model(tmp_path / "m.gguf", n_ctx_train=300)
-    assert rehearse({"expert": path}, n_ctx=10**9).models["expert"].n_ctx == 300
-    assert rehearse({"expert": path}).models["expert"].n_ctx == 300
-    assert rehearse({"expert": DEMO / "expert.gguf"}).models["expert"].n_ctx == 512
+    assert dry_run_models({"expert": path}, n_ctx=10**9).models["expert"].n_ctx == 300
+    assert dry_run_models({"expert": path}).models["expert"].n_ctx == 300
+    assert dry_run_models({"expert": DEMO / "expert.gguf"}).models["expert"].n_ctx == 512
 
 
 @pytest.mark.parametrize(
@@ -79,17 +79,17 @@ def test_no_context_is_planned_beyond_what_a_model_was_trained_for(tmp_path):
     ],
 )
 def test_how_a_memory_will_forget_is_foretold(tmp_path, write, rollback, refused):
-    found = rehearse({"expert": write(tmp_path / "m.gguf")}, n_ctx=64).models["expert"]
+    found = dry_run_models({"expert": write(tmp_path / "m.gguf")}, n_ctx=64).models["expert"]
     assert (found.rollback, found.refused) == (rollback, refused)
 
 
 def test_a_pair_is_compared_as_when_it_is_loaded(tmp_path):
     large, small = text_model(tmp_path / "l.gguf", n_vocab=280), text_model(tmp_path / "s.gguf", n_vocab=270)
-    found = rehearse({"small": small, "drafter": small, "expert": large}, n_ctx=64)
+    found = dry_run_models({"small": small, "drafter": small, "expert": large}, n_ctx=64)
     assert (found.n_vocab, found.difference) == (270, None)
     assert found.models["drafter"].n_shared == 270
     other = text_model(tmp_path / "o.gguf", texts={100: "another"})
-    found = rehearse({"drafter": other, "expert": large}, n_ctx=64)
+    found = dry_run_models({"drafter": other, "expert": large}, n_ctx=64)
     with closing(LlamaModel(other)) as ours, closing(LlamaModel(large)) as theirs, pytest.raises(PairError) as error:
         shared_vocab_size(ours.tokenizer, theirs.tokenizer)
     assert (found.n_vocab, found.difference) == (None, str(error.value))
@@ -98,7 +98,7 @@ def test_a_pair_is_compared_as_when_it_is_loaded(tmp_path):
 def test_the_type_of_a_cache_changes_its_size(tmp_path):
     path = text_model(tmp_path / "m.gguf", heads=1)
     sizes = {
-        kind: rehearse({"expert": path}, n_ctx=2048, placements={"expert": Placement(cache_type=kind)}).models["expert"].cache
+        kind: dry_run_models({"expert": path}, n_ctx=2048, placements={"expert": Placement(cache_type=kind)}).models["expert"].cache
         for kind in ("f32", "f16", "q8_0")
     }
     assert sizes["f32"] == pytest.approx(2 * sizes["f16"], abs=2**20 / 50), "llama.cpp tells hundredths of a MiB"
@@ -110,16 +110,16 @@ def test_what_llama_cpp_refuses_is_told_in_its_words(tmp_path):
     changed = path.read_bytes().replace(b"blk.0.attn_q.weight", b"blk.0.attn_x.weight")
     (tmp_path / "odd.gguf").write_bytes(changed)
     with pytest.raises(ModelLoadError, match=r"odd\.gguf: llama\.cpp cannot load this file: .*'blk\.0\.attn_q\.weight' not found"):
-        rehearse({"drafter": path, "expert": tmp_path / "odd.gguf"}, n_ctx=64)
+        dry_run_models({"drafter": path, "expert": tmp_path / "odd.gguf"}, n_ctx=64)
 
 
 def test_devices_and_adapters_are_tried_too(tmp_path):
     path = textless_model(tmp_path / "m.gguf")
     with pytest.raises(SettingError, match=r"device is 'XPU7'; llama\.cpp has CPU"):
-        rehearse({"expert": path}, n_ctx=64, placements={"expert": Placement(device="XPU7")})
+        dry_run_models({"expert": path}, n_ctx=64, placements={"expert": Placement(device="XPU7")})
     lora = adapter(tmp_path / "lora.gguf", width=48)
     with pytest.raises(ModelLoadError, match=r"lora\.gguf: llama\.cpp cannot use this adapter"):
-        rehearse({"expert": path}, n_ctx=64, placements={"expert": Placement(lora=((lora, 1.0),))})
+        dry_run_models({"expert": path}, n_ctx=64, placements={"expert": Placement(lora=((lora, 1.0),))})
 
 
 BEGINS = 'import json, sys; asked = json.load(sys.stdin); print(json.dumps({"role": "expert"}), flush=True); '
@@ -143,13 +143,13 @@ BEGINS = 'import json, sys; asked = json.load(sys.stdin); print(json.dumps({"rol
 def test_whatever_the_child_does_is_an_error_that_names_the_file(monkeypatch, child, said):
     monkeypatch.setattr(dry_run, "CHILD", (sys.executable, "-c", child))
     with pytest.raises(ModelLoadError, match=rf"expert\.gguf: llama\.cpp gave up on this file .*{said}"):
-        rehearse({"expert": DEMO / "expert.gguf"})
+        dry_run_models({"expert": DEMO / "expert.gguf"})
 
 
 def test_the_file_that_was_in_work_is_named(monkeypatch):
     monkeypatch.setattr(dry_run, "CHILD", (sys.executable, "-c", BEGINS + "import os; os.abort()"))
     with pytest.raises(ModelLoadError, match=r"^\S+expert\.gguf: "):
-        rehearse({"drafter": DEMO / "drafter.gguf", "expert": DEMO / "expert.gguf"})
+        dry_run_models({"drafter": DEMO / "drafter.gguf", "expert": DEMO / "expert.gguf"})
 
 
 @pytest.mark.parametrize("child", ["import time; time.sleep(600)", "import os, time; os.close(1); os.close(2); time.sleep(600)"])
@@ -157,18 +157,18 @@ def test_a_child_that_hangs_is_given_up(monkeypatch, child):
     monkeypatch.setattr(dry_run, "CHILD", (sys.executable, "-c", child))
     started = time.monotonic()
     with pytest.raises(ModelLoadError, match=r"expert\.gguf: not understood within 0\.5 seconds"):
-        rehearse({"expert": DEMO / "expert.gguf"}, seconds=0.5)
+        dry_run_models({"expert": DEMO / "expert.gguf"}, seconds=0.5)
     assert time.monotonic() - started < 60, "it was waited for"
 
 
 def test_a_child_that_cannot_be_started_is_an_error(monkeypatch):
     monkeypatch.setattr(dry_run, "CHILD", ("/no/such/python",))
     with pytest.raises(ModelLoadError, match=r"expert\.gguf: no process can be started to try it \(No such file"):
-        rehearse({"expert": DEMO / "expert.gguf"})
+        dry_run_models({"expert": DEMO / "expert.gguf"})
 
 
 def test_nothing_is_loaded_in_this_process(tmp_path, made):
-    rehearse({"expert": textless_model(tmp_path / "m.gguf")}, n_ctx=64)
+    dry_run_models({"expert": textless_model(tmp_path / "m.gguf")}, n_ctx=64)
     assert not made
 
 
@@ -178,9 +178,9 @@ def test_the_folder_that_it_is_asked_in_matters_to_paths_only(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     adapter(Path("lora.gguf"))
     adapted = Placement(lora=((Path("lora.gguf"), 1.0),))
-    assert rehearse({"expert": Path("m.gguf")}, n_ctx=64, placements={"expert": adapted}).models["expert"].rollback == "tail"
+    assert dry_run_models({"expert": Path("m.gguf")}, n_ctx=64, placements={"expert": adapted}).models["expert"].rollback == "tail"
 
 
 @pytest.mark.skipif(not hasattr(llama_cpp, "llama_n_rs_seq"), reason="this llama.cpp keeps no snapshots")
 def test_a_model_without_recurrent_memory_keeps_no_snapshots(tmp_path):
-    assert rehearse({"expert": textless_model(tmp_path / "m.gguf")}, n_ctx=64).models["expert"].rollback == "tail"
+    assert dry_run_models({"expert": textless_model(tmp_path / "m.gguf")}, n_ctx=64).models["expert"].rollback == "tail"

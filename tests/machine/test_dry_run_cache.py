@@ -12,7 +12,7 @@ from gguf_files import adapter, textless_model
 
 from speccascade_local.common.errors import ModelLoadError
 from speccascade_local.machine import dry_run
-from speccascade_local.machine.dry_run import plans_of, rehearse
+from speccascade_local.machine.dry_run import dry_run_models, plans_of
 from speccascade_local.models.placement import Placement
 
 
@@ -24,9 +24,9 @@ def tried(monkeypatch, tmp_path):
 
     def counted(files, **asked):
         calls.append(sorted(path.name for path in files.values()))
-        return rehearse(files, **asked)
+        return dry_run_models(files, **asked)
 
-    monkeypatch.setattr(dry_run, "rehearse", counted)
+    monkeypatch.setattr(dry_run, "dry_run_models", counted)
     return calls
 
 

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speccascade_local.machine import findings
-from speccascade_local.machine.dry_run import RehearsedModel, TokenizerFacts
+from speccascade_local.machine.dry_run import ModelPlan, TokenizerFacts
 from speccascade_local.models.placement import CACHE_TYPES, QUANTIZED, Placement
 
 TEXTS = {0: "<end>", 1: "<bos>", 2: "<eos>", 3: "<turn>"}
 TOKENIZER = TokenizerFacts(kind=2, pre="smollm", bos_id=1, eos_id=2, adds_bos=False, adds_eos=False, end_ids=(0, 2), texts=TEXTS)
-MODEL = RehearsedModel(
+MODEL = ModelPlan(
     path=Path("m.gguf"),
     n_ctx=256,
     architecture="llama",

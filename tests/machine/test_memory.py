@@ -21,8 +21,8 @@ from speccascade_local.common.errors import ModelLoadError, SettingError
 from speccascade_local.llama.devices import Device
 from speccascade_local.llama.parameters import model_parameters
 from speccascade_local.machine import hardware
-from speccascade_local.machine.dry_run import RehearsedModel, TokenizerFacts
-from speccascade_local.machine.memory import free_memory, layers_that_fit, need_of, require_fit, settled
+from speccascade_local.machine.dry_run import ModelPlan, TokenizerFacts
+from speccascade_local.machine.memory import choose_layers, free_memory, layers_that_fit, memory_need, require_fit
 from speccascade_local.models.gguf_header import Layers
 from speccascade_local.models.placement import Placement
 from speccascade_local.runtime import load
@@ -31,7 +31,7 @@ GROWTH = Path(__file__).parents[1] / "support" / "memory_growth.py"
 NO_TEXT = TokenizerFacts(0, "", None, None, False, False, (), {})
 
 
-def rehearsed(layers: Layers, *, cache: int = 4000, n_ctx: int = 1000, recurrent: int = 0, gpu: int = 0, **changed) -> RehearsedModel:
+def rehearsed(layers: Layers, *, cache: int = 4000, n_ctx: int = 1000, recurrent: int = 0, gpu: int = 0, **changed) -> ModelPlan:
     facts = {
         "path": Path("m.gguf"),
         "n_ctx": n_ctx,
@@ -53,7 +53,7 @@ def rehearsed(layers: Layers, *, cache: int = 4000, n_ctx: int = 1000, recurrent
         "chat_template": None,
         "tokenizer": NO_TEXT,
     }
-    return RehearsedModel(**{**facts, **changed})
+    return ModelPlan(**{**facts, **changed})
 
 
 sizes = st.integers(0, 10_000)
@@ -63,7 +63,7 @@ all_layers = st.builds(Layers, sizes, st.lists(sizes, min_size=1, max_size=40).m
 @given(all_layers, sizes, sizes, st.integers(0, 500), st.integers(-1, 45), st.integers(1, 4000), st.integers(1, 7))
 def test_nothing_is_lost_between_the_two_memories(layers, cache, recurrent, gpu, count, n_ctx, timelines):
     model = rehearsed(layers, cache=cache, recurrent=recurrent, gpu=gpu)
-    alone, split = need_of(model, n_ctx, timelines=timelines), need_of(model, n_ctx, layers, count, timelines)
+    alone, split = memory_need(model, n_ctx, timelines=timelines), memory_need(model, n_ctx, layers, count, timelines)
     for part in ("cache", "recurrent state", "computing", "logits"):
         assert split.own.get(part, 0) + split.gpu.get(part, 0) == alone.own[part]
     assert split.own["weights"] + split.gpu.get("weights", 0) >= alone.own["weights"], "a tied embedding is held twice"
@@ -73,7 +73,7 @@ def test_nothing_is_lost_between_the_two_memories(layers, cache, recurrent, gpu,
 @pytest.mark.parametrize("timelines", [2, 7])
 def test_each_text_needs_a_memory_of_its_own_and_the_weights_are_there_once(timelines):
     model = rehearsed(LAYERS["expert"], recurrent=300)
-    one, several = need_of(model, 1000).own, need_of(model, 1000, timelines=timelines).own
+    one, several = memory_need(model, 1000).own, memory_need(model, 1000, timelines=timelines).own
     assert {part for part, size in several.items() if size == timelines * one[part] > 0} >= {"cache", "recurrent state"}
     assert {part: several[part] for part in ("weights", "computing")} == {part: one[part] for part in ("weights", "computing")}
 
@@ -96,9 +96,9 @@ def test_as_many_layers_as_fit_and_no_more(layers, cache, gpu, free):
     count = layers_that_fit(model, 1000, layers, free)
     assert -1 <= count <= len(layers.blocks)
     if count:
-        assert need_of(model, 1000, layers, count).gpu_bytes <= free
+        assert memory_need(model, 1000, layers, count).gpu_bytes <= free
     if count != -1:
-        assert need_of(model, 1000, layers, count + 1).gpu_bytes > free * 0.95
+        assert memory_need(model, 1000, layers, count + 1).gpu_bytes > free * 0.95
 
 
 def gpus(*free: int) -> list[Device]:
@@ -122,20 +122,20 @@ LAYERS = {"drafter": SMALL, "expert": LARGE}
     ],
 )
 def test_who_drafts_goes_first_and_the_expert_takes_what_is_left(free, drafter, expert):
-    found = settled(dict.fromkeys(PAIR, Placement()), PAIR, LAYERS, 1000, gpus(*free))
+    found = choose_layers(dict.fromkeys(PAIR, Placement()), PAIR, LAYERS, 1000, gpus(*free))
     assert (found["drafter"].gpu_layers, found["expert"].gpu_layers) == (drafter, expert)
 
 
 def test_the_smallest_of_three_goes_before_the_others():
     three = {"drafter": PAIR["expert"], "expert": PAIR["expert"], "small": PAIR["drafter"]}
     layers = {"drafter": LARGE, "expert": LARGE, "small": SMALL}
-    found = settled(dict.fromkeys(three, Placement()), three, layers, 1000, gpus(5_500))
+    found = choose_layers(dict.fromkeys(three, Placement()), three, layers, 1000, gpus(5_500))
     assert [found[role].gpu_layers for role in ("small", "drafter", "expert")] == [-1, 4, 0]
 
 
 def test_weights_that_are_kept_in_another_order_are_not_mapped_too():
     models = {**PAIR, "drafter": replace(PAIR["drafter"], reordered=True)}
-    found = settled(dict.fromkeys(PAIR, Placement()), models, {}, 1000, gpus())
+    found = choose_layers(dict.fromkeys(PAIR, Placement()), models, {}, 1000, gpus())
     assert (found["drafter"].mapped, found["expert"].mapped) == (False, True)
     modes = [model_parameters(each).load_mode for each in (found["drafter"], found["expert"])]
     assert modes == [llama_cpp.LLAMA_LOAD_MODE_NONE, llama_cpp.llama_model_default_params().load_mode]
@@ -143,21 +143,21 @@ def test_weights_that_are_kept_in_another_order_are_not_mapped_too():
 
 def test_layers_that_were_asked_for_are_kept_and_counted_first():
     asked = {"drafter": Placement(), "expert": Placement(gpu_layers=11)}
-    found = settled(asked, PAIR, LAYERS, 1000, gpus(11_500))
+    found = choose_layers(asked, PAIR, LAYERS, 1000, gpus(11_500))
     assert (found["drafter"].gpu_layers, found["expert"].gpu_layers) == (4, 11)
 
 
 def test_a_device_of_its_own_leaves_the_others_alone():
     asked = {"drafter": Placement(device="CUDA1"), "expert": Placement(device="CUDA0")}
-    found = settled(asked, PAIR, LAYERS, 1000, gpus(5_500, 500))
+    found = choose_layers(asked, PAIR, LAYERS, 1000, gpus(5_500, 500))
     assert (found["drafter"].gpu_layers, found["expert"].gpu_layers) == (4, 5)
-    found = settled({**asked, "drafter": Placement(device="CPU")}, PAIR, LAYERS, 1000, gpus(5_500, 500))
+    found = choose_layers({**asked, "drafter": Placement(device="CPU")}, PAIR, LAYERS, 1000, gpus(5_500, 500))
     assert (found["drafter"].gpu_layers, found["expert"].gpu_layers) == (0, 5)
 
 
 def test_too_many_layers_for_a_gpu_are_refused():
     placements = {"drafter": Placement(gpu_layers=0), "expert": Placement(gpu_layers=-1)}
-    needs = {role: need_of(PAIR[role], 1000, LAYERS[role], placements[role].gpu_layers) for role in PAIR}
+    needs = {role: memory_need(PAIR[role], 1000, LAYERS[role], placements[role].gpu_layers) for role in PAIR}
     require_fit(needs, placements, 1000, 10**9, gpus(21_000))
     with pytest.raises(ModelLoadError, match=r"need 0\.02 MB of memory on CUDA0 .*--gpu-layers auto"):
         require_fit(needs, placements, 1000, 10**9, gpus(20_999))
@@ -167,7 +167,7 @@ def test_too_many_layers_for_a_gpu_are_refused():
 def test_what_is_advised_fits(layers, each_token, n_ctx, free):
     cache = each_token * n_ctx
     model = rehearsed(layers, cache=cache, n_ctx=n_ctx)
-    need, placements = need_of(model, n_ctx), {"expert": Placement()}
+    need, placements = memory_need(model, n_ctx), {"expert": Placement()}
     assume(need.own_bytes > free)
     with pytest.raises(ModelLoadError) as error:
         require_fit({"expert": need}, placements, n_ctx, free, [])
@@ -175,12 +175,12 @@ def test_what_is_advised_fits(layers, each_token, n_ctx, free):
     context = re.search(r"--ctx (\d+)", text)
     if context:
         assert 256 <= int(context[1]) < n_ctx
-        assert need_of(model, int(context[1])).own_bytes <= free
-        assert need_of(model, int(context[1]) + 256).own_bytes > free
+        assert memory_need(model, int(context[1])).own_bytes <= free
+        assert memory_need(model, int(context[1]) + 256).own_bytes > free
     if "--cache-type q8_0" in text:
-        assert need_of(replace(model, cache=round(cache * 17 / 32)), n_ctx).own_bytes <= free + 1
+        assert memory_need(replace(model, cache=round(cache * 17 / 32)), n_ctx).own_bytes <= free + 1
     if "smaller models" in text:
-        assert need_of(model, 256).own_bytes > free
+        assert memory_need(model, 256).own_bytes > free
 
 
 def test_a_pair_that_does_not_fit_is_refused_before_it_is_loaded(tmp_path, monkeypatch, made):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from speccascade_local.common.errors import SettingError
 from speccascade_local.decoding.profile import SIZES, Profile, Speed
-from speccascade_local.machine.plan import KEPT, Known, best_length, errors, planned, seconds
+from speccascade_local.machine.plan import KEPT, Known, best_length, errors, plan_pair, seconds
 from speccascade_local.models.gguf_header import Header
 
 EXPERT = Header(Path("e.gguf"), "llama", "Q8_0", 1_000_000_000, 900_000_000, 65_536, 32_000, 8192)
@@ -42,7 +42,7 @@ def test_the_page_tells_what_is_foretold_of_the_pair_that_was_measured():
     profile = Profile.from_dict(measured)
     known = [Known(measured["key"][f"{role}_bytes"], getattr(profile, role)) for role in ("drafter", "expert")]
     drafter, expert = (replace(EXPERT, weights=each.weights, token_bytes=each.weights) for each in known)
-    low, high = planned(drafter, expert, known, 512).speedup
+    low, high = plan_pair(drafter, expert, known, 512).speedup
     assert f"it says {low:.1f} to {high:.1f} ×" in (docs / "benchmarking.md").read_text(encoding="utf-8")
 
 
@@ -61,13 +61,13 @@ def test_the_best_length_is_the_best_of_all(kept, drafter, slope):
 
 
 def test_a_pair_whose_drafts_cost_as_much_as_the_expert_is_never_foretold_to_be_slower():
-    found = planned(EXPERT, EXPERT, [Known(EXPERT.weights, speed(0.05, 1.0))], 1024)
+    found = plan_pair(EXPERT, EXPERT, [Known(EXPERT.weights, speed(0.05, 1.0))], 1024)
     assert found.speedup == (1, 1)
 
 
 def test_a_cheap_drafter_and_flat_batches_give_what_the_formula_says():
     known = [Known(weights, speed(line(weights), 0.0)) for weights in (90_000_000, 300_000_000, 900_000_000)]
-    found = planned(DRAFTER, EXPERT, known, 1024)
+    found = plan_pair(DRAFTER, EXPERT, known, 1024)
     share = line(90_000_000) / line(900_000_000)
     for kept, speedup, off in ((KEPT[0], found.speedup[0], 1.1 / 0.9), (KEPT[1], found.speedup[1], 0.9 / 1.1)):
         assert speedup == pytest.approx(max(sum(kept**i for i in range(n + 1)) / (1 + n * share * off) for n in range(17)))
@@ -78,7 +78,7 @@ def test_a_cheap_drafter_and_flat_batches_give_what_the_formula_says():
 
 def test_without_a_second_model_drafts_are_free():
     known = [Known(900_000_000, speed(0.05))]
-    found = planned(None, EXPERT, known, 512)
+    found = plan_pair(None, EXPERT, known, 512)
     assert found.drafter_s == (0, 0)
     assert found.speedup[1] == pytest.approx(sum(KEPT[1] ** i for i in range(17)))
     assert not any("drafter" in part for part in found.memory)
@@ -86,8 +86,8 @@ def test_without_a_second_model_drafts_are_free():
 
 def test_batches_follow_the_model_that_is_most_alike():
     flat, steep = Known(10_000_000, speed(0.001, 0.0)), Known(800_000_000, speed(0.05, 1.0))
-    assert planned(DRAFTER, EXPERT, [flat, steep], 512).basis == (2, pytest.approx(800 / 900))
-    assert planned(DRAFTER, EXPERT, [flat, steep], 512).speedup[1] < planned(DRAFTER, EXPERT, [flat], 512).speedup[1]
+    assert plan_pair(DRAFTER, EXPERT, [flat, steep], 512).basis == (2, pytest.approx(800 / 900))
+    assert plan_pair(DRAFTER, EXPERT, [flat, steep], 512).speedup[1] < plan_pair(DRAFTER, EXPERT, [flat], 512).speedup[1]
 
 
 def test_the_error_is_told_of_models_that_were_foretold_from_the_others():
@@ -100,7 +100,7 @@ def test_the_error_is_told_of_models_that_were_foretold_from_the_others():
 
 def test_where_nothing_was_measured_nothing_is_foretold():
     with pytest.raises(SettingError, match="run 'speccascade profile'"):
-        planned(DRAFTER, EXPERT, [], 512)
+        plan_pair(DRAFTER, EXPERT, [], 512)
 
 
 @given(st.lists(st.tuples(st.integers(1, 10**10), st.floats(1e-5, 10)), min_size=1, max_size=6), st.integers(1, 10**10))

@@ -22,7 +22,7 @@ from speccascade_local.llama.model import LlamaModel
 from speccascade_local.llama.session import LlamaSession
 from speccascade_local.machine import profile_cache, profiler
 from speccascade_local.machine.profile_cache import key_of, profile_of
-from speccascade_local.machine.profiler import LESS_DEEP, completed, depths_in, fewest_threads, measure, scaled
+from speccascade_local.machine.profiler import LESS_DEEP, complete, depths_in, fewest_threads, measure, scale
 
 
 @pytest.fixture(scope="module")
@@ -160,14 +160,14 @@ def test_an_interruption_restores_the_padding(open_pair):
 
 
 def test_what_did_not_fit_is_a_straight_line():
-    assert completed({1: 1.0, 2: 3.0})[:4] == (1, 3, 5, 7)
-    assert completed({1: 2.0})[:3] == (2, 4, 6)
-    assert completed({1: 2.0, 2: 1.0})[2:] == (1,) * 15
+    assert complete({1: 1.0, 2: 3.0})[:4] == (1, 3, 5, 7)
+    assert complete({1: 2.0})[:3] == (2, 4, 6)
+    assert complete({1: 2.0, 2: 1.0})[2:] == (1,) * 15
 
 
 def test_a_deeper_cache_is_scaled_from_a_lower_one_and_never_cheaper():
-    assert scaled([2.0] * 17, {1: 4.0, 8: 2.0, 16: 1.0})[:2] == (4, pytest.approx(2 * (2 - 1 / 7)))
-    assert scaled([2.0] * 17, {1: 4.0, 8: 2.0, 16: 1.0})[7:] == (2,) * 10
+    assert scale([2.0] * 17, {1: 4.0, 8: 2.0, 16: 1.0})[:2] == (4, pytest.approx(2 * (2 - 1 / 7)))
+    assert scale([2.0] * 17, {1: 4.0, 8: 2.0, 16: 1.0})[7:] == (2,) * 10
 
 
 # --------------------------------------------------------------------------- keeping

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speccascade_local.machine import diagnosis
-from speccascade_local.machine.diagnosis import redacted
+from speccascade_local.machine.diagnosis import redact
 
 words = st.text(string.ascii_lowercase, min_size=1, max_size=8)
 texts = st.recursive(
@@ -40,12 +40,12 @@ def somebody(monkeypatch, tmp_path):
     ],
 )
 def test_names_homes_and_secrets_are_left_out(text, shown):
-    assert redacted(text, {}) == shown
+    assert redact(text, {}) == shown
 
 
 def test_what_a_secret_variable_holds_is_left_out_wherever_it_stands():
     environment = {"HF_TOKEN": "abcdef123", "MY_API_KEY": "xyzxyz", "DB_PASSWORD": "short", "PATH": "/usr/bin"}
-    assert redacted({"a": ["x abcdef123 y", ("xyzxyz",)], "PATH": "/usr/bin"}, environment) == {
+    assert redact({"a": ["x abcdef123 y", ("xyzxyz",)], "PATH": "/usr/bin"}, environment) == {
         "a": ["x *** y", ["***"]],
         "PATH": "/usr/bin",
     }
@@ -53,15 +53,15 @@ def test_what_a_secret_variable_holds_is_left_out_wherever_it_stands():
 
 @given(texts)
 def test_all_else_stays_as_it_is_and_twice_is_once(value):
-    once = redacted(value, {})
-    assert redacted(once, {}) == once
+    once = redact(value, {})
+    assert redact(once, {}) == once
     if "jane" not in repr(value) and "hf_" not in repr(value) and "://" not in repr(value):
         assert once == value
 
 
 @given(words, words)
 def test_a_home_is_never_shown(before, after):
-    assert os.path.expanduser("~") not in redacted(f"{before} {os.path.expanduser('~')}/{after}", {})
+    assert os.path.expanduser("~") not in redact(f"{before} {os.path.expanduser('~')}/{after}", {})
 
 
 def test_a_user_without_a_name_is_no_failure(monkeypatch):
@@ -69,4 +69,4 @@ def test_a_user_without_a_name_is_no_failure(monkeypatch):
         raise OSError("no name")
 
     monkeypatch.setattr(getpass, "getuser", nobody)
-    assert diagnosis.redacted("/mnt/jane.doe/x", {}) == "/mnt/jane.doe/x"
+    assert diagnosis.redact("/mnt/jane.doe/x", {}) == "/mnt/jane.doe/x"

@@ -18,7 +18,7 @@ from speccascade_local.decoding.profile import SIZES, Speed
 from speccascade_local.llama.model import LlamaModel
 from speccascade_local.machine import suggest as suggesting
 from speccascade_local.machine.plan import Known
-from speccascade_local.machine.suggest import expected, suggest
+from speccascade_local.machine.suggest import estimate_speedup, suggest
 from speccascade_local.models.gguf_header import Header, read_header
 from speccascade_local.models.local import models_in
 
@@ -53,7 +53,7 @@ def test_a_look_at_the_files_never_rules_out_what_pairs(tmp_path_factory, one, o
     folder = tmp_path_factory.mktemp("look")
     expert, drafter = (text_model(folder / f"{name}.gguf", **options) for name, options in (("expert", one), ("drafter", other)))
     (model,) = (each for each in models_in({"here": folder}).models if each.path == drafter)
-    reason = suggesting.ruled_out(model, suggesting._Texts(expert), header(10**9))
+    reason = suggesting.reason_against(model, suggesting._Texts(expert), header(10**9))
     opened = [LlamaModel(path) for path in (expert, drafter)]
     pairs = our_verdict(*opened)
     frames = [(each.tokenizer.bos_id, each.tokenizer.eos_id) for each in opened]
@@ -159,7 +159,7 @@ def test_the_fastest_beside_the_expert_comes_first(tmp_path, monkeypatch):
 def test_without_a_measurement_the_speed_is_leviathans_formula():
     """2211.17192, theorem 3.8: (1 - a^(g+1)) / ((1 - a) (g c + 1)), at the best g."""
     for ratio in (2, 4, 10, 50):
-        low, high = expected(header(10**9 // ratio), header(10**9), ())
+        low, high = estimate_speedup(header(10**9 // ratio), header(10**9), ())
         for found, kept in ((low, 0.5), (high, 0.95)):
             best = max((1 - kept ** (g + 1)) / ((1 - kept) * (g / ratio + 1)) for g in range(LONGEST + 1))
             assert found == pytest.approx(max(1.0, best), rel=1e-6)
@@ -168,4 +168,4 @@ def test_without_a_measurement_the_speed_is_leviathans_formula():
 def test_with_measurements_it_is_what_plan_tells():
     seconds = tuple(0.1 * (1 + 0.1 * n) for n in range(len(SIZES)))
     known = [Known(10**9, Speed(threads=1, batch_threads=1, depths=(0,), seconds=(seconds,), prompt_s=0.01))]
-    assert expected(header(10**8), header(10**9), known) != expected(header(10**8), header(10**9), ())
+    assert estimate_speedup(header(10**8), header(10**9), known) != estimate_speedup(header(10**8), header(10**9), ())

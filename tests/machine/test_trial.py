@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from speccascade_local.machine.trial import tried
+from speccascade_local.machine.trial import try_bundled_pair
 
 
 def child(code: str) -> list[str]:
@@ -15,7 +15,7 @@ def child(code: str) -> list[str]:
 
 
 def test_the_bundled_pair_answers(demo):
-    found = tried()
+    found = try_bundled_pair()
     assert (found.works, found.reason, found.crash) == (True, "", "")
     demo.reset()
     whole = demo.chat([{"role": "user", "content": "Who is Ada Lovelace?"}], rule="strict", temperature=0).text
@@ -25,7 +25,9 @@ def test_the_bundled_pair_answers(demo):
 
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGILL", "SIGABRT", "SIGKILL"])
 def test_a_crash_is_told_as_such(name):
-    found = tried(child(f"import os, sys, signal; print('last words', file=sys.stderr, flush=True); os.kill(os.getpid(), signal.{name})"))
+    found = try_bundled_pair(
+        child(f"import os, sys, signal; print('last words', file=sys.stderr, flush=True); os.kill(os.getpid(), signal.{name})")
+    )
     assert not found.works
     assert found.crash == name
     assert found.reason == f"the process was ended by {name}: last words"
@@ -43,11 +45,11 @@ def test_a_crash_is_told_as_such(name):
     ],
 )
 def test_other_failures_are_told_with_their_last_words(code, reason):
-    found = tried(child(code))
+    found = try_bundled_pair(child(code))
     assert (found.works, found.crash) == (False, "")
     assert found.reason.endswith(reason)
 
 
 def test_a_child_that_hangs_is_ended():
-    found = tried(child("import time; time.sleep(60)"), patience=0.3)
+    found = try_bundled_pair(child("import time; time.sleep(60)"), patience=0.3)
     assert (found.works, found.reason) == (False, "no answer within 0.3 s")

@@ -79,7 +79,7 @@ def test_the_first_file_that_defines_a_pair_wins_and_the_others_still_add_theirs
     origins["here"].unlink()
     assert {name: catalog.find(name).description for name in names[3:]} == {"d": "from user", "demo": "from user"}
     origins["user"].unlink()
-    assert catalog.known_pairs().keys() == catalog.read_file(catalog.packaged()).keys()
+    assert catalog.known_pairs().keys() == catalog.read_file(catalog.packaged_file()).keys()
 
 
 def test_a_file_named_twice_is_read_once_where_it_is_named_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speccascade_local.common.errors import CatalogError
-from speccascade_local.models.catalog import packaged, read_file
+from speccascade_local.models.catalog import packaged_file, read_file
 from speccascade_local.models.catalog_edit import add_pair, entry_of, set_rule
 
 FILE = """\
@@ -91,8 +91,8 @@ def test_a_new_pair_goes_to_the_end_of_a_file_or_begins_one(path, tmp_path):
 
 def test_every_packaged_pair_can_be_copied_whole_with_another_rule(tmp_path):
     mine = tmp_path / "models.yaml"
-    for name, pair in read_file(packaged()).items():
-        entry = {key: value for key, value in entry_of(packaged(), name).items() if key != "rule"}
+    for name, pair in read_file(packaged_file()).items():
+        entry = {key: value for key, value in entry_of(packaged_file(), name).items() if key != "rule"}
         add_pair(mine, name, {**entry, "rule": "opt:0.2"}, comment="tuned")
         copy = read_file(mine)[name]
         assert copy.rule == "opt:0.2"
@@ -100,12 +100,12 @@ def test_every_packaged_pair_can_be_copied_whole_with_another_rule(tmp_path):
         assert dict(copy.models) == dict(pair.models)
 
 
-@pytest.mark.parametrize("name", read_file(packaged()))
+@pytest.mark.parametrize("name", read_file(packaged_file()))
 def test_the_rule_of_a_packaged_pair_can_be_changed_in_its_place(tmp_path, name):
     mine = tmp_path / "models.yaml"
-    mine.write_text(packaged().read_text(encoding="utf-8"), encoding="utf-8")
+    mine.write_text(packaged_file().read_text(encoding="utf-8"), encoding="utf-8")
     set_rule(mine, name, "opt:0.2")
-    before, after = packaged().read_text(encoding="utf-8").splitlines(), mine.read_text(encoding="utf-8").splitlines()
+    before, after = packaged_file().read_text(encoding="utf-8").splitlines(), mine.read_text(encoding="utf-8").splitlines()
     assert len(before) == len(after)
     assert [new for old, new in zip(before, after) if old != new] == ['    rule: "opt:0.2"']
 

@@ -16,7 +16,7 @@ import speccascade_local
 from speccascade_local.common.errors import ModelLoadError
 from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.model import LlamaModel
-from speccascade_local.models.gguf_header import check_gguf, of_size, read_header
+from speccascade_local.models.gguf_header import check_gguf, header_of_size, read_header
 from speccascade_local.models.gguf_layout import layout_of
 
 DEMO = Path(speccascade_local.__file__).parent / "demo"
@@ -182,11 +182,11 @@ def test_values_of_another_kind_are_refused_in_few_words(tmp_path, key, value, s
     [("4.9GB", 4_900_000_000), ("512 MiB", 2**29), ("7gb", 7_000_000_000), ("GB", None), ("4.9", None), ("big.gguf", None)],
 )
 def test_a_size_stands_for_a_file_that_is_not_there(text, size):
-    found = of_size(Path(text))
+    found = header_of_size(Path(text))
     assert (found and (found.weights, found.token_bytes, found.cache_bytes)) == (size and (size, size, 0))
 
 
 def test_a_file_whose_name_is_a_size_is_read(tmp_path):
-    assert of_size(tmp_path / "1GB") is None, "a path is no size"
+    assert header_of_size(tmp_path / "1GB") is None, "a path is no size"
     (tmp_path / "1GB").write_bytes(b"")
-    assert of_size(tmp_path / "1GB") is None
+    assert header_of_size(tmp_path / "1GB") is None

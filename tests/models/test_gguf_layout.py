@@ -15,7 +15,7 @@ from gguf_files import CHATML, recurrent_model, shaped_model, text_model, textle
 import speccascade_local
 from speccascade_local.common.errors import ModelLoadError
 from speccascade_local.llama.model import LlamaModel
-from speccascade_local.machine.dry_run import rehearse
+from speccascade_local.machine.dry_run import dry_run_models
 from speccascade_local.models.gguf_header import check_gguf, layers_of, read_header
 from speccascade_local.models.gguf_layout import layout_of, shards_of
 
@@ -123,7 +123,7 @@ def test_a_divided_model_is_the_whole_one(tmp_path):
     first = tmp_path / "many-00001-of-00003.gguf"
     check_gguf(first)
     assert layers_of(first) == layers_of(tmp_path / "one.gguf") != layers_of(whole)
-    found, one = (rehearse({"expert": path}, n_ctx=64).models["expert"] for path in (first, tmp_path / "one.gguf"))
+    found, one = (dry_run_models({"expert": path}, n_ctx=64).models["expert"] for path in (first, tmp_path / "one.gguf"))
     assert (found.weights, found.cache) == (one.weights, one.cache)
     with closing(LlamaModel(first)) as model:
         assert model.n_bytes == one.weights

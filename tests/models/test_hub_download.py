@@ -346,7 +346,7 @@ def test_a_file_too_large_for_plain_http_is_told_with_what_fetches_it(here, hub,
 
 def test_two_at_once_do_not_write_into_one_file(here, hub):
     hub.pace = 0.01
-    file = hub_download.described(here.pair().models["drafter"].sources)[0]
+    file = hub_download.describe_files(here.pair().models["drafter"].sources)[0]
     with ThreadPoolExecutor(2) as both:
         list(both.map(lambda _: hub_download.fetch(file, lambda doing, done: None), range(2)))
     assert file.path.read_bytes() == DATA["sub/small-Q8_0.gguf"]
@@ -484,7 +484,7 @@ def test_whatever_is_dropped_the_file_is_whole_or_absent(tmp_path_factory, drops
         patch.setattr(huggingface_hub.file_download.time, "sleep", lambda _: None)
         hub.drop_after, hub.without_range = list(drops), not ranges
         source = hub_download.FileSource(Path(), "big-00001-of-00002.gguf", "me/models")
-        file = hub_download.described([source])[0]
+        file = hub_download.describe_files([source])[0]
         for _ in range(len(drops) + 1):
             try:
                 hub_download.fetch(file, lambda doing, done: None)

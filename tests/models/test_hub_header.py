@@ -13,7 +13,7 @@ from gguf_files import CHATML, text_model
 from local_hub import LocalHub
 
 from speccascade_local.common.errors import FetchError, ModelLoadError
-from speccascade_local.machine.dry_run import rehearse
+from speccascade_local.machine.dry_run import dry_run_models
 from speccascade_local.models import hub_header
 from speccascade_local.models.gguf_layout import layout_of
 from speccascade_local.models.hub_header import fetch_headers
@@ -74,7 +74,7 @@ def test_a_header_is_enough_for_a_rehearsal_and_the_rest_stays_where_it_is(hub, 
     end = layout_of(whole).data_start
     assert path.read_bytes()[:end] == data["sub/m.gguf"][:end]
     assert hub.sent <= hub_header._FIRST_RANGE < len(data["sub/m.gguf"])
-    facts, others = (rehearse({"expert": each}).models["expert"] for each in (path, whole))
+    facts, others = (dry_run_models({"expert": each}).models["expert"] for each in (path, whole))
     assert facts.tokenizer == others.tokenizer
     assert (facts.weights, facts.cache, facts.rollback, facts.chat_template) == (others.weights, others.cache, others.rollback, CHATML)
 

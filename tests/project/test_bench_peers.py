@@ -14,7 +14,7 @@ from peers import BASE, Answer, Arm, Results, key, planned
 from sections import write_section
 
 from speccascade_local.bench.export import points
-from speccascade_local.bench.questions import Question, built_in
+from speccascade_local.bench.questions import Question, built_in_questions
 from speccascade_local.tokens.chat_template import Message
 
 FAMILIES = ("reason", "qa", "copy")
@@ -308,7 +308,7 @@ def test_every_arm_begins_equally_often():
 
 
 def test_questions_are_the_same_each_time_and_copies_hold_their_answer():
-    tasks = built_in()
+    tasks = built_in_questions()
     offered: list[str] = []
 
     def repeats(messages: list[Message], answer: str) -> bool:
@@ -329,7 +329,7 @@ def test_questions_are_the_same_each_time_and_copies_hold_their_answer():
 
 def test_more_questions_than_there_are_is_refused():
     with pytest.raises(SystemExit, match="--per-family 90"):
-        peers.chosen(built_in(), 90, lambda messages, answer: False)
+        peers.chosen(built_in_questions(), 90, lambda messages, answer: False)
 
 
 def test_servers_are_told_apart_and_nonsense_is_refused(demo, tmp_path):

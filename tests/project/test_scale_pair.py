@@ -16,7 +16,7 @@ from speccascade_local.llama.model import LlamaModel
 from speccascade_local.models import catalog
 
 ROOT = Path(__file__).parents[2]
-FILES = catalog.bundled()
+FILES = catalog.bundled_pair()
 SHAPES = {"expert": Shape(width=512, layers=7, ffn=1024), "drafter": Shape(width=192, layers=3, ffn=320)}
 
 

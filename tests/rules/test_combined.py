@@ -19,7 +19,7 @@ from toys import always_accepts, sometimes_accepts
 
 import speccascade_local as sc
 from speccascade_local import target_probs
-from speccascade_local.decoding.fidelity import Wanted
+from speccascade_local.decoding.fidelity import Recording
 from speccascade_local.decoding.verify import Verdict
 from speccascade_local.rules.combined import ADJUSTABLE, Budget, Guarded
 from speccascade_local.rules.evidence import Evidence, Place
@@ -48,7 +48,7 @@ modes = st.fixed_dictionaries(
 
 def decoded(rule, **mode) -> tuple[list[int], list[Verdict]]:
     """A reply of 25 tokens and its verdicts, with an account of every token."""
-    text, blocks, _ = run(sometimes_accepts(seed=mode["seed"]), rule, max_tokens=25, wanted=Wanted(), **mode)
+    text, blocks, _ = run(sometimes_accepts(seed=mode["seed"]), rule, max_tokens=25, wanted=Recording(), **mode)
     return text, [block.verdict for block in blocks]
 
 

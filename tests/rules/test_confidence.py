@@ -12,9 +12,9 @@ from loop_runs import run
 from strategies import logit_rows, rules_of, sampler_settings
 from toys import ToySession, sometimes_accepts
 
-from speccascade_local.decoding.auto_length import Auto
-from speccascade_local.decoding.fidelity import Wanted
-from speccascade_local.decoding.history import Experience
+from speccascade_local.decoding.auto_length import AutoLength
+from speccascade_local.decoding.fidelity import Recording
+from speccascade_local.decoding.history import AcceptanceHistory
 from speccascade_local.decoding.ngram import NOTHING, NgramSession
 from speccascade_local.decoding.profile import SIZES, Profile, Speed
 from speccascade_local.rules import registry
@@ -85,7 +85,7 @@ def test_a_drafter_that_is_sure_of_a_banned_token_only_is_not_believed(rule):
     _, believed, _ = run(pair, rule, temperature=0)
     assert {origin for block in believed for origin in block.verdict.origins} <= {"accepted", "bonus"}
     for session in pair:
-        session.rewind(0)
+        session.roll_back(0)
     text, blocks, _ = run(pair, rule, temperature=0, shaper=Shaper(5, grammar=Only(5, 1, 2, 3, 4)))
     assert "accepted" not in {origin for block in blocks for origin in block.verdict.origins}
     assert set(text) == {2}, "the expert's choice of what may be said"
@@ -96,7 +96,7 @@ def test_a_drafter_that_is_sure_of_a_banned_token_only_is_not_believed(rule):
 )
 @given(st.sampled_from([Chow(0.4), Diff(0.1), Opt(0.3), TokenV3(0.4)]), st.sampled_from([0.0, 0.7, 1.0]), st.integers(0, 9))
 def test_what_forbids_nothing_changes_no_decision_and_no_account(shaper, rule, temperature, seed):
-    wanted = Wanted(top=3, models=True)
+    wanted = Recording(top=3, models=True)
     plain, shaped = (
         run(sometimes_accepts(), rule, temperature=temperature, seed=seed, wanted=wanted, shaper=each) for each in (Shaper(7), shaper)
     )
@@ -114,7 +114,7 @@ def test_rows_that_nothing_shapes_have_one_distribution_at_temperature_1():
 def test_the_account_keeps_each_models_own_probability_under_a_grammar():
     """What is said of a token's log-probability is what the models think of it, whatever may be said."""
     pair = sometimes_accepts(5)
-    text, blocks, _ = run(pair, Chow(0.5), shaper=Shaper(5, grammar=Only(5, 1, 2)), wanted=Wanted(top=5, models=True))
+    text, blocks, _ = run(pair, Chow(0.5), shaper=Shaper(5, grammar=Only(5, 1, 2)), wanted=Recording(top=5, models=True))
     entries = [entry for block in blocks for entry in block.verdict.entries]
     for at, (token, entry) in enumerate(zip(text, entries), start=2):
         q, p = (session.row_of([1, 2, *text][:at]).astype(np.float32).astype(float) for session in pair)
@@ -126,7 +126,7 @@ def test_the_account_keeps_each_models_own_probability_under_a_grammar():
 @pytest.mark.parametrize(("allowed", "log_odds"), [((0, 1, 2), 8.687), ((1, 2), 1.0)], ids=["everything", "all but its favourite"])
 def test_the_controller_sees_how_sure_the_drafter_is_among_what_may_be_said(allowed, log_odds):
     flat = Speed(1, 1, (0,), ((1.0,) * len(SIZES),), 0.01)
-    pace = Auto(Profile(flat, flat, 1.0, {}), Experience())
+    pace = AutoLength(Profile(flat, flat, 1.0, {}), AcceptanceHistory())
     pace.begin(5, 10, first=False, bonus=False)
     row = Shaper(3, grammar=Only(3, *allowed)).rows(np.array([[10.0, 1.0, 0.0]]), [], [])
     assert pace.another(NOTHING)
@@ -148,9 +148,9 @@ def test_an_index_whose_copy_is_banned_knows_nothing_and_is_no_error(bonus):
     prompt = [1, 2, 3, 4, 1]  # 2 would be copied
     index = NgramSession(5, 64)
     assert Shaper(5, grammar=Only(5, 0, 3, 4)).shape(index.extend(prompt, 1)[0], []).tolist() == [0, -np.inf, -np.inf, 0, 0]
-    index.rewind(0)
+    index.roll_back(0)
     for shaper in (Shaper(5, grammar=Only(5, 0, 3, 4)), Shaper(5, penalties=Penalties({1: -np.inf, 2: -np.inf}))):
         text, _, _ = run((index, expert), Chow(0.5), prompt=prompt, shaper=shaper, bonus=bonus)
         assert set(text) <= {0, 3, 4}
-        index.rewind(0)
-        expert.rewind(0)
+        index.roll_back(0)
+        expert.roll_back(0)

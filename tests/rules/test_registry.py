@@ -13,7 +13,7 @@ from speccascade_local.rules import registry
 from speccascade_local.rules.combined import ADJUSTABLE, Budget, Guarded
 from speccascade_local.rules.lossy_acceptance import DecisionTokens, Fly, Typical
 from speccascade_local.rules.position_rules import Never, Opt, OptLog
-from speccascade_local.rules.registry import METHODS, described, guard, parse, target_probs
+from speccascade_local.rules.registry import METHODS, describe, guard, parse, target_probs
 from speccascade_local.rules.routes import Route, TokenCascade
 from speccascade_local.rules.rule import AlphaRule
 from speccascade_local.rules.token_rules import TokenV3
@@ -122,7 +122,7 @@ def test_a_budget_names_the_rule_that_it_moves_unless_that_is_the_usual_one(inne
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
 def test_every_method_says_in_its_docstring_what_the_table_of_methods_shows(method):
-    documented, row = method.documented(), described(method)
+    documented, row = method.documented(), describe(method)
     assert documented["summary"].endswith(".")
     shown = {"what it does": "summary", "lossless": "Lossless", "keeps every draft": "Keeps every draft", "source": "Source"}
     shown |= {"at temperature 0": "Temperature 0"}

@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 from strategies import logit_rows
 from toys import ToySession, always_accepts, never_accepts, never_ends, one_by_one, random_rows, sometimes_accepts, writing
 
-from speccascade_local.decoding.fidelity import Wanted
+from speccascade_local.decoding.fidelity import Recording
 from speccascade_local.decoding.loop import decode
 from speccascade_local.decoding.stats import Stats
 from speccascade_local.decoding.token_loop import token_cascade
@@ -207,7 +207,7 @@ def test_a_full_context_ends_the_text_and_a_prompt_that_fills_it_still_gets_one_
 def test_a_smaller_context_of_either_model_is_the_limit():
     drafter, expert = sometimes_accepts()
     for pair in ((drafter, ToySession(expert.row_of, 7, 5)), (ToySession(drafter.row_of, 7, 5), ToySession(expert.row_of, 7))):
-        drafter.rewind(0)
+        drafter.roll_back(0)
         assert len(cascade(pair, 0.5, max_tokens=100)[0]) == 4
 
 
@@ -217,7 +217,7 @@ def test_penalties_hold_for_both_models_and_confidence_is_read_after_them():
     pair = [ToySession(lambda text, row=row: row, 3) for row in rows]
     for alpha, expected, origin in ((0.3, 1, "accepted"), (0.2, 2, "expert")):
         for session in pair:
-            session.rewind(0)
+            session.roll_back(0)
         shaper = Shaper(3, penalties=Penalties({0: -50.0}))
         reply, blocks, _ = cascade(pair, alpha, temperature=0, max_tokens=3, shaper=shaper)
         assert reply == [expected] * 3
@@ -227,7 +227,7 @@ def test_penalties_hold_for_both_models_and_confidence_is_read_after_them():
 @given(st.floats(0, 1), st.integers(0, 9))
 def test_the_account_of_each_token_is_that_of_the_models_that_were_evaluated(alpha, seed):
     pair = sometimes_accepts()
-    reply, blocks, _ = cascade(pair, alpha, seed=seed, wanted=Wanted(top=2, models=True))
+    reply, blocks, _ = cascade(pair, alpha, seed=seed, wanted=Recording(top=2, models=True))
     for end, (token, block) in enumerate(zip(reply, blocks), start=2):
         (entry,) = block.verdict.entries
         q, p = (oracle.softmax(session.row_of([1, 2, *reply][:end]).astype(np.float32).tolist()) for session in pair)

@@ -17,7 +17,7 @@ import pytest
 
 import speccascade_local as sc
 from speccascade_local import target_probs
-from speccascade_local.models.catalog import bundled
+from speccascade_local.models.catalog import bundled_pair
 from speccascade_local.rules.evidence import Place
 from speccascade_local.rules.registry import is_custom, parse
 from speccascade_local.rules.token_rules import TokenV3
@@ -118,7 +118,7 @@ def test_an_object_and_its_text_are_the_same_rule(demo, examples):
 
 
 def test_the_command_line_and_models_yaml_take_the_example_by_its_text(demo, examples, tmp_path):
-    pair = bundled()
+    pair = bundled_pair()
     named = f"pairs: {{mine: {{drafter: '{pair.drafter}', expert: '{pair.expert}', rule: '{SPEC}'}}}}"
     (tmp_path / "models.yaml").write_text(named)
     mine = ["run", "mine", REASONING[0], "--allow-code", "--models", str(tmp_path / "models.yaml")]

@@ -16,7 +16,7 @@ from gguf_files import CHATML, text_model
 import speccascade_local as sc
 from speccascade_local.common.errors import CatalogError, ContextOverflowError, PromptError, SessionError, SettingError
 from speccascade_local.llama.batch import Batch
-from speccascade_local.llama.session import Saved
+from speccascade_local.llama.session import SavedState
 from speccascade_local.runtime import session_file
 from speccascade_local.runtime.session_file import ModelMark, SavedChat
 from speccascade_local.runtime.settings import Settings
@@ -324,8 +324,8 @@ def test_a_cache_that_llama_cpp_does_not_take_is_read_again(pair: sc.Runtime) ->
     saved = conversation.saved()
     ids = conversation._said.ids
     for spoilt in (
-        Saved(saved.caches["expert"].tokens, saved.caches["expert"].state[:-100]),
-        Saved((1, 2, 3), saved.caches["expert"].state),
+        SavedState(saved.caches["expert"].tokens, saved.caches["expert"].state[:-100]),
+        SavedState((1, 2, 3), saved.caches["expert"].state),
     ):
         broken = SavedChat(saved.messages, said=saved.said, models=saved.models, caches=saved.caches | {"expert": spoilt})
         restored = conversation.restore(broken)

@@ -18,7 +18,7 @@ from toys import one_by_one
 
 import speccascade_local as sc
 from speccascade_local import target_probs
-from speccascade_local.bench.questions import Question, built_in
+from speccascade_local.bench.questions import Question, built_in_questions
 from speccascade_local.decoding.verify import Draft
 from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.session import LlamaSession
@@ -28,7 +28,7 @@ from speccascade_local.tokens.sampler import Sampler, softmax
 
 DEMO = Path(sc.__file__).parent / "demo"
 RESULT = json.loads((DEMO.parent.parent / "docs" / "results" / "demo_pair.json").read_text(encoding="utf-8"))
-HELD_OUT = [questions.Example(question.family, question.prompt, question.reference) for question in built_in()]
+HELD_OUT = [questions.Example(question.family, question.prompt, question.reference) for question in built_in_questions()]
 #: Two rows whose difference is below this are a near-tie: kernels for other batch sizes may order them otherwise.
 NEAR_TIE = 0.1
 
@@ -109,7 +109,7 @@ def test_code_answers_are_programs_that_run():
 def test_each_model_is_as_good_as_its_card_says(demo, arm):
     """A tenth of the held-out questions, graded anew, against the committed figure: within four standard errors."""
     settings = {"expert": {"rule": "strict", "block_size": 0}, "drafter": {"rule": "never"}}[arm]
-    sample = built_in()[::8]
+    sample = built_in_questions()[::8]
     right = sum(question.is_right(demo.generate(ids(demo, question.prompt), **settings).text) for question in sample)
     claimed = RESULT["arms"][arm]["all"]["accuracy"]
     assert abs(right / len(sample) - claimed) < 4 * np.sqrt(claimed * (1 - claimed) / len(sample)) + 0.02

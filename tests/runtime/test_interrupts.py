@@ -21,13 +21,13 @@ from toys import ToySession, random_rows
 
 import speccascade_local as sc
 from speccascade_local.decoding.ngram import NgramIndex
-from speccascade_local.decoding.overlap import meanwhile
+from speccascade_local.decoding.overlap import reading_meanwhile
 from speccascade_local.llama.batch import Part
 from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.model import LlamaModel
-from speccascade_local.llama.session import LlamaSession, restore, saved
-from speccascade_local.runtime.answer import rewind_to_shared
-from speccascade_local.runtime.shared_batches import Gathering, Seat, SharedSession
+from speccascade_local.llama.session import LlamaSession, restore_state, save_state
+from speccascade_local.runtime.answer import roll_back_to_prefix
+from speccascade_local.runtime.shared_batches import Participant, SharedBatches, SharedSession
 
 #: A generator that is dropped is closed, and what is raised there is only reported.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -86,32 +86,32 @@ class Sessions:
     def use(self) -> None:
         """All that changes a memory: long and short texts, drafts, going back by few and by many tokens, bytes put back, common batches."""
         one, other = self.one, self.other
-        one.rewind(0)
+        one.roll_back(0)
         one.extend(TEXT[:50], 1)
-        one.rewind(48)
+        one.roll_back(48)
         for _ in range(2):
             one.extend([1, 2, 3, 4, 5], 4)
-            one.rewind(len(one.tokens) - 2)
+            one.roll_back(len(one.tokens) - 2)
         one.extend([9, 8, 7], 1)
-        kept = saved(one)
-        one.rewind(20)
+        kept = save_state(one)
+        one.roll_back(20)
         one.extend([3, 4, 5], 3)
-        restore(one, kept)
-        one.rewind(len(one.tokens) - 1)
-        other.rewind(min(len(other.tokens), 7))
+        restore_state(one, kept)
+        one.roll_back(len(one.tokens) - 1)
+        other.roll_back(min(len(other.tokens), 7))
         one.context.evaluate([Part(one.timeline, [5, 6], 2), Part(other.timeline, [7, 8, 9], 1)])
-        other.rewind(len(other.tokens) - 2)
+        other.roll_back(len(other.tokens) - 2)
         other.extend([2], 1)
         fresh, self.other = other, LlamaSession(one.context, timeline=other.timeline)
-        fresh.rewind(1)
+        fresh.roll_back(1)
 
     def assert_true(self) -> None:
         """What each session reads next is what a context reads that never held anything else."""
         for session in (self.one, self.other):
             text = [*session.tokens, 5, 6, 7]
             rows = session.extend([5, 6, 7], 3).copy()
-            session.rewind(len(text) - 3)
-            self.cold.rewind(0)
+            session.roll_back(len(text) - 3)
+            self.cold.roll_back(0)
             expected = self.cold.extend(text, 3)
             assert np.abs(rows - expected).max() <= 0.01 * expected.std()
 
@@ -252,8 +252,8 @@ class Readers:
         self.renew()
 
     def renew(self) -> None:
-        self.gathering = Gathering({self.contexts[0]: lambda _n: 1.0})
-        self.seats = [Seat(), Seat()]
+        self.gathering = SharedBatches({self.contexts[0]: lambda _n: 1.0})
+        self.seats = [Participant(), Participant()]
         self.sessions = [SharedSession(self.contexts[0], self.gathering, seat) for seat in self.seats]
 
     def close(self) -> None:
@@ -272,11 +272,11 @@ class Readers:
     def _read(self, n: int) -> tuple[list[int], np.ndarray]:
         """What was read, and the rows behind its last three tokens."""
         session = self.sessions[n]
-        with self.gathering.seated(self.seats[n]):
-            session.rewind(min(len(session.tokens), 3))
+        with self.gathering.join_as(self.seats[n]):
+            session.roll_back(min(len(session.tokens), 3))
             session.extend([*TEXT, *TEXT, *TEXT][: 140 if n == 0 else 20], 1)
             for _ in range(2):
-                session.rewind(len(session.tokens) - 2)
+                session.roll_back(len(session.tokens) - 2)
                 rows = session.extend([n, 3, 4], 3)
         return list(session.tokens), rows
 
@@ -287,7 +287,7 @@ class Readers:
         with ThreadPoolExecutor(2) as pool:
             found += pool.map(self._read, (0, 1))
         for text, rows in found:
-            self.cold.rewind(0)
+            self.cold.roll_back(0)
             expected = self.cold.extend(text, 3)
             assert np.abs(rows - expected).max() <= 0.01 * expected.std()
 
@@ -310,7 +310,7 @@ class Copies:
     def use(self) -> None:
         self.index.begin([1, 2, 3, 1, 2, 3])
         self.index.append([1, 2, 4, 1])
-        self.index.rewind(7)
+        self.index.roll_back(7)
         self.index.begin([1, 2, 3, 4])
 
     def assert_true(self) -> None:
@@ -342,11 +342,11 @@ def test_the_next_call_waits_for_a_thread_that_an_interrupted_one_has_left(monke
     session = Slow(random_rows(12, 0), 12)
     with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
         patch.setattr(ThreadPoolExecutor, "shutdown", interrupted)
-        with meanwhile(session, [1, 2, 3]):
+        with reading_meanwhile(session, [1, 2, 3]):
             assert entered.wait(30)
             raise KeyboardInterrupt
     with ThreadPoolExecutor(1) as pool:
-        shared = pool.submit(rewind_to_shared, session, [1, 2, 9])
+        shared = pool.submit(roll_back_to_prefix, session, [1, 2, 9])
         assert not wait([shared], 0.2).done
         leave.set()
         assert shared.result(30) == 2

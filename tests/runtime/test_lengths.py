@@ -14,7 +14,7 @@ from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.session import LlamaSession
 from speccascade_local.models import catalog
 
-FILES = catalog.bundled()
+FILES = catalog.bundled_pair()
 QUESTIONS = ["Translate to French: The red cat sells the old table now.", "What is 17 plus 25?", "Who is Buzz Aldrin?"]
 
 

@@ -54,7 +54,7 @@ def assert_caches_are_true(demo: sc.Runtime, text: list[int]) -> None:
         held = list(session.tokens)
         assert held == text[: len(held)] != text
         if held:
-            session.rewind(len(held) - 1)
+            session.roll_back(len(held) - 1)
             np.testing.assert_allclose(session.extend(held[-1:], keep=1), rows_of(demo, which, held, 1), atol=NOISE)
 
 

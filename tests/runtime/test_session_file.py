@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speccascade_local.common.errors import CatalogError
-from speccascade_local.llama.session import Saved
+from speccascade_local.llama.session import SavedState
 from speccascade_local.runtime import session_file
 from speccascade_local.runtime.session_file import ModelMark, SavedChat, read, write
 from speccascade_local.tokens.transcript import Piece, Transcript
@@ -25,7 +25,7 @@ CHAT = SavedChat(
     {"temperature": 0.5, "stop": ["x"], "logit_bias": {"7": -1.5}},
     Transcript((Piece((1, 2), (("a", True), ("b", False))), Piece((3,), None))),
     {"expert": ModelMark(name="e.gguf", fingerprint="00")},
-    {"drafter": Saved((1, 2, 3), bytes(range(256))), "expert": Saved((), b"")},
+    {"drafter": SavedState((1, 2, 3), bytes(range(256))), "expert": SavedState((), b"")},
 )
 
 
@@ -46,7 +46,7 @@ chats = st.builds(
     settings=st.dictionaries(st.text(max_size=4), st.none() | st.booleans() | st.text(max_size=4) | st.integers(-5, 5), max_size=3),
     said=st.builds(Transcript, st.lists(st.builds(Piece, ids, st.none() | parts), max_size=3).map(tuple)),
     models=st.dictionaries(st.sampled_from(["small", "drafter", "expert"]), st.builds(ModelMark, name=st.text(), fingerprint=st.text())),
-    caches=st.dictionaries(st.sampled_from(["small", "drafter", "expert"]), st.builds(Saved, ids, st.binary(max_size=20))),
+    caches=st.dictionaries(st.sampled_from(["small", "drafter", "expert"]), st.builds(SavedState, ids, st.binary(max_size=20))),
 )
 
 
@@ -84,7 +84,7 @@ def test_a_file_that_is_cut_off_or_changed_anywhere_is_refused(
 @settings(max_examples=60, deadline=None)
 def test_whatever_stands_in_a_file_with_a_right_checksum_is_a_clear_error(tmp_path_factory: pytest.TempPathFactory, body: bytes) -> None:
     path = tmp_path_factory.mktemp("odd") / "a.chat"
-    path.write_bytes(b"".join(session_file._summed(iter([session_file._MAGIC, len(body).to_bytes(8, "big"), body]))))
+    path.write_bytes(b"".join(session_file._add_checksum(iter([session_file._MAGIC, len(body).to_bytes(8, "big"), body]))))
     with pytest.raises(CatalogError, match="not a session that this version can read"):
         read(path)
 
@@ -92,14 +92,14 @@ def test_whatever_stands_in_a_file_with_a_right_checksum_is_a_clear_error(tmp_pa
 def test_a_session_of_a_later_version_is_told_apart(whole: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.chat"
     later = whole[:-32].replace(b'"version":1', b'"version":2')
-    path.write_bytes(b"".join(session_file._summed(iter([later]))))
+    path.write_bytes(b"".join(session_file._add_checksum(iter([later]))))
     with pytest.raises(CatalogError, match=r"a session of version 2; this program reads version 1"):
         read(path)
 
 
 def test_caches_that_end_before_their_header_says_so_are_refused(whole: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.chat"
-    path.write_bytes(b"".join(session_file._summed(iter([whole[:-32][:-1]]))))
+    path.write_bytes(b"".join(session_file._add_checksum(iter([whole[:-32][:-1]]))))
     with pytest.raises(CatalogError, match="damaged"):
         read(path)
 
@@ -107,7 +107,7 @@ def test_caches_that_end_before_their_header_says_so_are_refused(whole: bytes, t
 def as_file(path: Path, header: bytes, length: int | None = None, behind: bytes = b"") -> Path:
     """A session file with a right checksum, whatever its header is."""
     content = [session_file._MAGIC, (len(header) if length is None else length).to_bytes(8, "big"), header, behind]
-    path.write_bytes(b"".join(session_file._summed(iter(content))))
+    path.write_bytes(b"".join(session_file._add_checksum(iter(content))))
     return path
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speccascade_local.common.errors import SettingError
-from speccascade_local.decoding.fidelity import Wanted
+from speccascade_local.decoding.fidelity import Recording
 from speccascade_local.runtime.settings import DEFAULTS, Settings
 from speccascade_local.tokens.rows import MAX_ROWS
 
@@ -124,10 +124,10 @@ def test_every_value_in_range_is_taken_and_kept(**values):
 @pytest.mark.parametrize(
     ("values", "wanted"),
     [
-        ({}, Wanted()),
+        ({}, Recording()),
         ({"fidelity": False}, None),
-        ({"fidelity": False, "logprobs": 0}, Wanted(0)),
-        ({"logprobs": 3, "model_logprobs": True}, Wanted(3, models=True)),
+        ({"fidelity": False, "logprobs": 0}, Recording(0)),
+        ({"logprobs": 3, "model_logprobs": True}, Recording(3, models=True)),
     ],
     ids=str,
 )

@@ -14,7 +14,7 @@ from toy_contexts import ToyContext
 from toys import random_rows
 
 from speccascade_local.common.errors import PromptError, SessionError
-from speccascade_local.runtime.shared_batches import MOST_PASSED, PIECE, Gathering, Seat, SharedSession, grouped
+from speccascade_local.runtime.shared_batches import MOST_PASSED, PIECE, Participant, SharedBatches, SharedSession, group_parts
 
 N_VOCAB = 12
 PATIENCE_S = 30
@@ -41,8 +41,8 @@ def until(holds: Callable[[], bool]) -> None:
 
 def read_at_once(context: ToyContext, texts: list[list[int]], seconds: Callable[[int], float] = flat) -> list:
     """Rows, or what was raised, of sessions which all come while the context is busy with another one."""
-    gathering = Gathering({context: seconds})
-    sessions = [SharedSession(context, gathering, Seat()) for _ in range(len(texts) + 1)]
+    gathering = SharedBatches({context: seconds})
+    sessions = [SharedSession(context, gathering, Participant()) for _ in range(len(texts) + 1)]
     context.leave.clear()
     with ThreadPoolExecutor(len(sessions)) as pool:
         first = pool.submit(sessions[0].extend, [1], 1)
@@ -98,11 +98,11 @@ def test_an_interruption_is_its_own_threads_and_the_others_get_their_rows(monkey
 
 def test_the_cheaper_model_goes_first_but_not_for_ever() -> None:
     drafter, expert = context_of(1), context_of(2)
-    gathering = Gathering({drafter: flat, expert: flat})
-    seats = [Seat(), Seat()]
+    gathering = SharedBatches({drafter: flat, expert: flat})
+    seats = [Participant(), Participant()]
     drafting, judging = SharedSession(drafter, gathering, seats[0]), SharedSession(expert, gathering, seats[1])
     drafter.leave.clear()
-    with ThreadPoolExecutor(2) as pool, gathering.seated(seats[0]), gathering.seated(seats[1]):
+    with ThreadPoolExecutor(2) as pool, gathering.join_as(seats[0]), gathering.join_as(seats[1]):
         writing = pool.submit(lambda: [drafting.extend([1], 1) for _ in range(4 * MOST_PASSED)])
         until(lambda: bool(gathering._wishes))
         done_after = pool.submit(lambda: (judging.extend([1], 1), len(drafter.batches))[1])
@@ -112,13 +112,13 @@ def test_the_cheaper_model_goes_first_but_not_for_ever() -> None:
 
 
 def test_a_long_text_is_read_in_pieces_and_can_be_ended_between_them() -> None:
-    context, seat = context_of(), Seat()
-    session = SharedSession(context, Gathering({context: flat}), seat)
+    context, seat = context_of(), Participant()
+    session = SharedSession(context, SharedBatches({context: flat}), seat)
     text = [n % N_VOCAB for n in range(3 * PIECE + 7)]
     rows = session.extend(text, 4)
     np.testing.assert_array_equal(rows, np.float32([context.row_of(text[: len(text) - 3 + n]) for n in range(4)]))
     assert max(size for batch in context.batches for size in batch) == PIECE
-    session.rewind(5)
+    session.roll_back(5)
     seat.stopped = lambda: True
     with pytest.raises(SessionError, match="nobody waits"):
         session.extend(text[5:], 1)
@@ -133,7 +133,7 @@ def test_groups_cost_no_more_than_all_together_or_one_by_one(sizes: list[int], c
     def seconds(n: int) -> float:
         return costs[n]
 
-    groups = grouped(sizes, seconds)
+    groups = group_parts(sizes, seconds)
     assert sorted(at for group in groups for at in group) == list(range(len(sizes)))
     assert groups[0][0] == 0, "who came first is not left for later"
     spent = sum(seconds(sum(sizes[at] for at in group)) for group in groups)
@@ -146,6 +146,6 @@ def test_a_staircase_joins_what_is_long_and_leaves_single_tokens_alone() -> None
     def seconds(n: int) -> float:
         return 13.0 if n == 1 else 50.0 + 3.5 * n
 
-    assert grouped([1, 1, 1, 1], seconds) == [[0], [1], [2], [3]]
-    assert grouped([5, 5, 5, 5], seconds) == [[0, 1, 2, 3]]
-    assert grouped([1, 1], seconds) == [[0], [1]]
+    assert group_parts([1, 1, 1, 1], seconds) == [[0], [1], [2], [3]]
+    assert group_parts([5, 5, 5, 5], seconds) == [[0, 1, 2, 3]]
+    assert group_parts([1, 1], seconds) == [[0], [1]]

@@ -296,7 +296,7 @@ def test_figures_for_prometheus(served):
 
 def test_large_requests_are_read_one_at_a_time_and_small_ones_pass_them(monkeypatch):
     at_work, most, held, opened = threading.Semaphore(0), [], [0], threading.Event()
-    check = completions._checked
+    check = completions._check
 
     def watched(body, model):
         if len(body) < LARGE:
@@ -308,7 +308,7 @@ def test_large_requests_are_read_one_at_a_time_and_small_ones_pass_them(monkeypa
         held[0] -= 1
         return check(body, model)
 
-    monkeypatch.setattr(completions, "_checked", watched)
+    monkeypatch.setattr(completions, "_check", watched)
     with serving() as served, ThreadPoolExecutor(3) as pool:
         large = [pool.submit(served.chat, max_tokens=2, metadata={"a": "x" * LARGE}) for _ in range(3)]
         assert at_work.acquire(timeout=PATIENCE_S)

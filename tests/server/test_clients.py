@@ -300,7 +300,7 @@ async def large(scope, receive, send):
 def test_an_answer_that_is_never_read_is_not_kept(monkeypatch, head):
     monkeypatch.setattr(connections, "UNREAD_WITHIN_S", 0.2)
     monkeypatch.setattr(listen, "BETWEEN_S", 0.2)
-    listens = listen.bound("127.0.0.1", 0)
+    listens = listen.bind("127.0.0.1", 0)
     server = listen.Server(large, NoEngine())
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listens]})
     thread.start()

@@ -499,7 +499,7 @@ def test_more_slots_than_the_pair_was_loaded_for_are_refused(demo: sc.Runtime) -
 @pytest.mark.parametrize("small", [False, True])
 def test_other_kinds_of_drafters_work_in_slots_too(small: bool) -> None:
     """Copies from the text, of which each slot has its own index, and a third model."""
-    bundled = catalog.bundled()
+    bundled = catalog.bundled_pair()
     files = {"drafter": bundled.drafter, "small": bundled.drafter} if small else {"drafter": "ngram"}
     settings = Settings(rule="strict", max_tokens=16, block_size=3, seed=0, logprobs=2)
     with sc.load(**files, expert=bundled.expert, n_threads=1, timelines=2, profile=False) as runtime:

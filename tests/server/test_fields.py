@@ -18,8 +18,8 @@ from speccascade_local.server.listing import description
 from speccascade_local.server.openai.fields import FIELDS, ROUTES
 from speccascade_local.server.openai.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from speccascade_local.server.openai.tool_calls import calls_in
-from speccascade_local.server.openai.translation import translated
-from speccascade_local.server.request_settings import Offer, settings_of
+from speccascade_local.server.openai.translation import translate
+from speccascade_local.server.request_settings import ServedPairs, settings_of
 from speccascade_local.tokens.gbnf import from_gbnf
 
 MODELS = {"chat": ChatRequest, "completions": CompletionRequest}
@@ -99,7 +99,7 @@ def rows(*kinds: str) -> list[Any]:
 
 def read(route: str, **fields: Any) -> Any:
     """The request, as it is understood."""
-    return MODELS[route].model_validate(translated({**PLAIN[route], **fields}, route).fields)
+    return MODELS[route].model_validate(translate({**PLAIN[route], **fields}, route).fields)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def served():
 @pytest.fixture
 def settings(demo):
     """The settings of the reply to a request."""
-    offer = Offer({"demo": demo}, {})
+    offer = ServedPairs({"demo": demo}, {})
     return lambda route, **fields: settings_of(read(route, **fields), demo, offer, None)
 
 
@@ -437,7 +437,7 @@ def test_without_being_asked_for_a_model_must_be_named_and_be_there(served):
 )
 def test_names_that_cannot_be_served_are_refused(demo, pairs, aliases, any_model, said):
     with pytest.raises(SettingError) as caught:
-        Offer(dict.fromkeys(pairs, demo), {}, aliases, any_model)
+        ServedPairs(dict.fromkeys(pairs, demo), {}, aliases, any_model)
     assert said in str(caught.value)
 
 

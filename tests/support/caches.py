@@ -17,7 +17,7 @@ def assert_caches_are_true(runtime: sc.Runtime) -> None:
         if not session.tokens:
             continue
         held = list(session.tokens)
-        session.rewind(len(held) - 1)
+        session.roll_back(len(held) - 1)
         from_cache = session.extend(held[-1:], keep=1).copy()
         fresh = LlamaSession(LlamaContext(session.model, n_ctx=runtime.n_ctx, n_threads=1), n_vocab=runtime.n_vocab)
         # Weights of 8 bits round batches of other shapes differently, by up to 0.15 in 900 replies; a token

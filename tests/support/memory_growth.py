@@ -16,8 +16,8 @@ from gguf_files import textless_model
 from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.model import LlamaModel
 from speccascade_local.llama.session import LlamaSession
-from speccascade_local.machine.dry_run import rehearse
-from speccascade_local.machine.memory import need_of, settled
+from speccascade_local.machine.dry_run import dry_run_models
+from speccascade_local.machine.memory import choose_layers, memory_need
 from speccascade_local.models.placement import Placement
 
 
@@ -41,9 +41,9 @@ def main() -> None:
         model, context = filled(textless_model(Path(folder) / "warm.gguf"), 64)
         context.close()
         model.close()
-    models = rehearse({"expert": path}, n_ctx=n_ctx).models
-    need = need_of(models["expert"], n_ctx)
-    placement = settled({"expert": Placement()}, models, {}, n_ctx, [])["expert"]
+    models = dry_run_models({"expert": path}, n_ctx=n_ctx).models
+    need = memory_need(models["expert"], n_ctx)
+    placement = choose_layers({"expert": Placement()}, models, {}, n_ctx, [])["expert"]
     before = resident()
     kept = filled(path, n_ctx, placement)
     print(json.dumps({"grown": resident() - before, "need": need.own_bytes, "parts": need.own, "of": kept[0].description}))

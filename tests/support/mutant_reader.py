@@ -34,7 +34,7 @@ def use(path: Path) -> None:
     with closing(LlamaModel(path)) as model, closing(LlamaContext(model, n_ctx=64, n_threads=1)) as context:
         session = LlamaSession(context)
         session.extend([1, 2, 3], 2)
-        session.rewind(1)
+        session.roll_back(1)
         session.extend([2], 1)
         tokenizer = model.tokenizer
         if tokenizer.has_text:

@@ -19,7 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 import speccascade_local as sc
 from speccascade_local.server.app import make_app
 from speccascade_local.server.engine import Engine
-from speccascade_local.server.http.listen import Server, address_of, bound
+from speccascade_local.server.http.listen import Server, address_of, bind
 from speccascade_local.server.http.policy import Policy
 
 
@@ -40,7 +40,7 @@ class PageServer:
         self._begin(port)
 
     def _begin(self, port: int) -> None:
-        listening = bound("127.0.0.1", port)
+        listening = bind("127.0.0.1", port)
         self.url, self._port = address_of(listening), listening.getsockname()[1]
         engine = Engine({"demo": self._runtime})
         self._app = make_app(engine, policy=self._policy)

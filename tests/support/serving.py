@@ -16,7 +16,7 @@ import httpx
 import speccascade_local as sc
 from speccascade_local.server.app import make_app
 from speccascade_local.server.engine import Engine
-from speccascade_local.server.http.listen import Server, address_of, bound
+from speccascade_local.server.http.listen import Server, address_of, bind
 
 QUESTION = [{"role": "user", "content": "Who is Ada Lovelace?"}]
 PATIENCE_S = 60.0  # nothing is measured by it: after so long something hangs
@@ -50,7 +50,7 @@ class Served:
 @contextmanager
 def serving(pairs: Mapping[str, sc.Runtime] | None = None, *, slots: int = 2, queue: int = 64, **options: Any) -> Iterator[Served]:
     """These pairs, or the bundled one, for the time of the block. options: as make_app takes them."""
-    listening = bound("127.0.0.1", 0)
+    listening = bind("127.0.0.1", 0)
     with ExitStack() as opened:
         pairs = pairs or {"demo": opened.enter_context(sc.load(n_threads=1, timelines=slots))}
         engine = opened.enter_context(Engine(pairs, slots=slots, queue=queue))

@@ -51,7 +51,7 @@ class ToySession:
         self._rows = np.array([self.row_of(self.tokens[: start + i + 1]) for i in range(keep)], np.float32)
         return self._rows
 
-    def rewind(self, length: int) -> None:
+    def roll_back(self, length: int) -> None:
         assert 0 <= length <= len(self.tokens)
         del self.tokens[length:]
 

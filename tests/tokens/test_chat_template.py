@@ -492,7 +492,7 @@ def test_a_template_that_takes_its_process_down_is_an_error(monkeypatch: pytest.
     program = tmp_path / "dies.py"
     program.write_text("import os\ninput()\nos._exit(7)\n")
     monkeypatch.setattr(template_process, "standalone", lambda _: [sys.executable, str(program)])
-    mine = template_process.Renderer()
+    mine = template_process.TemplateProcess()
     with pytest.raises(PromptError, match=r"brought down its process \(exit code 7\)"):
         mine.render("Hi", {})
     mine.close()
@@ -501,7 +501,7 @@ def test_a_template_that_takes_its_process_down_is_an_error(monkeypatch: pytest.
 def test_a_process_that_cannot_be_started_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(PromptError, match=r"/nowhere/python cannot be started.*--raw"):
-        template_process.Renderer().render("Hi", {})
+        template_process.TemplateProcess().render("Hi", {})
 
 
 def test_a_process_that_was_ended_by_somebody_is_started_again() -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import strategies as st
 
 import speccascade_local as sc
-from speccascade_local.decoding.auto_length import Auto
+from speccascade_local.decoding.auto_length import AutoLength
 from speccascade_local.decoding.verify import VERIFICATIONS
 from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.session import LlamaSession
@@ -80,7 +80,7 @@ def assert_caches_are_true(runtime: sc.Runtime) -> None:
     for session in (runtime._drafter, runtime._expert):
         if session.tokens:
             held = list(session.tokens)
-            session.rewind(len(held) - 1)
+            session.roll_back(len(held) - 1)
             from_cache = session.extend(held[-1:], keep=1).copy()
             fresh = LlamaSession(LlamaContext(session.model, n_ctx=runtime.n_ctx, n_threads=1), n_vocab=runtime.n_vocab)
             np.testing.assert_allclose(from_cache, fresh.extend(held, keep=1), atol=0.3)
@@ -280,8 +280,8 @@ def test_an_answer_under_a_closed_grammar_may_stand_in_the_history_already(demo,
     """eager: all that can be copied is guessed, by the expert's batch and by the drafter's, whatever it costs."""
     with pytest.MonkeyPatch.context() as patch:
         if eager:
-            patch.setattr(Auto, "review", lambda self, guess: len(guess.token_ids))
-            patch.setattr(Auto, "tail", lambda self, guess: len(guess.token_ids))
+            patch.setattr(AutoLength, "review", lambda self, guess: len(guess.token_ids))
+            patch.setattr(AutoLength, "tail", lambda self, guess: len(guess.token_ids))
         grammar = "root ::= " + " | ".join(map(literal, texts))
         reply = repeated(demo, texts, grammar, rule=spec, temperature=temperature, seed=1, presence_penalty=penalty)
     assert reply.text in texts
@@ -291,7 +291,7 @@ def test_an_answer_under_a_closed_grammar_may_stand_in_the_history_already(demo,
 
 @pytest.mark.parametrize("rule", ["strict", "token_v3:0.3"])
 def test_a_third_model_may_draft_to_the_end_of_a_closed_grammar(rule):
-    files = catalog.bundled()
+    files = catalog.bundled_pair()
     with sc.load(drafter=files.drafter, expert=files.expert, small=files.drafter, n_threads=1) as runtime:
         for text in ('{"a": "b"}', "[1]"):
             assert repeated(runtime, [text], f"root ::= {literal(text)}", rule=rule).text == text

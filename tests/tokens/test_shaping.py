@@ -15,7 +15,7 @@ from toys import ToySession, random_rows, writing
 from speccascade_local.common.errors import SessionError, SettingError
 from speccascade_local.decoding.draft import propose
 from speccascade_local.tokens.sampler import Sampler
-from speccascade_local.tokens.shaping import Penalties, Shaper, Unended
+from speccascade_local.tokens.shaping import ForbiddenIds, Penalties, Shaper
 
 WIDTH = 6
 ids = st.integers(0, WIDTH - 1)
@@ -43,7 +43,7 @@ class NoRepeats:
         return mask
 
 
-grammars = st.sampled_from([None, NoRepeats(), Unended(WIDTH, early=[1, 4], least=3, always=[5])])
+grammars = st.sampled_from([None, NoRepeats(), ForbiddenIds(WIDTH, early=[1, 4], least=3, always=[5])])
 
 
 def by_definition(
@@ -214,14 +214,14 @@ def test_rows_that_are_no_numbers_are_the_models_fault_and_not_the_grammars():
 
 
 def test_ends_are_forbidden_before_the_least_length_and_guesses_of_them_are_not_admitted():
-    shaper = Shaper(WIDTH, grammar=Unended(WIDTH, early=[1, 4], least=2, always=[5]))
+    shaper = Shaper(WIDTH, grammar=ForbiddenIds(WIDTH, early=[1, 4], least=2, always=[5]))
     row = np.zeros(WIDTH, np.float32)
     assert np.flatnonzero(np.isneginf(shaper.shape(row, []))).tolist() == [1, 4, 5]
     assert np.flatnonzero(np.isneginf(shaper.shape(row, [0]))).tolist() == [1, 4, 5]
     assert np.flatnonzero(np.isneginf(shaper.shape(row, [0, 0]))).tolist() == [5]
-    assert shaper.admitted([], [0, 1, 2]) == 1
-    assert shaper.admitted([0], [0, 1, 2]) == 3
-    assert shaper.admitted([0, 0], [0, 5]) == 1
+    assert shaper.count_allowed([], [0, 1, 2]) == 1
+    assert shaper.count_allowed([0], [0, 1, 2]) == 3
+    assert shaper.count_allowed([0, 0], [0, 5]) == 1
 
 
 def test_a_bias_of_minus_infinity_forbids_and_forbidding_everything_is_an_error_of_the_setting():

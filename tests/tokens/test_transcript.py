@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from speccascade_local.llama.model import LlamaModel
 from speccascade_local.llama.tokenizer import Tokenizer
 from speccascade_local.tokens.chat_template import ChatTemplate
-from speccascade_local.tokens.prompt import rendered_ids
+from speccascade_local.tokens.prompt import encode_parts
 from speccascade_local.tokens.transcript import Transcript, _after
 
 ENDOFTEXT = 0
@@ -68,7 +68,7 @@ def test_every_prompt_spells_what_the_template_wrote(tokenizers, name: str, whic
         rendered = chat.render(messages)
         transcript = transcript.prompt(rendered, tokenizer)
         # Broken characters of an answer are shown as U+FFFD, and the prompt has them either as they were or as they are shown.
-        plain = rendered_ids(rendered, tokenizer)
+        plain = encode_parts(rendered, tokenizer)
         assert said_alike(spelled(transcript.ids, tokenizer), spelled(plain, tokenizer))
         ids = [token for token in answer if token > 2] + ([IM_END] if ended else [])
         transcript = transcript.answered(ids)
@@ -102,7 +102,7 @@ def test_thoughts_that_the_template_drops_are_dropped_and_what_stands_before_the
     second = answered.prompt(chat.render(messages), tokenizer)
     assert second.ids[: len(first.ids)] == first.ids
     assert b"hm" not in spelled(second.ids, tokenizer)
-    assert second.ids == rendered_ids(chat.render(messages), tokenizer)
+    assert second.ids == encode_parts(chat.render(messages), tokenizer)
 
 
 def test_a_control_token_that_a_question_spells_is_not_taken_for_the_one_that_ended_an_answer(tokenizers) -> None:

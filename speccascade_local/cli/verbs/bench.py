@@ -13,16 +13,16 @@ import typer
 from ...bench import export, grid, questions, rows, run
 from ...bench.charts import draw_curves
 from ...bench.report import write_report
-from ...bench.summary import require_measured, summarized
+from ...bench.summary import require_measured, summarize
 from ...common.errors import CatalogError, SettingError
-from ...common.files import decoded
+from ...common.files import decode_text
 from ...common.plots import figure_class, writable
 from ...decoding.profile import Profile
 from ...runtime.runtime import Runtime
 from ...runtime.settings import DEFAULTS
 from .. import options
 from ..bench_view import print_scores
-from ..load import loaded, progress, set_log_level
+from ..load import load_with_progress, progress, set_log_level
 from ..terminal import write
 
 #: Questions of each family for a first look.
@@ -74,25 +74,25 @@ def bench(
     if read is not None:
         shown.show(read)
         return
-    named = grid.listed_rules(rules, grid.listed(alphas, float, "--alphas", "0.2,0.4"))
-    lengths = grid.listed(block_sizes, options.length, "--block-sizes", "5,auto")
-    heats = grid.listed(temperatures, float, "--temperatures", "0,1")
+    named = grid.parse_rules(rules, grid.parse_list(alphas, float, "--alphas", "0.2,0.4"))
+    lengths = grid.parse_list(block_sizes, options.length, "--block-sizes", "5,auto")
+    heats = grid.parse_list(temperatures, float, "--temperatures", "0,1")
     settings = replace(DEFAULTS, max_tokens=max_tokens)
     grid.grid(named, lengths, heats, settings)  # refused before anything is loaded
-    asked = questions.chosen(questions_file, per_family or (QUICKLY if quick else None))
+    asked = questions.choose_questions(questions_file, per_family or (QUICKLY if quick else None))
     names: list[str | None] = list(pairs) if pairs else [None]
     if len(names) > 1 and (out or report or picture or spec_bench or chosen.drafter or chosen.expert):
         raise SettingError("several pairs were named, and a file for one; name files for one pair at a time, or show it again with --from")
     for name in names:
         path = out or Path(f"bench-{options.pair_of(name, chosen).name}.jsonl")
         rows.check(path, resume=resume)
-        with loaded(name, chosen, verbose) as runtime:
+        with load_with_progress(name, chosen, verbose) as runtime:
             arms = grid.grid([runtime.rule, *named], lengths, heats, settings)
-            _measured(runtime, asked, arms, path, resume=resume, repetitions=repeat, seed=seed, verbose=verbose)
+            _measure(runtime, asked, arms, path, resume=resume, repetitions=repeat, seed=seed, verbose=verbose)
         shown.show(path)
 
 
-def _measured(
+def _measure(
     runtime: Runtime,
     asked: list[questions.Question],
     arms: list[grid.Arm],
@@ -104,7 +104,7 @@ def _measured(
     verbose: int,
 ) -> None:
     prompts = run.prompts_of(runtime, asked)
-    told = rows.described(runtime, asked, arms, repetitions=repetitions, seed=seed)
+    told = rows.describe_run(runtime, asked, arms, repetitions=repetitions, seed=seed)
     with progress(verbose) as bar:
         task = bar.add_task("warming up", total=1.0)
         if not (resume and path.exists()):
@@ -140,11 +140,11 @@ class Shown:
         """Raises CatalogError."""
         told, measured = rows.read(path)
         require_measured(measured)
-        summary = summarized(measured)
+        summary = summarize(measured)
         if self.form == "table":
             print_scores(summary, told)
         else:
-            write(decoded(rows.content(path)) if self.form == "jsonl" else export.FORMATS[self.form](summary, told), end="")
+            write(decode_text(rows.content(path)) if self.form == "jsonl" else export.FORMATS[self.form](summary, told), end="")
         if self.report is not None:
             write_report(self.report, summary, measured, told)
         if self.picture is not None:

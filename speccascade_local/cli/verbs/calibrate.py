@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from ...bench.calibrate import fit, judged, ready, with_references
+from ...bench.calibrate import fit, judge, ready, with_references
 from ...bench.charts import reliability_diagram
 from ...bench.questions import read_questions
 from ...common.errors import SettingError
 from ...rules.calibrated import Calibrated
 from ...runtime.settings import DEFAULTS
 from .. import options
-from ..load import loaded, set_log_level, stepping
+from ..load import load_with_progress, set_log_level, stepping
 
 
 def calibrate_verb(
@@ -34,11 +34,11 @@ def calibrate_verb(
     set_log_level(verbose)
     questions = with_references(read_questions(questions_file))
     ready(len(questions), target, out, picture)  # before hours of asking
-    with loaded(pair, chosen, verbose, rule="strict", profile=False) as runtime:
+    with load_with_progress(pair, chosen, verbose, rule="strict", profile=False) as runtime:
         if "drafter" not in runtime.pair.files:
             raise SettingError(f"a calibration is of two model files, and drafter {runtime.pair.drafter} is none; name a drafter file")
         with stepping("asking", verbose) as on_step:
-            found = judged(runtime, questions, max_tokens=max_tokens, on_step=on_step)
+            found = judge(runtime, questions, max_tokens=max_tokens, on_step=on_step)
         calibration = fit(found, drafter=runtime.pair.drafter, expert=runtime.pair.expert, target=target, seed=seed)
     calibration.save(out)
     if picture:

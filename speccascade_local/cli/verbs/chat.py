@@ -16,14 +16,14 @@ from typing import Annotated
 import typer
 
 from ...common.errors import PromptError, SpeccascadeError
-from ...common.files import decoded
+from ...common.files import decode_text
 from ...runtime import session_file
 from ...runtime.conversation import Conversation
 from ...runtime.reply import Chunk, Reply
 from .. import options
 from ..chat_commands import Chat, LeaveError, obey, system_text, tell
-from ..load import loaded, set_log_level
-from ..terminal import legend, number, print_error, print_tokens, stderr, styled, write
+from ..load import load_with_progress, set_log_level
+from ..terminal import legend, number, print_error, print_tokens, shows_styles, stderr, write
 
 QUOTES = '"""'
 
@@ -51,7 +51,7 @@ def chat(
     saved = session_file.read(session) if session and session.exists() else None
     if session:
         session_file.require_place(session)
-    with loaded(pair, chosen, verbose, rule=asking.rule, profile=settings.block_size == "auto") as runtime:
+    with load_with_progress(pair, chosen, verbose, rule=asking.rule, profile=settings.block_size == "auto") as runtime:
         if not runtime.has_chat_template:
             raise PromptError("the expert has no chat template, so there are no turns to take; use speccascade run --raw")
         talk = Chat(Conversation(runtime), settings, show_origin)
@@ -65,7 +65,7 @@ def chat(
             with contextlib.suppress(ImportError):  # on Windows the console itself edits lines and remembers them
                 import readline  # noqa: F401  # gives input() line editing and a history; may write to a stdout that is a pipe
             tell(f"{runtime.pair.name}, rule {talk.settings.method(runtime.rule)}; /help lists the commands")
-            if show_origin and styled():
+            if show_origin and shows_styles():
                 stderr.print(legend())
         try:
             failed = _turns(talk, lines)
@@ -101,7 +101,7 @@ class Lines:
             if self.typed:
                 return input(prompt if sys.stdout.isatty() else "")
             read = sys.stdin.buffer.readline() if sys.stdin is not None else b""
-            return decoded(read).rstrip("\r\n") if read else None
+            return decode_text(read).rstrip("\r\n") if read else None
         except EOFError:
             print(file=sys.stderr)
             return None
@@ -120,7 +120,7 @@ def _turns(talk: Chat, lines: Lines) -> bool:
             try:
                 answer = obey(talk, line) if line.startswith("/") else talk.ask(line)
                 if answer is not None:
-                    _shown(talk, answer, lines)
+                    _show_answer(talk, answer, lines)
             except KeyboardInterrupt:
                 if not lines.typed:
                     raise
@@ -132,7 +132,7 @@ def _turns(talk: Chat, lines: Lines) -> bool:
             failed = True
 
 
-def _shown(talk: Chat, answer: Generator[Chunk], lines: Lines) -> None:
+def _show_answer(talk: Chat, answer: Generator[Chunk], lines: Lines) -> None:
     """Write an answer as it comes, and what it took; of one that is stopped, too."""
     read: list[Chunk] = []
     try:
@@ -143,10 +143,10 @@ def _shown(talk: Chat, answer: Generator[Chunk], lines: Lines) -> None:
     finally:
         write("")
         if read:
-            _told(talk, Reply.of(read), lines)
+            _report(talk, Reply.of(read), lines)
 
 
-def _told(talk: Chat, reply: Reply, lines: Lines) -> None:
+def _report(talk: Chat, reply: Reply, lines: Lines) -> None:
     """Keep it for /stats, and say what it took."""
     talk.replies.append(reply)
     if reply.finish_reason == "length":

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ...common.errors import ModelLoadError, SettingError, SpeccascadeError
-from ...machine.check import EXIT_CODES, Checked, check
+from ...machine.check import EXIT_CODES, PairReport, check
 from ...machine.findings import Finding
 from ...machine.plan import Known
 from ...machine.profile_cache import known_speeds
@@ -69,7 +69,7 @@ def check_verb(
             raise typer.Exit(_suggest(suggest, folder or [], best, as_json, verbose))
         if folder:
             raise SettingError("--folder says where --suggest looks; name the expert too: --suggest EXPERT")
-        checked = _checked(options.pair_of(pair, chosen, complete=False), chosen, remote, verbose)
+        checked = _check(options.pair_of(pair, chosen, complete=False), chosen, remote, verbose)
     except (SpeccascadeError, OSError) as error:  # OSError: no room for headers, for one
         print_error(error)
         raise typer.Exit(_NO) from error
@@ -83,7 +83,7 @@ def check_verb(
 # --------------------------------------------------------------------------- one pair
 
 
-def _checked(pair: Pair, chosen: options.ModelOptions, remote: bool, verbose: int) -> Checked:
+def _check(pair: Pair, chosen: options.ModelOptions, remote: bool, verbose: int) -> PairReport:
     """Raises SettingError, CatalogError and FetchError."""
     placements = {role: replace(each, rpc=()) for role, each in placements_of(pair, chosen.placements()).items()}
     name = pair.name if pair.source else " + ".join(path.name for path in pair.files.values())
@@ -91,7 +91,7 @@ def _checked(pair: Pair, chosen: options.ModelOptions, remote: bool, verbose: in
         try:
             files = {role: _file(pair, role, source, Path(temporary), remote, verbose) for role, source in pair.models.items()}
         except ModelLoadError as error:
-            return _renamed(Checked(name, (Finding("no", "files", str(error)),)), pair, temporary)
+            return _with_names(PairReport(name, (Finding("no", "files", str(error)),)), pair, temporary)
         known = [Known(size, speed) for size, speed in known_speeds()]
         must_fit = chosen.check_memory and not pair.rpc
         found = check(name, files, n_ctx=chosen.ctx, placements=placements, known=known, must_fit=must_fit)
@@ -100,7 +100,7 @@ def _checked(pair: Pair, chosen: options.ModelOptions, remote: bool, verbose: in
                 f"{', '.join(pair.rpc)} are to share the expert; they were not asked, and all memory is counted as if it were needed here"
             )
             found = replace(found, findings=(*found.findings, Finding("note", "machines", others)))
-        return _renamed(found, pair, temporary)
+        return _with_names(found, pair, temporary)
 
 
 def _file(pair: Pair, role: str, source: ModelSource, temporary: Path, remote: bool, verbose: int) -> Path:
@@ -118,7 +118,7 @@ def _file(pair: Pair, role: str, source: ModelSource, temporary: Path, remote: b
     return source.path
 
 
-def _renamed(checked: Checked, pair: Pair, temporary: str) -> Checked:
+def _with_names(checked: PairReport, pair: Pair, temporary: str) -> PairReport:
     """Files that were only looked at are called what they are on the hub."""
     names = {str(Path(temporary, role)): source.hub or "" for role, source in pair.models.items()}
 

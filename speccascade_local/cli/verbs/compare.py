@@ -11,8 +11,8 @@ from ...common.errors import SettingError
 from ...rules import registry
 from ...runtime.compare import DEFAULT_THRESHOLD, all_arms, compare, few_arms
 from .. import options
-from ..load import loaded, pair_and_prompt, prompt_ids, set_log_level, stepping, tell_rule
-from ..terminal import comparison_table, legend, print_groups, print_row, stdout, styled, write
+from ..load import load_with_progress, pair_and_prompt, prompt_ids, set_log_level, stepping, tell_rule
+from ..terminal import comparison_table, legend, print_groups, print_row, shows_styles, stdout, write
 
 DEFAULT_QUESTION = "Who is Buzz Aldrin?"
 
@@ -51,7 +51,7 @@ def compare_verb(
     below = DEFAULT_THRESHOLD if threshold is None else threshold
     pair, prompt = pair_and_prompt(words or [DEFAULT_QUESTION], chosen)
     settings = asking.settings()  # refused before anything is loaded
-    with loaded(pair, chosen, verbose, profile=settings.block_size == "auto") as runtime:
+    with load_with_progress(pair, chosen, verbose, profile=settings.block_size == "auto") as runtime:
         own = registry.parse(asking.rule or runtime.rule)
         if verbose:
             tell_rule(own, asking.seed)
@@ -72,6 +72,6 @@ def compare_verb(
     else:
         for row in rows:
             print_row(row)
-    if styled():
+    if shows_styles():
         stdout.print(legend(), end="\n\n")
     stdout.print(comparison_table(rows))

@@ -9,8 +9,8 @@ from dataclasses import asdict
 import typer
 from rich.table import Table
 
-from ...machine.diagnosis import Finding, diagnosed, redacted
-from ...machine.inspection import Inspection, inspected
+from ...machine.diagnosis import Finding, diagnose, redact
+from ...machine.inspection import Inspection, inspect_machine
 from .. import options
 from ..load import set_log_level
 from ..terminal import for_tables, stderr, stdout, write
@@ -24,11 +24,11 @@ def doctor(as_json: options.Json = False, verbose: options.Verbose = 0) -> None:
     """
     set_log_level(verbose)
     with stderr.status("looking") as status:
-        found = inspected(lambda step: status.update(step))
-    findings = diagnosed(found)
+        found = inspect_machine(lambda step: status.update(step))
+    findings = diagnose(found)
     if as_json:
         report = {"broken": any(each.broken for each in findings), "findings": [asdict(each) for each in findings], **found.as_dict()}
-        write(json.dumps(redacted(report), ensure_ascii=False))
+        write(json.dumps(redact(report), ensure_ascii=False))
     else:
         table = Table("", "", box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
         for name, value in _rows(found):

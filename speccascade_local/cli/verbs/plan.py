@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from ...machine.plan import KEPT, Known, planned
+from ...machine.plan import KEPT, Known, plan_pair
 from ...machine.profile_cache import known_speeds
-from ...models.gguf_header import of_size, read_header
+from ...models.gguf_header import header_of_size, read_header
 from ...models.placement import DEFAULT_CONTEXT
 from .. import options
 from ..load import set_log_level
@@ -22,11 +22,11 @@ def plan(chosen: options.ModelOptions, pair: options.PairName = None, as_json: o
     """
     set_log_level(verbose)
     named = options.pair_of(pair, chosen)
-    headers = {role: of_size(path) or read_header(path) for role, path in named.files.items()}
+    headers = {role: header_of_size(path) or read_header(path) for role, path in named.files.items()}
     expert, drafter = headers["expert"], headers.get("drafter")
     n_ctx = chosen.ctx or min(DEFAULT_CONTEXT, *(header.n_ctx_train for header in headers.values()))
     known = [Known(size, speed) for size, speed in known_speeds()]
-    found = planned(drafter, expert, known, n_ctx)
+    found = plan_pair(drafter, expert, known, n_ctx)
     if as_json:
         print(json.dumps({"pair": named.name, "n_ctx": n_ctx, **asdict(found)}))
         return

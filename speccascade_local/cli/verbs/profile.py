@@ -11,7 +11,7 @@ import typer
 from ...bench.charts import staircase
 from ...common.plots import figure_class, writable
 from .. import options
-from ..load import loaded, set_log_level, stepping
+from ..load import load_with_progress, set_log_level, stepping
 from ..terminal import for_tables, profile_summary, profile_table, write
 
 
@@ -31,7 +31,7 @@ def profile_verb(
     if picture:
         figure_class(picture)
         writable(picture)
-    with loaded(pair, chosen, verbose, rule="strict", profile=False) as runtime, stepping("measuring", verbose) as on_step:
+    with load_with_progress(pair, chosen, verbose, rule="strict", profile=False) as runtime, stepping("measuring", verbose) as on_step:
         found = runtime.profile(refresh=refresh, on_step=on_step)
     if picture:
         staircase(found, picture)

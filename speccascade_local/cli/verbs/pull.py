@@ -16,7 +16,7 @@ from ...common.errors import CatalogError, SettingError
 from ...models import catalog
 from ...models.catalog import Pair
 from ...models.hub_cache import cache_folder, cached_file, is_commit, is_revision
-from ...models.hub_download import RemoteFile, check_space, described, fetch
+from ...models.hub_download import RemoteFile, check_space, describe_files, fetch
 from ...models.source import FileSource, ModelSource
 from .. import options
 from ..terminal import stderr, write
@@ -43,7 +43,7 @@ def pull(
     HF_ENDPOINT names another hub.
     """
     chosen = catalog.find(pair, models)
-    sources, away = _asked_for(chosen, revision or [])
+    sources, away = _wanted_sources(chosen, revision or [])
     if away:
         _fetch_all(away)
     else:
@@ -56,7 +56,7 @@ def pull(
 
 def _fetch_all(sources: list[FileSource]) -> None:
     """All of them, or the rest of what came before; each under a bar in a terminal, and told in a line elsewhere."""
-    files = described(sources)
+    files = describe_files(sources)
     _tell_other_sizes(sources, files)
     check_space(files)
     logging.getLogger("huggingface_hub").handlers[:] = [_AboveTheBars()]
@@ -111,7 +111,7 @@ def _tell_what_else(pair: Pair, paths: list[Path]) -> None:
         _say(f"still missing: {', '.join(map(str, pair.missing))}")
 
 
-def _asked_for(pair: Pair, revisions: list[str]) -> tuple[list[FileSource], list[FileSource]]:
+def _wanted_sources(pair: Pair, revisions: list[str]) -> tuple[list[FileSource], list[FileSource]]:
     """What the pair has on the hub, at the revisions that were asked for; and which of it the hub must be asked for.
 
     Raises CatalogError and SettingError.

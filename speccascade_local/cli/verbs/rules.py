@@ -14,7 +14,7 @@ from ..terminal import stdout, write
 
 def rules_verb(as_json: options.Json = False) -> None:
     """List every method: how it is written, what it does, its range, its lossless end, temperature 0, its source."""
-    rows = [registry.described(method) for method in registry.METHODS.values()]
+    rows = [registry.describe(method) for method in registry.METHODS.values()]
     if as_json:
         write(json.dumps(rows, ensure_ascii=False, indent=1))
         return

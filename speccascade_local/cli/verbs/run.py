@@ -10,8 +10,8 @@ import typer
 from ...common.errors import SettingError
 from ...runtime.reply import Chunk, Reply
 from .. import options
-from ..load import loaded, pair_and_prompt, prompt_ids, set_log_level, tell_rule
-from ..terminal import legend, print_figures, print_tokens, stderr, styled, write
+from ..load import load_with_progress, pair_and_prompt, prompt_ids, set_log_level, tell_rule
+from ..terminal import legend, print_figures, print_tokens, shows_styles, stderr, write
 
 
 def run(
@@ -29,7 +29,7 @@ def run(
     settings = asking.settings()  # refused before anything is loaded
     if settings.logprobs is not None and not as_json:
         raise SettingError("--logprobs has no room in a terminal's text; add --json")
-    with loaded(pair, chosen, verbose, rule=asking.rule, profile=settings.block_size == "auto") as runtime:
+    with load_with_progress(pair, chosen, verbose, rule=asking.rule, profile=settings.block_size == "auto") as runtime:
         read: list[Chunk] = []
         for chunk in runtime.stream(prompt_ids(runtime, prompt, raw), **vars(settings)):
             if not read and verbose:
@@ -43,7 +43,7 @@ def run(
         write(json.dumps({**asked, **reply.as_dict()}, ensure_ascii=False))
     else:
         write("")
-        if show_origin and styled():
+        if show_origin and shows_styles():
             stderr.print(legend())
         if reply.finish_reason == "length":
             limit = f"--max-tokens {settings.max_tokens}" if len(reply.tokens) == settings.max_tokens else f"a context of {runtime.n_ctx}"

@@ -19,7 +19,7 @@ from ...rules import registry
 from ...rules.rule import Method
 from ...runtime.load import require_allowed
 from .. import options
-from ..load import loaded, set_log_level
+from ..load import load_with_progress, set_log_level
 from ..terminal import stderr, stdout
 
 PORT, SLOTS, QUEUE, TIMEOUT_S = 8080, 4, 64, 600.0
@@ -103,10 +103,10 @@ def serve(
     if policy.OPAQUE in allowed.origins and not keys:
         stderr.print("warning: any website can send the origin null, and no API key is needed", style="bold red")
     with contextlib.ExitStack() as open_things:
-        socket = open_things.enter_context(listen.bound(host, port))
+        socket = open_things.enter_context(listen.bind(host, port))
         runtimes = {}
         for name in names:
-            runtime = open_things.enter_context(loaded(name, chosen, verbose, timelines=slots))
+            runtime = open_things.enter_context(load_with_progress(name, chosen, verbose, timelines=slots))
             runtimes[runtime.pair.name] = runtime
         engine = open_things.enter_context(Engine(runtimes, slots=slots, queue=max_queue))
         needed = " (API key needed)" if keys else ""

@@ -20,7 +20,7 @@ from ...models.catalog import Pair
 from ...models.catalog_edit import add_pair, entry_of, set_rule
 from ...runtime.settings import DEFAULTS
 from .. import options
-from ..load import loaded, progress, set_log_level
+from ..load import load_with_progress, progress, set_log_level
 from ..terminal import stdout
 
 #: Answers of each way from which draft lengths are learnt before anything counts.
@@ -52,10 +52,10 @@ def tune(
     """
     set_log_level(verbose)
     goal = search.Goal(_share("--max-quality-loss", max_quality_loss), _share("--expert-share", expert_share), budget, min_speedup)
-    candidates = grid.listed_rules(rules, grid.listed(alphas, float, "--alphas", "0.2,0.4"))
+    candidates = grid.parse_rules(rules, grid.parse_list(alphas, float, "--alphas", "0.2,0.4"))
     settings = replace(DEFAULTS, max_tokens=max_tokens)
     grid.grid(candidates, ["auto"], [temperature], settings)  # refused before anything is loaded
-    asked = questions.chosen(questions_file, per_family)
+    asked = questions.choose_questions(questions_file, per_family)
     choose_by, confirm_by = search.split(len(asked), [question.family for question in asked], seed)
     named = options.pair_of(pair, chosen)
     try:
@@ -66,7 +66,7 @@ def tune(
             raise SettingError(f"{error}; {more}--dry-run only looks") from None
         stdout.print(f"({error})", highlight=False, soft_wrap=True)
     target = None if dry_run else _target(named)
-    with loaded(pair, chosen, verbose) as runtime:
+    with load_with_progress(pair, chosen, verbose) as runtime:
         arms = grid.grid([runtime.rule, *candidates], ["auto"], [temperature], settings)
         arms = [arm for arm in arms if arm.settings.min_p == 0]
         prompts = run.prompts_of(runtime, asked)
@@ -83,14 +83,14 @@ def tune(
                     row["quality"] = float(row["text"] == experts[place])
                 return row
 
-            found = search.tuned(
+            found = search.tune(
                 arms, choose_by, confirm_by, ask, goal, lambda doing, fraction: bar.update(task, description=doing, completed=fraction)
             )
     for trial in found.trials:
-        stdout.print(f"{trial.arm.method}: {_measured(trial, goal, asked)}", highlight=False, soft_wrap=True)
-        stdout.print(f"({_excluded(trial)})", highlight=False, soft_wrap=True)
+        stdout.print(f"{trial.arm.method}: {_measured_line(trial, goal, asked)}", highlight=False, soft_wrap=True)
+        stdout.print(f"({_excluded_line(trial)})", highlight=False, soft_wrap=True)
     if found.chosen:
-        rule, grounds = str(found.chosen.arm.method), _measured(found.chosen, goal, asked)
+        rule, grounds = str(found.chosen.arm.method), _measured_line(found.chosen, goal, asked)
     else:
         rule, grounds = "strict", found.why
         stdout.print(f"{found.why}: strict, which is lossless", highlight=False, soft_wrap=True)
@@ -106,7 +106,7 @@ def tune(
         stdout.print(f"written: rule {rule} of {named.name} in {target}", highlight=False, soft_wrap=True)
 
 
-def _measured(trial: search.Trial, goal: search.Goal, asked: Sequence[questions.Question]) -> str:
+def _measured_line(trial: search.Trial, goal: search.Goal, asked: Sequence[questions.Question]) -> str:
     """What the arm showed on the questions that took no part in the choice, in one line."""
     arm, judged = trial.measured.summary, sum(bool(question.reference) for question in asked)
     measure = (
@@ -125,7 +125,7 @@ def _measured(trial: search.Trial, goal: search.Goal, asked: Sequence[questions.
     return ", ".join([*told, f"{arm.n} questions"])
 
 
-def _excluded(trial: search.Trial) -> str:
+def _excluded_line(trial: search.Trial) -> str:
     """The loss that the questions cannot exclude, and how many questions would show what they do not."""
     gain, told = trial.measured.gain, []
     if gain is not None and gain.exact:
@@ -157,7 +157,7 @@ def _target(pair: Pair) -> Path:
         raise SettingError(
             "two files have no entry in a models.yaml to write into; make one and name the pair, or only look, with --dry-run"
         )
-    target = catalog.users_own() if pair.source == catalog.packaged() else pair.source
+    target = catalog.users_own() if pair.source == catalog.packaged_file() else pair.source
     if target.exists() and not os.access(target, os.W_OK):
         raise CatalogError(f"{target}: may not be written to; change its permissions, or only look, with --dry-run")
     return target
@@ -167,5 +167,5 @@ def _write(target: Path, pair: Pair, rule: str, comment: str) -> None:
     if pair.source == target or (target.exists() and pair.name in catalog.read_file(target)):
         set_rule(target, pair.name, rule, comment=comment)
     else:
-        entry = {key: value for key, value in entry_of(catalog.packaged(), pair.name).items() if key != "rule"}
+        entry = {key: value for key, value in entry_of(catalog.packaged_file(), pair.name).items() if key != "rule"}
         add_pair(target, pair.name, {**entry, "rule": rule}, comment=comment)

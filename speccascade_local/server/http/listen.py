@@ -24,7 +24,7 @@ from ...common.errors import SettingError
 from ..engine import Engine
 from ..errors import SERVER_ERROR, RefusedError
 from .connections import BETWEEN_S, MAX_CONNECTIONS, Connection, make_room
-from .log_limit import limited
+from .log_limit import limit_logs
 from .security import MAX_HEAD, ProtectedAnswers
 from .watchdog import Watchdog, end_process
 
@@ -70,7 +70,7 @@ class Server(uvicorn.Server):
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Until it is told to end, logging no more than a log can take."""
-        with limited(_OPEN_LOGGERS):
+        with limit_logs(_OPEN_LOGGERS):
             await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -125,7 +125,7 @@ class Server(uvicorn.Server):
         await ProtectedAnswers(refusal.response)(scope, receive, send)
 
 
-def bound(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """A socket at that address, before anything heavy is done. Raises SettingError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]

@@ -41,7 +41,7 @@ class LogLimit(logging.Filter):
 
 
 @contextlib.contextmanager
-def limited(names: Sequence[str]) -> Iterator[None]:
+def limit_logs(names: Sequence[str]) -> Iterator[None]:
     """For the time of the block these loggers write no more than a :class:`LogLimit` lets through."""
     limit, loggers = LogLimit(), [logging.getLogger(name) for name in names]
     for logger in loggers:

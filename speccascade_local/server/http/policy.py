@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ...common.endpoints import is_loopback
 from ...common.errors import SettingError
-from ...common.files import text_of
+from ...common.files import read_text
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 ENVIRONMENT_KEY = "SPECCASCADE_API_KEY"
@@ -124,7 +124,7 @@ def api_keys(file: Path | None) -> tuple[str, ...]:
     Blank lines and those that begin with # are left out.
     """
     if file is not None:
-        source, text = f"--api-key-file {file}", text_of(file, MAX_KEY_FILE)
+        source, text = f"--api-key-file {file}", read_text(file, MAX_KEY_FILE)
     elif ENVIRONMENT_KEY in os.environ:
         source, text = f"${ENVIRONMENT_KEY}", os.environ[ENVIRONMENT_KEY]
     else:

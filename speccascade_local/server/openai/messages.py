@@ -18,7 +18,7 @@ MAX_ALL_PARTS = 16_384
 MAX_DEPTH = 100
 
 
-class Checked(BaseModel):
+class StrictModel(BaseModel):
     """Types as they are written: no text for a number, no NaN."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore", protected_namespaces=())
@@ -35,7 +35,7 @@ _UNREAD = {
 }
 
 
-class TextPart(Checked):
+class TextPart(StrictModel):
     """A piece of a message, under any of the names that OpenAI's protocols have for text."""
 
     type: Literal["text", "input_text", "output_text", "refusal"]
@@ -53,7 +53,7 @@ class TextPart(Checked):
         return given
 
 
-class CalledFunction(Checked):
+class CalledFunction(StrictModel):
     """What an assistant called. arguments: an object, as JSON text or as it is; nothing for none."""
 
     name: str
@@ -96,7 +96,7 @@ def _require_plain(value: Any) -> None:
         raise ValueError("the arguments have a number that is too large for JSON") from None
 
 
-class ToolCall(Checked):
+class ToolCall(StrictModel):
     """A call in an assistant's message."""
 
     id: str | None = None
@@ -119,7 +119,7 @@ Content = Annotated[
 ]
 
 
-class ChatMessage(Checked):
+class ChatMessage(StrictModel):
     """One turn, in every form in which clients send an answer back. function and function_call are OpenAI's older names."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -154,7 +154,7 @@ class ChatMessage(Checked):
         return len(self.text) + len(self.name or "") + len(self.tool_call_id or "") + sum(call.function.characters for call in self.calls)
 
 
-def _bounded(messages: Any) -> Any:
+def _bound(messages: Any) -> Any:
     """Count parts and calls before they are looked at. Raises ValueError."""
     if isinstance(messages, list):
         lists = (each.get(name) for each in messages if isinstance(each, dict) for name in ("content", "tool_calls"))
@@ -164,4 +164,4 @@ def _bounded(messages: Any) -> Any:
     return messages
 
 
-Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True), BeforeValidator(_bounded)]
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True), BeforeValidator(_bound)]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
 from ...decoding.fidelity import LogprobsOf
-from .messages import MAX_TOOLS, Checked, Messages
+from .messages import MAX_TOOLS, Messages, StrictModel
 
 MAX_STOPS, MAX_STOP_CHARACTERS, MAX_CHOICES, MAX_BIASES = 16, 1000, 16, 1024
 MAX_TOP_LOGPROBS = 20
@@ -76,7 +76,7 @@ Biases = Annotated[
 Limit = Annotated[int, Field(ge=-1, le=LARGEST), AfterValidator(_some)]
 
 
-class CascadeOptions(Checked):
+class CascadeOptions(StrictModel):
     """How both models work together on one answer."""
 
     model_config = ConfigDict(extra="forbid")
@@ -105,33 +105,33 @@ class CascadeOptions(Checked):
     model_logprobs: bool = Field(default=False, description="tell of each token what both models held most probable")
 
 
-class StreamOptions(Checked):
+class StreamOptions(StrictModel):
     """What a stream brings besides text."""
 
     include_usage: bool | None = None
 
 
-class JsonSchema(Checked):
+class JsonSchema(StrictModel):
     """A schema under a name, as OpenAI nests it."""
 
     name: str | None = Field(default=None, max_length=200)
     schema_: Schema = Field(alias="schema")
 
 
-class TextFormat(Checked):
+class TextFormat(StrictModel):
     """Any text."""
 
     type: Literal["text"]
 
 
-class ObjectFormat(Checked):
+class ObjectFormat(StrictModel):
     """Any JSON object, or one under a schema, as llama.cpp has it."""
 
     type: Literal["json_object"]
     schema_: Schema | None = Field(default=None, alias="schema")
 
 
-class SchemaFormat(Checked):
+class SchemaFormat(StrictModel):
     """JSON under a schema: OpenAI's json_schema, or the schema alone."""
 
     type: Literal["json_schema"]
@@ -145,7 +145,7 @@ class SchemaFormat(Checked):
         return self
 
 
-class GrammarFormat(Checked):
+class GrammarFormat(StrictModel):
     """Text under a grammar in GBNF."""
 
     type: Literal["grammar"]
@@ -155,7 +155,7 @@ class GrammarFormat(Checked):
 ResponseFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat | GrammarFormat, Field(discriminator="type")]
 
 
-class Sampled(Checked):
+class SamplingFields(StrictModel):
     """What all requests for text have in common. Left out or null: OpenAI's default."""
 
     model: str | None = Field(default=None, max_length=400, description="a pair, PAIR or PAIR@RULE, such as demo@token_v3:0.3")
@@ -202,7 +202,7 @@ class Sampled(Checked):
         return {name: value for name, value in found.items() if value is not None}
 
     @model_validator(mode="after")
-    def _ends(self) -> Sampled:
+    def _ends(self) -> SamplingFields:
         if self.min_tokens and self.stop:
             raise ValueError("min_tokens and stop: a stop text may end the answer before min_tokens; leave one of them out")
         return self
@@ -213,7 +213,7 @@ class Sampled(Checked):
         return self.speccascade or CascadeOptions()
 
 
-class FunctionTool(Checked):
+class FunctionTool(StrictModel):
     """What a model may call."""
 
     name: str = Field(min_length=1, max_length=200)
@@ -221,14 +221,14 @@ class FunctionTool(Checked):
     parameters: dict[str, Any] | None = None
 
 
-class Tool(Checked):
+class Tool(StrictModel):
     """A function as OpenAI wraps it."""
 
     type: Literal["function"]
     function: FunctionTool
 
 
-class ChatRequest(Sampled):
+class ChatRequest(SamplingFields):
     """``POST /v1/chat/completions``."""
 
     messages: Messages
@@ -264,14 +264,14 @@ class ChatRequest(Sampled):
         return False if self.add_generation_prompt else self.continue_final_message
 
 
-class CompletionRequest(Sampled):
+class CompletionRequest(SamplingFields):
     """``POST /v1/completions``: one prompt, a text or token ids."""
 
     prompt: Prompt
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
 
-class TokenizeRequest(Checked):
+class TokenizeRequest(StrictModel):
     """``POST /tokenize``: the field of llama.cpp's server (content) or of vLLM (prompt), or messages."""
 
     model: str | None = Field(default=None, max_length=400)
@@ -287,7 +287,7 @@ class TokenizeRequest(Checked):
         return self
 
 
-class DetokenizeRequest(Checked):
+class DetokenizeRequest(StrictModel):
     """``POST /detokenize``."""
 
     model: str | None = Field(default=None, max_length=400)

@@ -25,7 +25,7 @@ _OBJECTS = {"chat": ("chat.completion", "chat.completion.chunk", "chatcmpl-"), "
 
 
 @dataclass(frozen=True)
-class Form:
+class ResponseForm:
     """In which form one request is answered. piece: what an id stands for; top: how many candidates are told, None for no logprobs.
     tools: the names of the functions that may be called.
     """
@@ -53,7 +53,8 @@ class Form:
             "choices": [self._choice(index, reply) for index, reply in enumerate(replies)],
             "usage": usage([reply.stats for reply in replies]),
             "timings": timings(last.stats),
-            "speccascade": self._account(last) | ({"tokens": [told(token) for token in last.tokens]} if self._tells_tokens else {}),
+            "speccascade": self._account(last)
+            | ({"tokens": [describe_token(token) for token in last.tokens]} if self._tells_tokens else {}),
         }
 
     def _choice(self, index: int, reply: Reply) -> dict[str, Any]:
@@ -80,8 +81,8 @@ class Form:
         delta = {"content": text} | ({"tool_calls": numbered} if numbered else {})
         said: dict[str, Any] = {"delta": delta} if self.kind == "chat" else {"text": text}
         part = self._chunk(index, said, self._logprobs(chunk.tokens, offset), _ending(chunk.finish_reason, reader.count))
-        account: dict[str, Any] = {"tokens": [told(token) for token in chunk.tokens]} if self._tells_tokens else {}
-        account |= {"audited": [told(token) for token in chunk.audited]} if chunk.audited and self._tells_tokens else {}
+        account: dict[str, Any] = {"tokens": [describe_token(token) for token in chunk.tokens]} if self._tells_tokens else {}
+        account |= {"audited": [describe_token(token) for token in chunk.audited]} if chunk.audited and self._tells_tokens else {}
         return part | ({"speccascade": account} if account else {})
 
     def ended(self, part: dict[str, Any], chunks: Sequence[Chunk]) -> dict[str, Any]:
@@ -143,7 +144,7 @@ class Form:
         return own | {"top_logprobs": top}
 
 
-def told(token: Token) -> dict[str, Any]:
+def describe_token(token: Token) -> dict[str, Any]:
     """One token's account; what is not known of it is left out."""
     known = {"dropped": token.dropped, "tv": token.tv}
     known |= {name: _finite(getattr(token, name)) for name in ("expert_logprob", "drafter_logprob")}

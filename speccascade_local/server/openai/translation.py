@@ -19,7 +19,7 @@ CONSTRAINTS = ("grammar", "json_schema", "response_format")
 MAX_ALTERNATIVES, MAX_ALTERNATIVE_CHARACTERS = 1024, 50_000
 
 
-class Translated(NamedTuple):
+class Translation(NamedTuple):
     """fields: in the names of server/openai/requests.py. names: for each of them the one that the client wrote."""
 
     fields: dict[str, Any]
@@ -35,9 +35,9 @@ class Translated(NamedTuple):
         return RefusedError(refusal.status, message, kind=refusal.kind, param=name + point + rest, code=refusal.code)
 
 
-def translated(given: Mapping[str, Any], route: Route) -> Translated:
+def translate(given: Mapping[str, Any], route: Route) -> Translation:
     """The fields of a body that count, each once. Raises RefusedError for what cannot be honoured, and for two that disagree."""
-    found = Translated({}, {})
+    found = Translation({}, {})
     waiting: list[tuple[RequestField, Any]] = []
     for name, value in given.items():
         row = field_of(route, name)
@@ -58,7 +58,7 @@ def _same(value: Any, neutral: Any) -> bool:
     return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
 
 
-def _put(found: Translated, to: str, value: Any, name: str) -> None:
+def _put(found: Translation, to: str, value: Any, name: str) -> None:
     fields, names = found
     rivals = [each for each in CONSTRAINTS if each in fields and each != to] if to in CONSTRAINTS and not _is_text(to, value) else []
     if to in fields and fields[to] != value:
@@ -131,7 +131,7 @@ def _literal(text: str) -> str:
     return '"' + "".join(each if each.isalnum() or each == " " else f"\\U{ord(each):08X}" for each in text) + '"'
 
 
-def _structured(name: str, value: Any) -> tuple[str, Any]:
+def _structured_output(name: str, value: Any) -> tuple[str, Any]:
     """The object that vLLM has, of whose ways one may be named."""
     if not isinstance(value, dict):
         raise _wrong(name, f"{name}: must be an object; it is {shown(value)}")
@@ -156,6 +156,6 @@ FORMS: dict[str, Callable[[str, Any], tuple[str, Any]]] = {
     "json_schema": _schema,
     "guided_json": _schema,
     "guided_choice": _choice,
-    "structured_outputs": _structured,
+    "structured_outputs": _structured_output,
     "format": _format,
 }
