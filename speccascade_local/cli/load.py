@@ -84,7 +84,6 @@ def load_with_progress(
             pair,
             drafter=chosen.drafter,
             expert=chosen.expert,
-            small=chosen.small,
             models=chosen.models,
             n_ctx=chosen.ctx,
             n_threads=chosen.threads,

@@ -81,9 +81,6 @@ class FileOptions:
     expert: Annotated[
         Path | None, typer.Option("--expert", rich_help_panel="Models", help="The large model's GGUF file, in place of a pair.")
     ] = None
-    small: Annotated[
-        Path | None, typer.Option("--small", rich_help_panel="Models", help="A third, still smaller model that drafts for the drafter.")
-    ] = None
     models: Models = None
     allow_code: Annotated[
         bool,
@@ -102,7 +99,7 @@ class ModelOptions(PlacementOptions, FileOptions):
 
 def pair_of(name: str | None, chosen: ModelOptions, *, complete: bool = True) -> Pair:
     """The pair that would be loaded. complete: False where its files need not be there. Raises SettingError and CatalogError."""
-    return choose(name, chosen.drafter, chosen.expert, chosen.small, chosen.models, complete=complete)
+    return choose(name, chosen.drafter, chosen.expert, chosen.models, complete=complete)
 
 
 @dataclass(frozen=True)

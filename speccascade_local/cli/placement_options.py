@@ -73,7 +73,6 @@ class PlacementOptions:
             **flash,
         }
         return {
-            "small": _placement(drafter),
             "drafter": _placement({**drafter, "lora": _adapters(self.drafter_lora)}),
             "expert": _placement({**expert, "lora": _adapters(self.expert_lora), "rpc": tuple(self.rpc or ()), "exact": self.exact}),
         }

@@ -7,7 +7,6 @@ rejection test needs the whole distribution and not only the token. Knows nothin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..rules.position_rules import Strict
@@ -51,23 +50,6 @@ class Session(Protocol):
 ReadAhead = list[tuple[Rows, int]]
 
 
-@dataclass(frozen=True, eq=False)
-class Helpers:
-    """Cheaper drafters behind the drafter, which reviews what they propose: vertical cascades (Chen et al. 2312.11462).
-
-    Whatever they propose, what the drafter submits is distributed as its own rows say, because it settles their proposals by the strict
-    test. index: copies from the text. small: a third, smaller model; small_pace says how long its drafts are.
-    """
-
-    index: NgramIndex | None = None
-    small: Session | None = None
-    small_pace: LengthPolicy = field(default_factory=lambda: FixedLength(4))
-
-    def guess(self, length: int, drafted: Sequence[int] = ()) -> Guess:
-        """How the text and ``drafted`` would be copied on."""
-        return self.index.guess(length, drafted) if self.index is not None else NOTHING
-
-
 def next_row(session: Session, generation: Generation, drafted: Sequence[int] = ()) -> Rows:
     """The row after the text and ``drafted``, of which the session reads what it had not. Its own copy. [1, n_vocab]"""
     return generation.rows(session.extend(_unread(session, generation, drafted), keep=1).copy(), drafted)
@@ -87,7 +69,7 @@ def propose(
     look_ahead: bool = False,
     pace: LengthPolicy | None = None,
     written: ReadAhead | None = None,
-    helpers: Helpers = Helpers(),  # a frozen value
+    index: NgramIndex | None = None,
 ) -> Draft:
     """Draft up to ``length`` tokens that continue the text.
 
@@ -98,12 +80,12 @@ def propose(
     """
     text, pace = len(generation.tokens), pace or FixedLength(length)
     pace.begin(length, text, first=not generation.reply, bonus=bonus)
-    reading = _Reading(drafter, generation, pace, helpers, written or [])
+    reading = _Reading(drafter, generation, pace, written or [])
     drafted: list[int] = []
     rows: list[Rows] = []
     ended = False
     while not ended and len(drafted) < length:
-        guess = helpers.guess(LONGEST_BLOCK, drafted)
+        guess = NOTHING if index is None else index.guess(LONGEST_BLOCK, drafted)
         if not pace.another(guess):
             break
         rows.append(reading.next(drafted, guess, most=length - len(drafted)))
@@ -113,17 +95,15 @@ def propose(
         ended = generation.is_end(drafted[-1])
     if look_ahead and not ended and len(rows) == len(drafted):
         rows.append(reading.next(drafted, NOTHING, most=1))
-    for session in (drafter, helpers.small):  # a proposal may have reached further than the draft
-        if session is not None:
-            session.roll_back(min(len(session.tokens), text + max(len(rows) - 1, 0)))
+    drafter.roll_back(min(len(drafter.tokens), text + max(len(rows) - 1, 0)))  # a guess may have reached further than the draft
     return Draft(drafted, rows, calls=reading.calls)
 
 
 class _Reading:
     """The drafter's rows one after the other, each from the drafter itself or from a batch in which it reviewed a proposal."""
 
-    def __init__(self, drafter: Session, generation: Generation, pace: LengthPolicy, helpers: Helpers, written: ReadAhead) -> None:
-        self._drafter, self._generation, self._pace, self._helpers = drafter, generation, pace, helpers
+    def __init__(self, drafter: Session, generation: Generation, pace: LengthPolicy, written: ReadAhead) -> None:
+        self._drafter, self._generation, self._pace = drafter, generation, pace
         self._ready = written
         self._drawn: int | None = None
         self.calls = 0  # batches of the drafter
@@ -145,29 +125,18 @@ class _Reading:
         return self._generation.draw(row) if self._drawn is None else self._drawn
 
     def _proposal(self, drafted: list[int], guess: Guess, most: int) -> Draft:
-        """What a helper thinks that the drafter will say next: ``guess``, or what a smaller model drafts."""
-        small = self._helpers.small
+        """What the drafter may say next: the part of ``guess`` that is worth reviewing."""
         if most < 1:
             return Draft([])
         length = min(self._pace.review(Guess(guess.token_ids[:LONGEST], guess.match)), most)
         guessed = self._generation.count_allowed(drafted, guess.token_ids[:length])
-        if guessed or small is None:
-            return Draft([], guesses=guessed)
-        proposal = propose(small, self._generation.with_drafts(drafted), most, pace=self._helpers.small_pace)
-        if not proposal.token_ids:
-            self._helpers.small_pace.learn(0, 0, 0, 0, 1)  # it stays quiet, and counts for how long
-        return proposal
+        return Draft([], guesses=guessed)
 
     def _review(self, drafted: list[int], guess: Guess, proposal: Draft) -> None:
         generation, read = self._generation, self._generation.scored(proposal.submitted)
         rows = self._drafter.extend(_unread(self._drafter, generation, drafted) + read, keep=len(read) + 1).copy()
         own = generation.rows(rows, drafted, read)
         verdict = verify(proposal, own, Strict(), generation.sampler, generation.rng)
-        if proposal.guesses:
-            self._pace.learn_review(Guess(proposal.guesses, guess.match), verdict.kept)
-        else:
-            self._helpers.small_pace.learn(len(verdict.deferred), verdict.kept, 0, 0, len(verdict.token_ids))
-        for session in (self._drafter, self._helpers.small):
-            if session is not None:
-                session.roll_back(min(len(session.tokens), len(generation.tokens) + len(drafted) + verdict.kept))
+        self._pace.learn_review(Guess(proposal.guesses, guess.match), verdict.kept)
+        self._drafter.roll_back(min(len(self._drafter.tokens), len(generation.tokens) + len(drafted) + verdict.kept))
         self._ready = [(own.row(j), token) for j, token in enumerate(verdict.token_ids)]

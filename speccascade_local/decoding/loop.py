@@ -21,10 +21,11 @@ from ..rules.evidence import Place
 from ..rules.rule import Rule
 from ..tokens.rows import Rows
 from ..tokens.vocabulary import Vocabulary
-from .draft import Helpers, ReadAhead, Session, propose
+from .draft import ReadAhead, Session, propose
 from .fidelity import Recording
 from .generation import Generation
 from .lengths import LONGEST_BLOCK, FixedLength, LengthPolicy
+from .ngram import NOTHING, NgramIndex
 from .overlap import WriteAhead, reading_meanwhile
 from .stats import Stats
 from .verify import Draft, Verdict, Verification, verify
@@ -61,7 +62,7 @@ def decode(
     wanted: Recording | None = None,
     vocabulary: Vocabulary | None = None,
     pace: LengthPolicy | None = None,
-    helpers: Helpers = Helpers(),  # noqa: B008  # a frozen value
+    index: NgramIndex | None = None,
 ) -> Iterator[Block]:
     """Continue the generation, which grows in place, and yield block after block until something ends the text.
 
@@ -74,8 +75,8 @@ def decode(
     "cascade" drafts one token more and settles it like the others, against the row that the bonus would have been drawn from. Then every
     block drafts at least one token, and every token follows the rule's target. With "expert" a place without a draft is the expert's own.
     wanted: what to record of each token. vocabulary: for rules that look at the texts of tokens.
-    pace: decides about the length of each draft, up to ``block_size``; without one it is always that. helpers: cheaper drafters behind
-    the drafter; their index may also guess on behind a draft.
+    pace: decides about the length of each draft, up to ``block_size``; without one it is always that. index: guesses from the text, which the
+    drafter reviews, and which follow a draft.
     """
     tokens = generation.tokens
     extra = 1 if bonus == "cascade" and rule.asks_expert and block_size else 0  # drafted tokens in place of a bonus
@@ -85,8 +86,8 @@ def decode(
     room = min(max_tokens, min(expert.n_ctx, drafter.n_ctx) + 1 - len(tokens))
     trace: list[float] = []
     notes: dict[Any, Any] = {}
-    if helpers.index is not None:
-        helpers.index.begin(tokens)
+    if index is not None:
+        index.begin(tokens)
     finish_reason: FinishReason | None = None
     written: ReadAhead = []
     with WriteAhead(drafter) as ahead:
@@ -97,10 +98,10 @@ def decode(
             with reading_meanwhile(expert, unread) if beside else nullcontext():
                 length = min(block_size + extra, room - own)
                 draft = propose(
-                    drafter, generation, length, bonus=not extra, look_ahead=look_ahead, pace=pace, written=written, helpers=helpers
+                    drafter, generation, length, bonus=not extra, look_ahead=look_ahead, pace=pace, written=written, index=index
                 )
             if rule.asks_expert and not extra:
-                draft = replace(draft, guesses=_guesses(draft, room - own, generation, helpers, pace))
+                draft = replace(draft, guesses=_guesses(draft, room - own, generation, index, pace))
             drafted = time.perf_counter()
             rows = NO_ROWS
             if rule.asks_expert:
@@ -124,11 +125,11 @@ def decode(
             generation.grow(verdict.token_ids)
             trace += verdict.trace
             written = ahead.kept(verdict) if finish_reason is None else []
-            for session in (drafter, expert, helpers.small):
-                if session is not None and not (written and session is drafter):
+            for session in (drafter, expert):
+                if not (written and session is drafter):
                     session.roll_back(min(len(session.tokens), len(tokens) - 1))
-            if helpers.index is not None:
-                helpers.index.append(verdict.token_ids)
+            if index is not None:
+                index.append(verdict.token_ids)
             stats.drafter_calls += draft.calls + ahead.calls
             stats.expert_calls += rule.asks_expert + beside
             count(stats, draft, verdict)
@@ -136,12 +137,12 @@ def decode(
             yield Block(verdict, draft, finish_reason)
 
 
-def _guesses(draft: Draft, room: int, generation: Generation, helpers: Helpers, pace: LengthPolicy) -> list[int]:
+def _guesses(draft: Draft, room: int, generation: Generation, index: NgramIndex | None, pace: LengthPolicy) -> list[int]:
     """What the index adds behind a draft: a horizontal cascade (Chen et al. 2312.11462)."""
     drafted = draft.token_ids
     if drafted and generation.is_end(drafted[-1]):
         return []
-    guess = helpers.guess(max(min(room - len(drafted), LONGEST_BLOCK), 0), drafted)
+    guess = NOTHING if index is None else index.guess(max(min(room - len(drafted), LONGEST_BLOCK), 0), drafted)
     return generation.count_allowed(drafted, guess.token_ids[: pace.tail(guess)])
 
 

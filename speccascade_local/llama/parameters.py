@@ -5,7 +5,6 @@ Knows nothing of what becomes of either.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import llama_cpp
@@ -30,9 +29,9 @@ _GGML_TYPES = {
 }
 
 
-def snapshots(role: str, roles: Collection[str]) -> int:
+def snapshots(role: str) -> int:
     """How many are worth their memory: those who judge drafts read them in one batch, those who only write do so token by token."""
-    return SNAPSHOTS if role == "expert" or (role == "drafter" and "small" in roles) else 0
+    return SNAPSHOTS if role == "expert" else 0
 
 
 def gpu_layers(placement: Placement) -> int:

@@ -11,7 +11,7 @@ from time import perf_counter
 import numpy as np
 
 from ..decoding.auto_length import AutoLength
-from ..decoding.draft import Helpers, Session
+from ..decoding.draft import Session
 from ..decoding.fidelity import Recording
 from ..decoding.generation import Generation
 from ..decoding.history import AcceptanceHistory
@@ -45,7 +45,7 @@ def _own_s(drafter: _Timed, expert: _Timed, block_size: int) -> float:
         return 0.0
     blocks = decode(
         generation, drafter, expert, rule=Strict(), block_size=min(block_size, room // 2), max_tokens=room, stops=lambda _: False,
-        stats=Stats(), wanted=Recording(), pace=_Eager(Profile(FREE, FREE, 1.0, {}), AcceptanceHistory()), helpers=Helpers(NgramIndex()),
+        stats=Stats(), wanted=Recording(), pace=_Eager(Profile(FREE, FREE, 1.0, {}), AcceptanceHistory()), index=NgramIndex(),
     )  # fmt: skip
     own: list[float] = []
     until = perf_counter() + ENOUGH_S

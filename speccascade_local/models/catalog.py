@@ -31,7 +31,7 @@ BUNDLED_PAIR = "demo"
 class Pair:
     """Two models, and where they were named (None: by the caller).
 
-    drafter: may be ``ngram`` in place of a file. small: a third model, which drafts for the drafter. models: by role, what else was
+    drafter: may be ``ngram`` in place of a file. models: by role, what else was
     said of each. context: tokens that the catalog says both were trained for. seen_in: where the catalog's facts come from. rpc: machines
     that share the expert. code_line, rpc_line: where ``source`` names code as the rule, and such machines; None where it does not.
     """
@@ -42,7 +42,6 @@ class Pair:
     rule: str | None = None
     description: str = ""
     source: Path | None = None
-    small: Path | None = None
     models: Mapping[str, ModelSource] = field(default_factory=dict)
     family: str | None = None
     context: int | None = None
@@ -58,7 +57,7 @@ class Pair:
     @property
     def files(self) -> dict[str, Path]:
         """The model files by role, from the smallest model to the largest."""
-        named = {"small": self.small, "drafter": None if str(self.drafter) == NGRAM else self.drafter, "expert": self.expert}
+        named = {"drafter": None if str(self.drafter) == NGRAM else self.drafter, "expert": self.expert}
         return {role: path for role, path in named.items() if path}
 
     @property
@@ -124,8 +123,8 @@ def read_file(path: Path) -> dict[str, Pair]:
 
 
 def _pair(name: str, entry: PairEntry, path: Path, line_of: LineOf) -> Pair:
-    named = {"small": entry.small, "drafter": entry.drafter, "expert": entry.expert}
-    models = {role: model_source(each, path.parent) for role, each in named.items() if each}
+    named = {"drafter": entry.drafter, "expert": entry.expert}
+    models = {role: model_source(each, path.parent) for role, each in named.items()}
     return Pair(
         name,
         models["drafter"].path,
@@ -133,7 +132,6 @@ def _pair(name: str, entry: PairEntry, path: Path, line_of: LineOf) -> Pair:
         _rule(entry.rule, path),
         entry.description,
         path,
-        models["small"].path if "small" in models else None,
         models,
         entry.family,
         entry.context,

@@ -80,7 +80,7 @@ def _dry_run(question: dict[str, Any], heard: Heard, out: TextIO) -> None:
         given = question["placements"].get(role)
         try:
             models[role] = Trial(Path(path), Placement.from_dict(given) if given else Placement(), heard)
-            facts[role] = models[role].facts(question["n_ctx"], snapshots(role, question["files"]))
+            facts[role] = models[role].facts(question["n_ctx"], snapshots(role))
         except SpeccascadeError as error:
             report(role=role, error=str(error), kind=type(error).__name__)
             return
@@ -94,9 +94,8 @@ def _shared_vocab_size(role: str, tokenizers: dict[str, Tokenizer]) -> dict[str,
     judge = tokenizers.get("expert")
     if judge is None or role == "expert":
         return {}
-    name = "small model" if role == "small" else "drafter"
     try:
-        return {"n_shared": shared_vocab_size(tokenizers[role], judge, name)}
+        return {"n_shared": shared_vocab_size(tokenizers[role], judge, role)}
     except PairError as error:
         return {"difference": str(error)}
 

@@ -17,7 +17,7 @@ from ..common.errors import SettingError
 from ..common.sequences import shared_prefix_length
 from ..decoding.audit import Audit
 from ..decoding.auto_length import AutoLength
-from ..decoding.draft import Helpers, Session
+from ..decoding.draft import Session
 from ..decoding.fidelity import Distribution, Entry
 from ..decoding.generation import Generation
 from ..decoding.history import AcceptanceHistory
@@ -49,17 +49,14 @@ UNCHECKED_BLOCK = 5
 class LoadedPair:
     """What a reply is made with: the sessions, the expert's tokenizer, and what is known about lengths.
 
-    small: drafts for the drafter, if there is a third model. profile: of drafter and expert, small_profile: of small and drafter; None as
-    long as nobody has asked for automatic lengths. learnt: by rule and temperature; start: what it was when the pair was loaded.
+    profile: of drafter and expert; None as long as nobody has asked for automatic lengths. learnt: by rule and temperature; start: what it was when the pair was loaded.
     """
 
     drafter: Session
     expert: Session
     tokenizer: Tokenizer
     vocabulary: Vocabulary
-    small: Session | None = None
     profile: Profile | None = None
-    small_profile: Profile | None = None
     start: dict[str, AcceptanceHistory] = field(default_factory=dict)
     learnt: dict[str, AcceptanceHistory] = field(init=False)
     index: NgramIndex = field(default_factory=NgramIndex)
@@ -70,12 +67,12 @@ class LoadedPair:
     def beside(self, sessions: Mapping[str, LlamaSession]) -> LoadedPair:
         """The same models with other timelines, by role. What it learns is its own, beginning with what was known when loading."""
         drafter = sessions.get("drafter") or NgramSession(self.expert.n_vocab, self.expert.n_ctx)
-        return replace(self, drafter=drafter, expert=sessions["expert"], small=sessions.get("small"), index=NgramIndex())
+        return replace(self, drafter=drafter, expert=sessions["expert"], index=NgramIndex())
 
     @property
     def sessions(self) -> list[Session]:
         """All timelines."""
-        return [session for session in (self.small, self.drafter, self.expert) if session is not None]
+        return [self.drafter, self.expert]
 
     @property
     def rollbacks(self) -> Rollbacks:
@@ -181,7 +178,7 @@ def _blocks(
             stats=stats,
             wanted=settings.wanted,
         )
-    pace, helpers = _lengths(pair, settings, rule, unread)
+    pace, index = _lengths(pair, settings, rule, unread)
     block_size = UNCHECKED_BLOCK if settings.block_size == "auto" and not rule.asks_expert else settings.longest_block
     return decode(
         generation,
@@ -197,31 +194,26 @@ def _blocks(
         wanted=settings.wanted,
         vocabulary=pair.vocabulary,
         pace=pace,
-        helpers=helpers,
+        index=index,
     )
 
 
-def _lengths(pair: LoadedPair, settings: Settings, rule: Rule, unread: int | None) -> tuple[LengthPolicy | None, Helpers]:
-    """Who decides how long the drafts are, and who helps to make them."""
+def _lengths(pair: LoadedPair, settings: Settings, rule: Rule, unread: int | None) -> tuple[LengthPolicy | None, NgramIndex | None]:
+    """Who decides how long the drafts are, and the index that guesses come from."""
     if settings.block_size != "auto" or not rule.asks_expert:
-        return None, Helpers(small=pair.small)
+        return None, None
     assert pair.profile is not None
     key = f"{rule} at temperature {settings.temperature:g}"
-    small_key = f"small model, {key}"
     learnt = pair.learnt
     if settings.seed is not None:  # a seed repeats an answer, whatever was asked in between
-        learnt = {name: deepcopy(pair.start[name]) for name in (key, small_key) if name in pair.start}
+        learnt = {key: deepcopy(pair.start[key])} if key in pair.start else {}
     pace = AutoLength(
         pair.profile,
         learnt.setdefault(key, AcceptanceHistory()),
         has_drafter=not (isinstance(pair.drafter, NgramSession) and isinstance(rule, Strict)),
         prompt=unread,
     )
-    if pair.small is None:
-        return pace, Helpers(pair.index)
-    assert pair.small_profile is not None
-    small_pace = AutoLength(pair.small_profile, learnt.setdefault(small_key, AcceptanceHistory()))
-    return pace, Helpers(pair.index, pair.small, small_pace)
+    return pace, pair.index
 
 
 def _audit(pair: LoadedPair, chunks: Iterator[Chunk | None], audit: Audit) -> Iterator[Chunk | None]:

@@ -44,7 +44,6 @@ def load(
     *,
     drafter: str | os.PathLike[str] | None = None,
     expert: str | os.PathLike[str] | None = None,
-    small: str | os.PathLike[str] | None = None,
     models: str | os.PathLike[str] | None = None,
     n_ctx: int | None = None,
     n_threads: int | None = None,
@@ -60,20 +59,20 @@ def load(
 ) -> Runtime:
     """Load a pair: by name from ``models.yaml`` (None: the bundled one), or by the paths of two GGUF files.
 
-    drafter: may be ``"ngram"``: no second model, drafts are copied from the text. small: a third model that drafts for the drafter.
+    drafter: may be ``"ngram"``: no second model, drafts are copied from the text.
     models: a ``models.yaml`` to look in first. n_ctx: tokens that all contexts hold (default: 4096, or what all models were trained for).
     n_threads: default what is fastest (1 for tiny models). placement: layers on the GPU, devices, type of the caches, adapters, for all
     models or by role. check_memory: refuse before loading what does not fit what is free. rule: in place of the pair's own. profile:
     measure now how fast the models are on this machine, or read it where that was done before; False puts it off until automatic lengths
     need it. learnt: what :meth:`Runtime.learnt` of an earlier runtime gave. timelines: how many texts the models have room for at once, of
-    ``n_ctx`` tokens each, for :meth:`Runtime.shared`; their caches take so many times the memory. on_progress: called with ("small",
+    ``n_ctx`` tokens each, for :meth:`Runtime.shared`; their caches take so many times the memory. on_progress: called with (
     "drafter", "expert" or "profile", 0..1). allow_code: run code that a ``models.yaml`` names as a pair's rule, and use the machines of its
     ``rpc``, also where the file is not the user's own. exact: the expert's rows are the same to the bit in batches and alone, so that under
     ``strict`` at temperature 0 drafts change no token of its text; its batches are slower, and loading takes a while longer.
 
     Raises CatalogError, ModelLoadError, PairError, SettingError or SessionError; whatever was loaded by then is freed.
     """
-    chosen = choose(pair, drafter, expert, small, models)
+    chosen = choose(pair, drafter, expert, models)
     require_allowed(chosen, allow_code, rule, placement)
     own = registry.parse(rule) if rule else _own_rule(chosen)  # refused before anything is loaded
     known = read_histories(learnt or {})
@@ -89,7 +88,7 @@ def load(
         return model
 
     def open_session(role: str, model: LlamaModel) -> LlamaSession:
-        kept = snapshots(role, opened)
+        kept = snapshots(role)
         context = LlamaContext(model, n_ctx=size, n_threads=n_threads, n_timelines=timelines, n_snapshots=kept)
         resources.callback(context.close)
         return LlamaSession(context, n_vocab=n_vocab)
@@ -102,7 +101,7 @@ def load(
         n_vocab = min((shared_vocab_size(each, judge, names[role]) for role, each in others.items()), default=judge.n_vocab)
         sessions = {role: open_session(role, model) for role, model in opened.items()}
         drafting = sessions["drafter"] if "drafter" in sessions else NgramSession(n_vocab, size)
-        runtime = Runtime(chosen, own, drafting, sessions["expert"], resources.pop_all(), sessions.get("small"), known)
+        runtime = Runtime(chosen, own, drafting, sessions["expert"], resources.pop_all(), known)
     try:
         if profile:
             runtime.profile(on_step=(lambda fraction: on_progress("profile", fraction)) if on_progress else lambda _: None)
@@ -151,8 +150,8 @@ def placements_of(pair: Pair, given: Placement | Mapping[str, Placement] | None)
     """How each model is wanted: as given, for all or by role, and where that says nothing as ``models.yaml`` says. Raises SettingError."""
     usual = Placement()
     wanted = given if isinstance(given, Mapping) else dict.fromkeys(pair.files, given or usual)
-    if unknown := wanted.keys() - {"small", "drafter", "expert"}:
-        raise SettingError(f"placement names the role {min(unknown)!r:.40}; roles are small, drafter and expert")
+    if unknown := wanted.keys() - {"drafter", "expert"}:
+        raise SettingError(f"placement names the role {min(unknown)!r:.40}; roles are drafter and expert")
     found = {}
     for role, source in pair.models.items():
         names = ("gpu_layers", "device", "cache_type", "lora")
@@ -201,7 +200,6 @@ def choose(
     pair: str | None,
     drafter: str | os.PathLike[str] | None,
     expert: str | os.PathLike[str] | None,
-    small: str | os.PathLike[str] | None,
     models: str | os.PathLike[str] | None,
     *,
     complete: bool = True,
@@ -210,7 +208,7 @@ def choose(
 
     complete: False for whoever can do with a pair whose files are not all there.
     """
-    chosen = _choose_pair(pair, drafter, expert, small, models)
+    chosen = _choose_pair(pair, drafter, expert, models)
     if complete:
         chosen.check_files()
     return chosen
@@ -220,12 +218,9 @@ def _choose_pair(
     pair: str | None,
     drafter: str | os.PathLike[str] | None,
     expert: str | os.PathLike[str] | None,
-    small: str | os.PathLike[str] | None,
     models: str | os.PathLike[str] | None,
 ) -> Pair:
     if drafter is None and expert is None:
-        if small is not None:
-            raise SettingError("a small model's file needs a drafter and an expert file; name all three, or a pair that has a small model")
         if pair is None and models is None:
             return catalog.default()
         return catalog.find(catalog.BUNDLED_PAIR if pair is None else pair, models)
@@ -233,9 +228,6 @@ def _choose_pair(
         raise SettingError("a drafter file needs an expert file and the other way round; name both, or a pair")
     if pair is not None or models is not None:
         raise SettingError("two files were named, and a pair or a models.yaml too; name one or the other")
-    if str(drafter) == NGRAM and small is not None:
-        raise SettingError("a small model drafts for a drafter, and drafter 'ngram' is none; name the small model as the drafter")
     if str(expert) == NGRAM:
         raise SettingError("the expert is 'ngram', which copies and knows nothing; only the drafter may be")
-    third = None if small is None else Path(os.path.expanduser(small))
-    return Pair("custom", Path(os.path.expanduser(drafter)), Path(os.path.expanduser(expert)), small=third)
+    return Pair("custom", Path(os.path.expanduser(drafter)), Path(os.path.expanduser(expert)))

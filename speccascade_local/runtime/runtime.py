@@ -56,19 +56,18 @@ class Runtime:
         drafter: LlamaSession | NgramSession,
         expert: LlamaSession,
         resources: ExitStack,
-        small: LlamaSession | None = None,
         learnt: Mapping[str, AcceptanceHistory] | None = None,
     ) -> None:
         self.pair = pair
         self.rule = rule
         self.n_ctx = expert.n_ctx
         self.n_vocab = expert.n_vocab
-        self._small, self._drafter, self._expert, self._model = small, drafter, expert, expert.model
+        self._drafter, self._expert, self._model = drafter, expert, expert.model
         self._tokenizer = self._model.tokenizer
         #: Whether :meth:`chat` works for this pair.
         self.has_chat_template = self._tokenizer.has_text and bool(self._model.chat_template)
         vocabulary = Vocabulary(self.n_vocab, lambda token: self._tokenizer.piece(token, special=True))
-        self._loaded = LoadedPair(drafter, expert, self._tokenizer, vocabulary, small, start=dict(learnt or {}))
+        self._loaded = LoadedPair(drafter, expert, self._tokenizer, vocabulary, start=dict(learnt or {}))
         self._resources = resources
         self._whole_calls = threading.RLock()  # held while a whole reply is made
         self._block: Any = threading.RLock()  # held while one block is made
@@ -171,12 +170,10 @@ class Runtime:
         with self._whole_calls, self._exclusively():
             self._require_unshared()
             self._turn += 1
-            pair, small = self._loaded, self._small
+            pair = self._loaded
             for session in pair.sessions:
                 session.roll_back(0)
             drafter = self._sessions.get("drafter")
-            if small is not None and drafter is not None:
-                pair.small_profile = profile_of(small, drafter, threads=drafter.context.named_threads, refresh=refresh, on_step=on_step)
             pair.profile = profile_of(drafter, self._expert, threads=self._expert.context.named_threads, refresh=refresh, on_step=on_step)
             return pair.profile
 
@@ -222,7 +219,7 @@ class Runtime:
 
     @property
     def models(self) -> dict[str, LlamaModel]:
-        """The loaded models by role: drafter and expert, small where there is a third; no drafter where drafts are copied from the text."""
+        """The loaded models by role: drafter and expert; no drafter where drafts are copied from the text."""
         return {role: session.model for role, session in self._sessions.items()}
 
     @property
@@ -232,7 +229,7 @@ class Runtime:
 
     @property
     def _sessions(self) -> dict[str, LlamaSession]:
-        found = {"small": self._small, "drafter": self._drafter, "expert": self._expert}
+        found = {"drafter": self._drafter, "expert": self._expert}
         return {role: session for role, session in found.items() if isinstance(session, LlamaSession)}
 
     def close(self) -> None:

@@ -52,5 +52,4 @@ class SharedPair:
 def _speeds(pair: LoadedPair) -> dict[str, Speed]:
     """What the profiles say, by role."""
     assert pair.profile is not None
-    small = {"small": pair.small_profile.drafter} if pair.small_profile else {}
-    return {"drafter": pair.profile.drafter, "expert": pair.profile.expert} | small
+    return {"drafter": pair.profile.drafter, "expert": pair.profile.expert}

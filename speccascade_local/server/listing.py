@@ -81,7 +81,6 @@ def _describe(name: str, runtime: Runtime) -> dict[str, Any]:
         "alpha": _alpha(runtime.rule),
         "drafter": pair.drafter.name,
         "expert": pair.expert.name,
-        "small": pair.small.name if pair.small else None,
         "n_ctx": runtime.n_ctx,
         "n_vocab": runtime.n_vocab,
         "chat": runtime.has_chat_template,

@@ -237,13 +237,6 @@ def test_models_lists_pairs_and_says_which_files_are_missing(tmp_path):
     assert re.search(r"demo +token_v3:\S+ +drafter\.gguf +expert\.gguf .*two tiny demonstration models", told)
 
 
-def test_models_shows_the_small_model_of_a_chain_and_whether_it_is_missing(tmp_path):
-    (tmp_path / "models.yaml").write_text("pairs: {mine: {small: tiny.gguf, drafter: bundled:drafter.gguf, expert: bundled:expert.gguf}}\n")
-    told = speccascade("models", cwd=tmp_path).stdout.decode()
-    assert re.search(r"^pair +rule +small +drafter +expert", told)
-    assert re.search(r"mine +token_v3:\S+ \(default\) +missing \S*tiny\.gguf +drafter\.gguf +expert\.gguf", told)
-
-
 def test_models_tells_family_size_licence_and_what_is_to_be_pulled(tmp_path):
     told = speccascade("models", cwd=tmp_path, HF_HOME=str(tmp_path)).stdout.decode()
     line = next(line for line in told.splitlines() if line.startswith("qwen3-8b "))

@@ -90,10 +90,7 @@ MODELS = VALUES | st.dictionaries(
 )
 ENTRIES = st.fixed_dictionaries(
     {"drafter": MODELS, "expert": MODELS},
-    optional={
-        name: MODELS | st.lists(VALUES, max_size=2)
-        for name in ("small", "rule", "family", "context", "source", "rpc", "description", "rul")
-    },
+    optional={name: MODELS | st.lists(VALUES, max_size=2) for name in ("rule", "family", "context", "source", "rpc", "description", "rul")},
 )
 
 

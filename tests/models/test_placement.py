@@ -142,7 +142,7 @@ def test_options_of_the_command_line_become_placements_by_role():
     found = given.placements()
     lora = ((Path("a.gguf"), 0.5), (Path("b.gguf"), 1.0))
     assert found["expert"] == Placement(20, "CUDA0", "q8_0", "on", lora)
-    assert found["drafter"] == found["small"] == Placement(20, None, "q8_0", "on")
+    assert found["drafter"] == Placement(20, None, "q8_0", "on")
     found = ModelOptions(gpu_layers="-1", drafter_gpu_layers="0", drafter_cache_type="f16", cache_type="q4_0").placements()
     assert (found["drafter"], found["expert"]) == (Placement(0, cache_type="f16"), Placement(-1, cache_type="q4_0"))
     for wrong in ({"gpu_layers": "many"}, {"drafter_lora": ["a.gguf=strong"]}, {"cache_type": "f17"}):

@@ -91,9 +91,9 @@ def test_a_name_alone_says_nothing_more(tmp_path):
 
 
 def test_a_pair_made_of_paths_has_models_too(tmp_path):
-    made = catalog.Pair("custom", tmp_path / "d.gguf", tmp_path / "e.gguf", small=tmp_path / "s.gguf")
+    made = catalog.Pair("custom", tmp_path / "d.gguf", tmp_path / "e.gguf")
     assert {role: model.path for role, model in made.models.items()} == made.files
-    assert list(made.models) == ["small", "drafter", "expert"]
+    assert list(made.models) == ["drafter", "expert"]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,6 @@ def test_a_pair_made_of_paths_has_models_too(tmp_path):
             "pairs.p.rpc.0: 'http://host:80' is not HOST:PORT of an RPC server, such as 192.168.1.7:50052; seen",
         ),
         ("expert: ngram", 2, "pairs.p: 'ngram' copies and knows nothing; only the drafter may be"),
-        ("expert: e\n    small: ngram", 2, "pairs.p: 'ngram' copies and knows nothing"),
     ],
 )
 def test_what_is_wrong_is_told_with_line_and_key(tmp_path, lines, line, said):

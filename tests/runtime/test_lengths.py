@@ -138,18 +138,6 @@ def test_without_a_profile_one_is_made_when_lengths_need_it():
         assert runtime._loaded.profile is not None
 
 
-@pytest.mark.parametrize(
-    ("files", "said"),
-    [
-        ({"small": "a.gguf"}, "a small model's file needs a drafter"),
-        ({"small": "a.gguf", "drafter": "ngram", "expert": "b.gguf"}, "drafter 'ngram' is none"),
-    ],
-)
-def test_a_third_model_needs_two_others(files, said):
-    with pytest.raises(SettingError, match=said):
-        sc.load(**files)
-
-
 def test_a_pair_may_name_a_small_model_or_none_in_models_yaml(tmp_path):
     path = tmp_path / "models.yaml"
     path.write_text(

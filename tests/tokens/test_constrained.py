@@ -17,7 +17,6 @@ from speccascade_local.decoding.auto_length import AutoLength
 from speccascade_local.decoding.verify import VERIFICATIONS
 from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.session import LlamaSession
-from speccascade_local.models import catalog
 from speccascade_local.rules import registry
 from speccascade_local.rules.routes import Route, TokenCascade
 from speccascade_local.runtime.settings import Settings
@@ -287,11 +286,3 @@ def test_an_answer_under_a_closed_grammar_may_stand_in_the_history_already(demo,
     assert reply.text in texts
     assert reply.finish_reason == "stop"
     assert_caches_are_true(demo)
-
-
-@pytest.mark.parametrize("rule", ["strict", "token_v3:0.3"])
-def test_a_third_model_may_draft_to_the_end_of_a_closed_grammar(rule):
-    files = catalog.bundled_pair()
-    with sc.load(drafter=files.drafter, expert=files.expert, small=files.drafter, n_threads=1) as runtime:
-        for text in ('{"a": "b"}', "[1]"):
-            assert repeated(runtime, [text], f"root ::= {literal(text)}", rule=rule).text == text

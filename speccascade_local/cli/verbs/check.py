@@ -64,7 +64,7 @@ def check_verb(
     set_log_level(verbose)
     try:
         if suggest is not None:
-            if pair or chosen.drafter or chosen.expert or chosen.small or chosen.models or remote:
+            if pair or chosen.drafter or chosen.expert or chosen.models or remote:
                 raise SettingError("--suggest takes an expert's file and looks for drafters; name no pair, no other files and no --remote")
             raise typer.Exit(_suggest(suggest, folder or [], best, as_json, verbose))
         if folder:

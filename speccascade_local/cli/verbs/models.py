@@ -57,8 +57,7 @@ def _families(pairs: dict[str, Pair]) -> Table:
 
 def _everything(pairs: dict[str, Pair]) -> Table:
     """For a pipe: all of it, one line for each pair."""
-    small = ["small"] if any(pair.small for pair in pairs.values()) else []
-    roles = [*small, "drafter", "expert"]
+    roles = ["drafter", "expert"]
     table = Table("pair", "rule", *roles, "family", "size", "licence", "named in", "description", box=None, pad_edge=False)
     for name, pair in pairs.items():
         known = pair.family or "", _size(pair), _licences(pair), str(pair.source), pair.description

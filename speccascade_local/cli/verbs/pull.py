@@ -27,7 +27,7 @@ Revisions = Annotated[
         "--revision",
         metavar="[ROLE=]REVISION",
         show_default="as models.yaml says, else main",
-        help="A branch, tag or commit, of all models or of one (drafter, expert, small); asks the hub again.",
+        help="A branch, tag or commit, of all models or of one (drafter, expert); asks the hub again.",
     ),
 ]
 
