@@ -34,7 +34,7 @@ from rich.table import Table
 import speccascade_local as sc
 from speccascade_local.decoding.fidelity import Recording
 from speccascade_local.decoding.generation import Generation
-from speccascade_local.decoding.loop import Block, decode
+from speccascade_local.decoding.loop import Block, BlockLoop
 from speccascade_local.decoding.stats import Stats
 from speccascade_local.decoding.token_loop import token_cascade
 from speccascade_local.rules.lossy_acceptance import Fly
@@ -95,13 +95,13 @@ def measured(spec: str, temperature: float, rows: tuple[np.ndarray, np.ndarray],
         block_size = 8
     drafter, expert = (Toy(each, n_ctx=10**6) for each in rows)
     generation = Generation([1, 2, 3, 4], Sampler(temperature), np.random.default_rng(1), never_ends)
-    shared = {"max_tokens": 10**6, "stops": never_ends, "stats": stats, "wanted": Recording()}
+    shared = {"max_tokens": 10**6, "stops": never_ends, "stats": stats, "recording": Recording()}
     found: Iterator[Block]
     if isinstance(method, TokenCascade):
         found = token_cascade(generation, drafter, expert, rule=method, **shared)
     else:
         rule = Never() if isinstance(method, Route) else method
-        found = decode(generation, drafter, expert, rule=rule, block_size=block_size, **shared)
+        found = BlockLoop(generation, drafter, expert, rule=rule, block_size=block_size, **shared).decode()
     overheads, faults = [], []
     for _ in range(WARM_UP + blocks):
         before, inside = time.perf_counter(), drafter.seconds + expert.seconds

@@ -46,7 +46,7 @@ def warm_up(runtime: Runtime, prompts: Sequence[Prompt], arms: Iterable[Arm], an
         for prompt in prompts[: answers if learning else 1]:
             short = arm.settings if learning else replace(arm.settings, max_tokens=WARM_UP_TOKENS)
             runtime.reset()
-            runtime.generate(prompt, **vars(replace(short, seed=None)))
+            runtime.generate(prompt, replace(short, seed=None))
     return runtime.learnt()
 
 
@@ -93,10 +93,10 @@ def row_of(runtime: Runtime, question: Question, prompt: Prompt, arm: Arm, *, re
     """One answer and its price. Times in seconds: wall_s of all text, first_s to the first, audit_s for the account behind it."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     runtime.reset()
-    asked = replace(arm.settings, seed=seed, audit=audit and arm.settings.wanted is not None)
+    asked = replace(arm.settings, seed=seed, audit=audit and arm.settings.recording is not None)
     chunks: list[Chunk] = []
     wall_s, begun = 0.0, time.perf_counter()
-    for chunk in runtime.stream(prompt, **vars(asked)):
+    for chunk in runtime.stream(prompt, asked):
         chunks.append(chunk)
         if chunk.tokens:  # the account comes behind the last of them
             wall_s = time.perf_counter() - begun

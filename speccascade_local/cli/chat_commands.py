@@ -39,13 +39,13 @@ class Chat:
     def ask(self, question: str) -> Generator[Chunk]:
         """The answer, block by block."""
         self.retries = 0
-        return self.conversation.stream(question, **vars(self.settings))
+        return self.conversation.stream(question, self.settings)
 
     def retry(self) -> Generator[Chunk]:
         """Another answer to the last question, by other random numbers."""
         self.retries += 1
         seed = self.settings.seed
-        return self.conversation.retry(**vars(replace(self.settings, seed=None if seed is None else seed + self.retries)))
+        return self.conversation.retry(replace(self.settings, seed=None if seed is None else seed + self.retries))
 
     def go_on(self, restored: RestoredChat, **chosen: Any) -> None:
         """With the settings of a session file, but for those that were chosen."""

@@ -34,7 +34,7 @@ class SharedPair:
             for _ in range(count):
                 seat = Participant()
                 beside = {role: self._session(seat, own, opened) for role, own in sessions.items()}
-                self.pairs[seat] = pair.beside(beside)
+                self.pairs[seat] = pair.with_sessions(beside)
             self._opened = opened.pop_all()
 
     def _session(self, seat: Participant, own: LlamaSession, opened: ExitStack) -> SharedSession:

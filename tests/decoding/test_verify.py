@@ -181,7 +181,7 @@ def test_the_handed_over_mass_is_given_out_over_every_token_also_the_trusted_one
 def test_cutting_a_verdict_never_tells_of_what_lies_behind_the_cut(rule, length, settings):
     rng = np.random.default_rng(length)
     drafter, expert = rng.normal(size=(3, 5)), rng.normal(size=(4, 5))
-    verdict = verify(drafted([0, 1, 2], drafter), expert, rule, Sampler(**settings), rng, wanted=Recording())
+    verdict = verify(drafted([0, 1, 2], drafter), expert, rule, Sampler(**settings), rng, recording=Recording())
     length = min(length, len(verdict.token_ids))
     cut = verdict.cut(length)
     for name in ("token_ids", "origins", "deferred", "trace", "entries"):

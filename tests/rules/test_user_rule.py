@@ -572,7 +572,7 @@ def test_such_a_rule_is_refused_even_while_another_thread_waits_for_its_block(de
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with demo._whole_calls:
+        with demo._turns.whole_call():
             held.set()
             assert done.wait(60)
 

@@ -361,7 +361,7 @@ def test_a_runtime_whose_sharing_was_left_by_an_interruption_answers_again(demo:
 
     def leave() -> None:
         with monkeypatch.context() as patch, runtime.shared(1):
-            patch.setattr(runtime, "_exclusively", interrupted)
+            patch.setattr(runtime._turns, "exclusive", interrupted)
 
     with pytest.raises(KeyboardInterrupt):
         leave()

@@ -196,8 +196,8 @@ def test_a_later_call_may_come_in_the_middle_of_the_drafters_unseen_answer(demo,
     demo.reset()
     replies = []
     stream = demo.stream(prompt, rule=rule, seed=5)
-    lock = Interrupting(demo._block, 3, lambda: replies.append(demo.generate(other, rule=later, seed=5)))
-    monkeypatch.setattr(demo, "_block", lock)
+    lock = Interrupting(demo._turns._block, 3, lambda: replies.append(demo.generate(other, rule=later, seed=5)))
+    monkeypatch.setattr(demo._turns, "_block", lock)
     with pytest.raises(sc.SessionError, match="later call"):
         next(stream)
     monkeypatch.undo()

@@ -117,7 +117,7 @@ def test_a_value_that_a_setting_does_not_take_is_refused_by_name(name, data):
 )
 def test_every_value_in_range_is_taken_and_kept(**values):
     settings = Settings(**values)
-    assert vars(settings) == vars(DEFAULTS) | values | {name: tuple(values[name]) for name in ("stop", "stop_token_ids")}
+    assert settings.as_dict() == DEFAULTS.as_dict() | values | {name: tuple(values[name]) for name in ("stop", "stop_token_ids")}
     assert settings.sampler.probs(np.zeros(3)).sum() == pytest.approx(1)
 
 

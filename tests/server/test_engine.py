@@ -77,7 +77,7 @@ def test_a_job_gives_what_the_runtime_gives(engine: Engine, demo: sc.Runtime) ->
         job = engine.submit("demo", question, SHORT)
         chunks = list(job)
         assert list(job) == chunks, "each reading begins with the first"
-        asked = demo.chat(question, **vars(SHORT)) if question is QUESTION else demo.generate(question, **vars(SHORT))
+        asked = demo.chat(question, SHORT) if question is QUESTION else demo.generate(question, SHORT)
         assert job.reply().token_ids == asked.token_ids
         assert chunks[-1].finish_reason is not None
         assert job.wait(PATIENCE_S)
@@ -210,7 +210,7 @@ def test_closing_finishes_what_it_can_and_ends_the_rest(pair: sc.Runtime) -> Non
     with pytest.raises(EngineError, match="closing"):
         engine.submit("demo", QUESTION, SHORT)
     engine.close()
-    assert pair.chat(QUESTION, **vars(SHORT)).finish_reason, "the pair is its own again"
+    assert pair.chat(QUESTION, SHORT).finish_reason, "the pair is its own again"
 
 
 #: Whole numbers that are multiples of four primes: far more states than can be computed.
@@ -318,7 +318,7 @@ def test_an_event_loop_reads_jobs_and_cancels_those_it_leaves(engine: Engine, de
 
     gate = Gate()
     gate.opened.set()
-    asked = demo.chat(QUESTION, **vars(SHORT))
+    asked = demo.chat(QUESTION, SHORT)
     assert sc.Reply.of(asyncio.run(all_of())).token_ids == asked.token_ids
     left = engine.submit("demo", QUESTION, gate.settings(max_tokens=400))
     asyncio.run(first_of(left))
@@ -333,7 +333,7 @@ PROMPTS = [[5, 9, 2], [5, 9, 2, 7], [11] * 40, [3]]
 
 
 def texts_alone(runtime: sc.Runtime, asked: list[tuple[list[int], Settings]]) -> list[list[int]]:
-    return [runtime.generate(prompt, **vars(settings)).token_ids for prompt, settings in asked]
+    return [runtime.generate(prompt, settings).token_ids for prompt, settings in asked]
 
 
 def texts_together(runtime: sc.Runtime, asked: list[tuple[list[int], Settings]]) -> list[list[int]]:
@@ -372,7 +372,7 @@ def test_a_real_pair_gives_the_same_texts_too(pair: sc.Runtime) -> None:
     """But for near ties, which batches of other sizes round differently."""
     settings = Settings(rule="strict", max_tokens=30, block_size=3, seed=0, logprobs=2)
     messages = [[{"role": "user", "content": f"Who is {name}?"}] for name in ("Ada Lovelace", "Mozart", "Voltaire", "Nikola Tesla")]
-    alone = [pair.chat(each, **vars(settings)) for each in messages]
+    alone = [pair.chat(each, settings) for each in messages]
     with Engine({"demo": pair}, slots=4) as engine:
         jobs = [engine.submit("demo", each, settings) for each in messages]
         assert all(parted_at_a_tie(one, job.reply(), 0.3) for one, job in zip(alone, jobs))
@@ -386,7 +386,7 @@ def test_a_recurrent_pair_answers_several_at_once(tmp_path: Path, name: str) -> 
     prompts = [[n, 7, 3 * n, 5] for n in range(1, 7)]
     with sc.load(**files, n_ctx=256, n_threads=1, timelines=3, profile=False) as runtime:
         runtime._loaded.profile = toy_profile()
-        alone = [runtime.generate(prompt, **vars(settings)) for prompt in prompts]
+        alone = [runtime.generate(prompt, settings) for prompt in prompts]
         with Engine({"tiny": runtime}, slots=3) as engine:
             jobs = [engine.submit("tiny", prompt, settings) for prompt in prompts]
             together = [job.reply() for job in jobs]
@@ -479,7 +479,7 @@ def test_an_empty_name_is_no_conversation(demo: sc.Runtime) -> None:
 def test_a_seed_repeats_an_answer_whatever_was_asked_in_between(demo: sc.Runtime) -> None:
     runtime = toy_runtime(demo, timelines=4)
     seeded = Settings(rule="token_v3:0.3", max_tokens=24, seed=7, temperature=1.0)
-    expected = runtime.generate([5, 6], **vars(seeded)).token_ids
+    expected = runtime.generate([5, 6], seeded).token_ids
     with Engine({"toy": runtime}, slots=4) as engine:
         others = [engine.submit("toy", [n, 3], Settings(rule="token_v3:0.3", max_tokens=24, temperature=1.0)) for n in range(1, 7)]
         assert engine.submit("toy", [5, 6], seeded).reply().token_ids == expected
@@ -493,7 +493,7 @@ def test_more_slots_than_the_pair_was_loaded_for_are_refused(demo: sc.Runtime) -
         Engine({"demo": demo}, slots=2)
     with pytest.raises(SettingError, match="slots is 0"):
         Engine({"demo": demo}, slots=0)
-    assert demo.chat(QUESTION, **vars(SHORT)).finish_reason
+    assert demo.chat(QUESTION, SHORT).finish_reason
 
 
 def test_copies_from_the_text_work_in_slots_too() -> None:
@@ -503,7 +503,7 @@ def test_copies_from_the_text_work_in_slots_too() -> None:
     with sc.load(drafter="ngram", expert=bundled.expert, n_threads=1, timelines=2, profile=False) as runtime:
         runtime._loaded.profile = toy_profile()
         prompts = [runtime.chat_ids([{"role": "user", "content": question}]) for question in ("Who is Mozart?", "What is 3 + 4?")]
-        alone = [runtime.generate(prompt, **vars(settings)) for prompt in prompts]
+        alone = [runtime.generate(prompt, settings) for prompt in prompts]
         with Engine({"pair": runtime}, slots=2) as engine:
             jobs = [engine.submit("pair", prompt, settings) for prompt in prompts]
             assert all(parted_at_a_tie(one, job.reply(), 0.3) for one, job in zip(alone, jobs))

@@ -146,8 +146,8 @@ def test_what_is_honoured_or_mapped_has_an_effect(route, row, settings):
     fields = {row.name: value} | ({"logprobs": True} if row.name == "top_logprobs" else {})
     assert read(route, **fields) != read(route)
     changes = {name: change[route] if isinstance(change, dict) and route in change else change for name, change in changes.items()}
-    plain = vars(settings(route))
-    assert vars(settings(route, **fields)) == plain | changes | (
+    plain = settings(route).as_dict()
+    assert settings(route, **fields).as_dict() == plain | changes | (
         {"logprobs": 2, "logprobs_of": "raw"} if row.name == "top_logprobs" else {}
     )
     assert all(plain[name] != change for name, change in changes.items())

@@ -279,8 +279,8 @@ def test_an_answer_under_a_closed_grammar_may_stand_in_the_history_already(demo,
     """eager: all that can be copied is guessed, by the expert's batch and by the drafter's, whatever it costs."""
     with pytest.MonkeyPatch.context() as patch:
         if eager:
-            patch.setattr(AutoLength, "review", lambda self, guess: len(guess.token_ids))
-            patch.setattr(AutoLength, "tail", lambda self, guess: len(guess.token_ids))
+            patch.setattr(AutoLength, "count_reviewed", lambda self, guess: len(guess.token_ids))
+            patch.setattr(AutoLength, "count_guesses", lambda self, guess: len(guess.token_ids))
         grammar = "root ::= " + " | ".join(map(literal, texts))
         reply = repeated(demo, texts, grammar, rule=spec, temperature=temperature, seed=1, presence_penalty=penalty)
     assert reply.text in texts

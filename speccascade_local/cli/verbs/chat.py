@@ -56,8 +56,8 @@ def chat(
             raise PromptError("the expert has no chat template, so there are no turns to take; use speccascade run --raw")
         talk = Chat(Conversation(runtime), settings, show_origin)
         if saved:
-            usual = vars(options.ChatOptions().settings())
-            chosen_here = {name: value for name, value in vars(settings).items() if value != usual[name]}
+            usual = options.ChatOptions().settings().as_dict()
+            chosen_here = {name: value for name, value in settings.as_dict().items() if value != usual[name]}
             talk.go_on(talk.conversation.restore(saved), **chosen_here)
         talk.conversation.system = prompt or talk.conversation.system
         lines = Lines(sys.stdin is not None and sys.stdin.isatty())

@@ -60,7 +60,7 @@ def compare_verb(
         with stepping("asking", verbose) as on_step:
             rows = compare(runtime, ids, arms, repeat=repeat, on_step=on_step)
     if as_json:
-        asked = {"pair": runtime.pair.name, "prompt": prompt, "settings": {**vars(settings), "rule": str(own)}}
+        asked = {"pair": runtime.pair.name, "prompt": prompt, "settings": {**settings.as_dict(), "rule": str(own)}}
         write(
             json.dumps(
                 {**asked, "repeat": repeat, "threshold": below, "rows": [row.as_dict() for row in rows]}, ensure_ascii=False, indent=1

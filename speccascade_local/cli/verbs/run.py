@@ -31,7 +31,7 @@ def run(
         raise SettingError("--logprobs has no room in a terminal's text; add --json")
     with load_with_progress(pair, chosen, verbose, rule=asking.rule, profile=settings.block_size == "auto") as runtime:
         read: list[Chunk] = []
-        for chunk in runtime.stream(prompt_ids(runtime, prompt, raw), **vars(settings)):
+        for chunk in runtime.stream(prompt_ids(runtime, prompt, raw), settings):
             if not read and verbose:
                 tell_rule(chunk.rule, chunk.seed)
             read.append(chunk)
@@ -39,7 +39,8 @@ def run(
                 print_tokens(chunk.tokens, coloured=show_origin)
     reply = Reply.of(read)
     if as_json:
-        asked = {"pair": runtime.pair.name, "prompt": prompt, "settings": {**vars(settings), "rule": str(reply.rule), "seed": reply.seed}}
+        how = settings.as_dict() | {"rule": str(reply.rule), "seed": reply.seed}
+        asked = {"pair": runtime.pair.name, "prompt": prompt, "settings": how}
         write(json.dumps({**asked, **reply.as_dict()}, ensure_ascii=False))
     else:
         write("")
