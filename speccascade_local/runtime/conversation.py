@@ -79,7 +79,7 @@ class Conversation:
         The call itself refuses bad input. What a cancelled answer, or one that is not read to its end, has said stays in the conversation.
         A question without any answer, because the first block failed, does not.
         """
-        return self._answer_to(text, settings_with(settings, overrides), Watch(cancel=cancel, on_chunk=on_chunk), self.messages)
+        return self._answer_to(text, settings_with(settings, overrides), Watch(cancel=cancel, on_chunk=on_chunk))
 
     def retry(
         self,
@@ -153,9 +153,10 @@ class Conversation:
 
     # ------------------------------------------------------------------ how
 
-    def _answer_to(self, text: str, settings: Settings, watch: Watch, before: list[dict[str, str]]) -> Generator[Chunk]:
-        """Answer a question that follows the messages ``before``."""
+    def _answer_to(self, text: str, settings: Settings, watch: Watch, before: list[dict[str, str]] | None = None) -> Generator[Chunk]:
+        """Answer a question that follows the messages ``before``; None: all of them."""
         self._end_answer()
+        before = self.messages if before is None else before
         if not isinstance(text, str) or not text.strip():
             raise PromptError(f"the question is {text!r:.40}; it must be a text, and not empty")
         question = {"role": "user", "content": text}

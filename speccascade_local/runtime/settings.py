@@ -125,9 +125,7 @@ class Settings:
         if self.logprobs_of != LOGPROBS_OF[0] and self.logprobs is None:
             raise SettingError(f"logprobs_of {self.logprobs_of!r} says what logprobs are of; set logprobs to a number too")
         if self.bonus == "cascade" and self.block_size == 0:
-            raise SettingError(
-                "bonus 'cascade' settles one more drafted token, and block_size 0 drafts none; use block_size 1 or more"
-            )
+            raise SettingError("bonus 'cascade' settles one more drafted token, and block_size 0 drafts none; use block_size 1 or more")
         _ = self._own_method
 
     def _check_ends(self) -> None:

@@ -170,7 +170,7 @@ class _Lane:
         self._said: OrderedDict[Hashable, Transcript] = OrderedDict()  # by owner and conversation
         self._resources = ExitStack()
         sharing = self._resources.enter_context(runtime.shared(slots))
-        self._gathering, self._slots = sharing.gathering, Slots(sharing.pairs)
+        self._gathering, self._slots = sharing.batches, Slots(sharing.pairs)
         self._threads = [threading.Thread(target=self._work, name=f"answers of {name}", daemon=True) for _ in range(slots)]
         self._threads += [threading.Thread(target=self._prepare, name=f"grammars of {name}", daemon=True) for _ in range(_PREPARERS)]
         for thread in self._threads:

@@ -21,7 +21,7 @@ from toys import ToySession, random_rows
 
 import speccascade_local as sc
 from speccascade_local.decoding.ngram import NgramIndex
-from speccascade_local.decoding.overlap import reading_meanwhile
+from speccascade_local.decoding.overlap import reading_beside
 from speccascade_local.llama.batch import Part
 from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.model import LlamaModel
@@ -32,10 +32,11 @@ from speccascade_local.runtime.shared_batches import Participant, SharedBatches,
 #: A generator that is dropped is closed, and what is raised there is only reported.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-CACHES = ("rollback", "context", "batch", "session", "saved")
-CALLS = (*CACHES, "runtime", "cascade", "answering", "drafting", "generation", "ahead", "ngram", "verify")
-THREADED = ("ahead", "cascade", "runtime", "generation")
-SHARED = (*CACHES, "gathering")
+CACHES = ("llama/rollback", "llama/context", "llama/batch", "llama/session")
+DECODING = ("decoding/loop", "decoding/draft", "decoding/generation", "decoding/overlap", "decoding/ngram", "decoding/verify")
+CALLS = (*CACHES, *DECODING, "runtime/runtime", "runtime/turns", "runtime/answer")
+THREADED = ("decoding/overlap", "decoding/loop", "decoding/generation", "runtime/runtime", "runtime/turns")
+SHARED = (*CACHES, "runtime/shared_batches")
 #: A model for each way back.
 KINDS = {"tail": "llama-dense", "snapshots": "lfm2-dense", "checkpoints": "granitehybrid-dense"}
 BY_BYTECODE = pytest.param(True, marks=[pytest.mark.slow, pytest.mark.skipif(sys.version_info < (3, 11), reason="no exception table")])
@@ -342,7 +343,7 @@ def test_the_next_call_waits_for_a_thread_that_an_interrupted_one_has_left(monke
     session = Slow(random_rows(12, 0), 12)
     with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
         patch.setattr(ThreadPoolExecutor, "shutdown", interrupted)
-        with reading_meanwhile(session, [1, 2, 3]):
+        with reading_beside(session, [1, 2, 3]):
             assert entered.wait(30)
             raise KeyboardInterrupt
     with ThreadPoolExecutor(1) as pool:
