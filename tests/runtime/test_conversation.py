@@ -19,7 +19,7 @@ from speccascade_local.llama.batch import Batch
 from speccascade_local.llama.session import SavedState
 from speccascade_local.runtime import session_file
 from speccascade_local.runtime.session_file import ModelMark, SavedChat
-from speccascade_local.runtime.settings import Settings, settings_with
+from speccascade_local.runtime.settings import Settings
 from speccascade_local.tokens.transcript import Piece, Transcript
 
 PEOPLE = ("Who is Ada Lovelace?", "Who is Buzz Aldrin?", "Who is Marie Curie?")
@@ -286,7 +286,7 @@ def test_a_session_goes_on_as_if_it_had_never_been_put_away(pair: sc.Runtime, re
     pair.reset()
     other = sc.Conversation(pair)
     restored = other.load(tmp_path / "a.chat")
-    assert (restored.settings, restored.notes) == (settings_with(None, settings), ())
+    assert (restored.settings, restored.notes) == (settings, ())
     assert other.system == "Be odd."
     read.clear()
     reply = other.ask("then", temperature=1.0, seed=9, max_tokens=12, block_size=3)

@@ -175,7 +175,7 @@ class Interrupted:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_second_interruption_while_the_first_is_handled_changes_nothing(written: Callable[..., Path], kind: str, at_call: int) -> None:
     with closing(Sessions(written(KINDS[kind]), kind)) as sessions:
-        assert broken_by(Interrupted(sessions, at_call), ("context", "rollback"), once=True) == []
+        assert broken_by(Interrupted(sessions, at_call), ("llama/context", "llama/rollback"), once=True) == []
 
 
 class Calls:
@@ -324,7 +324,7 @@ class Copies:
 
 @pytest.mark.parametrize("by_bytecode", [False, BY_BYTECODE])
 def test_an_index_that_was_interrupted_is_that_of_the_next_text(by_bytecode: bool) -> None:
-    assert broken_by(Copies(), ("ngram",), by_bytecode=by_bytecode) == []
+    assert broken_by(Copies(), ("decoding/ngram",), by_bytecode=by_bytecode) == []
 
 
 def test_the_next_call_waits_for_a_thread_that_an_interrupted_one_has_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,7 +122,7 @@ def test_every_value_in_range_is_taken_and_kept(**values):
 
 
 @pytest.mark.parametrize(
-    ("values", "wanted"),
+    ("values", "recording"),
     [
         ({}, Recording()),
         ({"fidelity": False}, None),
@@ -131,17 +131,17 @@ def test_every_value_in_range_is_taken_and_kept(**values):
     ],
     ids=str,
 )
-def test_what_is_recorded_of_a_token_follows_from_the_settings(values, wanted):
-    assert Settings(**values).wanted == wanted
+def test_what_is_recorded_of_a_token_follows_from_the_settings(values, recording):
+    assert Settings(**values).recording == recording
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"grammar": 'root ::= "a"', "json_schema": {}}, "choose one"),
-        ({"model_logprobs": True}, "give logprobs a number"),
+        ({"grammar": 'root ::= "a"', "json_schema": {}}, "omit the other"),
+        ({"model_logprobs": True}, "set logprobs to a number"),
         ({"bonus": "cascade", "block_size": 0}, "block_size 0"),
-        ({"audit": True, "fidelity": False}, "fidelity=False keeps none"),
+        ({"audit": True, "fidelity": False}, "fidelity=False records none"),
         ({"min_tokens": 5, "max_tokens": 4}, "cannot have both"),
         ({"min_tokens": 5, "grammar": 'root ::= "a"'}, "min_tokens forbids the end"),
         ({"ignore_eos": True, "json_schema": {}}, "ignore_eos forbids the end"),

@@ -120,7 +120,7 @@ def test_a_long_text_is_read_in_pieces_and_can_be_ended_between_them() -> None:
     assert max(size for batch in context.batches for size in batch) == PIECE
     session.roll_back(5)
     seat.stopped = lambda: True
-    with pytest.raises(SessionError, match="nobody waits"):
+    with pytest.raises(SessionError, match="caller has given up"):
         session.extend(text[5:], 1)
     assert session.tokens == text[:5]
 
