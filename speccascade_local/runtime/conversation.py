@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from . import session_file
 from .reply import Chunk, Reply
 from .runtime import Runtime
 from .session_file import ModelMark, SavedChat
-from .settings import Cancel, Settings, Watch, settings_with
+from .settings import Cancel, OnChunk, Settings, Watch, settings_with
 
 log = logging.getLogger(__name__)
 
@@ -54,25 +54,13 @@ class Conversation:
     # ------------------------------------------------------------------ the verbs
 
     def ask(
-        self,
-        text: str,
-        settings: Settings | None = None,
-        *,
-        cancel: Cancel | None = None,
-        on_chunk: Callable[[Chunk], object] | None = None,
-        **overrides: Any,
+        self, text: str, settings: Settings | None = None, *, cancel: Cancel | None = None, on_chunk: OnChunk = None, **overrides: Any
     ) -> Reply:
         """Return the whole answer to the next question. Arguments and errors are those of :meth:`Runtime.generate`."""
         return Reply.of(list(self.stream(text, settings, cancel=cancel, on_chunk=on_chunk, **overrides)))
 
     def stream(
-        self,
-        text: str,
-        settings: Settings | None = None,
-        *,
-        cancel: Cancel | None = None,
-        on_chunk: Callable[[Chunk], object] | None = None,
-        **overrides: Any,
+        self, text: str, settings: Settings | None = None, *, cancel: Cancel | None = None, on_chunk: OnChunk = None, **overrides: Any
     ) -> Generator[Chunk]:
         """Yield the answer of :meth:`ask` block by block.
 
@@ -82,12 +70,7 @@ class Conversation:
         return self._answer_to(text, settings_with(settings, overrides), Watch(cancel=cancel, on_chunk=on_chunk))
 
     def retry(
-        self,
-        settings: Settings | None = None,
-        *,
-        cancel: Cancel | None = None,
-        on_chunk: Callable[[Chunk], object] | None = None,
-        **overrides: Any,
+        self, settings: Settings | None = None, *, cancel: Cancel | None = None, on_chunk: OnChunk = None, **overrides: Any
     ) -> Generator[Chunk]:
         """Stream another answer to the last question; the old one stays until the new one begins.
 

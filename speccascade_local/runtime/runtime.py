@@ -32,7 +32,7 @@ from ..tokens.transcript import Transcript
 from ..tokens.vocabulary import Vocabulary
 from .answer import LoadedPair, answer
 from .reply import Chunk, Reply
-from .settings import Cancel, Settings, Watch, settings_with
+from .settings import Cancel, OnChunk, Settings, Watch, settings_with
 from .shared_pair import SharedPair
 from .turns import Turns
 
@@ -79,13 +79,7 @@ class Runtime:
     # ------------------------------------------------------------------ the verbs
 
     def generate(
-        self,
-        prompt: Prompt,
-        settings: Settings | None = None,
-        *,
-        cancel: Cancel | None = None,
-        on_chunk: Callable[[Chunk], object] | None = None,
-        **overrides: Any,
+        self, prompt: Prompt, settings: Settings | None = None, *, cancel: Cancel | None = None, on_chunk: OnChunk = None, **overrides: Any
     ) -> Reply:
         """Continue a raw prompt and return the whole reply.
 
@@ -105,13 +99,7 @@ class Runtime:
         return self._reply(prompt, settings_with(settings, overrides), Watch(cancel=cancel, on_chunk=on_chunk))
 
     def stream(
-        self,
-        prompt: Prompt,
-        settings: Settings | None = None,
-        *,
-        cancel: Cancel | None = None,
-        on_chunk: Callable[[Chunk], object] | None = None,
-        **overrides: Any,
+        self, prompt: Prompt, settings: Settings | None = None, *, cancel: Cancel | None = None, on_chunk: OnChunk = None, **overrides: Any
     ) -> Iterator[Chunk]:
         """Yield the reply of :meth:`generate` block by block. The call itself refuses bad input, not the first chunk."""
         return self._start(prompt, settings_with(settings, overrides), Watch(cancel=cancel, on_chunk=on_chunk))
@@ -122,7 +110,7 @@ class Runtime:
         settings: Settings | None = None,
         *,
         cancel: Cancel | None = None,
-        on_chunk: Callable[[Chunk], object] | None = None,
+        on_chunk: OnChunk = None,
         **overrides: Any,
     ) -> Reply:
         """Answer a conversation, ``[{"role": "user", "content": "Hi"}, ...]``, through the expert's chat template.

@@ -225,6 +225,10 @@ class Cancel(Protocol):
     def is_set(self) -> bool: ...
 
 
+#: Called with every chunk of a reply; see :class:`Watch`.
+OnChunk = Callable[[Chunk], object] | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Watch:
     """How the caller of one reply watches over it.
@@ -240,7 +244,7 @@ class Watch:
     """
 
     cancel: Cancel | None = None
-    on_chunk: Callable[[Chunk], object] | None = None
+    on_chunk: OnChunk = None
 
     def __post_init__(self) -> None:
         if self.cancel is not None and not callable(getattr(self.cancel, "is_set", None)):
