@@ -36,8 +36,9 @@ from .settings import Cancel, OnChunk, Settings, Watch, settings_with
 from .shared_pair import SharedPair
 from .turns import Turns
 
+Messages = Sequence[Message]
 #: A text, its ids, or the messages of a chat.
-Question = Prompt | Sequence[Message]
+Question = Prompt | Messages
 
 
 class Runtime:
@@ -132,7 +133,7 @@ class Runtime:
             method.check_pair(self.pair.drafter, self.pair.expert)
         return method
 
-    def chat_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, continues: bool = True) -> list[int]:
+    def chat_ids(self, messages: Messages, tools: Sequence[Mapping[str, Any]] = (), *, continues: bool = True) -> list[int]:
         """Return the prompt that the expert's chat template makes of a conversation, and of functions that may be called.
 
         A control token that a message only spells stays plain text. With ``continues``, where the last message is the assistant's, the
@@ -147,7 +148,7 @@ class Runtime:
         """Whether the chat template has a place for functions that may be called. Raises PromptError where there is no template."""
         return self._template.takes_tools
 
-    def chat_prompt(self, messages: Sequence[Message], said: Transcript = Transcript()) -> Transcript:  # noqa: B008  # a frozen value
+    def chat_prompt(self, messages: Messages, said: Transcript = Transcript()) -> Transcript:  # noqa: B008  # a frozen value
         """Return the prompt of a conversation that continues: what was ``said`` keeps its ids where the prompt begins with it."""
         with self._turns.exclusive():
             return said.prompt(self._template.render(messages), self._tokenizer)
@@ -155,7 +156,7 @@ class Runtime:
     def transcript_of(self, question: Question, said: Transcript = Transcript()) -> Transcript:  # noqa: B008  # a frozen value
         """Return the ids of a prompt, or of messages as :meth:`chat_prompt` makes them. Raises PromptError and ContextOverflowError."""
         if not isinstance(question, str) and question and isinstance(question[0], Mapping):
-            prompt = self.chat_prompt(cast(Sequence[Message], question), said)
+            prompt = self.chat_prompt(cast(Messages, question), said)
             self.prompt_ids(prompt.ids)  # refuses too many
             return prompt
         return Transcript().answered(self.prompt_ids(cast(Prompt, question)))
