@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import speccascade
 from gguf_files import CHATML, ENDOFTEXT, IM_END, text_model
 
 import speccascade_local as sc
@@ -25,7 +26,7 @@ ADA, BUZZ = "Who is Ada Lovelace?", "Who is Buzz Aldrin?"
 
 def chat(*lines: str | bytes, arguments: tuple[object, ...] = (), cwd: Path | None = None) -> subprocess.CompletedProcess:
     typed = b"".join(line if isinstance(line, bytes) else line.encode() + b"\n" for line in lines)
-    done = subprocess.run([*COMMAND, *FIXED, *map(str, arguments)], input=typed, capture_output=True, cwd=cwd, timeout=120)
+    done = speccascade("chat", *FIXED, *arguments, stdin=typed, cwd=cwd)
     done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
     return done
 
