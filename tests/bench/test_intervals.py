@@ -39,6 +39,7 @@ def test_a_planted_speed_up_is_found_both_ways():
     assert surely(speed_ratio(slow / 1.3 * noise[1], slow * noise[0]), 1.0, "faster", "slower") == "slower"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", intervals.SECONDS)
 @pytest.mark.parametrize("n", intervals.SPEED_SIZES)
 def test_equal_arms_are_called_faster_or_slower_in_at_most_6_percent_of_trials(kind, n):
@@ -91,6 +92,7 @@ def test_intervals_of_right_and_wrong_hold_the_truth_in_93_percent_where_nearly_
         assert intervals.right_or_wrong(discordance, losses, n)[0] >= 0.93, losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", intervals.QUALITY_SIZES)
 @pytest.mark.parametrize("kind", intervals.GRADES)
 def test_intervals_of_grades_hold_the_truth_in_93_percent(kind, n):

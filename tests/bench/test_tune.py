@@ -108,6 +108,7 @@ def unjudged(arm):
 # --------------------------------------------------------------------------- confirmation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [20, 67, 240])
 @pytest.mark.parametrize("wins", [0.0, 0.02])
 @pytest.mark.parametrize("candidates", [1, 3])
@@ -115,6 +116,7 @@ def test_ways_that_lose_5_percent_pass_a_limit_of_1_percent_in_at_most_5_percent
     assert passing(n, 0.01, 0.05, wins, candidates, trials=100) <= 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("candidates", [1, 3])
 def test_ways_that_lose_a_little_more_than_the_limit_pass_in_at_most_5_percent_of_trials(candidates):
     """The hardest case, however many are tried on the same questions."""

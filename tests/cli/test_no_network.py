@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_line import speccascade
 
 from speccascade_local.cli.app import VERBS
 
@@ -67,11 +67,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def offline(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def offline(folder: Path, *arguments: str, fresh: bool = False) -> subprocess.CompletedProcess[str]:
     paths = [str(folder / "guard"), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"HF_HOME": str(folder / "hf"), "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "speccascade_local", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, input="Hi\n", timeout=300)
+    environment = {"HF_HOME": str(folder / "hf"), "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": os.pathsep.join(paths)}
+    done = speccascade(*arguments, stdin=b"Hi\n", cwd=folder, fresh=fresh, **environment)
+    done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
+    return done
+
+
+def test_the_package_is_loaded_without_the_network(folder):
+    done = offline(folder, "run", "demo", "Hi", *SHORT, fresh=True)
+    assert "network:" not in done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_verb_is_looked_at():

@@ -145,7 +145,7 @@ def fresh_rows(runtime: sc.Runtime, tokens: list[int], start: int, size: int) ->
 def accounted(runtime: sc.Runtime, prompt: list[int], rule: str, seed: int, **settings) -> Reply:
     runtime.reset()
     settings = {"block_size": 5} | settings
-    return runtime.generate(prompt, rule=rule, seed=seed, max_tokens=24, logprobs=5, model_logprobs=True, **settings)
+    return runtime.generate(prompt, rule=rule, seed=seed, max_tokens=16, logprobs=5, model_logprobs=True, **settings)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])

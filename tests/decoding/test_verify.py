@@ -98,7 +98,7 @@ def test_emitted_tokens_follow_the_target(rule, settings):
     sampler = Sampler(**settings)
     target = target_probs(rule, drafter, expert, **settings)[0]
     q = sampler.probs(drafter)[0]
-    n = 4_000
+    n = 2_000
     verdicts = [verify(drafted([int(rng.choice(6, p=q))], drafter), np.vstack([expert, expert]), rule, sampler, rng) for _ in range(n)]
     counts = np.bincount([verdict.token_ids[0] for verdict in verdicts], minlength=6)
     assert not counts[target == 0].any()

@@ -54,6 +54,7 @@ def pair(files: SimpleNamespace) -> Iterator[sc.Runtime]:
         yield runtime
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", ["auto", 4])
 def test_a_named_seed_repeats_fifty_answers_whatever_the_caches_hold(pair, block_size):
     told = []
@@ -133,6 +134,7 @@ def exact(files: SimpleNamespace) -> Iterator[sc.Runtime]:
         yield runtime
 
 
+@pytest.mark.slow
 def test_exact_strict_at_temperature_0_is_the_experts_own_text_to_the_last_token(exact):
     drafted = 0
     for prompt in prompts(12):

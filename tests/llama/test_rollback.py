@@ -94,11 +94,11 @@ def test_a_model_that_cannot_judge_a_draft_is_refused_with_the_reason(opened: Ca
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ["expert", "drafter"])
 @pytest.mark.parametrize("name", WORKING)
-def test_300_blocks_with_random_rejections_leave_the_memory_true(opened: Callable[..., LlamaSession], name: str, role: str) -> None:
+def test_150_blocks_with_random_rejections_leave_the_memory_true(opened: Callable[..., LlamaSession], name: str, role: str) -> None:
     session, fresh = opened(name, SNAPSHOTS if role == "expert" else 0), opened(name, 0)
     rng = np.random.default_rng(1)
     text = rng.integers(0, N_VOCAB, 40).tolist()
-    for block in range(300):
+    for block in range(150):
         session.roll_back(min(len(session.tokens), len(text) - 1))
         draft = rng.integers(0, N_VOCAB, rng.integers(0, 13)).tolist()
         if role == "expert":
@@ -110,7 +110,7 @@ def test_300_blocks_with_random_rejections_leave_the_memory_true(opened: Callabl
             fresh.roll_back(0)
             assert_same(row, fresh.extend(text + draft, 1)[0])
         text += [*draft[: rng.integers(0, len(draft) + 1)], int(rng.integers(0, N_VOCAB))]
-    assert session.rollbacks.replayed < 12 * 300, "what is read again does not grow with the text"
+    assert session.rollbacks.replayed < 12 * 150, "what is read again does not grow with the text"
 
 
 steps = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 9), st.integers(0, 50)), min_size=2, max_size=10)
@@ -279,9 +279,9 @@ PROMPT = [*range(1, 60)]
 @pytest.mark.parametrize("name", WORKING)
 def test_strict_is_the_expert_alone_at_temperature_0(written: Callable[..., Path], name: str) -> None:
     with pair_of(written, name) as runtime:
-        alone = runtime.generate(PROMPT, rule="strict", temperature=0, block_size=0, max_tokens=60)
+        alone = runtime.generate(PROMPT, rule="strict", temperature=0, block_size=0, max_tokens=40)
         for block_size in (1, 4, 12):
-            strict = runtime.generate(PROMPT, rule="strict", temperature=0, block_size=block_size, max_tokens=60)
+            strict = runtime.generate(PROMPT, rule="strict", temperature=0, block_size=block_size, max_tokens=40)
             assert strict.token_ids == alone.token_ids
             assert (strict.stats.replayed > 0) == (name in COPIED | SNAPSHOTTED)
     assert len(set(alone.token_ids)) > 1

@@ -34,11 +34,11 @@ def speccascade(
         *arguments: The command line after ``speccascade``.
         stdin: All that it can read.
         cwd: Its folder (default: this process's).
-        fresh: Start a new Python; so do variables that Python reads at its start.
+        fresh: Start a new Python; so do variables for the encoding of text.
         **environment: What differs from this process's.
     """
     command = [*COMMAND, *map(str, arguments)]
-    if fresh or not hasattr(os, "fork") or any(name.startswith(("PYTHON", "LC_", "LANG")) for name in environment):
+    if fresh or not hasattr(os, "fork") or any(name.startswith(("PYTHONIO", "LC_", "LANG")) for name in environment):
         return subprocess.run(command, input=stdin, capture_output=True, cwd=cwd, env=os.environ | environment, timeout=TIMEOUT_S)
     with streams() as (source, out, err):
         source.write(stdin)
@@ -84,6 +84,7 @@ def run_as_command(arguments: list[str], files: list[str], cwd: str, environment
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    follow_python_path()
     from speccascade_local.cli import terminal
 
     terminal.stdout.__init__()  # consoles read the environment when they are made
@@ -100,3 +101,12 @@ def run_as_command(arguments: list[str], files: list[str], cwd: str, environment
     atexit._run_exitfuncs()
     sys.stdout.flush()
     os._exit(code)
+
+
+def follow_python_path() -> None:
+    """Do with PYTHONPATH what Python does at its start."""
+    folders = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder and folder not in sys.path]
+    sys.path[:0] = folders
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError):
+            runpy.run_path(str(Path(folder) / "sitecustomize.py"))
