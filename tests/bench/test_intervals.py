@@ -47,6 +47,7 @@ def test_equal_arms_are_called_faster_or_slower_in_at_most_6_percent_of_trials(k
         assert intervals.false_verdicts(kind, cv, n, trials=4000, draws=1000) <= 0.06, cv
 
 
+@pytest.mark.slow
 def test_two_seeds_of_one_arm_are_not_called_different_and_either_way_is_the_reciprocal_of_the_other(demo):
     one, other = intervals.real_seconds(demo, intervals.facts()[:40], (0, 1))
     there, back = speed_ratio(one, other), speed_ratio(other, one)

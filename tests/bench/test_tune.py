@@ -123,6 +123,7 @@ def test_ways_that_lose_a_little_more_than_the_limit_pass_in_at_most_5_percent_o
     assert passing(67, 0.08, 0.08, 0.0, candidates, trials=600) <= 0.05
 
 
+@pytest.mark.slow
 def test_ways_that_lose_nothing_pass_where_there_are_enough_questions():
     assert passing(394, 0.01, 0.0, trials=10) == 1
     assert passing(67, 0.01, 0.0, trials=10) == 0

@@ -168,6 +168,7 @@ def test_every_number_of_the_account_is_what_the_rows_say_that_the_run_saw(demo,
     assert origins == {"accepted", "matched", "corrected", "bonus", "expert"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
 def test_every_number_of_the_account_is_what_fresh_sessions_say(demo, temperature, filters, record_property):

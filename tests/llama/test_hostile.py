@@ -38,6 +38,7 @@ def taken(how: str, paths: list[Path]) -> list[str]:
     return verdicts
 
 
+@pytest.mark.slow
 def test_every_mutant_is_refused_or_works(tmp_path):
     originals = [text_model(tmp_path / "t", chat_template=CHATML), textless_model(tmp_path / "i"), recurrent_model(tmp_path / "r")]
     whole, walked = [], Counter()
@@ -90,6 +91,7 @@ def test_a_file_that_kills_llama_cpp_is_one_line_too(tmp_path):
     assert_one_line(text_model(tmp_path / "twins.gguf", texts={100: "a", 101: "a"}), "llama.cpp gave up on this file")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["empty", "control"])
 def test_a_vocabulary_of_hundreds_of_thousands_of_odd_tokens_is_tried_in_seconds(tmp_path, kind):
     count = 200_000

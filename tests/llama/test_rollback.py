@@ -116,6 +116,7 @@ def test_150_blocks_with_random_rejections_leave_the_memory_true(opened: Callabl
 steps = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 9), st.integers(0, 50)), min_size=2, max_size=10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_snapshots", [0, 2, SNAPSHOTS])
 @pytest.mark.parametrize("name", ["mamba2-dense", "falcon-h1-dense", "qwen35-dense", "lfm2-dense"])
 def test_any_reading_and_going_back_gives_the_rows_of_straight_reading(

@@ -131,6 +131,7 @@ def test_the_threshold_is_the_largest_whose_cascade_reaches_the_target_on_the_se
     assert high - low > 0.1, "a share of 20 to 30 answers is never sure"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "trials"), [(60, 4000), (200, 1500), (474, 600)])
 def test_the_accuracy_and_the_share_that_it_says_are_what_new_questions_get(n, trials):
     found = simulated(n, None, trials)

@@ -188,6 +188,7 @@ def test_penalties_change_what_is_said(demo, constraint):
     assert free != shaped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", EVERY_METHOD)
 def test_a_bias_of_minus_100_bans_a_token_and_one_of_plus_100_forces_it(demo, spec):
     ids = question(demo)
