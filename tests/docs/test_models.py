@@ -35,7 +35,7 @@ def test_there_are_pairs_of_many_families():
     assert len({pair.family for pair in OF_THE_HUB.values()}) >= 5
 
 
-def test_documents_tell_how_many_pairs_and_families_there_are():
+def test_documents_say_how_many_pairs_and_families_there_are():
     words = {20: "twenty", 10: "ten"}
     pairs, families = len(OF_THE_HUB), len({pair.family for pair in OF_THE_HUB.values()})
     assert f"{words[pairs]} real pairs of {words[families]} families" in (ROOT / "README.md").read_text(encoding="utf-8")
