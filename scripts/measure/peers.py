@@ -2,7 +2,7 @@
 
     python scripts/measure/scale_pair.py PAIR                          # cost-scaled demonstration models
     python scripts/measure/peers.py --pair PAIR --llama-server PATH/llama-server      # hours; --resume goes on after a break
-    python scripts/measure/peers.py --report docs/results/peers.jsonl.gz --update-readme   # table, picture and README, nothing measured
+    python scripts/measure/peers.py --report docs/results/peers.jsonl.gz --update-page   # table, picture and docs/benchmarking.md, nothing measured
 
 All arms answer one prompt before the next is asked, and the arm that begins changes from prompt to prompt, so that a slow moment of the
 machine falls on all. Everyone gets the same files, token ids, temperature, number of tokens, threads and context, starts each prompt
@@ -61,7 +61,7 @@ sys.path += [str(ROOT / "scripts" / folder) for folder in ("demo_pair", "docs")]
 from questions import FAMILIES  # noqa: E402
 from sections import write_section  # noqa: E402
 
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "benchmarking.md"
 COPIED = ("qa", "code", "translate")  # where answers are long enough for a copy to matter
 BASE, PYTHON = "expert alone (ours)", "llama-cpp-python Llama"
 OURS = "strict/7,strict/15,strict/auto,token_v3:0.8/7,token_v3:0.8/auto"
@@ -691,7 +691,7 @@ def short_table(results: Results) -> Table:
 
 
 def report(rows: Sequence[Record]) -> tuple[str, str]:
-    """All results as plain text, and the README's part of them as Markdown."""
+    """All results as plain text, and the part of them for docs/benchmarking.md as Markdown."""
     results = Results.of(rows)
     parts = [*(f"{title}\n{aligned(table)}" for title, table in sections(results)), "\n".join(notes(results))]
     return "\n\n".join(parts) + "\n", markdown_table(short_table(results)) + "\n"
@@ -722,7 +722,7 @@ def picture(rows: Sequence[Record]) -> Figure:
     return figure
 
 
-def write_report(path: Path, *, update_readme: bool) -> None:
+def write_report(path: Path, *, update_page: bool) -> None:
     """Print the table; write it beside the rows as .txt, and the picture as .svg."""
     if not path.exists():
         sys.exit(f"{path}: no such file; a run without --report makes it")
@@ -736,14 +736,14 @@ def write_report(path: Path, *, update_readme: bool) -> None:
     beside.with_suffix(".txt").write_text(text, encoding="utf-8")
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "speccascade", "hatch.linewidth": 0.6}):
         picture(rows).savefig(beside.with_suffix(".svg"), metadata={"Date": None})
-    if update_readme:
-        svg, txt = (os.path.relpath(beside.with_suffix(suffix).resolve(), README.parent) for suffix in (".svg", ".txt"))
+    if update_page:
+        svg, txt = (os.path.relpath(beside.with_suffix(suffix).resolve(), PAGE.parent) for suffix in (".svg", ".txt"))
         section = (
             f"![Tokens per second of every arm, as bars]({svg})\n\n{markdown}\n"
             "tok/s: all tokens over all seconds of decoding, the median of the passes; ×: geometric mean over prompts [95 % interval]. "
             f"[All figures, by family, and how they were made]({txt})\n"
         )
-        write_section(README, "peers", section)
+        write_section(PAGE, "peers", section)
 
 
 # --------------------------------------------------------------------------- the command
@@ -778,7 +778,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, default=ROOT / "docs" / "results" / "peers.jsonl", help="rows; .txt and .svg are written beside them")
     add("--resume", action="store_true", help="go on with a file that is there, skipping what it has")
     add("--report", type=Path, metavar="FILE.jsonl[.gz]", help="make table and picture from this file and measure nothing")
-    add("--update-readme", action="store_true", help="write the section on peers of the README")
+    add("--update-page", action="store_true", help="write the section about peers in docs/benchmarking.md")
     options = parser.parse_args(argv)
     if options.report is None and options.pair is None:
         parser.error("--pair says which models are measured (or --report which file is told of)")
@@ -800,7 +800,7 @@ def main() -> None:
             measure(options)
         except (SpeccascadeError, OSError) as error:
             sys.exit(f"error: {error}")
-    write_report(options.report or options.out, update_readme=options.update_readme)
+    write_report(options.report or options.out, update_page=options.update_page)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ def test_the_committed_page_is_the_current_one(name):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_page_has_the_options_that_the_help_has(verb):
-    told = CliRunner().invoke(app, [verb, "--help"])
-    options = set(re.findall(r"^│ +(?:\* +)?(--[a-z][a-z0-9-]*)", told.stdout, re.MULTILINE))
+    result = CliRunner().invoke(app, [verb, "--help"])
+    options = set(re.findall(r"^│ +(?:\* +)?(--[a-z][a-z0-9-]*)", result.stdout, re.MULTILINE))
     first = {re.findall(r"--[a-z][a-z0-9-]*", option.names)[0] for option in options_of(verb) if "--" in option.names}
     assert options - EVERYWHERE == first
 
@@ -55,7 +55,7 @@ def test_every_public_name_and_setting_has_its_place():
     assert "<factory>" not in page
 
 
-def test_an_openapi_document_is_told_field_by_field():
+def test_an_openapi_document_is_described_field_by_field():
     document = {
         "paths": {
             "/v1/things": {
@@ -87,10 +87,10 @@ def test_an_openapi_document_is_told_field_by_field():
             },
         },
     }
-    told = http(document)
-    assert told.index("## POST /v1/things") < told.index("## GET /v1/things")
-    assert told.index("## GET /v1/things") < told.index("## Errors") < told.index("| 400 |")
-    assert told.count("| 400 |") == 1
+    page = http(document)
+    assert page.index("## POST /v1/things") < page.index("## GET /v1/things")
+    assert page.index("## GET /v1/things") < page.index("## Errors") < page.index("| 400 |")
+    assert page.count("| 400 |") == 1
     for line in (
         "| 200 | Made. |",
         "| `name` | string | required | Its name. |",
@@ -100,4 +100,4 @@ def test_an_openapi_document_is_told_field_by_field():
         "| 400 | Wrong \\| refused. |",
         "| `n` | integer | `3` |  |",
     ):
-        assert line in told
+        assert line in page

@@ -159,7 +159,7 @@ def test_what_cannot_be_compared_is_refused(rows, reason):
 def test_the_report_names_every_arm_and_temperature_in_text_and_markdown(tmp_path, capsys):
     path = tmp_path / "peers.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in made(temperatures=(0.0, 1.0))))
-    peers.write_report(path, update_readme=False)
+    peers.write_report(path, update_page=False)
     text, markdown = path.with_suffix(".txt").read_text(), peers.report(peers.read_rows(path)[0])[1]
     assert capsys.readouterr().out.strip() == text.strip()
     svg = path.with_suffix(".svg").read_text()
@@ -198,10 +198,10 @@ def test_only_what_lies_between_the_markers_is_replaced(tmp_path):
 
 def test_a_file_that_is_not_there_or_empty_is_told(tmp_path):
     with pytest.raises(SystemExit, match="no such file"):
-        peers.write_report(tmp_path / "none.jsonl", update_readme=False)
+        peers.write_report(tmp_path / "none.jsonl", update_page=False)
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(SystemExit, match="no rows"):
-        peers.write_report(tmp_path / "empty.jsonl", update_readme=False)
+        peers.write_report(tmp_path / "empty.jsonl", update_page=False)
 
 
 # --------------------------------------------------------------------------- rows and resuming
@@ -226,13 +226,13 @@ def test_a_gzipped_file_tells_the_same_and_one_that_is_cut_off_is_refused(tmp_pa
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     told = []
     for path in (plain, packed):
-        peers.write_report(path, update_readme=False)
+        peers.write_report(path, update_page=False)
         told.append(capsys.readouterr().out)
         assert sorted(file.name for file in path.parent.iterdir()) == sorted([path.name, "peers.svg", "peers.txt"])
     assert told[0] == told[1] != ""
     packed.write_bytes(packed.read_bytes()[:-100])
     with pytest.raises(SystemExit, match="not a whole gzip file"):
-        peers.write_report(packed, update_readme=False)
+        peers.write_report(packed, update_page=False)
 
 
 def test_a_file_that_is_there_is_gone_on_with_only_if_asked(tmp_path, capsys):
