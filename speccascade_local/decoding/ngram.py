@@ -45,7 +45,7 @@ class NgramIndex:
         self.text: list[int] = []
         self._follower: dict[tuple[int, ...], int] = {}  # n-gram -> place in the text of what followed its latest occurrence
         self._before: list[list[int | None]] = []  # what stood in the index before each token was entered
-        self._entered = 0  # so many tokens of the text are in the index
+        self._entered = 0  # tokens of the text that are in the index
 
     def __len__(self) -> int:
         return len(self.text)

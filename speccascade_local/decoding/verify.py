@@ -143,7 +143,7 @@ def verify(
 
 
 def _verdict_on_draft(decisions: _Decisions, draft: Draft, kept: int, corrected: int | None, recording: Recording | None) -> Verdict:
-    """Return the verdict on the drafted tokens, of which the first ``kept`` stand."""
+    """Return the verdict on the drafted tokens, where the first ``kept`` are kept."""
     rejected = corrected is not None
     tested = decisions.made[: kept + rejected]
     tokens = (*draft.token_ids[:kept], *(() if corrected is None else (corrected,)))
@@ -243,7 +243,7 @@ def _drafter_prob(decision: Decision, token: int) -> float:
 
 
 def _residual(decision: Decision, share: float = 1.0) -> Float:
-    """Return what is left to draw from after a kept prefix of which π supports ``share``. [n_vocab]"""
+    """Return the residual to draw from after a kept prefix, where π supports ``share`` of it. [n_vocab]"""
     left: Float = share * decision.target[0]
     left -= decision.evidence.drafter_probs[0]
     return np.maximum(left, 0.0, out=left)

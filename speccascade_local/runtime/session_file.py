@@ -1,7 +1,7 @@
-"""A conversation on disk: messages, settings, the ids that were used, and what both caches held, so that it goes on without reading anew.
+"""Session files: a conversation with its messages, settings, ids and both KV caches, so that it continues without another prefill.
 
-Written whole or not at all, and read whole or not at all: a first line that names the kind, a header as JSON, the caches as they are, and a
-checksum of everything. Knows nothing of loaded models, only how their files are told apart.
+A file is written whole or not at all, and read whole or not at all: a first line with its kind, a header as JSON, the caches, and a
+checksum of everything.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from ..llama.backend import require_own_process
 
 
 class Turns:
-    """Lets calls take turns: one lock for each block, one for each whole call, and a number that tells the latest call from earlier ones.
+    """Lets calls take turns: one lock for each block, one for each whole call, and the number of the latest call.
 
     Attributes:
         shared_by: returns what answers with the models at present, such as an engine; None where nothing does.
