@@ -21,7 +21,7 @@ from ..decoding.profile import Profile
 from ..decoding.stats import Stats
 from ..llama.backend import in_own_process
 from ..llama.model import LlamaModel
-from ..llama.session import LlamaSession, SavedState, restore_state, save_state
+from ..llama.session import LlamaSession, SavedState
 from ..machine.profile_cache import apply, profile_of
 from ..models.catalog import Pair
 from ..rules.routes import Route
@@ -165,13 +165,13 @@ class Runtime:
         """Return what both models' caches hold, by role. Raises SessionError."""
         with self._turns.exclusive():
             self._turns.require_unshared()
-            return {role: save_state(session) for role, session in self._sessions.items()}
+            return {role: session.save_state() for role, session in self._sessions.items()}
 
     def restore_cache(self, role: str, kept: SavedState) -> None:
         """Fill one model's cache. Raises SessionError where llama.cpp refuses it; that cache is then empty."""
         with self._turns.exclusive():
             self._turns.begin()
-            restore_state(self._sessions[role], kept)
+            self._sessions[role].restore_state(kept)
 
     def reset(self) -> None:
         """Empty both caches, so that the next call starts cold."""

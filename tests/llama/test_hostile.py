@@ -56,7 +56,7 @@ def test_every_mutant_is_refused_or_works(tmp_path):
     tried = dict(zip(whole, taken("rehearse", whole)))
     fatal = [path for path, verdict in tried.items() if verdict.startswith("died")]
     for path in fatal[:3]:  # what kills whoever reads it does not kill us
-        with pytest.raises(ModelLoadError, match=rf"{path.name}: llama\.cpp gave up on this file \(killed by signal \d+\): .*GGML_ASSERT"):
+        with pytest.raises(ModelLoadError, match=rf"{path.name}: llama\.cpp aborted on this file \(killed by signal \d+\): .*GGML_ASSERT"):
             dry_run_models({"expert": path}, n_ctx=64)
     usable = [path for path, verdict in tried.items() if verdict == "ok"]
     verdicts = taken("use", usable)
@@ -88,7 +88,7 @@ def test_the_command_says_one_line_and_ends_with_1(tmp_path, data, said):
 
 def test_a_file_that_kills_llama_cpp_is_one_line_too(tmp_path):
     """Two ids with one text: llama.cpp aborts."""
-    assert_one_line(text_model(tmp_path / "twins.gguf", texts={100: "a", 101: "a"}), "llama.cpp gave up on this file")
+    assert_one_line(text_model(tmp_path / "twins.gguf", texts={100: "a", 101: "a"}), "llama.cpp aborted on this file")
 
 
 @pytest.mark.slow
@@ -115,9 +115,9 @@ def test_where_llama_cpp_ends_the_process_its_last_line_says_why_and_names_the_f
     ran = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, env=environment)
     assert ran.returncode not in (0, 1)
     last = ran.stderr.splitlines()[-1]
-    assert last.startswith(f"error: llama.cpp gave up on {path}: ")
+    assert last.startswith(f"error: llama.cpp aborted on {path}: ")
     assert "GGML_ASSERT" in last
-    assert "changed after it was tried: fetch it again" in last
+    assert "has changed since its dry run: fetch it again" in last
     assert "No such process" not in ran.stderr
     assert "ptrace" not in ran.stderr
 

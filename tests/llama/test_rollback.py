@@ -22,7 +22,7 @@ from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.model import LlamaModel
 from speccascade_local.llama.parameters import SNAPSHOTS
 from speccascade_local.llama.rollback_trial import choose
-from speccascade_local.llama.session import LlamaSession, restore_state, save_state
+from speccascade_local.llama.session import LlamaSession
 from speccascade_local.machine.dry_run import dry_run_models
 from speccascade_local.tokens.sampler import softmax
 
@@ -177,16 +177,16 @@ def test_what_was_saved_after_going_back_can_be_restored(opened: Callable[..., L
     session.extend([*range(30)], 1)
     session.extend([30, 31, 32, 33], 4)
     session.roll_back(32)
-    kept = save_state(session)
+    kept = session.save_state()
     assert kept.tokens == tuple(range(len(kept.tokens)))
     assert 30 <= len(kept.tokens) <= 32
     other.extend([9, 9, 9], 1)
-    restore_state(other, kept)
+    other.restore_state(kept)
     expected = fresh.extend([*range(32), 60, 61], 2).copy()
     for each, missing in ((session, []), (other, [*range(len(kept.tokens), 32)])):
         for row, straight in zip(each.extend([*missing, 60, 61], 2), expected):
             assert_same(row, straight)
-    restore_state(other, kept._replace(tokens=(), state=b""))
+    other.restore_state(kept._replace(tokens=(), state=b""))
     assert other.tokens == []
 
 

@@ -186,7 +186,7 @@ with sc.load(placement={{"expert": Placement(rpc=(sys.argv[1],))}}, n_threads=1,
             server.close()
             _, told = client.communicate("\n" * 100, timeout=60)
     assert client.returncode == 1
-    assert told.startswith("error: llama.cpp gave up: ")
+    assert told.startswith("error: llama.cpp aborted: ")
     assert "is every RPC server still running?" in told
     assert told.count("\n") == 1
 

@@ -25,7 +25,7 @@ from speccascade_local.decoding.overlap import reading_beside
 from speccascade_local.llama.batch import Part
 from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.model import LlamaModel
-from speccascade_local.llama.session import LlamaSession, restore_state, save_state
+from speccascade_local.llama.session import LlamaSession
 from speccascade_local.runtime.answer import roll_back_to_prefix
 from speccascade_local.runtime.shared_batches import Participant, SharedBatches, SharedSession
 
@@ -94,10 +94,10 @@ class Sessions:
             one.extend([1, 2, 3, 4, 5], 4)
             one.roll_back(len(one.tokens) - 2)
         one.extend([9, 8, 7], 1)
-        kept = save_state(one)
+        kept = one.save_state()
         one.roll_back(20)
         one.extend([3, 4, 5], 3)
-        restore_state(one, kept)
+        one.restore_state(kept)
         one.roll_back(len(one.tokens) - 1)
         other.roll_back(min(len(other.tokens), 7))
         one.context.evaluate([Part(one.timeline, [5, 6], 2), Part(other.timeline, [7, 8, 9], 1)])
