@@ -159,7 +159,7 @@ DEEP = '{"a":' * 150 + "1" + "}" * 150
         (DEEP, "more than 100 deep"),
         (json.loads(DEEP), "more than 100 deep"),
         ("[" * 100_000, "not valid JSON"),
-        ([1], "list"),
+        ([1], "[1]"),
         (5, "5"),
     ],
     ids=lambda value: str(value)[:20],

@@ -93,7 +93,7 @@ def test_a_seed_is_named_for_every_job(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("refused", "error", "says"),
     [
-        (lambda engine: engine.submit("other", QUESTION, SHORT), CatalogError, "there are demo"),
+        (lambda engine: engine.submit("other", QUESTION, SHORT), CatalogError, "pairs here are demo"),
         (lambda engine: engine.submit("demo", [], SHORT), PromptError, "empty"),
         (lambda engine: engine.submit("demo", "", SHORT), PromptError, "empty"),
         (lambda engine: engine.submit("demo", [10**9], SHORT), PromptError, "1000000000"),
@@ -473,7 +473,7 @@ def test_an_empty_name_is_no_conversation(demo: sc.Runtime) -> None:
         job = engine.submit("toy", QUESTION, Settings(rule="strict", max_tokens=4, block_size=2, seed=1), conversation="")
         assert job.reply().finish_reason
         assert job.conversation is None
-        assert not engine._lanes["toy"]._said
+        assert not engine._lanes["toy"]._transcripts
 
 
 def test_a_seed_repeats_an_answer_whatever_was_asked_in_between(demo: sc.Runtime) -> None:

@@ -428,8 +428,8 @@ def test_without_being_asked_for_a_model_must_be_named_and_be_there(served):
 @pytest.mark.parametrize(
     ("pairs", "aliases", "any_model", "said"),
     [
-        (["a", "b"], {}, True, "--any-model answers every name by the only pair, and there are 2: a, b"),
-        (["a"], {"x": "b"}, False, "there is no pair 'b' here; there are a"),
+        (["a", "b"], {}, True, "--any-model needs exactly one pair; 2 are given: a, b"),
+        (["a"], {"x": "b"}, False, "unknown pair 'b'; the pairs here are a"),
         (["a", "b"], {"a": "b"}, False, "a pair has this name"),
         (["a"], {"x@y": "a"}, False, "cannot be a model's name"),
         (["a"], {"": "a"}, False, "cannot be a model's name"),

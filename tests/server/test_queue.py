@@ -60,7 +60,7 @@ def test_turns_are_fair_and_lines_keep_their_order(course: list[str], random) ->
             busy.append(taken)
         elif step == "finish" and busy:
             item = busy.pop(random.randrange(len(busy)))
-            queue.finished(item, 1.0)
+            queue.finish(item, 1.0)
             since[item.line] = set()
         elif step == "withdraw" and waiting:
             item = random.choice(waiting)
@@ -111,14 +111,14 @@ def test_what_is_prepared_keeps_its_place_and_lets_others_pass(course: list[str]
         elif step.startswith("ready") and preparing:
             item = preparing.pop(random.randrange(len(preparing)))
             item.ready, item.heavy = True, step.endswith("heavy")
-            queue.prepared(item)
+            queue.finish_preparing(item)
         elif step == "take" and any(map(may_go, waiting)):
             item = queue.take()
             assert may_go(item)
             waiting.remove(item)
             busy.append(item)
         elif step == "finish" and busy:
-            queue.finished(busy.pop(random.randrange(len(busy))), 1.0)
+            queue.finish(busy.pop(random.randrange(len(busy))), 1.0)
         elif step == "withdraw" and waiting:
             item = random.choice(waiting)
             assert queue.withdraw(item)
@@ -159,5 +159,5 @@ def test_no_client_keeps_another_out(course: list[str], servers: int) -> None:
             running.append(item)
             order.append(item.client)
         elif step == "finish" and running:
-            queue.finished(running.pop(0), 1.0)
+            queue.finish(running.pop(0), 1.0)
     assert len(queue) == len(waiting)

@@ -150,9 +150,9 @@ def test_further_names_are_answered_where_they_were_given(guarded):
 
 
 def test_an_address_will_do_where_other_machines_ask():
-    assert Policy("0.0.0.0", (KEY,)).knows("192.168.1.7:8080")
-    assert not Policy("0.0.0.0", (KEY,)).knows("evil.example")
-    assert not Policy().knows("192.168.1.7:8080")
+    assert Policy("0.0.0.0", (KEY,)).is_own_host("192.168.1.7:8080")
+    assert not Policy("0.0.0.0", (KEY,)).is_own_host("evil.example")
+    assert not Policy().is_own_host("192.168.1.7:8080")
 
 
 @pytest.mark.parametrize("origin", [EVIL, "null", "http://localhost.evil.example", "http://127.0.0.1:1", ""])
@@ -223,7 +223,7 @@ def test_pages_of_applications_that_were_allowed_may_ask():
 def test_any_website_may_ask_only_where_a_key_is_needed():
     with pytest.raises(SettingError, match=r"every website .* no API key"):
         Policy(origins=("*",))
-    assert Policy(api_keys=(KEY,), origins=("*",)).lets_ask(EVIL)
+    assert Policy(api_keys=(KEY,), origins=("*",)).allows_origin(EVIL)
 
 
 @pytest.mark.parametrize("name", ["http://box.lan", "box.lan:8080", "box.lan/", ""])
