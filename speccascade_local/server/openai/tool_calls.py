@@ -44,7 +44,7 @@ class CallReader:
         """Read a piece. Return the text and the calls that are certain by now."""
         if not self._offered:
             return text, []
-        shown: list[str] = []
+        output: list[str] = []
         calls: list[dict[str, Any]] = []
         if self._block is None:
             text, self._held = "".join([*self._held, text]), []
@@ -54,9 +54,9 @@ class CallReader:
                 begin = text.find(_BEGIN, read) if self.count < MAX_TOOLS else -1
                 if begin < 0:
                     begin = len(text) - self._beginning(text, read)
-                    self._show(text[read:begin], shown)
+                    self._emit(text[read:begin], output)
                     break
-                self._show(text[read:begin], shown)
+                self._emit(text[read:begin], output)
                 self._block, read = _Block(), begin + len(_BEGIN)
                 continue
             read = self._block.read(text, read)
@@ -68,42 +68,42 @@ class CallReader:
             call = self._call(self._block, text, begin)
             self._block = None
             if call is None:
-                self._show(_BEGIN, shown)
+                self._emit(_BEGIN, output)
                 read = begin + len(_BEGIN)
             else:
                 calls.append(call)
                 begin = read
         if begin < len(text):
             self._held.append(text[begin:])
-        return "".join(shown), calls
+        return "".join(output), calls
 
     def finish(self) -> tuple[str, list[dict[str, Any]]]:
         """Return the rest of the text, and the calls that only lack their closing tag."""
-        shown: list[str] = []
+        output: list[str] = []
         calls: list[dict[str, Any]] = []
         while self._block is not None:
             block, text = self._block, "".join(self._held)
             self._block, self._held = None, []
             call = self._call(block, text, 0)
             if call is None:
-                self._show(_BEGIN, shown)
-                more, found = self.feed(text[len(_BEGIN) :])
-                shown.append(more)
-                calls += found
+                self._emit(_BEGIN, output)
+                more, later = self.feed(text[len(_BEGIN) :])
+                output.append(more)
+                calls += later
             else:
                 calls.append(call)
         if self._held:
-            self._show("".join(self._held), shown)
+            self._emit("".join(self._held), output)
         if not self.count:
-            shown += self._blank
+            output += self._blank
         self._held, self._blank = [], []
-        return "".join(shown), calls
+        return "".join(output), calls
 
-    def _show(self, text: str, shown: list[str]) -> None:
+    def _emit(self, text: str, output: list[str]) -> None:
         """Append text, unless it is white space that so far is alone beside calls."""
         if self._in_text or (text and not text.isspace()):
-            shown += self._blank
-            shown.append(text)
+            output += self._blank
+            output.append(text)
             self._blank, self._in_text = [], True
         elif text:
             self._blank.append(text)
@@ -223,6 +223,6 @@ def _function(text: str, offered: Collection[str]) -> dict[str, str] | None:
 def calls_in(text: str, offered: Collection[str]) -> tuple[str, list[dict[str, Any]]]:
     """Return the text and the calls of a whole reply."""
     reader = CallReader(offered)
-    shown, calls = reader.feed(text)
+    output, calls = reader.feed(text)
     rest, last = reader.finish()
-    return shown + rest, calls + last
+    return output + rest, calls + last
