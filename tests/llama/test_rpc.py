@@ -28,7 +28,7 @@ from speccascade_local.models.placement import Placement
 
 COMMAND = [sys.executable, "-m", "speccascade_local"]
 QUESTION = [{"role": "user", "content": "Who is Ada Lovelace?"}]
-MISSING = 'this build of llama.cpp has no RPC; build it anew with: CMAKE_ARGS="-DGGML_RPC=on" '
+MISSING = 'this build of llama.cpp has no RPC; rebuild it with: CMAKE_ARGS="-DGGML_RPC=on" '
 needs_rpc = pytest.mark.skipif(not rpc.is_supported(), reason="this build of llama.cpp has no RPC (-DGGML_RPC=on)")
 lacks_rpc = pytest.mark.skipif(rpc.is_supported(), reason="this build of llama.cpp has RPC")
 
