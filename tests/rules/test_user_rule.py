@@ -466,7 +466,7 @@ def test_the_rule_of_a_pair_is_looked_for_beside_the_file_that_names_it_and_blam
         ("xml.dom.minidom:parse('ran')", "module 'xml.dom.minidom' is a part of Python"),
         ("numpy:save('ran', 1)", "'save' is not called"),
         ("yaml:unsafe_load('1')", "'unsafe_load' is not called"),
-        ("speccascade_local.common.files:text_of('ran')", "'text_of' is not called"),
+        ("speccascade_local.common.files:read_text('ran')", "'text_of' is not called"),
         ("mine:system('touch ran')", "'system' is not called"),
         ("mine:Path('ran')", "'Path' is not called"),
         ("mine:touch('ran')", "'touch' is not called"),
