@@ -23,6 +23,11 @@ _PIECE_BYTES = 1 << 20
 MOST_BYTES = 64 << 20
 
 
+def expand_user(path: str | os.PathLike[str]) -> Path:
+    """Return a path with ``~`` resolved. A home that does not exist stays in it, so that the file is simply missing."""
+    return Path(os.path.expanduser(path))
+
+
 def replace_file(path: Path, content: str | Iterable[bytes]) -> None:
     """Write a file whole or not at all, whoever reads or writes it meanwhile; its permissions stay, and so does a link to it.
 

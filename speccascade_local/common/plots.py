@@ -24,7 +24,7 @@ def figure_class(path: Path) -> Any:
     return Figure
 
 
-def writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Refuse now what could not be written later. Raises CatalogError."""
     if path.is_dir() or not path.parent.is_dir():
         raise CatalogError(f"{path}: cannot be written ({'it is a folder' if path.is_dir() else 'its folder does not exist'})")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.sequences import shared_prefix_length
+from ..tokens.prompt import shared_prefix_length
 
 #: So many matching tokens are counted and no more, be the copy ever so long.
 LONGEST_MATCH = 12

@@ -70,7 +70,7 @@ class Pair:
         """What the pair wants beyond data, in words, under "code" and "rpc"; empty where the user's own file, or the package's, says so."""
         if self.source is None or not (self.code_line or self.rpc_line):
             return {}
-        if self.source.resolve() in (users_own().resolve(), packaged_file().resolve()):
+        if self.source.resolve() in (user_file().resolve(), packaged_file().resolve()):
             return {}
         wants = {
             "code": (self.code_line, f"runs code, the rule {self.rule}"),
@@ -109,7 +109,7 @@ def search_path(models: str | os.PathLike[str] | None = None) -> list[Path]:
                 kind = "no such file" if not os.path.exists(path) else "a folder" if os.path.isdir(path) else "no plain file"
                 raise CatalogError(f"{path}: {kind} (named by {origin}); give the path of a models.yaml")
             found.append(path)
-    found += [path for path in (Path("models.yaml"), users_own()) if is_file(path)]
+    found += [path for path in (Path("models.yaml"), user_file()) if is_file(path)]
     distinct: dict[Path, Path] = {}
     for path in [*found, packaged_file()]:
         distinct.setdefault(path.resolve(), path)  # a file named twice counts where it is named first
@@ -180,7 +180,7 @@ def default() -> Pair:
 
     Raises CatalogError for a file of the user's own that cannot be read.
     """
-    own = read_file(users_own()) if users_own().exists() else {}
+    own = read_file(user_file()) if user_file().exists() else {}
     return own.get(BUNDLED_PAIR) or bundled_pair()
 
 
@@ -189,7 +189,7 @@ def bundled_pair() -> Pair:
     return read_file(packaged_file())[BUNDLED_PAIR]
 
 
-def users_own() -> Path:
+def user_file() -> Path:
     """The user's models.yaml, which need not exist."""
     return platformdirs.user_config_path("speccascade") / "models.yaml"
 

@@ -62,7 +62,7 @@ class RemoteFile:
         return self.blob.with_name(f"{self.digest}.incomplete")
 
     @property
-    def to_come(self) -> int:
+    def missing_bytes(self) -> int:
         """Bytes that are still to be fetched."""
         if is_file(self.blob) or is_file(self.path):
             return 0
@@ -86,7 +86,7 @@ def describe_files(sources: Sequence[FileSource]) -> list[RemoteFile]:
 
 def check_space(files: Sequence[RemoteFile]) -> None:
     """Refuse what there is no room for, before anything is fetched. Raises FetchError."""
-    needed = sum(file.to_come for file in files)
+    needed = sum(file.missing_bytes for file in files)
     folder = cache_folder()
     there = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
     free = shutil.disk_usage(there).free

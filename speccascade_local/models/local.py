@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.errors import ModelLoadError
-from .gguf_layout import layout_of, shards_of
+from .gguf_layout import layout_of, shard_paths
 from .hub_cache import cache_folder
 
 _PART = re.compile(r"-(?P<number>\d{5})-of-\d{5}\.gguf$", re.IGNORECASE)
@@ -47,14 +47,14 @@ class LocalModel:
 
 
 @dataclass(frozen=True)
-class Found:
+class LocalModels:
     """models: each once, by name. troubles: a line for each file or folder that could not be read."""
 
     models: tuple[LocalModel, ...]
     troubles: tuple[str, ...]
 
 
-def models_in(places: dict[str, Path]) -> Found:
+def models_in(places: dict[str, Path]) -> LocalModels:
     """The models in these folders. The names of the places tell how each is laid out: those of ``known_places``, else a plain folder."""
     models: dict[str, LocalModel] = {}
     troubles: list[str] = []
@@ -74,7 +74,7 @@ def models_in(places: dict[str, Path]) -> Found:
                 continue
             if model is not None:
                 models[true_path] = model
-    return Found(tuple(sorted(models.values(), key=lambda model: model.name.lower())), tuple(dict.fromkeys(troubles)))
+    return LocalModels(tuple(sorted(models.values(), key=lambda model: model.name.lower())), tuple(dict.fromkeys(troubles)))
 
 
 def known_places() -> dict[str, Path]:
@@ -106,7 +106,7 @@ def _describe(path: Path, name: str, place: str) -> LocalModel | None:
         return None
     if not layout.n_tensors and not part:
         return None
-    missing = [each for each in shards_of(path) if not each.exists()]
+    missing = [each for each in shard_paths(path) if not each.exists()]
     if missing:
         raise ModelLoadError(f"{path}: {len(missing)} of its parts are missing, the first is {missing[0].name}; fetch them too")
     return LocalModel(
@@ -116,7 +116,7 @@ def _describe(path: Path, name: str, place: str) -> LocalModel | None:
         architecture=str(layout.values.get("general.architecture", "")),
         tokenizer=str(layout.values.get("tokenizer.ggml.model", "")),
         n_tokens=layout.values.get(TOKENS, 0),
-        size=sum(each.stat().st_size for each in shards_of(path)),
+        size=sum(each.stat().st_size for each in shard_paths(path)),
     )
 
 
@@ -198,35 +198,35 @@ _LAYOUTS = {HUB: _hub, OLLAMA: _manifests}
 
 def _lm_studio() -> Path:
     """The folder of its settings, else ``models`` in its home: what its pointer says, its present default, its former one."""
-    pointer = _home_of("~/.lmstudio-home-pointer")
+    pointer = _user_path("~/.lmstudio-home-pointer")
     homes = [*_lines(pointer)[:1], "~/.lmstudio", "~/.cache/lm-studio"]
-    home = next((path for path in map(_home_of, homes) if path.is_dir()), _home_of("~/.lmstudio"))
+    home = next((path for path in map(_user_path, homes) if path.is_dir()), _user_path("~/.lmstudio"))
     try:
         chosen = json.loads("\n".join(_lines(home / "settings.json"))).get("downloadsFolder")
     except (ValueError, AttributeError, RecursionError):  # none, or not what it was when this was written
         chosen = None
-    return _home_of(chosen) if isinstance(chosen, str) and chosen else home / "models"
+    return _user_path(chosen) if isinstance(chosen, str) and chosen else home / "models"
 
 
 def _ollama() -> Path:
     """Its variable's, the user's, or that of the service which its installer makes on Linux."""
     if value := os.environ.get("OLLAMA_MODELS"):
-        return _home_of(value)
-    own = _home_of("~/.ollama/models")
+        return _user_path(value)
+    own = _user_path("~/.ollama/models")
     return own if own.is_dir() else OLLAMA_SERVICE
 
 
 def _llama_cpp_cache() -> Path:
     if value := os.environ.get("LLAMA_CACHE"):
-        return _home_of(value)
+        return _user_path(value)
     if sys.platform == "win32":
-        return _home_of(os.environ.get("LOCALAPPDATA", "~/AppData/Local")) / "llama.cpp"
+        return _user_path(os.environ.get("LOCALAPPDATA", "~/AppData/Local")) / "llama.cpp"
     if sys.platform == "darwin":
-        return _home_of("~/Library/Caches/llama.cpp")
-    return _home_of(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "llama.cpp"
+        return _user_path("~/Library/Caches/llama.cpp")
+    return _user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "llama.cpp"
 
 
-def _home_of(text: str) -> Path:
+def _user_path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 

@@ -20,7 +20,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from ..common.files import PACKAGE
-from .gguf_layout import shards
+from .gguf_layout import shard_names
 from .hub_cache import REVISION, cached_file, is_file
 
 #: In place of a drafter's file: no second model, drafts are copied from the text.
@@ -105,7 +105,7 @@ class FileSource:
     @property
     def parts(self) -> list[Path]:
         """The file, or all shards of it."""
-        names = shards(self.path.name)
+        names = shard_names(self.path.name)
         return [self.path.parent / name for name in names] if len(names) > 1 else [self.path]
 
     @property
@@ -117,7 +117,7 @@ class FileSource:
     def names_on_hub(self) -> list[str]:
         """What has to be fetched from the repository."""
         folder, _, name = self.file.rpartition("/")
-        return [f"{folder}/{each}" if folder else each for each in shards(name)]
+        return [f"{folder}/{each}" if folder else each for each in shard_names(name)]
 
     def problem(self) -> str:
         """Why it cannot be used though it was named, and what to do; "" where it can, or is just a path with nothing there."""
@@ -209,9 +209,9 @@ def _several(names: Iterable[str], most: int = 8) -> str:
 
 
 def _first_shard(path: Path) -> Path:
-    return path.parent / shards(path.name)[0]
+    return path.parent / shard_names(path.name)[0]
 
 
 def _wrong_shard(name: str) -> str:
-    first = shards(name.rpartition("/")[2])[0]
+    first = shard_names(name.rpartition("/")[2])[0]
     return "" if name.endswith(first) else f"{name}: one of several shards, but not the first; name {first}"

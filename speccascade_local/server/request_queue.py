@@ -15,9 +15,9 @@ from collections.abc import Hashable, Mapping
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from ..common.errors import EngineBusyError, EngineError
-from ..common.sequences import shared_prefix_length
 from ..runtime.answer import LoadedPair
 from ..runtime.shared_batches import Participant
+from ..tokens.prompt import shared_prefix_length
 
 #: How much of what earlier jobs took is left in the average after one more.
 _FORGETTING = 0.8

@@ -103,7 +103,7 @@ def test_what_is_no_model_of_its_own_is_left_out(tmp_path):
     other_file(tmp_path / "matrix.gguf", kind="imatrix")
     other_file(tmp_path / "eyes.gguf", architecture="clip")
     other_file(tmp_path / "vocabulary.gguf", tensors=0)
-    assert models_in({"here": tmp_path}) == local.Found((), ())
+    assert models_in({"here": tmp_path}) == local.LocalModels((), ())
 
 
 def test_a_model_in_parts_is_its_first_and_all_of_them_must_be_there(tmp_path):
