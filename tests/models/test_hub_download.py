@@ -248,7 +248,7 @@ def test_a_second_run_goes_on_where_the_first_one_stopped(here, hub):
     message = refused(here)
     come = partials(here)[0].stat().st_size
     assert come == 196_608  # whole pieces
-    assert "196.6 kB of 700.0 kB have come and are kept: the next run goes on from there" in message
+    assert "196.6 kB of 700.0 kB are kept: the next run resumes there" in message
     assert here.pair().drafter in here.pair().missing
     hub.sent, hub.drop_after = 0, []
     pull(here)
@@ -270,7 +270,7 @@ def test_a_wrong_partial_file_is_never_used(here, hub, left):
     blob.unlink()
     blob.with_name(blob.name + ".incomplete").write_bytes(left)
     if len(left) < 700_000:
-        assert "it was removed and is not used" in refused(here)
+        assert "it was removed" in refused(here)
         assert partials(here) == []
     pull(here)
     assert here.pair().drafter.read_bytes() == DATA["sub/small-Q8_0.gguf"]
@@ -281,7 +281,7 @@ def test_a_file_with_another_hash_is_removed_and_not_used(here, hub, served):
     hub.served_instead["small-Q8_0.gguf"] = served
     message = refused(here)
     told, meant = (hashlib.sha256(data).hexdigest() for data in (served, DATA["sub/small-Q8_0.gguf"]))
-    assert f"the SHA-256 {told}, and the hub says {meant}; it was removed and is not used" in message
+    assert f"the SHA-256 {told}, and the hub says {meant}; it was removed" in message
     assert here.pair().drafter in here.pair().missing
     assert partials(here) == []
     assert not list(here.cache.rglob("small-Q8_0.gguf"))
@@ -298,7 +298,7 @@ def test_a_file_of_another_length_is_not_used(here, hub):
 
 def test_what_there_is_no_room_for_is_refused_before_anything_is_fetched(here, hub, monkeypatch):
     monkeypatch.setattr(hub_download.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_400_000))
-    assert "1.4 MB are free there, and 1.5 MB are to be fetched; make room, or name another folder with HF_HOME" in refused(here)
+    assert "1.4 MB are free there, and 1.5 MB are needed; make room, or name another folder with HF_HOME" in refused(here)
     assert hub.sent == 0
     monkeypatch.setattr(hub_download.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_600_000))
     pull(here)
@@ -322,7 +322,7 @@ def test_a_disk_that_fills_up_on_the_way_is_told_and_what_has_come_stays(here, h
     done = run([sys.executable, "-c", limited + "runpy.run_module('speccascade_local', run_name='__main__')"], here)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.search(
-        r"error: .*no room for sub/small-Q8_0\.gguf \(File too large\); make room, .*300\.0 kB of 700\.0 kB have come and are kept",
+        r"error: .*no room for sub/small-Q8_0\.gguf \(File too large\); make room, .*300\.0 kB of 700\.0 kB are kept",
         done.stderr,
     )
     assert len(done.stderr.splitlines()) == 2  # what it fetches, and the error
@@ -340,7 +340,7 @@ def test_a_cache_that_cannot_be_written_is_told(here, hub, monkeypatch):
 def test_a_file_too_large_for_plain_http_is_told_with_what_fetches_it(here, hub, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "MAX_HTTP_DOWNLOAD_SIZE", 600_000)
     assert "sub/small-Q8_0.gguf of me/models has 700.0 kB" in refused(here)
-    assert refused(here).endswith("fetch it with its own tool, and it is found here: hf download me/models sub/small-Q8_0.gguf")
+    assert refused(here).endswith("fetch it with the hub's own tool, which uses the same cache: hf download me/models sub/small-Q8_0.gguf")
     assert hub.sent == 0
 
 
@@ -437,7 +437,7 @@ def test_an_address_that_is_no_hub_is_told(here, hub):
 @pytest.mark.parametrize("told", ["../../../../evil", "", "x" * 40, "A" * 40])
 def test_a_hub_that_tells_no_hash_gets_nothing_written(here, monkeypatch, told):
     monkeypatch.setattr(local_hub, "_git_hash", lambda data: told)
-    assert "does not tell size and hash of adapter.bin of me/models as a hub does; look at HF_ENDPOINT" in refused(here)
+    assert "does not report size and hash of adapter.bin of me/models as a hub does; check HF_ENDPOINT" in refused(here)
     assert not here.cache.exists()
 
 

@@ -116,7 +116,7 @@ def test_a_model_in_parts_is_its_first_and_all_of_them_must_be_there(tmp_path):
     found = models_in({"here": tmp_path})
     assert [model.name for model in found.models] == ["big-00001-of-00003.gguf", "empty-first-00001-of-00002.gguf"]
     (trouble,) = found.troubles
-    assert "torn-00001-of-00003.gguf: 1 of its parts are missing, the first is torn-00002-of-00003.gguf" in trouble
+    assert "torn-00001-of-00003.gguf: 1 of its shards are missing, the first is torn-00002-of-00003.gguf" in trouble
 
 
 def test_a_file_of_several_names_is_found_once(tmp_path):
