@@ -127,7 +127,7 @@ def shard_names(name: str) -> list[str]:
 
 def shard_paths(path: Path) -> list[Path]:
     """Return the paths of all shards of a model, given one; for any other file its own path."""
-    return [path.with_name(name) for name in shard_names(path.name)]
+    return [path.parent / name for name in shard_names(path.name)]
 
 
 class _HeaderReader:
