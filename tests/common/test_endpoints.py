@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speccascade_local.common.endpoints import MOST, Endpoint, greet, is_loopback, parse_endpoint, parse_endpoints
+from speccascade_local.common.endpoints import MAX_SERVERS, Endpoint, greet, is_loopback, parse_endpoint, parse_endpoints
 from speccascade_local.common.errors import SettingError
 
 names = st.from_regex(r"[a-z0-9](?:[a-z0-9.-]{0,20}[a-z0-9])?", fullmatch=True)
@@ -64,9 +64,9 @@ def test_a_server_is_named_once_and_there_are_not_more_than_llama_cpp_takes():
     assert parse_endpoints([]) == ()
     with pytest.raises(SettingError, match="a:1 is named twice"):
         parse_endpoints(["a:1", "b:1", "A:1"])
-    assert len(parse_endpoints(f"a:{port}" for port in range(1, MOST + 1))) == MOST
+    assert len(parse_endpoints(f"a:{port}" for port in range(1, MAX_SERVERS + 1))) == MAX_SERVERS
     with pytest.raises(SettingError, match="16 at most"):
-        parse_endpoints(f"a:{port}" for port in range(1, MOST + 2))
+        parse_endpoints(f"a:{port}" for port in range(1, MAX_SERVERS + 2))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_what_is_no_rpc_server_is_told(listening, answer):
         hello(client)
         client.sendall(answer)
 
-    with pytest.raises(SettingError, match=r"127\.0\.0\.1:\d+: what answers there is no RPC server"):
+    with pytest.raises(SettingError, match=r"127\.0\.0\.1:\d+: the answer is not that of an RPC server"):
         greet(listening(treat))
 
 
@@ -135,7 +135,7 @@ def test_a_server_that_is_busy_is_told(listening):
     endpoint = listening(lambda client: done.wait(10))
     try:
         with pytest.raises(SettingError, match="one client at a time: is another one using it"):
-            greet(endpoint, patience=0.2)
+            greet(endpoint, timeout_s=0.2)
     finally:
         done.set()
 
@@ -148,7 +148,7 @@ def test_where_nobody_listens_the_command_that_starts_one_is_told():
 
 
 def test_a_name_that_nobody_has_is_told():
-    with pytest.raises(SettingError, match="no such host"):
+    with pytest.raises(SettingError, match="unknown host"):
         greet(Endpoint("nobody.invalid", 50052))
 
 

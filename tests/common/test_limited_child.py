@@ -42,7 +42,7 @@ def test_it_answers_one_request_after_the_other(child: LimitedChild) -> None:
 @pytest.mark.parametrize(
     ("code", "seconds", "said"),
     [
-        ("time.sleep(3600)", 0.2, r"does not come to an end within 0.2 seconds"),
+        ("time.sleep(3600)", 0.2, r"does not finish within 0.2 seconds"),
         ("len('a' * 1_000_000_000) and time.sleep(3600)", 60, r"needs more than 300 MB of memory"),
         ("__import__('os')._exit(7)", 60, r"brought down its process \(exit code 7\)"),
         ("__import__('os').kill(__import__('os').getpid(), 11)", 60, r"brought down its process \(signal 11\)"),

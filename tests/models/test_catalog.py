@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speccascade_local.common.errors import CatalogError
+from speccascade_local.common.files import PACKAGE
 from speccascade_local.models import catalog
 from speccascade_local.rules import registry
 
@@ -152,7 +153,7 @@ def test_paths_start_at_the_folder_of_the_file_that_names_them(tmp_path: Path, m
 
 def test_the_bundled_pair_is_found_from_anywhere_and_is_complete() -> None:
     pair = catalog.find(catalog.BUNDLED_PAIR)
-    assert pair.drafter == Path(catalog.__file__).parent / "demo" / "drafter.gguf"
+    assert pair.drafter == PACKAGE / "demo" / "drafter.gguf"
     assert pair.missing == []
     assert registry.parse(pair.rule)
 
@@ -249,7 +250,7 @@ def test_a_rule_that_is_refused_is_refused_in_the_words_of_the_rules(tmp_path: P
 )
 def test_a_key_that_stands_twice_is_refused_rather_than_overruled(tmp_path: Path, text: str, line: int, key: str) -> None:
     message = refused(tmp_path / "m.yaml", text)
-    assert message == f"{tmp_path / 'm.yaml'}, line {line}: the key {key!r} stands here for the second time; leave one"
+    assert message == f"{tmp_path / 'm.yaml'}, line {line}: the key {key!r} is used twice; keep one"
 
 
 @pytest.mark.parametrize(
@@ -327,13 +328,13 @@ def laughs(merged: bool) -> str:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (laughs(merged=False), "more than 20000 values, aliases written out"),
-        (laughs(merged=True), "more than 20000 values, aliases written out"),
-        (pairs(*(f"p{number}" for number in range(100_000))), "larger than the 1 MiB"),
+        (laughs(merged=False), "more than 20000 values with aliases expanded"),
+        (laughs(merged=True), "more than 20000 values with aliases expanded"),
+        (pairs(*(f"p{number}" for number in range(100_000))), "larger than 1 MiB"),
         (pairs(*(f"p{number}" for number in range(5_000))), "more than 20000 values"),
-        ("pairs: " + "[" * 100_000, "more than 32 levels within each other"),
-        ("pairs:\n" + "".join(f"{'  ' * level}a:\n" for level in range(1, 900)), "more than 32 levels"),
-        ("- " * 3000 + "a\n", "more than 32 levels"),
+        ("pairs: " + "[" * 100_000, "more than 32 nested levels"),
+        ("pairs:\n" + "".join(f"{'  ' * level}a:\n" for level in range(1, 900)), "more than 32 nested levels"),
+        ("- " * 3000 + "a\n", "more than 32 nested levels"),
         (f"pairs: {'1' * 500_000}\n", "a text of 500000 characters"),
         (f"pairs: {'1:' * 5_000}1\n", "mapping"),
         (f"pairs: 0x{'f' * 16_000}\n", "mapping"),

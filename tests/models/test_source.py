@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from speccascade_local.common.errors import CatalogError
 from speccascade_local.models import catalog, hub_cache
-from speccascade_local.models.source import ModelSource, shards
+from speccascade_local.models.gguf_layout import shard_names
+from speccascade_local.models.source import ModelSource
 from speccascade_local.runtime.load import choose
 
 COMMIT, OTHER = "a" * 40, "b" * 40
@@ -168,8 +169,8 @@ def test_a_glob_that_fits_several_lists_them_and_other_pairs_still_work(tmp_path
         found.check_files()
     assert found.missing == [tmp_path / "*.gguf"]
     with pytest.raises(CatalogError, match="2 models match"):
-        choose("p", None, None, None, tmp_path / "models.yaml")
-    assert choose("p", None, None, None, tmp_path / "models.yaml", complete=False) == found
+        choose("p", None, None, tmp_path / "models.yaml")
+    assert choose("p", None, None, tmp_path / "models.yaml", complete=False) == found
 
 
 def test_a_long_list_of_matches_is_cut_short(tmp_path):
@@ -184,7 +185,7 @@ def test_a_glob_that_fits_nothing_is_told(tmp_path):
 
 
 def test_a_set_of_shards_is_one_model(tmp_path):
-    names = shards("big-00001-of-00003.gguf")
+    names = shard_names("big-00001-of-00003.gguf")
     make(tmp_path, *names)
     found = expert(tmp_path, "'big-*.gguf'")
     assert found.path == tmp_path / "big-00001-of-00003.gguf"
@@ -198,7 +199,7 @@ def test_a_set_of_shards_is_one_model(tmp_path):
 @settings(max_examples=40, deadline=None)
 def test_exactly_the_shards_that_are_not_there_are_missing(tmp_path_factory, total, data):
     folder = tmp_path_factory.mktemp("shards")
-    names = shards(f"m-00001-of-{total:05}.gguf")
+    names = shard_names(f"m-00001-of-{total:05}.gguf")
     assert len(names) == total
     there = data.draw(st.sets(st.sampled_from(names)))
     make(folder, *there)
@@ -217,7 +218,7 @@ def test_exactly_the_shards_that_are_not_there_are_missing(tmp_path_factory, tot
 
 
 def test_a_shard_that_is_not_the_first_is_refused(tmp_path):
-    make(tmp_path, *shards("m-00001-of-00002.gguf"))
+    make(tmp_path, *shard_names("m-00001-of-00002.gguf"))
     with pytest.raises(
         CatalogError, match=r"m-00002-of-00002\.gguf: one of several shards, but not the first; name m-00001-of-00002\.gguf"
     ):
@@ -227,7 +228,7 @@ def test_a_shard_that_is_not_the_first_is_refused(tmp_path):
 def test_shards_named_on_the_command_line_are_looked_for_too(tmp_path):
     make(tmp_path, "d.gguf", "m-00001-of-00002.gguf")
     with pytest.raises(CatalogError, match=r"1 of 2 shards are there; missing: m-00002-of-00002\.gguf"):
-        choose(None, tmp_path / "d.gguf", tmp_path / "m-00001-of-00002.gguf", None, None)
+        choose(None, tmp_path / "d.gguf", tmp_path / "m-00001-of-00002.gguf", None)
 
 
 def test_an_adapter_that_is_not_there_is_told_before_anything_is_loaded(tmp_path):
@@ -321,7 +322,7 @@ def test_the_cache_is_where_the_library_has_it_whatever_is_set():
 
 def test_the_catalog_does_not_import_the_library():
     program = (
-        "import sys; sys.modules['huggingface_hub'] = None\nfrom speccascade_local import catalog; print(len(catalog.known_pairs()) > 12)"
+        "import sys; sys.modules['huggingface_hub'] = None\nfrom speccascade_local.models import catalog; print(len(catalog.known_pairs()) > 12)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "True\n", done.stderr
