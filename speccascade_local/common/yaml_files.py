@@ -54,9 +54,9 @@ class _Refused(Exception):  # noqa: N818  # becomes a CatalogError, which knows 
 
 
 class _Bounded(yaml.SafeLoader):
-    """Counts values with each alias expanded, and refuses excess while it reads.
+    """Refuses a file while it reads: too many values with each alias expanded, too deep, or too long a text.
 
-    Refuses also two equal keys, of which YAML silently takes the last, and a mapping that contains itself.
+    It also refuses a mapping that contains itself, and two equal keys: YAML would silently take the last.
     """
 
     def __init__(self, text: str) -> None:

@@ -55,7 +55,7 @@ def test_anything_else_is_refused_with_what_was_seen(text):
     assert repr(text) in str(caught.value)
 
 
-def test_an_ipv6_address_is_told_why():
+def test_an_ipv6_address_is_reported_why():
     with pytest.raises(SettingError, match="IPv4 only"):
         parse_endpoint("fe80::1:50052")
 
@@ -79,7 +79,7 @@ def test_only_loopback_is_this_machine_alone(host, alone):
 
 @pytest.fixture
 def listening() -> Iterator[Callable[[Callable[[socket.socket], object]], Endpoint]]:
-    """Starts a server that treats its one client as it is told to."""
+    """Starts a server that treats its one client as ``treat`` does."""
     server = socket.create_server(("127.0.0.1", 0))
     threads: list[threading.Thread] = []
 
@@ -121,7 +121,7 @@ def test_a_server_tells_its_version(listening):
     [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b"\x1c", struct.pack("<Q", 28) + b"\x07\x00", struct.pack("<Q", 3) + b"\x02\x00\x00"],
     ids=["http", "nothing", "cut off in the length", "cut off in the answer", "an old version"],
 )
-def test_what_is_no_rpc_server_is_told(listening, answer):
+def test_what_is_no_rpc_server_is_reported(listening, answer):
     def treat(client):
         hello(client)
         client.sendall(answer)
@@ -140,14 +140,14 @@ def test_a_server_that_is_busy_is_told(listening):
         done.set()
 
 
-def test_where_nobody_listens_the_command_that_starts_one_is_told():
+def test_where_no_server_listens_the_command_that_starts_one_is_reported():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(SettingError, match=f"connection refused; start one there with: speccascade rpc-serve --host ADDRESS --port {port}"):
         greet(Endpoint("127.0.0.1", port))
 
 
-def test_a_name_that_nobody_has_is_told():
+def test_a_name_that_is_unknown_is_reported():
     with pytest.raises(SettingError, match="unknown host"):
         greet(Endpoint("nobody.invalid", 50052))
 

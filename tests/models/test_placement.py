@@ -104,11 +104,11 @@ def test_flash_attention_is_on_where_it_is_asked_for_or_needed(monkeypatch, plac
     assert params.n_ubatch == ubatch
 
 
-@pytest.mark.parametrize(("asked", "there", "told"), [("auto", True, -1), (7, True, 7), (7, False, 0), ("auto", False, 0)])
-def test_layers_go_to_a_gpu_only_where_there_is_one(monkeypatch, asked, there, told):
-    monkeypatch.setattr(parameters, "has_gpu", lambda: there)
-    assert gpu_layers(Placement(gpu_layers=asked)) == told
-    assert model_parameters(Placement(gpu_layers=asked)).n_gpu_layers == told
+@pytest.mark.parametrize(("asked", "has_gpu", "layers"), [("auto", True, -1), (7, True, 7), (7, False, 0), ("auto", False, 0)])
+def test_layers_go_to_a_gpu_only_where_there_is_one(monkeypatch, asked, has_gpu, layers):
+    monkeypatch.setattr(parameters, "has_gpu", lambda: has_gpu)
+    assert gpu_layers(Placement(gpu_layers=asked)) == layers
+    assert model_parameters(Placement(gpu_layers=asked)).n_gpu_layers == layers
 
 
 def session(placement: Placement) -> SimpleNamespace:
