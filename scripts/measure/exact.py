@@ -19,10 +19,9 @@ import speccascade_local as sc
 from speccascade_local.bench.questions import choose_questions
 from speccascade_local.bench.rows import commit
 from speccascade_local.bench.run import prompts_of
-from speccascade_local.common.sequences import shared_prefix_length
 from speccascade_local.llama.backend import llama_cpp_version
 from speccascade_local.machine.hardware import cpu_name
-from speccascade_local.tokens.prompt import Prompt
+from speccascade_local.tokens.prompt import Prompt, shared_prefix_length
 
 
 def measured(runtime: sc.Runtime, prompts: list[Prompt], tokens: int, block_size: int) -> list[str]:

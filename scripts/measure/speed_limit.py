@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 import speccascade_local as sc
-from speccascade_local.common.sequences import shared_prefix_length
 from speccascade_local.decoding.lengths import LONGEST_BLOCK
 from speccascade_local.decoding.ngram import NgramIndex
 from speccascade_local.decoding.profile import Profile
+from speccascade_local.tokens.prompt import shared_prefix_length
 
 
 def limit(runtime: sc.Runtime, profile: Profile, question: Question, max_tokens: int) -> tuple[float, float]:

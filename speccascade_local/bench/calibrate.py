@@ -15,7 +15,7 @@ import numpy as np
 from ..common.errors import CatalogError, SettingError
 from ..common.files import fingerprint
 from ..common.pip import install_extra
-from ..common.plots import figure_class, writable
+from ..common.plots import check_writable, figure_class
 from ..common.validation import finite_number
 from ..rules.calibrated import Calibration, error_at
 from ..rules.routes import Margin
@@ -105,7 +105,7 @@ def ready(answers: int, target: float | None, out: Path, picture: Path | None) -
     if picture:
         figure_class(picture)
     for path in filter(None, (out, picture)):
-        writable(path)
+        check_writable(path)
 
 
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float, float]:

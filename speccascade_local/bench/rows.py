@@ -19,7 +19,7 @@ from typing import Any
 
 from ..common.errors import CatalogError
 from ..common.files import PACKAGE, fingerprint, read_bytes
-from ..common.plots import writable
+from ..common.plots import check_writable
 from ..common.version import __version__
 from ..llama.backend import llama_cpp_version, physical_cores, system_info
 from ..machine.hardware import cpu_name
@@ -85,7 +85,7 @@ class Store:
 
 def check(path: Path, *, resume: bool) -> None:
     """Refuse what no rows could be kept in. Raises CatalogError."""
-    writable(path)
+    check_writable(path)
     if path.exists() and not path.is_file():
         raise CatalogError(f"{path}: not a file that rows can be kept in; name another with --out")
     if path.suffix == ".gz":

@@ -24,9 +24,9 @@ from pydantic import (
 )
 
 from ..common.errors import CatalogError
-from ..common.sequences import shared_prefix_length
 from ..common.yaml_files import problem
 from ..rules.position_rules import Strict
+from ..tokens.prompt import shared_prefix_length
 from .grid import BASE
 from .intervals import Estimate, quality_change, speed_ratio
 from .rows import Row

@@ -6,14 +6,13 @@ Knows nothing of where lines come from and how answers are shown.
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..common.errors import SettingError
-from ..common.files import read_text
+from ..common.files import expand_user, read_text
 from ..rules import registry
 from ..rules.rule import Method
 from ..runtime.conversation import Conversation, RestoredChat
@@ -70,7 +69,7 @@ def tell(text: str) -> None:
 
 def system_text(given: str) -> str:
     """A text, or what a file says: ``@FILE``. Raises CatalogError."""
-    return read_text(_path(given[1:])).strip() if given.startswith("@") else given
+    return read_text(expand_user(given[1:])).strip() if given.startswith("@") else given
 
 
 def obey(chat: Chat, line: str) -> Generator[Chunk] | None:
@@ -152,11 +151,7 @@ def _load(chat: Chat, name: str) -> None:
 def _file(command: str, name: str) -> Path:
     if not name:
         raise SettingError(f"{command} needs a file, such as '{command} monday.chat'")
-    return _path(name)
-
-
-def _path(name: str) -> Path:
-    return Path(os.path.expanduser(name))
+    return expand_user(name)
 
 
 def _reset(chat: Chat, _: str) -> None:

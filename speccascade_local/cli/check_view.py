@@ -16,7 +16,7 @@ from ..machine.dry_run import ModelPlan
 from ..machine.findings import Grade
 from ..machine.plan import KEPT
 from ..machine.suggest import Suggestions
-from ..models.local import Found
+from ..models.local import LocalModels
 from .terminal import for_tables, stderr, stdout
 
 #: Each grade's word and colour, in the order of telling.
@@ -82,7 +82,7 @@ def _memory_table(checked: PairReport) -> Table:
     return table
 
 
-def show_suggestions(suggestions: Suggestions, found: Found, places: dict[str, Path], measured: bool) -> None:
+def show_suggestions(suggestions: Suggestions, found: LocalModels, places: dict[str, Path], measured: bool) -> None:
     """The ranking, and why the others are none. measured: whether speeds rest on what was measured on this machine."""
     console = for_tables()
     if not suggestions.ranked:

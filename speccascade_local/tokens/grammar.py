@@ -16,8 +16,8 @@ import numpy as np
 
 from ..common.errors import SettingError
 from ..common.limited_child import ChildError
-from ..common.sequences import shared_prefix_length
 from .grammar_pool import MatcherPool
+from .prompt import shared_prefix_length
 from .sampler import Mask
 
 #: What a grammar may take: to be compiled, with its first mask; for each later mask; for all of them, and per token of the answer.

@@ -86,5 +86,5 @@ def test_whatever_a_model_repeats_is_graded_at_once(text):
 
 def test_a_pattern_that_would_search_for_ever_is_an_error(monkeypatch):
     monkeypatch.setattr(graders, "SEARCH_S", 1.0)
-    with pytest.raises(CatalogError, match=r"'\(a\+\)\+b' in an answer of 60 characters does not come to an end within 1 s"):
+    with pytest.raises(CatalogError, match=r"'\(a\+\)\+b' in an answer of 60 characters does not finish within 1 s"):
         METRICS["regex"]("a" * 60, ["(a+)+b"])

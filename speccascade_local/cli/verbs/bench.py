@@ -16,7 +16,7 @@ from ...bench.report import write_report
 from ...bench.summary import require_measured, summarize
 from ...common.errors import CatalogError, SettingError
 from ...common.files import decode_text
-from ...common.plots import figure_class, writable
+from ...common.plots import check_writable, figure_class
 from ...decoding.profile import Profile
 from ...runtime.runtime import Runtime
 from ...runtime.settings import DEFAULTS
@@ -69,7 +69,7 @@ def bench(
     for path, kind in ((picture, picture), (report, Path("in-a-page.svg"))):
         if path is not None and kind is not None:
             figure_class(kind)
-            writable(path)
+            check_writable(path)
     shown = Shown(form, report, picture, spec_bench)
     if read is not None:
         shown.show(read)

@@ -18,7 +18,7 @@ from ...machine.profile_cache import known_speeds
 from ...machine.suggest import MOST, Suggestions, suggest
 from ...models.catalog import Pair
 from ...models.hub_header import fetch_headers
-from ...models.local import Found, known_places, models_in
+from ...models.local import LocalModels, known_places, models_in
 from ...models.source import ModelSource
 from ...runtime.load import placements_of
 from .. import options
@@ -152,7 +152,7 @@ def _suggest(expert: Path, folders: list[Path], best: int, as_json: bool, verbos
     return 0 if suggestions.ranked else _NO
 
 
-def _as_dict(suggestions: Suggestions, found: Found, places: dict[str, Path], measured: bool) -> dict[str, Any]:
+def _as_dict(suggestions: Suggestions, found: LocalModels, places: dict[str, Path], measured: bool) -> dict[str, Any]:
     return {
         "places": {name: str(folder) for name, folder in places.items()},
         "measured": measured,
