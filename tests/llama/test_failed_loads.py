@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 READER = Path(__file__).parents[1] / "support" / "failing_loads.py"
 #: As little as that would be a fiftieth of one of the models that were loaded each time.
 ALLOWED = 500_000
