@@ -255,7 +255,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     if options.report is None:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else a killed run would leave its servers behind
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else a killed run would leave its servers running
         try:
             measure(options)
         except (SpeccascadeError, OSError) as error:

@@ -235,7 +235,7 @@ def sections(results: Results) -> Iterator[tuple[str, Table]]:
 def notes(results: Results) -> list[str]:
     setup = results.setup
     quantization = setup.get("quantization") or {}
-    told = [
+    lines = [
         f"{setup.get('models')}: expert {quantization.get('expert')}, drafter {quantization.get('drafter')}.",
         f"{setup.get('machine')}; {setup.get('threads')} threads; llama-cpp-python {setup.get('llama_cpp_python')}; "
         f"llama-server {setup.get('llama_server')}; {setup.get('system_info')}.",
@@ -248,14 +248,14 @@ def notes(results: Results) -> list[str]:
         "Expert calls of llama-server: tokens less accepted drafts, which is what its timings allow.",
     ]
     if 0.0 in results.by_temperature:
-        told.append(f"The expert alone's very text at temperature 0, in every pass: {agreement(results.by_temperature[0.0])}.")
-    told.append(
+        lines.append(f"The expert alone's very text at temperature 0, in every pass: {agreement(results.by_temperature[0.0])}.")
+    lines.append(
         "Our decoding is the whole time less what the expert alone took to read that prompt in that pass: first drafts are not free."
     )
-    told.append("Automatic lengths are asked without a seed, so that they learn from one answer to the next, as they do for a user.")
+    lines.append("Automatic lengths are asked without a seed, so that they learn from one answer to the next, as they do for a user.")
     if results.left_out:
-        told.append(f"{results.left_out} rows are left out, because not every arm has answered that prompt in that pass.")
-    return told
+        lines.append(f"{results.left_out} rows are left out, because not every arm has answered that prompt in that pass.")
+    return lines
 
 
 def short_table(results: Results) -> Table:
@@ -276,7 +276,7 @@ def report(rows: Sequence[Record]) -> tuple[str, str]:
     return "\n\n".join(parts) + "\n", markdown_table(short_table(results)) + "\n"
 
 
-#: Fill and hatch by engine: told apart in greyscale and by the hatch alone.
+#: Fill and hatch by engine: distinct in grayscale and by the hatch alone.
 LOOKS = {"ours": ("0.25", ""), "llama-server": ("0.75", "//"), "llama-cpp-python": ("1.0", "..")}
 
 

@@ -135,10 +135,10 @@ def test_chosen_lengths_are_held_against_the_best_fixed_length_of_the_same_rule(
 def test_texts_are_held_against_the_expert_alone_at_temperature_0():
     rows = made()
     next(row for row in rows if row["arm"] == DRAFTING and row["prompt_id"] == "p3" and row["pass"] == 1)["token_ids"] = [0]
-    told = peers_report.agreement(arms_of(rows))
-    assert f"{DRAFTING} 23 of 24" in told
-    assert f"{STRICT} 24 of 24" in told
-    assert "cascade" not in told
+    text = peers_report.agreement(arms_of(rows))
+    assert f"{DRAFTING} 23 of 24" in text
+    assert f"{STRICT} 24 of 24" in text
+    assert "cascade" not in text
 
 
 def test_only_prompts_that_every_arm_has_answered_are_compared():
@@ -228,12 +228,12 @@ def test_a_gzipped_file_tells_the_same_and_one_that_is_cut_off_is_refused(tmp_pa
         path.parent.mkdir()
     plain.write_text("".join(json.dumps(row) + "\n" for row in made()))
     packed.write_bytes(gzip.compress(plain.read_bytes()))
-    told = []
+    printed = []
     for path in (plain, packed):
         peers_report.write_report(path, update_readme=False)
-        told.append(capsys.readouterr().out)
+        printed.append(capsys.readouterr().out)
         assert sorted(file.name for file in path.parent.iterdir()) == sorted([path.name, "peers.svg", "peers.txt"])
-    assert told[0] == told[1] != ""
+    assert printed[0] == printed[1] != ""
     packed.write_bytes(packed.read_bytes()[:-100])
     with pytest.raises(SystemExit, match="not a whole gzip file"):
         peers_report.write_report(packed, update_readme=False)
@@ -262,7 +262,7 @@ def test_a_resumed_run_asks_only_what_is_missing(tmp_path, monkeypatch, demo):
 
     def arm(name: str) -> Arm:
         def ask(request: peers_arms.Request) -> Answer:
-            if request.max_tokens > 2:  # warm-ups count for nobody
+            if request.max_tokens > 2:  # warm-ups are not counted
                 asked.append((name, request.seed))
             return Answer("text", [1, 2], 2.0, 1.0, 1.0, 0, 0, 2)
 
@@ -285,7 +285,7 @@ def test_a_resumed_run_asks_only_what_is_missing(tmp_path, monkeypatch, demo):
     rows, complaints = peers_report.read_rows(out)
     assert len({key(row) for row in rows}) == len(rows) == 8
     assert len(complaints) == 1
-    told = {
+    fields = {
         "machine",
         "threads",
         "seed",
@@ -298,7 +298,7 @@ def test_a_resumed_run_asks_only_what_is_missing(tmp_path, monkeypatch, demo):
         "alpha",
         "block_size",
     }
-    assert told <= rows[0].keys()
+    assert fields <= rows[0].keys()
 
 
 # --------------------------------------------------------------------------- what is asked
