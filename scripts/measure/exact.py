@@ -1,8 +1,8 @@
-"""Count the answers in which strict at temperature 0 parts from the expert alone, loaded as usual and with exact=True.
+"""Count the answers in which strict at temperature 0 differs from the expert alone, loaded as usual and with exact=True.
 
     python scripts/measure/exact.py --drafter DRAFTER.gguf --expert EXPERT.gguf --answers 200 --tokens 300 | tee docs/results/exact.txt
 
-No answer ends before --tokens. Loads the pair twice, one after the other. The seconds are of one run, whatever else the machine did.
+No answer ends before --tokens. Loads the pair twice, one after the other. The seconds are those of one run and include other load.
 """
 
 from __future__ import annotations

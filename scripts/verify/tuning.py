@@ -2,8 +2,8 @@
 
     python scripts/verify/tuning.py > docs/results/confirmation.txt
 
-Answers are made up, no model runs. The expert is right in 80 %. Each candidate is about twice as fast, and loses and wins right answers at
-the rates given. They go through ``speccascade_local.bench.tune.confirm``, all on the same questions.
+Answers are simulated, no model runs. The expert is right in 80 %. Each candidate is about twice as fast, and loses and wins right answers
+at the given rates. They go through ``speccascade_local.bench.tune.confirm``, all on the same questions.
 """
 
 from __future__ import annotations

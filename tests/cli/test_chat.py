@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import speccascade
+from command_line import as_text
 from gguf_files import CHATML, ENDOFTEXT, IM_END, text_model
 
 import speccascade_local as sc
@@ -26,9 +26,7 @@ ADA, BUZZ = "Who is Ada Lovelace?", "Who is Buzz Aldrin?"
 
 def chat(*lines: str | bytes, arguments: tuple[object, ...] = (), cwd: Path | None = None) -> subprocess.CompletedProcess:
     typed = b"".join(line if isinstance(line, bytes) else line.encode() + b"\n" for line in lines)
-    done = speccascade("chat", *FIXED, *arguments, stdin=typed, cwd=cwd)
-    done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
-    return done
+    return as_text("chat", *FIXED, *arguments, stdin=typed, cwd=cwd)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from command_line import speccascade
+from command_line import as_text
 
 from speccascade_local.cli.app import VERBS
 
@@ -70,9 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def offline(folder: Path, *arguments: str, fresh: bool = False) -> subprocess.CompletedProcess[str]:
     paths = [str(folder / "guard"), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = {"HF_HOME": str(folder / "hf"), "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": os.pathsep.join(paths)}
-    done = speccascade(*arguments, stdin=b"Hi\n", cwd=folder, fresh=fresh, **environment)
-    done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
-    return done
+    return as_text(*arguments, stdin=b"Hi\n", cwd=folder, fresh=fresh, **environment)
 
 
 def test_the_package_is_loaded_without_the_network(folder):

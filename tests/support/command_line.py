@@ -17,7 +17,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 COMMAND = [sys.executable, "-m", "speccascade_local"]
 
@@ -62,6 +62,12 @@ def told(*arguments: object, cwd: Path | None = None, **environment: str) -> str
     return finished.stdout.decode()
 
 
+def as_text(*arguments: object, **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command as :func:`speccascade` does and return what it wrote as text."""
+    done = speccascade(*arguments, **more)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
 @contextlib.contextmanager
 def streams() -> Iterator[list[IO[bytes]]]:
     with contextlib.ExitStack() as stack:
@@ -70,7 +76,9 @@ def streams() -> Iterator[list[IO[bytes]]]:
 
 def fork_server() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["speccascade_local.cli.app", "speccascade_local.runtime.load", "typer.rich_utils", "gguf", "csv", "gzip"])
+    context.set_forkserver_preload(
+        ["speccascade_local.cli.app", "speccascade_local.runtime.load", "typer.rich_utils", "gguf", "csv", "gzip"]
+    )
     return context
 
 
@@ -79,8 +87,8 @@ def run_as_command(arguments: list[str], files: list[str], cwd: str, environment
     for fd, (name, mode) in enumerate(zip(files, ("rb", "ab", "ab"), strict=True)):
         with open(name, mode) as file:
             os.dup2(file.fileno(), fd)
-    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)
-    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
