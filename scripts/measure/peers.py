@@ -2,7 +2,7 @@
 
     python scripts/measure/scale_pair.py PAIR                          # cost-scaled demonstration models
     python scripts/measure/peers.py --pair PAIR --llama-server PATH/llama-server      # hours; --resume goes on after a break
-    python scripts/measure/peers.py --report docs/results/peers.jsonl.gz --update-page   # table, picture and docs/benchmarking.md, nothing measured
+    python scripts/measure/peers.py --report docs/results/peers.jsonl.gz --update-page   # table, picture and page; measures nothing
 
 All arms answer one prompt before the next is asked, and the arm that begins changes from prompt to prompt, so that a slow moment of the
 machine falls on all. Everyone gets the same files, token ids, temperature, number of tokens, threads and context, starts each prompt
