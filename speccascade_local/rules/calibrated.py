@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -87,20 +87,18 @@ class Calibration(BaseModel):
 
 @dataclass(frozen=True)
 class Calibrated(Route):
-    """Keep the drafter's answer iff its calibrated probability of being wrong <= the threshold in the file at ``path``.
-
-    Lossless: a file whose threshold is -1
-    Keeps every draft: a file whose threshold is 1
-    Temperature 0: the same test, over the greedy answer, which is what a calibration is made of
-    Source: arXiv 2605.18796 (UCCI)
-    """
+    """Keep the drafter's answer iff its calibrated probability of being wrong <= the threshold in the file at ``path``."""
 
     path: str
     calibration: Calibration = field(init=False, compare=False, repr=False)
 
-    name: ClassVar[str] = "calibrated"
-    trade: ClassVar[str] = "the small model's whole answer or the large one's, by a threshold learnt from your own questions"
-    example: ClassVar[str] = "pair.json"
+    name = "calibrated"
+    trade = "the small model's whole answer or the large one's, by a threshold learnt from your own questions"
+    example = "pair.json"
+    lossless = "a file whose threshold is -1"
+    keeps_every_draft = "a file whose threshold is 1"
+    at_temperature_0 = "the same test, over the greedy answer, which is what a calibration is made of"
+    source = "arXiv 2605.18796 (UCCI)"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "calibration", Calibration.load(Path(self.path).expanduser()))

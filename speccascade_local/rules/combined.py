@@ -5,9 +5,7 @@ Each chooses which rule, or which part of a rule, holds at a place (``at``), so 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ..common.errors import SettingError
 from ..tokens.rows import Float
@@ -15,7 +13,7 @@ from ..tokens.sampler import Mask, Sampler
 from .evidence import Evidence
 from .lossy_acceptance import Lenience
 from .position_rules import Chow, Diff, Fuzzy, Strict
-from .rule import AlphaRule, Decision, Dial, Rule, TargetRule
+from .rule import AlphaRule, Decision, Dial, Dials, Rule, TargetRule
 from .token_rules import TokenV1, TokenV2, TokenV3
 
 #: Rules that a budget can move: their dial runs between two finite ends.
@@ -43,21 +41,20 @@ class Budget(Composed):
 
     It is a bound per token. By the union bound, the distribution of a whole reply of n tokens is within min(1, n * limit) of the expert's:
     with limit 0.02 that says nothing of 50 tokens or more.
-
-    Lossless: limit 0
-    Keeps every draft: limit 1, once alpha has risen to its end
-    Temperature 0: a kept mismatch costs 1, so one token in 1/limit may be the drafter's; what cannot be paid whole is strict
-    Source: this project
     """
 
     limit: float
     inner: str = TokenV3.name
 
-    name: ClassVar[str] = "budget"
-    trade: ClassVar[str] = "you say how far from the expert a token may be on average over a reply, and the dial turns itself"
-    dials: ClassVar[Mapping[str, Dial]] = {"limit": Dial(0, 1)}
-    example: ClassVar[str] = "0.05"
-    remembers: ClassVar[bool] = True
+    name = "budget"
+    trade = "you say how far from the expert a token may be on average over a reply, and the dial turns itself"
+    dials = Dials(limit=Dial(0, 1))
+    example = "0.05"
+    lossless = "limit 0"
+    keeps_every_draft = "limit 1, once alpha has risen to its end"
+    at_temperature_0 = "a kept mismatch costs 1, so one token in 1/limit may be the drafter's; what cannot be paid whole is strict"
+    source = "this project"
+    remembers = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,7 +71,7 @@ class Budget(Composed):
         if not limit:
             return Strict()
         saved = limit * place.emitted - sum(place.trace)
-        lossless, lenient = ADJUSTABLE[self.inner].ends
+        lossless, lenient = ADJUSTABLE[self.inner].ends()
         share = min(max(0.5 + GAIN * saved / limit, 0.0), 1.0)
         rule = ADJUSTABLE[self.inner](lossless + share * (lenient - lossless))
         cost = float(Decision(rule, evidence).tv[0])
@@ -95,8 +92,8 @@ class _Part(TargetRule):
     rule: Rule
     share: float
 
-    name: ClassVar[str] = "part"
-    trade: ClassVar[str] = "a part of another rule"
+    name = "part"
+    trade = "a part of another rule"
 
     def target(self, evidence: Evidence) -> Float:
         return (1 - self.share) * evidence.expert_probs + self.share * Decision(self.rule, evidence).target
@@ -108,21 +105,20 @@ class Guarded(Composed):
 
     strict_first: the first tokens of a reply that are the expert's whatever the rule says; lossy acceptance is known to hurt refusals
     first, and they are decided there (use 4 to 8). thinking: the rule between ``<think>`` and ``</think>``; None for the same one.
-
-    Lossless: as the rules that it is made of
-    Keeps every draft: as the rules that it is made of
-    Temperature 0: as the rules that it is made of
-    Source: this project
     """
 
     rule: Rule
     strict_first: int = 0
     thinking: Rule | None = None
 
-    name: ClassVar[str] = "guarded"
-    trade: ClassVar[str] = "one rule for the answer, another for the thinking, and a strict beginning"
-    dials: ClassVar[Mapping[str, Dial]] = {"strict_first": Dial(0, 2**31 - 1, whole=True)}
-    TAGS: ClassVar[tuple[bytes, bytes]] = (b"<think>", b"</think>")
+    name = "guarded"
+    trade = "one rule for the answer, another for the thinking, and a strict beginning"
+    dials = Dials(strict_first=Dial(0, 2**31 - 1, whole=True))
+    lossless = "as the rules that it is made of"
+    keeps_every_draft = "as the rules that it is made of"
+    at_temperature_0 = "as the rules that it is made of"
+    source = "this project"
+    TAGS = (b"<think>", b"</think>")
 
     def __post_init__(self) -> None:
         super().__post_init__()

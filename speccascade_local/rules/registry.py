@@ -186,15 +186,14 @@ def examples() -> Iterable[str]:
 
 def describe(method: type[Method]) -> dict[str, str]:
     """One row of the table of methods: how it is written, what it does, its range, both ends, temperature 0, its source."""
-    documented = method.documented()
     return {
         "method": usage(method),
-        "what it does": documented["summary"],
+        "what it does": " ".join((method.__doc__ or "").partition("\n\n")[0].split()),
         "range": "; ".join(f"{name}: {dial.allowed()}" for name, dial in method.dials.items()) or "–",
-        "lossless": documented["Lossless"],
-        "keeps every draft": documented["Keeps every draft"],
-        "at temperature 0": documented["Temperature 0"],
-        "source": documented["Source"],
+        "lossless": method.lossless,
+        "keeps every draft": method.keeps_every_draft,
+        "at temperature 0": method.at_temperature_0,
+        "source": method.source,
     }
 
 

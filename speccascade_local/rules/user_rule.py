@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,7 @@ class _Custom(Rule):
     spec: str
     wrapped: Any = field(compare=False, repr=False)
 
-    name: ClassVar[str] = "custom"
+    name = "custom"
 
     def __str__(self) -> str:
         return self.spec
