@@ -1,6 +1,6 @@
-"""Other lossy acceptances worth having, for comparison: lenience, mentored, typical, FLy, decision tokens.
+"""Lossy acceptance rules of other papers, for comparison: lenience, mentored, typical, FLy, decision tokens.
 
-Each is written as a target distribution π for the one executor in decoding/verify.py, so all methods differ in nothing else.
+All run through the one executor in decoding/verify.py, so they differ only in their target distribution π.
 Notation as in rules/evidence.py: q = drafter, p = expert; entropies in nats.
 """
 
@@ -27,7 +27,7 @@ class Lenience(AlphaRule, TargetRule):
 
     As a target: π = min(q, p/l) + (1 - Σ min(q, p/l)) * norm(max(0, p - q)) with l = 1 - alpha.
 
-    The appendix gives the coin and the test at temperature 0. The residual is that of the notebook, whose own lossy rule is strict at
+    The appendix gives the coin, and the test at temperature 0. The residual is the notebook's, whose own lossy rule is strict at
     temperature 0.
     """
 
@@ -45,10 +45,10 @@ class Lenience(AlphaRule, TargetRule):
     def target(self, evidence: Evidence) -> Float:
         q, p = evidence.drafter_probs, evidence.expert_probs
         leniency = 1 - self.alpha
-        if evidence.sampler.temperature == 0 and self.alpha:  # at 0 two equal favourites are not the same
+        if evidence.sampler.temperature == 0 and self.alpha:  # alpha 0 keeps no second favourite of equal probability
             unlikely = evidence.expert_plain < leniency * evidence.expert_max[:, None]
             return blend(unlikely | ~evidence.expert_support, q, p)
-        # The filters decide what is possible: a token that has any probability left is kept at alpha 1.
+        # At alpha 1 every token that the filters leave is kept.
         target: Float = p / leniency if leniency else np.where(evidence.expert_support, np.inf, 0.0)
         np.minimum(q, target, out=target)
         missing = np.maximum(1 - target.sum(axis=-1, keepdims=True), 0.0)
@@ -64,8 +64,8 @@ class Lenience(AlphaRule, TargetRule):
 class Mentored(TargetRule):
     """Keep as many drafts as KL(p || π) <= divergence allows: π = q, clipped to between p/B and p/A, with A <= 1 <= B.
 
-    That is: keep x with probability min(1, p(x) / (A * q(x))), else draw from max(0, p/B - q). For each A the B is the one that makes
-    π sum to 1; A is the smallest one whose π stays within ``divergence`` (nats). A token that p rules out is never kept.
+    That is: keep x with probability min(1, p(x) / (A * q(x))), else draw from max(0, p/B - q). B makes π sum to 1; A is the smallest
+    one whose π stays within ``divergence`` (nats). A token that p rules out is never kept.
     """
 
     divergence: float = 0.1
@@ -90,8 +90,8 @@ class Mentored(TargetRule):
 class Typical(Rule):
     """Trust {v : p(v) > min(epsilon, delta * exp(-H(p)))}, defer the rest.
 
-    p and H(p) are read at temperature 1, as confidence is in every rule here. Medusa reads both at the sampling temperature, and accepts
-    nothing but the expert's own token at temperature 0. So this is its test at temperature 1, and another one elsewhere.
+    p and H(p) are read at temperature 1, as confidence is in every rule here. Medusa reads both at the sampling temperature, and at
+    temperature 0 accepts only the expert's own token. So the two tests agree at temperature 1 alone.
     """
 
     epsilon: float = 0.09
@@ -115,8 +115,8 @@ class Typical(Rule):
 class Fly(Rule):
     """Keep a mismatch iff the expert is unsure there (entropy of its top 3, not renormalised, >= alpha) and the next 5 drafts match.
 
-    The last 6 positions of a block are never newly accepted, so blocks of 7 or more tokens are needed. Automatic lengths seldom are as
-    long, so name one.
+    The last 6 positions of a block are never newly accepted, so blocks of 7 or more tokens are needed. Automatic blocks are seldom that
+    long: set ``block_size``.
     """
 
     alpha: float = 0.3
@@ -136,7 +136,8 @@ class Fly(Rule):
     def check(self, sampler: Sampler, block_size: int) -> None:
         if sampler.temperature != 0:
             raise SettingError(
-                f"rule {self} is defined at temperature 0 only, and the temperature is {sampler.temperature:g}; choose another rule, or 0"
+                f"rule {self} is defined at temperature 0 only, and the temperature is {sampler.temperature:g}; "
+                "choose another rule or temperature 0"
             )
         if 0 < block_size <= self.TAIL:
             raise SettingError(
@@ -147,7 +148,7 @@ class Fly(Rule):
     def defer(self, evidence: Evidence) -> Mask:
         place = evidence.place
         if place.expert is None:
-            raise SettingError(f"rule {self} looks at the rest of a drafted block, and here are only rows; use it on a loaded pair")
+            raise SettingError(f"rule {self} looks at the rest of a drafted block, and only rows are given; use it on a loaded pair")
         following = range(place.position + 1, place.position + 1 + self.MATCHES)
         in_tail = place.position + self.TAIL >= len(place.drafted)
         matches = not in_tail and all(place.expert.row(i).best[0] == place.drafted[i] for i in following)
@@ -164,14 +165,14 @@ class Fly(Rule):
 class DecisionTokens(Rule):
     """Defer iff s > tau and s > lam * (mean of s over the last ``window`` tested positions), s = -Σ q log p in nats.
 
-    s is the cross-entropy of the expert under the drafter's distribution, H(q) + KL(q || p). The paper itself was not at hand beyond its
-    abstract, and neither was its authors' code. Its public reading notes write the score in this direction, as -Σ p_base log p_reasoning
-    with the base model as the drafter, and name a reverse KL that is this score less the base model's entropy. That is an identity in this
-    direction only. It also agrees with the abstract: large scores coincide with a drafter that is unsure.
+    s is the cross-entropy of the expert under the drafter's distribution, H(q) + KL(q || p). Only the paper's abstract and public reading
+    notes were available. The notes write the score in this direction, as -Σ p_base log p_reasoning with the base model as the drafter.
+    They name a reverse KL that is this score less the base model's entropy, an identity in this direction only. The abstract agrees:
+    large scores coincide with a drafter that is unsure.
 
-    By the same notes tau is a quantile of s on calibration texts, and lam is E[s | s > tau] / E[s] there, which is above 1. Both belong to
-    a pair and are not calibrated here. lam = 1 asks the expert more often than a calibrated one would. Untested tokens, such as a bonus
-    token, have no s here; in the paper the mean runs over all tokens.
+    In the notes tau is a quantile of s on calibration texts, and lam is E[s | s > tau] / E[s] there, which is above 1. Both belong to a
+    pair and are not calibrated here. lam = 1 asks the expert more often than a calibrated value would. Tokens that are not tested, such
+    as a bonus token, have no s here; the paper's mean runs over all tokens.
     """
 
     tau: float

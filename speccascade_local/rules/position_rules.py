@@ -1,7 +1,6 @@
-"""The deferral rules of the speculative-cascades family that decide about a whole place: one small frozen class each.
+"""Rules of the speculative-cascades family that decide about a whole position: keep the drafted token, or ask the expert.
 
-Notation as in rules/evidence.py: q = drafter, p = expert; entropies in nats. Rules that decide token by token are in rules/token_rules.py, lossy
-acceptances of other papers in rules/lossy_acceptance.py, rules made of rules in rules/combined.py.
+Notation as in rules/evidence.py: q = drafter, p = expert; entropies in nats.
 
 Main source: Narasimhan et al., "Faster Cascades via Speculative Decoding", arXiv 2405.19261 (ICLR 2025).
 """
@@ -125,8 +124,8 @@ class Opt(AlphaRule):
     Deferring costs one rejection, which happens with probability TV: more disagreement means *less* deferral.
 
     The optimal rule for whole positions compares the expected losses of both models, which are not known. This is the paper's plug-in
-    estimate of it: 1 - max q and 1 - max p stand for these losses. So it is as good as both models' confidence, and a rule for single
-    tokens can do better.
+    estimate: 1 - max q and 1 - max p stand for these losses. So the rule is only as good as both models' confidence, and a rule for
+    single tokens can do better.
     """
 
     name = "opt"
@@ -146,7 +145,7 @@ class Opt(AlphaRule):
 class OptLog(AlphaRule):
     """Defer iff H(q) > H(p) + alpha * TV(q, p), H being the entropy in nats.
 
-    H(q) estimates the expected logarithmic loss, as 1 - max q in ``opt`` does the expected 0-1 loss.
+    H(q) estimates the expected logarithmic loss, as 1 - max q in ``opt`` estimates the expected 0-1 loss.
     """
 
     name = "opt_log"

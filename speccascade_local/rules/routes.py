@@ -1,7 +1,7 @@
-"""Sequential cascades, the baselines: the drafter answers, and a score of its confidence decides whether the expert does it instead.
+"""Sequential cascades, the baselines: the drafter answers, and its confidence decides whether the expert answers instead.
 
 Query-level: the drafter answers in full; below a threshold its answer is thrown away and the expert starts over. Token-level: the
-drafter writes as long as it is sure, and the expert is called for single tokens. Knows nothing of files and of how answers are shown.
+drafter writes while it is sure, and the expert is called for single tokens.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .rule import ANY, Dial, Dials, Method
 
 @dataclass(frozen=True, eq=False)
 class Signals:
-    """What an answer's tokens say of the drafter's confidence, judged on what may be said (temperature 1, nothing filtered)."""
+    """The drafter's confidence in the tokens of an answer, from its plain distributions."""
 
     logprobs: Float  # [n] log-probability of each emitted token
     margins: Float  # [n] probability of the first choice minus that of the second
 
     @classmethod
     def of(cls, token_ids: Sequence[int], rows: Sequence[Rows]) -> Signals:
-        """From the answer's tokens and the row that each was drawn from, [1, n_vocab]; there may be more rows."""
+        """Return the signals of an answer's tokens. rows: the row that each was drawn from, [1, n_vocab]; there may be more."""
         logprobs = [row.plain_logprob(token) for token, row in zip(token_ids, rows)]
         margins = []
         for row in rows[: len(token_ids)]:
@@ -38,35 +38,35 @@ class Signals:
 
     @classmethod
     def join(cls, parts: list[Signals]) -> Signals:
-        """The signals of a whole answer."""
+        """Return the signals of a whole answer from those of its parts."""
         return cls(np.concatenate([part.logprobs for part in parts]), np.concatenate([part.margins for part in parts]))
 
 
 class Route(Method):
-    """A query-level cascade: keep the drafter's answer iff its ``score`` reaches the ``threshold``."""
+    """A query-level cascade: keep the drafter's answer iff its score is at least the threshold."""
 
     in_blocks = False
 
-    #: The least score with which the drafter's answer stands.
+    #: The lowest score with which the drafter's answer is kept.
     threshold: float
 
     @abstractmethod
     def score(self, signals: Signals) -> float:
-        """The drafter's confidence in its answer; more is surer."""
+        """Return the drafter's confidence in its answer; higher is surer."""
 
     def check_pair(self, drafter: Path, expert: Path) -> None:
-        """Refuse a pair that the method was not made for. Raises SettingError."""
+        """Raise SettingError for a pair that the method was not made for."""
 
 
 @dataclass(frozen=True)
-class Scored(Route):
+class ThresholdRoute(Route):
     """A route whose threshold is its dial."""
 
     threshold: float
 
 
 @dataclass(frozen=True)
-class ChowSum(Scored):
+class ChowSum(ThresholdRoute):
     """Keep the drafter's answer iff Σ log q(x) >= threshold."""
 
     name = "chow_sum"
@@ -83,7 +83,7 @@ class ChowSum(Scored):
 
 
 @dataclass(frozen=True)
-class ChowAverage(Scored):
+class ChowAverage(ThresholdRoute):
     """Keep the drafter's answer iff the mean of log q(x) over its tokens >= threshold."""
 
     name = "chow_average"
@@ -100,7 +100,7 @@ class ChowAverage(Scored):
 
 
 @dataclass(frozen=True)
-class ChowQuantile(Scored):
+class ChowQuantile(ThresholdRoute):
     """Keep the drafter's answer iff the given quantile of log q(x) over its tokens >= threshold; quantile 0 is its worst token."""
 
     quantile: float = 0.0
@@ -119,7 +119,7 @@ class ChowQuantile(Scored):
 
 
 @dataclass(frozen=True)
-class Margin(Scored):
+class Margin(ThresholdRoute):
     """Keep the drafter's answer iff the mean of (best - second-best probability) over its tokens >= threshold."""
 
     name = "margin"
@@ -139,7 +139,7 @@ class Margin(Scored):
 class TokenCascade(Chow):
     """Token by token: the drafter's token iff max q >= 1 - alpha, else the expert is called for this one token.
 
-    The target is chow's, but the expert is only evaluated where it is asked, one token at a time, and reads what it missed.
+    The target is chow's, but the expert is evaluated only where it is asked, one token at a time, and first reads what it missed.
     """
 
     in_blocks = False

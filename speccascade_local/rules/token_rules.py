@@ -1,4 +1,4 @@
-"""The deferral rules of the speculative-cascades family that decide token by token: each trusts a set of tokens and defers the rest.
+"""Rules of the speculative-cascades family that decide token by token: each trusts a set of tokens and defers the rest.
 
 Notation as in rules/evidence.py: q = drafter, p = expert.
 
@@ -14,7 +14,7 @@ from ..tokens.sampler import Mask
 from .evidence import Evidence
 from .rule import NON_NEGATIVE, AlphaRule, Dial, Dials
 
-#: Where a dial is lossless "below 0", this is its lossless end.
+#: The lossless end of a dial that is lossless "below 0".
 BELOW_ZERO = -1e-9
 
 
@@ -57,7 +57,7 @@ class TokenV2(AlphaRule):
 class TokenV3(AlphaRule):
     """Trust {v : p(v) >= (1 - alpha) * max p}, defer the rest.
 
-    alpha 0 trusts the expert's favourite alone: a mild sharpening, *not* lossless. Below 0 nothing is trusted.
+    alpha 0 trusts the expert's favourite alone, which sharpens mildly and is *not* lossless. Below 0 nothing is trusted.
     """
 
     name = "token_v3"
@@ -88,5 +88,5 @@ class Bild(AlphaRule):
     source = "Kim et al. 2302.07863 (BiLD, its rollback test)"
 
     def defer(self, evidence: Evidence) -> Mask:
-        # -log p > alpha without a logarithm of each p; what is impossible is never trusted, however large alpha is.
+        # -log p > alpha without a logarithm of each p. An impossible token is never trusted, however large alpha is.
         return evidence.expert_plain < max(math.exp(-self.alpha), math.ulp(0))

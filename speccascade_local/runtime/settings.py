@@ -136,7 +136,7 @@ class Settings:
 
     def method(self, default: str | Method) -> Method:
         """The method that these settings ask for, ``default`` being the pair's own. Raises SettingError if it does not go with them."""
-        method = registry.guard(default if self.rule is None else self.rule, self.strict_first, self.thinking_rule)
+        method = registry.combine(default if self.rule is None else self.rule, self.strict_first, self.thinking_rule)
         method.check(self.sampler, self.longest_block)
         if not method.asks_expert and self.block_size == 0:
             raise SettingError(f"rule {method} with block_size 0 asks neither model; give a block_size of 1 or more")
