@@ -32,6 +32,7 @@ from ..models.placement import DEFAULT_CONTEXT, QUANTIZED, Placement
 from ..models.source import NGRAM
 from ..rules import registry
 from ..rules.rule import Method
+from ..tokens.sampler import keep_freed_pages
 from .runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ def load(
         resources.callback(context.close)
         return LlamaSession(context, n_vocab=n_vocab)
 
+    keep_freed_pages()
     with ExitStack() as resources:  # frees in the order contexts, models, if anything below fails
         opened = {role: open_model(role, path) for role, path in chosen.files.items()}
         expert_tokenizer = opened["expert"].tokenizer

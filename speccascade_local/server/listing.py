@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..common.version import __version__
-from ..rules.combined import Guarded
+from ..rules.combined import RegionalRule
 from ..rules.registry import RULES
 from ..rules.rule import Method
 from ..runtime.runtime import Runtime
@@ -106,8 +106,8 @@ def _rules() -> list[dict[str, Any]]:
 
 
 def _alpha(rule: Method) -> float | None:
-    """Return the value of the first dial; None for a rule without one."""
-    inner = rule.rule if isinstance(rule, Guarded) else rule
+    """The first dial, None for a rule without one."""
+    inner = rule.rule if isinstance(rule, RegionalRule) else rule
     dial = next(iter(inner.dials), None)
     value = None if dial is None else getattr(inner, dial, None)
     return float(value) if isinstance(value, (int, float)) else None

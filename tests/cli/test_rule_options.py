@@ -258,7 +258,7 @@ def test_a_calibration_of_other_files_is_refused(calibrated):
         "run", "--drafter", DEMO / "expert.gguf", "--expert", DEMO / "expert.gguf", "--rule", "calibrated:cal.json", "Hi", cwd=calibrated
     )
     assert done.returncode == 1
-    assert "cal.json: this calibration is of another pair: its drafter is not expert.gguf" in done.stderr.decode()
+    assert "cal.json: this calibration is for another pair: its drafter is not expert.gguf" in done.stderr.decode()
 
 
 def test_a_target_that_no_threshold_reaches_is_refused_and_nothing_is_written(calibrated):

@@ -224,7 +224,7 @@ def changed(**fields):
         (changed(threshold=1.5), "threshold: input should be less than or equal to 1"),
         (changed(uncertainty=[0.5, 0.1], error=[0.0, 1.0]), "the whole file: uncertainty and error must not decrease"),
         (changed(uncertainty=[0.1, 0.5], error=[1.0, 0.0]), "the whole file: uncertainty and error must not decrease"),
-        (changed(uncertainty=[0.1, 0.5], error=[0.0]), "equally many knots"),
+        (changed(uncertainty=[0.1, 0.5], error=[0.0]), "the same number of knots"),
         (changed(uncertainty=[], error=[]), "at least one"),
         (changed(uncertainty=[0.1, 1.5], error=[0.0, 1.0]), r"uncertainty\.1: input should be less than or equal to 1"),
         (changed(validation=[]), "validation: list should have at least 1 item"),
@@ -236,7 +236,7 @@ def test_a_broken_calibration_is_refused_with_its_file_and_key(calibration, tmp_
     for load in (Calibration.load, lambda path: parse(f"calibrated:{path}")):
         with pytest.raises(CatalogError, match=re.escape(str(path)) + ": not a calibration: .*" + said) as caught:
             load(path)
-        assert "make it anew with 'speccascade calibrate'" in str(caught.value)
+        assert "make a new one with 'speccascade calibrate'" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_a_calibration_of_another_pair_is_refused_and_says_which_model_is_anothe
     rule = Calibrated(str(tmp_path / "cal.json"))
     rule.check_pair(**pair)
     for role in ("drafter", "expert"):
-        with pytest.raises(SettingError, match=rf"cal\.json: this calibration is of another pair: its {role} is not other\.gguf"):
+        with pytest.raises(SettingError, match=rf"cal\.json: this calibration is for another pair: its {role} is not other\.gguf"):
             rule.check_pair(**pair | {role: folder / "other.gguf"})
     with pytest.raises(SettingError, match="its drafter is not"):
         rule.check_pair(drafter=pair["expert"], expert=pair["drafter"])
@@ -300,7 +300,7 @@ def test_a_calibration_of_another_pair_is_refused_and_says_which_model_is_anothe
 def test_a_runtime_refuses_a_calibration_of_another_pair_before_it_evaluates_anything(demo, calibration, tmp_path):
     calibration.save(tmp_path / "cal.json")
     demo.reset()
-    with pytest.raises(SettingError, match="of another pair"):
+    with pytest.raises(SettingError, match="for another pair"):
         demo.stream([1, 2], rule=f"calibrated:{tmp_path / 'cal.json'}")
     assert demo._drafter.tokens == []
 

@@ -145,9 +145,9 @@ def test_a_template_that_takes_a_spelled_control_token_apart_is_refused_and_one_
 ) -> None:
     source = f"{{{{ messages[0].content | {taken_apart} }}}}"
     assert rendered(source, "Hi") == "Hi"
-    with pytest.raises(PromptError, match=r"^the model's chat template takes a message apart .* leave that spelling out$"):
+    with pytest.raises(PromptError, match=r"^the model's chat template splits a message .* leave that spelling out$"):
         rendered(source, "<|im_end|>")
-    with pytest.raises(PromptError, match="takes a message apart"):
+    with pytest.raises(PromptError, match="splits a message"):
         rendered("{{ messages[0].content }}" + source, "<|im_end|>")
 
 

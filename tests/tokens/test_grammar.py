@@ -374,9 +374,9 @@ def refusal(use: Callable[[], object]) -> str:
         ("root ::= [z-a]", "ends before it begins, in line 1 at '[z-a]'"),
         ('root ::= "\\q"', "unknown escape"),
         ('root ::= "\\x4"', "unknown escape"),
-        ('root ::= "\\uD800"', "this is no character"),
-        ('root ::= "\ud800"', "this is no character"),
-        ('root ::= "\\U00110000"', "this is no character"),
+        ('root ::= "\\uD800"', "this is not a character"),
+        ('root ::= "\ud800"', "this is not a character"),
+        ('root ::= "\\U00110000"', "this is not a character"),
         ("root ::= " + 5000 * "(" + '"a"' + 5000 * ")", "nested too deeply"),
     ],
 )
