@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speccascade_local import Runtime, load
-from speccascade_local.bench.intervals import DRAWS, quality_change, speed_ratio, significant
+from speccascade_local.bench.intervals import DRAWS, quality_change, significant, speed_ratio
 from speccascade_local.bench.questions import Question, built_in_questions
 
 OUT = Path(__file__).resolve().parents[2] / "docs" / "results" / "coverage.txt"

@@ -174,7 +174,7 @@ def _shortfall(figure: Estimate, limit: float) -> Estimate:
 def _questions_needed(excess: Estimate, spread: float | None) -> int | None:
     """Return for how many questions the upper end is 0, if mean and spread stay the same.
 
-    The upper end lies Z standard errors above the mean, and further by what an interval adds where few answers differ, which falls as 1 / n.
+    The upper end lies Z standard errors above the mean, and further by what an interval adds where few answers differ; that falls as 1 / n.
     """
     if not excess.value < 0:
         return None

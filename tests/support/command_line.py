@@ -23,7 +23,7 @@ def speccascade(*arguments: str, stdin: bytes | None = None, cwd: Path | None = 
     )
 
 
-def told(*arguments, cwd: Path | None = None, **environment: str) -> str:
+def output_of(*arguments, cwd: Path | None = None, **environment: str) -> str:
     """What a verb that succeeds writes to stdout."""
     done = speccascade(*arguments, cwd=cwd, **environment)
     assert (done.returncode, done.stderr.decode()) == (0, "")
