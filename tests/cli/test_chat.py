@@ -104,7 +104,7 @@ def test_commands_change_what_comes_next() -> None:
 
 WRONG = {
     "/rul": "did you mean /rule?",
-    "/xyzzy": "/help lists them all",
+    "/xyzzy": "/help lists all",
     "/": "unknown command /",
     "/rule no_such": "unknown rule 'no_such'",
     "/alpha much": "/alpha needs a number",

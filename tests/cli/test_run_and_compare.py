@@ -19,6 +19,7 @@ from gguf_files import text_model
 
 import speccascade_local as sc
 from speccascade_local.cli import terminal
+from speccascade_local.models import catalog
 
 #: Where a text is compared: what a lossy rule writes with automatic lengths follows the machine's speed.
 FIXED = ("--block-size", "5")
@@ -153,7 +154,7 @@ def test_a_dash_reads_what_is_typed_in_a_terminal_and_nothing_at_all_does_not_wa
 
 
 def test_two_files_serve_as_a_pair(answer):
-    pair = sc.catalog.find("demo")
+    pair = catalog.find("demo")
     done = speccascade("run", "--drafter", pair.drafter, "--expert", pair.expert, "--rule", pair.rule, QUESTION, *FIXED)
     assert done.stdout.decode() == answer + "\n"
 
@@ -289,7 +290,7 @@ def test_an_expert_without_a_chat_template_is_named(tmp_path):
 
 
 def test_two_vocabularies_are_refused_before_anything_is_generated(tmp_path):
-    pair = sc.catalog.bundled()
+    pair = catalog.bundled()
     done = speccascade("run", "--drafter", text_model(tmp_path / "other.gguf", n_vocab=1024), "--expert", pair.expert, "Hi")
     assert (done.returncode, done.stdout) == (1, b"")
     assert re.match(r"error: token id \d+ is '.+' for the drafter and '.+' for the expert", done.stderr.decode())

@@ -1,4 +1,4 @@
-"""Rows as a run would have measured them, made up: every field that reports look at."""
+"""Invented rows of a benchmark, with every field that reports read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SETUP: dict[str, Any] = {
 
 
 def fake_row(question: int, arm: str, *, temperature: float = 0.0, repetition: int = 0, text: str | None = None) -> dict[str, Any]:
-    """The n-th question is answered rightly by an arm as often as its share in ARMS says, and in its time."""
+    """Return a row of an arm; its seconds and its share of right answers are those in ARMS."""
     wall, share = ARMS[arm]
     right = (question * 0.37) % 1 < share
     rule = arm.partition(",")[0]
@@ -71,7 +71,7 @@ def fake_row(question: int, arm: str, *, temperature: float = 0.0, repetition: i
 
 
 def fake_rows(questions: int = 12, temperatures: tuple[float, ...] = (0.0,)) -> list[dict[str, Any]]:
-    """Every arm at every question."""
+    """Return a row for every arm and question."""
     return [fake_row(i, arm, temperature=temperature) for temperature in temperatures for i in range(questions) for arm in ARMS]
 
 
