@@ -290,7 +290,7 @@ def test_an_expert_without_a_chat_template_is_named(tmp_path):
 
 
 def test_two_vocabularies_are_refused_before_anything_is_generated(tmp_path):
-    pair = catalog.bundled()
+    pair = catalog.find("demo")
     done = speccascade("run", "--drafter", text_model(tmp_path / "other.gguf", n_vocab=1024), "--expert", pair.expert, "Hi")
     assert (done.returncode, done.stdout) == (1, b"")
     assert re.match(r"error: token id \d+ is '.+' for the drafter and '.+' for the expert", done.stderr.decode())
