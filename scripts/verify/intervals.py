@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speccascade_local import Runtime, load
-from speccascade_local.bench.intervals import DRAWS, quality_change, speed_ratio, surely
+from speccascade_local.bench.intervals import DRAWS, quality_change, significant, speed_ratio
 from speccascade_local.bench.questions import Question, built_in_questions
 
 OUT = Path(__file__).resolve().parents[2] / "docs" / "results" / "coverage.txt"
@@ -102,7 +102,7 @@ def false_verdicts(kind: str, cv: float, n: int, trials: int, draws: int = DRAWS
     rng = np.random.default_rng(1)
     draw = SECONDS[kind]
     found = [speed_ratio(draw(rng, cv, n), draw(rng, cv, n), draws=draws) for _ in range(trials)]
-    return float(np.mean([surely(each, 1.0, "faster", "slower") is not None for each in found]))
+    return float(np.mean([significant(each, 1.0, "faster", "slower") is not None for each in found]))
 
 
 def real_seconds(runtime: Runtime, questions: Sequence[Question], seeds: Sequence[int]) -> list[list[float]]:
@@ -121,7 +121,7 @@ def facts() -> list[Question]:
 def real_verdicts(answers: Sequence[Sequence[float]]) -> float:
     """How often one of two seeds is called faster, over all pairs of them."""
     pairs = list(combinations(answers, 2))
-    return sum(surely(speed_ratio(*pair), 1.0, "faster", "slower") is not None for pair in pairs) / len(pairs)
+    return sum(significant(speed_ratio(*pair), 1.0, "faster", "slower") is not None for pair in pairs) / len(pairs)
 
 
 def tables(trials: int) -> Iterator[str]:

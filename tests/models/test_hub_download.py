@@ -71,7 +71,7 @@ def here(tmp_path: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> Simp
 
 
 def pull(here: SimpleNamespace, *revision: str) -> None:
-    verb.pull("p", list(revision), here.models)
+    verb.run("p", list(revision), here.models)
 
 
 def refused(here: SimpleNamespace, *revision: str) -> str:
@@ -138,7 +138,7 @@ def test_what_is_there_is_not_asked_for_again(here, hub, capsys):
     asked, sent = len(hub.requests), hub.sent
     pull(here)
     assert (len(hub.requests), hub.sent) == (asked, sent)
-    assert "all its files are here already" in capsys.readouterr().err
+    assert "all files are here already" in capsys.readouterr().err
 
 
 def test_only_what_is_missing_is_fetched(here, hub):
@@ -195,7 +195,7 @@ def test_another_revision_is_fetched_beside_and_said_not_to_be_the_one_in_use(he
     out = capsys.readouterr()
     assert out.out.splitlines()[0].endswith(f"{commit}/sub/small-Q8_0.gguf")
     assert (
-        f"small-Q8_0.gguf: other verbs use the revision that models.yaml names, or main; for this one write revision: {commit}" in out.err
+        f"small-Q8_0.gguf: other verbs use the revision in models.yaml, or main; to use this one, add revision: {commit}" in out.err
     )
     assert here.pair().drafter == first
 
@@ -203,10 +203,10 @@ def test_another_revision_is_fetched_beside_and_said_not_to_be_the_one_in_use(he
 @pytest.mark.parametrize(
     ("revision", "said"),
     [
-        ("small=v1", "is of 'small', and this pair has drafter, expert"),
-        ("../../x", "no name of"),
-        ("", "no name of"),
-        ("expert=", "no name of"),
+        ("small=v1", "names the role 'small'; this pair has drafter, expert"),
+        ("../../x", "does not name a branch"),
+        ("", "does not name a branch"),
+        ("expert=", "does not name a branch"),
     ],
 )
 def test_a_revision_that_cannot_be_is_refused_before_the_hub_is_asked(here, hub, revision, said):
@@ -238,9 +238,9 @@ def test_a_drop_loses_little_of_a_large_file(here, hub, monkeypatch):
 def test_a_size_that_is_not_the_one_in_models_yaml_is_reported(here, capsys):
     here.models.write_text(MODELS.replace("file: sub/", "size: 700001, file: sub/").replace("file: big", "size: 800000, file: big"))
     pull(here)
-    message = capsys.readouterr().err
-    assert "sub/small-Q8_0.gguf: 700,000 bytes on the hub, and models.yaml says 700,001; the hub's are fetched" in message
-    assert message.count("models.yaml says") == 1
+    told = capsys.readouterr().err
+    assert "sub/small-Q8_0.gguf: 700,000 bytes on the hub, but 700,001 in models.yaml; fetching the hub's" in told
+    assert told.count("in models.yaml; fetching") == 1
 
 
 def test_a_second_run_goes_on_where_the_first_one_stopped(here, hub):
@@ -363,7 +363,7 @@ def test_ctrl_c_keeps_what_has_come_for_the_next_run(here, hub):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
-    assert "what has come is kept; the same command goes on from there" in err
+    assert "interrupted; the same command resumes the download" in err
     assert "Traceback" not in err
     come, hub.sent = partials(here)[0].stat().st_size, 0
     pull(here)
@@ -455,7 +455,7 @@ def test_another_version_of_the_library_is_refused(here, monkeypatch, version):
 def test_a_pair_of_local_files_has_nothing_to_fetch(here, hub, capsys):
     here.models.write_text("pairs: {p: {drafter: bundled:drafter.gguf, expert: bundled:expert.gguf}}")
     pull(here)
-    assert "all its files are here already" in capsys.readouterr().err
+    assert "all files are here already" in capsys.readouterr().err
     here.models.write_text("pairs: {p: {drafter: bundled:drafter.gguf, expert: nowhere.gguf}}")
     with pytest.raises(catalog.CatalogError, match=r"names no hub repository .*nowhere\.gguf"):
         pull(here)
