@@ -46,7 +46,7 @@ def require_ready(answers: int, target: float | None, out: Path, picture: Path |
     if picture:
         figure_class(picture)
     for path in filter(None, (out, picture)):
-        writable(path)
+        check_writable(path)
 
 
 def judge(

@@ -87,7 +87,7 @@ class Store:
 
 def check(path: Path, *, resume: bool) -> None:
     """Raise CatalogError for a path that cannot hold rows."""
-    writable(path)
+    check_writable(path)
     if path.exists() and not path.is_file():
         raise CatalogError(f"{path}: not a regular file; name another with --out")
     if path.suffix == ".gz":

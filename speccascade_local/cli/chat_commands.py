@@ -74,7 +74,7 @@ def print_note(text: str) -> None:
 
 def system_text(text: str) -> str:
     """Return the text, or for ``@FILE`` what the file holds. Raises CatalogError."""
-    return read_text(_path(text[1:])).strip() if text.startswith("@") else text
+    return read_text(expand_user(text[1:])).strip() if text.startswith("@") else text
 
 
 def obey(chat: Chat, line: str) -> Generator[Chunk] | None:

@@ -78,7 +78,7 @@ def _memory_table(report: PairReport) -> Table:
     return table
 
 
-def show_suggestions(suggestions: Suggestions, found: Found, places: dict[str, Path], measured: bool) -> None:
+def show_suggestions(suggestions: Suggestions, found: LocalModels, places: dict[str, Path], measured: bool) -> None:
     """Print the ranking, and why the other models are not in it.
 
     Args:

@@ -147,8 +147,20 @@ class Settings:
             raise SettingError(f"{name} forbids the end where a grammar or JSON schema allows nothing else; omit one of them")
 
     def method(self, default: str | Method) -> Method:
-        """The method that these settings ask for, ``default`` being the pair's own. Raises SettingError if it does not go with them."""
-        method = registry.combine(default if self.rule is None else self.rule, self.strict_first, self.thinking_rule)
+        """Return the method of these settings, where ``default`` is the pair's own. Raises SettingError if the two do not fit."""
+        return self._own_method or self._fit(default)
+
+    @LazyProperty
+    def _own_method(self) -> Method | None:
+        """The rule that these settings name, parsed once."""
+        if self.rule is not None:
+            return self._fit(self.rule)
+        if self.thinking_rule is not None:
+            registry.parse(self.thinking_rule)
+        return None
+
+    def _fit(self, rule: str | Method) -> Method:
+        method = registry.combine(rule, self.strict_first, self.thinking_rule)
         method.check(self.sampler, self.longest_block)
         if not method.asks_expert and self.block_size == 0:
             raise SettingError(f"rule {method} with block_size 0 asks neither model; use a block_size of 1 or more")

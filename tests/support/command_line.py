@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import multiprocessing
 import os
-import runpy
 import subprocess
 import sys
-import tempfile
-import traceback
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
 
 COMMAND = [sys.executable, "-m", "speccascade_local"]
 

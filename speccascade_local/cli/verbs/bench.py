@@ -70,7 +70,7 @@ def run(
     for path, kind in ((picture, picture), (report, Path("in-a-page.svg"))):
         if path is not None and kind is not None:
             figure_class(kind)
-            writable(path)
+            check_writable(path)
     output = Output(form, report, picture, spec_bench)
     if read is not None:
         output.write(read)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ...bench.charts import save_batch_times
-from ...common.plots import figure_class, writable
+from ...common.plots import check_writable, figure_class
 from .. import options
 from ..load import load_with_progress, progress_of, set_log_level
 from ..terminal import for_tables, profile_summary, profile_table, write
@@ -30,7 +30,7 @@ def run(
     set_log_level(verbose)
     if picture:
         figure_class(picture)
-        writable(picture)
+        check_writable(picture)
     with load_with_progress(pair, chosen, verbose, rule="strict", profile=False) as runtime, progress_of("measuring", verbose) as on_step:
         profile = runtime.profile(refresh=refresh, on_step=on_step)
     if picture:

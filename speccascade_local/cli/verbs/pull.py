@@ -70,8 +70,8 @@ def _fetch_all(sources: list[FileSource]) -> None:
 
 
 def _fetch_one(file: RemoteFile, bars: Progress) -> None:
-    if not stderr.is_terminal and file.to_come:
-        _print_line(f"fetching {file.name} of {file.repository}, {decimal(file.to_come)}")
+    if not stderr.is_terminal and file.missing_bytes:
+        _print_line(f"fetching {file.name} of {file.repository}, {decimal(file.missing_bytes)}")
     task = bars.add_task(file.name.rpartition("/")[2], total=file.size, doing="")
     fetch(file, lambda doing, done: bars.update(task, doing=doing, completed=done))
     bars.update(task, doing="done", completed=file.size)

@@ -165,7 +165,7 @@ def _target(pair: Pair) -> Path:
     """
     if pair.source is None:
         raise SettingError("two files have no entry in a models.yaml to write into; add one and name the pair, or only look with --dry-run")
-    target = catalog.users_own() if pair.source == catalog.packaged_file() else pair.source
+    target = catalog.user_file() if pair.source == catalog.packaged_file() else pair.source
     if target.exists() and not os.access(target, os.W_OK):
         raise CatalogError(f"{target}: not writable; change its permissions, or only look with --dry-run")
     return target
