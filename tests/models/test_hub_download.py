@@ -194,9 +194,7 @@ def test_another_revision_is_fetched_beside_and_said_not_to_be_the_one_in_use(he
     pull(here, "drafter=v1")
     out = capsys.readouterr()
     assert out.out.splitlines()[0].endswith(f"{commit}/sub/small-Q8_0.gguf")
-    assert (
-        f"small-Q8_0.gguf: other verbs use the revision in models.yaml, or main; to use this one, add revision: {commit}" in out.err
-    )
+    assert f"small-Q8_0.gguf: other verbs use the revision in models.yaml, or main; to use this one, add revision: {commit}" in out.err
     assert here.pair().drafter == first
 
 
