@@ -6,7 +6,7 @@ import re
 
 import pytest
 from openapi import http
-from reference import DOCS, prose, options_of, sections
+from reference import DOCS, options_of, prose, sections
 from typer.testing import CliRunner
 
 import speccascade_local as sc
