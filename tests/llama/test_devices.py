@@ -36,7 +36,7 @@ def test_an_unknown_one_is_refused_with_those_that_there_are():
 def test_an_array_of_them_ends_with_nothing():
     cpu = devices.device("CPU")
     for chosen in ([cpu, cpu], []):
-        array = devices.array_of(chosen)
+        array = devices.device_array(chosen)
         read = (ctypes.c_void_p * (len(chosen) + 1)).from_address(array.value)
         assert list(read) == [*(each.handle for each in chosen), None]
 
@@ -47,10 +47,10 @@ def test_the_build_tells_its_commit_or_nothing(monkeypatch):
     def absent(name, *types):
         raise ModelLoadError(f"no {name}")
 
-    monkeypatch.setattr(backend, "function", absent)
+    monkeypatch.setattr(backend, "ggml_function", absent)
     assert backend.commit() is None
 
 
 def test_a_function_that_this_build_lacks_is_named():
     with pytest.raises(ModelLoadError, match="has no ggml_of_another_year; install llama-cpp-python"):
-        backend.function("ggml_of_another_year", ctypes.c_int)
+        backend.ggml_function("ggml_of_another_year", ctypes.c_int)

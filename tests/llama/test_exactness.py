@@ -20,7 +20,7 @@ from speccascade_local.common.errors import ModelLoadError, SettingError
 from speccascade_local.common.sequences import shared_prefix_length
 from speccascade_local.llama.batch import Part
 from speccascade_local.llama.context import LlamaContext
-from speccascade_local.llama.exactness import LEAST
+from speccascade_local.llama.exactness import MIN_BATCH
 from speccascade_local.llama.model import LlamaModel
 from speccascade_local.models.placement import Placement
 from speccascade_local.runtime.settings import Settings
@@ -188,7 +188,7 @@ def test_exact_rows_do_not_depend_on_how_many_are_read_at_once(exact_contexts, s
 @pytest.fixture(scope="module")
 def exact_contexts(files: SimpleNamespace) -> Iterator[list[tuple[LlamaContext, object]]]:
     with opened(files.expert, Placement(exact=True)) as one, opened(files.expert, Placement(exact=True)) as other:
-        assert one.context.exact >= LEAST
+        assert one.context.exact >= MIN_BATCH
         yield [(each.context, each.timeline) for each in (one, other)]
 
 
@@ -200,7 +200,7 @@ def test_exact_is_refused_where_a_memory_cannot_drop_a_token(tmp_path):
 
 
 def test_exact_is_refused_where_no_batch_agrees_with_single_tokens(files, monkeypatch):
-    monkeypatch.setattr("speccascade_local.llama.exactness._most", lambda *_: 1)
+    monkeypatch.setattr("speccascade_local.llama.exactness._largest_equal_batch", lambda *_: 1)
     with pytest.raises(ModelLoadError, match=r"a batch of two tokens is rounded otherwise than one.*without exact"):
         sc.load(drafter=files.drafter, expert=files.expert, n_ctx=64, n_threads=1, exact=True)
 

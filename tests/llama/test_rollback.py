@@ -21,7 +21,7 @@ from speccascade_local.llama.batch import Part, Timeline
 from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.model import LlamaModel
 from speccascade_local.llama.parameters import SNAPSHOTS
-from speccascade_local.llama.rollback_trial import choose
+from speccascade_local.llama.rollback_trial import choose_rollback
 from speccascade_local.llama.session import LlamaSession
 from speccascade_local.machine.dry_run import dry_run_models
 from speccascade_local.tokens.sampler import softmax
@@ -259,15 +259,15 @@ LIAR, HONEST = SimpleNamespace(name="liar", honest=False), SimpleNamespace(name=
 
 def test_a_memory_that_only_claims_to_go_back_is_found_out() -> None:
     toy = Toy()
-    choose(toy, [LIAR, HONEST])
+    choose_rollback(toy, [LIAR, HONEST])
     assert toy.rollback is HONEST
     with pytest.raises(ModelLoadError, match=r"^toy\.gguf: its memory cannot go back .*liar.*; choose another model"):
-        choose(toy, [LIAR])
+        choose_rollback(toy, [LIAR])
 
 
 def test_rows_that_look_at_later_tokens_are_found_out_whatever_the_way_back() -> None:
     with pytest.raises(ModelLoadError, match="read by itself"):
-        choose(Toy(knows=lambda read, at: read), [HONEST])
+        choose_rollback(Toy(knows=lambda read, at: read), [HONEST])
 
 
 def pair_of(written: Callable[..., Path], name: str) -> sc.Runtime:
