@@ -16,8 +16,8 @@ from pathlib import Path
 from sections import write_section
 
 from speccascade_local.bench import rows
-from speccascade_local.bench.charts import curves, draw_curves
-from speccascade_local.bench.export import as_json, markdown_table, parting, points, verdict
+from speccascade_local.bench.charts import curves, save_curves
+from speccascade_local.bench.export import as_json, difference, markdown_table, points, verdict
 from speccascade_local.bench.grid import BASE
 from speccascade_local.bench.summary import ArmSummary, Summary, require_measured, summarize
 from speccascade_local.common.errors import SpeccascadeError
@@ -55,7 +55,7 @@ def table(arms: Sequence[ArmSummary]) -> str:
                 "–" if arm.quality is None else f"{100 * arm.quality:.1f}",
                 points(arm.quality_gain),
                 "–" if arm.mean_tv is None else f"{arm.mean_tv:.3f}",
-                parting(arm),
+                difference(arm),
                 f"{arm.expert_calls_per_token:.2f}",
             ]
         )
@@ -83,7 +83,7 @@ def main() -> None:
         scaled, demo = summary_of("curves_scaled"), summary_of("curves_demo")
     except SpeccascadeError as error:
         sys.exit(f"error: {error}")
-    draw_curves(PICTURE, scaled)
+    save_curves(PICTURE, scaled)
     both = f"{tables('Cost-scaled pair', scaled)}\n{tables('Bundled pair', demo)}"
     write_section(ROOT / "docs" / "benchmarking.md", "curves", f"![Quality against time](curves.svg)\n\n{both}")
 

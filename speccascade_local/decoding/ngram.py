@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.sequences import shared_prefix_length
+from ..tokens.prompt import shared_prefix_length
 
 #: Cap on the number of matching tokens that are counted.
 LONGEST_MATCH = 12

@@ -14,6 +14,7 @@ from typing import Any
 import llama_cpp
 
 from ..common.errors import ModelLoadError, SessionError
+from ..common.files import expand_user
 from ..models.gguf_header import check_gguf, check_model
 from ..models.placement import Placement
 from .backend import attribute_aborts_to, complaint, create, forget_complaints, free, physical_cores, require_own_process
@@ -42,7 +43,7 @@ class LlamaModel:
     def __init__(
         self, path: str | os.PathLike[str], *, placement: Placement | None = None, on_progress: Callable[[float], None] | None = None
     ) -> None:
-        self.path = Path(os.path.expanduser(path))
+        self.path = expand_user(path)
         self.placement = placement or Placement()
         check_model(self.path)
         params = model_parameters(self.placement)
@@ -79,7 +80,7 @@ class LlamaModel:
             self.close()
             raise ModelLoadError(f"{self.path}: {reason}; choose a decoder-only model that writes from left to right")
         try:
-            self.adapters = [read_adapter(self._model, Path(os.path.expanduser(path))) for path, _ in self.placement.lora]
+            self.adapters = [read_adapter(self._model, expand_user(path)) for path, _ in self.placement.lora]
         except BaseException:
             self.close()
             raise

@@ -6,7 +6,7 @@ from typing import Any
 
 import llama_cpp
 
-from ..models.placement import Placement
+from ..models.placement import CACHE_TYPES, Placement
 from ..tokens.rows import MAX_ROWS
 from .backend import extra_buffers_are_safe, system_info
 from .batch import BATCH_TOKENS
@@ -15,15 +15,7 @@ from .rpc import layer_devices
 
 #: How many tokens back llama.cpp's snapshots of a recurrent state reach: a usual draft. Each takes as much memory as the state.
 SNAPSHOTS = 8
-_GGML_TYPES = {
-    "f32": llama_cpp.GGML_TYPE_F32,
-    "f16": llama_cpp.GGML_TYPE_F16,
-    "q8_0": llama_cpp.GGML_TYPE_Q8_0,
-    "q5_1": llama_cpp.GGML_TYPE_Q5_1,
-    "q5_0": llama_cpp.GGML_TYPE_Q5_0,
-    "q4_1": llama_cpp.GGML_TYPE_Q4_1,
-    "q4_0": llama_cpp.GGML_TYPE_Q4_0,
-}
+_GGML_TYPES = {name: getattr(llama_cpp, f"GGML_TYPE_{name.upper()}") for name in CACHE_TYPES}
 
 
 def snapshots(role: str) -> int:

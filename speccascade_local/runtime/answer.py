@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from ..common.errors import SettingError
-from ..common.sequences import shared_prefix_length
 from ..decoding.audit import Audit
 from ..decoding.auto_length import AutoLength
 from ..decoding.draft import Session
@@ -35,6 +34,7 @@ from ..rules.position_rules import Never, Strict
 from ..rules.routes import Route, Signals, TokenCascade
 from ..rules.rule import Method, Rule
 from ..tokens.grammar import Grammar
+from ..tokens.prompt import shared_prefix_length
 from ..tokens.shaping import ForbiddenIds, Shaper
 from ..tokens.text_stream import TextStream
 from ..tokens.vocabulary import Vocabulary

@@ -10,10 +10,10 @@ import math
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..common.errors import CatalogError, PromptError, SessionError, SettingError
+from ..common.files import expand_user
 from ..rules import registry
 from ..tokens.chat_template import Message
 from ..tokens.transcript import Transcript
@@ -90,11 +90,11 @@ class Conversation:
     def save(self, path: str | os.PathLike[str], settings: Settings | None = None) -> None:
         """Write a session file: messages, settings, and what the caches hold. Raises CatalogError and SessionError."""
         self._end_answer()
-        session_file.write(_path(path), self.saved(settings))
+        session_file.write(expand_user(path), self.saved(settings))
 
     def load(self, path: str | os.PathLike[str]) -> RestoredChat:
-        """Continue what was saved. Raises CatalogError for a file that cannot be used, and then nothing has changed."""
-        return self.restore(session_file.read(_path(path)))
+        """Go on with what was saved. Raises CatalogError for a file that cannot be used, and then everything is as it was."""
+        return self.restore(session_file.read(expand_user(path)))
 
     # ------------------------------------------------------------------ on disk
 
@@ -191,10 +191,6 @@ def _visible_ids(reply: Reply) -> list[int]:
     while reply.finish_reason in (None, "cancelled") and tokens and not tokens[-1].text:
         tokens.pop()
     return [token.id for token in tokens]
-
-
-def _path(given: str | os.PathLike[str]) -> Path:
-    return Path(os.path.expanduser(given))
 
 
 #: A bias of minus infinity, for which JSON has no number.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import CatalogError, ModelLoadError, SettingError
+from ..common.files import expand_user
 from ..common.validation import whole_number
 from ..decoding.history import read_histories
 from ..decoding.ngram import NgramSession
@@ -31,6 +32,7 @@ from ..models.placement import DEFAULT_CONTEXT, QUANTIZED, Placement
 from ..models.source import NGRAM
 from ..rules import registry
 from ..rules.rule import Method
+from ..tokens.sampler import keep_freed_pages
 from .runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -99,6 +101,7 @@ def load(
         resources.callback(context.close)
         return LlamaSession(context, n_vocab=n_vocab)
 
+    keep_freed_pages()
     with ExitStack() as resources:  # frees in the order contexts, models, if anything below fails
         opened = {role: open_model(role, path) for role, path in chosen.files.items()}
         expert_tokenizer = opened["expert"].tokenizer
@@ -180,8 +183,8 @@ def require_allowed(pair: Pair, allow_code: bool, rule: str | Method | None, pla
     for name, demand in pair.demands.items():
         if not (allow_code or replaced[name]):
             raise CatalogError(
-                f"{demand:.500}; only your own file may do that: allow it with --allow-code (in Python allow_code=True), "
-                f"or put the pair into {catalog.users_own()}"
+                f"{demand:.500}; a file that is not your own may not: allow it by --allow-code (in Python allow_code=True), "
+                f"or put the pair into {catalog.user_file()}"
             )
 
 
@@ -235,5 +238,5 @@ def _choose_pair(
     if pair is not None or models is not None:
         raise SettingError("two files were named, and a pair or a models.yaml as well; name one or the other")
     if str(expert) == NGRAM:
-        raise SettingError("the expert is 'ngram', which only copies; only the drafter may be")
-    return Pair("custom", Path(os.path.expanduser(drafter)), Path(os.path.expanduser(expert)))
+        raise SettingError("the expert is 'ngram', which copies and knows nothing; only the drafter may be")
+    return Pair("custom", expand_user(drafter), expand_user(expert))

@@ -160,7 +160,7 @@ class Settings:
         return None
 
     def _fit(self, rule: str | Method) -> Method:
-        method = registry.guard(rule, self.strict_first, self.thinking_rule)
+        method = registry.combine(rule, self.strict_first, self.thinking_rule)
         method.check(self.sampler, self.longest_block)
         if not method.asks_expert and self.block_size == 0:
             raise SettingError(f"rule {method} with block_size 0 asks neither model; use a block_size of 1 or more")

@@ -46,11 +46,7 @@ _ROUTES: dict[type[BaseModel], Route] = {ChatRequest: "chat", CompletionRequest:
 
 
 async def read_request(request: Request, model: type[Model], read: Callable[[Model], Result], large: LargeRequests) -> Result:
-    """Return what ``read``, run in a thread, makes of the checked body.
-
-    Raises:
-        RefusedError, pydantic.ValidationError: The body is wrong.
-    """
+    """Return what ``read``, run in a thread, makes of the checked body. Raises RefusedError and pydantic.ValidationError."""
     body = await request.body()
     if len(body) < LARGE:
         return await asyncio.to_thread(read, _check(body, model))
@@ -95,20 +91,15 @@ class QueuedRequest:
 
 
 class Completions:
-    """The routes that answer with text.
-
-    ``timeout_s`` limits each request, waiting included.
-    """
+    """The routes that reply with text; ``timeout_s`` limits each request, waiting included."""
 
     def __init__(self, engine: Engine, models: ServedPairs, metrics: Metrics, timeout_s: float | None, large: LargeRequests) -> None:
         self._engine, self._models, self._metrics, self._timeout_s, self._large = engine, models, metrics, timeout_s, large
 
     async def chat(self, http: Request) -> Response:
-        """Handle ``POST /v1/chat/completions``."""
         return await self._answer(http, await read_request(http, ChatRequest, self._read_chat, self._large))
 
     async def complete(self, http: Request) -> Response:
-        """Handle ``POST /v1/completions``."""
         return await self._answer(http, await read_request(http, CompletionRequest, self._read_completion, self._large))
 
     # ------------------------------------------------------------------ requests

@@ -60,7 +60,6 @@ class Job(PendingReply):
 
     @property
     def line(self) -> Hashable:
-        """The queue's line that it waits in."""
         return id(self) if self.conversation is None else (self.owner, self.conversation)
 
     @property
@@ -113,7 +112,6 @@ class Engine:
 
     @property
     def pairs(self) -> dict[str, Runtime]:
-        """The loaded pairs by name."""
         return {name: lane.runtime for name, lane in self._lanes.items()}
 
     def submit(
@@ -257,17 +255,14 @@ class _Lane:
             self._transcripts.popitem(last=False)
 
     def stop(self) -> None:
-        """Refuse new requests, and end waiting ones."""
         for job in self.queue.close():
             job.end(_closing_error("this request was still waiting"))
 
     def join(self, deadline: float) -> None:
-        """Wait for running requests until the deadline."""
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def close(self) -> None:
-        """Cancel running requests, and release the pair."""
         self.stop()
         self._closing = True
         for job in list(self.running):

@@ -52,12 +52,10 @@ class RefusedError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """The error object."""
         return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
 
     @property
     def response(self) -> JSONResponse:
-        """The HTTP response."""
         return JSONResponse(self.body, self.status, self.headers)
 
 

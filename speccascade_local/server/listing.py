@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..common.version import __version__
-from ..rules.combined import Guarded
+from ..rules.combined import RegionalRule
 from ..rules.registry import RULES
 from ..rules.rule import Method
 from ..runtime.runtime import Runtime
@@ -26,20 +26,15 @@ from .request_settings import ServedPairs
 
 
 class Listing:
-    """The routes that list pairs and use their vocabularies.
-
-    ``created`` is the server's start, which clients see as each model's creation time.
-    """
+    """The routes that list pairs and use their vocabularies; ``created`` is the time that clients see for each model."""
 
     def __init__(self, models: ServedPairs, created: int, large: LargeRequests) -> None:
         self._models, self._created, self._large = models, created, large
 
     async def models(self, _: Request) -> Response:
-        """Handle ``GET /v1/models``."""
         return JSONResponse({"object": "list", "data": [self._model(name) for name in self._models.names]})
 
     async def model(self, request: Request) -> Response:
-        """Handle ``GET /v1/models/{model}``."""
         name = request.path_params["model"]
         if not name:
             return await self.models(request)
@@ -47,16 +42,13 @@ class Listing:
         return JSONResponse(self._model(name))
 
     async def pairs(self, _: Request) -> Response:
-        """Handle ``GET /api/pairs``: what the page offers to choose from."""
         pairs = [_describe(name, runtime) for name, runtime in self._models.pairs.items()]
         return JSONResponse({"pairs": pairs, "rules": _rules(), "own_rules": list(self._models.rules)})
 
     async def tokenize(self, request: Request) -> Response:
-        """Handle ``POST /tokenize`` of llama.cpp's server and vLLM."""
         return await read_request(request, TokenizeRequest, self._tokenize, self._large)
 
     async def detokenize(self, request: Request) -> Response:
-        """Handle ``POST /detokenize`` of llama.cpp's server and vLLM."""
         return await read_request(request, DetokenizeRequest, self._detokenize, self._large)
 
     def _tokenize(self, body: TokenizeRequest) -> Response:
@@ -106,8 +98,8 @@ def _rules() -> list[dict[str, Any]]:
 
 
 def _alpha(rule: Method) -> float | None:
-    """Return the value of the first dial; None for a rule without one."""
-    inner = rule.rule if isinstance(rule, Guarded) else rule
+    """The first dial, None for a rule without one."""
+    inner = rule.rule if isinstance(rule, RegionalRule) else rule
     dial = next(iter(inner.dials), None)
     value = None if dial is None else getattr(inner, dial, None)
     return float(value) if isinstance(value, (int, float)) else None
@@ -210,9 +202,7 @@ def _operation(path: str, endpoint: Endpoint) -> dict[str, Any]:
     content: dict[str, Any] = {"text/plain": {}} if path == "/metrics" else _json({"type": "object"})
     if endpoint.streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}
-    responses: dict[str, Any] = {"200": {"description": "Success.", "content": content}}
-    if path == "/v1/embeddings":
-        responses = {}
+    responses = {} if path == "/v1/embeddings" else {"200": {"description": "Success.", "content": content}}
     error = _json({"$ref": "#/components/schemas/Error"})
     responses |= {str(status): {"description": text, "content": error} for status, text in _ERRORS.items()}
     operation: dict[str, Any] = {"summary": endpoint.summary, "responses": responses}

@@ -52,11 +52,9 @@ class Metrics:
         self._ended.labels(model, reply.finish_reason or "abort").inc()
 
     def count_refusal(self, status: int) -> None:
-        """Count one error response."""
         self._refused.labels(str(status)).inc()
 
     def text(self) -> bytes:
-        """Return all counters in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def _histogram(self, name: str, description: str) -> Histogram:

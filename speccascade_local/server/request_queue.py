@@ -14,9 +14,9 @@ from collections.abc import Hashable, Mapping
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from ..common.errors import EngineBusyError, EngineError
-from ..common.sequences import shared_prefix_length
 from ..runtime.answer import LoadedPair
 from ..runtime.shared_batches import Participant
+from ..tokens.prompt import shared_prefix_length
 
 #: Weight of earlier jobs in the average of seconds per job.
 _DECAY = 0.8

@@ -62,7 +62,6 @@ class ServedPairs:
 
     @property
     def names(self) -> list[str]:
-        """All names that a request may give."""
         return [*self.pairs, *self.aliases]
 
     def choose(self, model: str | None, *, required: bool = False) -> tuple[str, Runtime, str | None]:
@@ -116,17 +115,7 @@ def check_names(pairs: Sequence[str], aliases: Mapping[str, str], any_model: boo
 
 
 def settings_of(body: SamplingFields, runtime: Runtime, models: ServedPairs, rule: str | None) -> Settings:
-    """Return the settings of the reply to a request.
-
-    Args:
-        body: The request.
-        runtime: The pair that answers.
-        models: Where the request's rule is looked up.
-        rule: The rule in the model's name.
-
-    Raises:
-        SettingError, RefusedError: Fields that are wrong or contradict each other.
-    """
+    """Return the settings of the reply to a request, whose model's name has this rule. Raises SettingError and RefusedError."""
     fields = {name: value for name in _SAME_IN_SETTINGS if (value := getattr(body, name)) is not None} | body.constraint
     fields["temperature"] = TEMPERATURE if body.temperature is None else body.temperature
     fields |= {name: max(0, value) for name in ("top_k", "top_n_sigma") if (value := getattr(body, name)) is not None}

@@ -58,7 +58,6 @@ class EventStream(Response):
         self._first, self._events = first, events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send all events."""
         try:
             with contextlib.suppress(ClientGoneError):
                 await run_while_connected(receive, self._send_all(send))

@@ -47,7 +47,7 @@ def test_a_missing_library_names_the_command_that_brings_it(refused, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--host", "0.0.0.0"], "API key"),
         (["--host", "no.such.host.invalid", "--api-key-file", "/nowhere"], "cannot be read"),
@@ -73,5 +73,5 @@ def test_a_missing_library_names_the_command_that_brings_it(refused, monkeypatch
         (["demo", "--drafter", "a.gguf", "--expert", "b.gguf"], "one or the other"),
     ],
 )
-def test_what_is_wrong_is_told_in_a_line(refused, arguments, told):
-    assert told in refused("--port", 0, *arguments)
+def test_an_error_is_one_line(refused, arguments, message):
+    assert message in refused("--port", 0, *arguments)

@@ -148,7 +148,7 @@ def accounted(runtime: sc.Runtime, prompt: list[int], rule: str, seed: int, **se
     return runtime.generate(prompt, rule=rule, seed=seed, max_tokens=16, logprobs=5, model_logprobs=True, **settings)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), pytest.param(0.7, marks=pytest.mark.slow), 1.0])
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
 def test_every_number_of_the_account_is_what_the_rows_say_that_the_run_saw(demo, temperature, filters):
     """Of tokens of every origin, in every way that a reply is made."""

@@ -7,15 +7,15 @@ import json
 
 import curves
 import pytest
-from made_rows import SETUP, made_rows
+from benchmark_rows import SETUP, fake_rows
 
 from speccascade_local.bench.export import as_json
 from speccascade_local.bench.grid import BASE
 from speccascade_local.bench.summary import summarize
 
 
-def test_the_table_has_the_fastest_dial_of_each_rule_that_is_not_surely_worse_and_then_what_is_worse():
-    arms = summarize(made_rows(60)).by_temperature[0.0]
+def test_of_each_rule_the_fastest_dial_that_is_not_surely_worse_is_told_and_what_is_worse_comes_last():
+    arms = summarize(fake_rows(60)).by_temperature[0.0]
     assert [arm.arm for arm in curves.fastest(arms)] == [BASE, "token_v3:0.2, auto blocks", "drafter alone"]
     lines = curves.table(arms).splitlines()
     assert lines[2].startswith(f"| {BASE} |  | 1.00 | 100.0 | +0.0 |"), "by definition, so without an interval"
@@ -27,7 +27,7 @@ def test_figures_and_the_page_come_from_the_committed_rows_alone(tmp_path, monke
         monkeypatch.setattr(curves, name, tmp_path / ("docs/results" if name == "RESULTS" else ""))
     monkeypatch.setattr(curves, "PICTURE", tmp_path / "docs" / "curves.svg")
     (tmp_path / "docs" / "results").mkdir(parents=True)
-    measured = made_rows(20, (0.0, 1.0))
+    measured = fake_rows(20, (0.0, 1.0))
     lines = "".join(json.dumps(line) + "\n" for line in ({"setup": SETUP}, *measured))
     for name in ("curves_demo", "curves_scaled"):
         (tmp_path / "docs" / "results" / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from openapi import http
-from reference import DOCS, options_of, sections
+from reference import DOCS, options_of, prose, sections
 from typer.testing import CliRunner
 
 import speccascade_local as sc
@@ -87,17 +87,43 @@ def test_an_openapi_document_is_described_field_by_field():
             },
         },
     }
-    page = http(document)
+    page = http(document, {"size": "Its size.", "n": "How many."})
     assert page.index("## POST /v1/things") < page.index("## GET /v1/things")
     assert page.index("## GET /v1/things") < page.index("## Errors") < page.index("| 400 |")
     assert page.count("| 400 |") == 1
     for line in (
         "| 200 | Made. |",
         "| `name` | string | required | Its name. |",
-        "| `size` | number, 0 or more |  |  |",
+        "| `size` | number, 0 or more |  | Its size. |",
         '| `kind` | `"a"`, `"b"` | `"a"` |  |',
         "| `more.deep` | array of string |  |  |",
         "| 400 | Wrong \\| refused. |",
-        "| `n` | integer | `3` |  |",
+        "| `n` | integer | `3` | How many. |",
     ):
         assert line in page
+
+
+def test_each_field_of_a_request_has_a_meaning():
+    rows = [line for line in sections()["http"].splitlines() if line.startswith("| `")]
+    assert len(rows) > 50
+    assert [row for row in rows if row.endswith("|  |")] == []
+
+
+def test_a_docstring_in_google_style_becomes_lists():
+    def example() -> None:
+        """Return nothing.
+
+        Args:
+            first: the first, which
+                takes two lines.
+            second, third: both.
+
+        Raises:
+            ValueError: it is wrong.
+
+        """
+
+    assert prose(example) == (
+        "Return nothing.\n\nParameters:\n\n- `first`: the first, which takes two lines.\n- `second, third`: both.\n\n"
+        "Raises:\n\n- `ValueError`: it is wrong."
+    )

@@ -42,7 +42,7 @@ WORDS = {
     r"in the making": "in progress",
     r"be (?:it|they|the \w+) ever so": "however",
     r"colour\w*|favour\w*|behaviour\w*|honour\w*|licence[ds]?": "American spelling: color, favorite, behavior, license",
-    r"(?:normal|optim|initial|recogn|summar|token|quant|serial)is(?:e|es|ed|ing|ation)": "American spelling: -ize",
+    r"(?:normali|optimi|initiali|recogni|summari|tokeni|quanti|seriali)s(?:e|es|ed|ing|ation)": "American spelling: -ize",
 }
 PATTERNS = {re.compile(rf"(?<![\w-])(?:{words})(?![\w-])".replace(" ", r"\s+"), re.IGNORECASE): better for words, better in WORDS.items()}
 #: Fenced code, what a script writes between its two comments, code spans and the targets of links.

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 import speccascade_local as sc
 from speccascade_local.common.errors import ModelLoadError, SettingError
-from speccascade_local.common.sequences import shared_prefix_length
 from speccascade_local.llama.batch import Part
 from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.exactness import MIN_BATCH
@@ -25,6 +24,7 @@ from speccascade_local.llama.model import LlamaModel
 from speccascade_local.models.placement import Placement
 from speccascade_local.runtime.settings import Settings
 from speccascade_local.server.engine import Engine
+from speccascade_local.tokens.prompt import shared_prefix_length
 
 VOCAB = 300
 

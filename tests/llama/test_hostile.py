@@ -13,6 +13,7 @@ from pathlib import Path
 
 import gguf
 import pytest
+from command_line import as_text
 from gguf_files import CHATML, recurrent_model, text_model, textless_model
 from gguf_mutants import mutants
 
@@ -124,8 +125,7 @@ def test_where_llama_cpp_ends_the_process_its_last_line_says_why_and_names_the_f
 
 def assert_one_line(bad: Path, said: str) -> None:
     drafter = sc.catalog.bundled().drafter
-    command = [sys.executable, "-m", "speccascade_local", "run", "--drafter", drafter, "--expert", bad, "hello"]
-    ran = subprocess.run(command, capture_output=True, text=True)
+    ran = as_text("run", "--drafter", drafter, "--expert", bad, "hello")
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr.startswith(f"error: {bad}: ")
     assert said in ran.stderr

@@ -24,15 +24,7 @@ from speccascade_local.tokens.sampler import Sampler
 
 @dataclass(frozen=True)
 class Masked(Rule):
-    """Defers the ids that it is given.
-
-    Lossless: where all are given,
-    over two lines
-
-    Not a part of it.
-
-    Temperature 0: the same
-    """
+    """Defers the ids that it is given."""
 
     ids: tuple[int, ...] = ()
     whole: float = 1
@@ -108,14 +100,6 @@ def test_a_method_is_a_value_that_cannot_be_changed():
         Lenience(0.5).alpha = 0.7
     assert Lenience(1) == Lenience(1.0)
     assert repr(Lenience(np.float32(0.5)).alpha) == "0.5"
-
-
-def test_the_fields_of_a_docstring_end_at_an_empty_line():
-    assert Masked.documented() == {
-        "summary": "Defers the ids that it is given.",
-        "Lossless": "where all are given, over two lines",
-        "Temperature 0": "the same",
-    }
 
 
 @given(all_rules, row_pairs(), sampler_settings)

@@ -288,6 +288,7 @@ def strict_replies(demo) -> list[sc.Reply]:
     return of_held_out(demo, "strict")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", LOSSLESS)
 def test_the_lossless_end_of_each_dial_writes_the_text_of_strict_on_the_real_pair(demo, strict_replies, rule):
     for strict, lossless in zip(strict_replies, of_held_out(demo, rule), strict=True):
@@ -296,6 +297,7 @@ def test_the_lossless_end_of_each_dial_writes_the_text_of_strict_on_the_real_pai
             assert lossless.origins == strict.origins
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", KEEPS_EVERYTHING)
 def test_the_other_end_of_each_dial_keeps_every_draft_on_the_real_pair(demo, rule):
     for seed, example in enumerate(HELD_OUT[::40]):

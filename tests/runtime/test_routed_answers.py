@@ -223,8 +223,8 @@ def test_a_stream_dropped_after_its_first_chunk_leaves_a_usable_runtime(demo, pr
     [
         ({"verification": "block"}, "verification 'block' is about blocks"),
         ({"bonus": "cascade"}, "bonus 'cascade' is about blocks"),
-        ({"strict_first": 4}, "settled block by block"),
-        ({"thinking_rule": "strict"}, "settled block by block"),
+        ({"strict_first": 4}, "verify blocks of drafts"),
+        ({"thinking_rule": "strict"}, "verify blocks of drafts"),
     ],
     ids=str,
 )

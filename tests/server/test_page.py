@@ -321,7 +321,7 @@ def test_no_text_becomes_markup(browser, runtime):
 @needs_browser
 @pytest.mark.parametrize(
     ("status", "advice"),
-    [(400, "Change it, then ask again."), (401, "API key"), (429, "Ask again in 3 s."), (500, "look at what the server printed")],
+    [(400, "Change it, then ask again."), (401, "API key"), (429, "Ask again in 3 s."), (500, "see the server’s output")],
 )
 def test_refusals_are_shown_with_advice(page, server, status, advice):
     server.scripted.append((status, "it cannot be done"))
@@ -370,7 +370,7 @@ def test_an_interrupted_reply_stays_visible(page, server):
 def test_a_server_that_goes_away_and_comes_back(page, server):
     server.close()
     ask(page)
-    assert "The server does not answer. See whether “speccascade serve” is still running" in page.locator("#notice").inner_text()
+    assert "The server does not answer. Check whether “speccascade serve” is still running" in page.locator("#notice").inner_text()
     assert page.locator("#health").inner_text() == "no server"
     server.come_back()
     page.wait_for_selector("#health.there", timeout=30_000)

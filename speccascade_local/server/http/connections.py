@@ -41,14 +41,12 @@ class Connection(H11Protocol):
         return not self._is_answering or self.conn.their_state is h11.SEND_BODY or self.flow.write_paused
 
     def abort(self) -> None:
-        """Close it at once."""
         self.connections.discard(self)
         self.transport.abort()
 
     # ------------------------------------------------------------------ called by asyncio and uvicorn
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Accept a client; if there are too many connections, close another one."""
         super().connection_made(transport)
         self.peer = peer_of(self.client[0] if self.client else "")
         others = [each for each in cast("set[Connection]", self.connections) if each is not self]
@@ -57,12 +55,10 @@ class Connection(H11Protocol):
         self._time_head()
 
     def data_received(self, data: bytes) -> None:
-        """Read more of a request, or of several."""
         super().data_received(data)
         self._time_head()
 
     def on_response_complete(self) -> None:
-        """Continue after a response; the next request may already be here."""
         self.since = self.loop.time()
         super().on_response_complete()
         if self._half_closed and not self._is_answering:
@@ -71,7 +67,6 @@ class Connection(H11Protocol):
         self._drop_unread()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close the connection: no further request has come."""
         super().timeout_keep_alive_handler()
         self._drop_unread()
 
@@ -88,7 +83,6 @@ class Connection(H11Protocol):
         return self._half_closed
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop timing a closed connection."""
         self._stop_timing()
         super().connection_lost(exc)
 

@@ -66,12 +66,10 @@ class Server(uvicorn.Server):
         self._watchdog = Watchdog(END_WITHIN_S + GRACE_S) if owns_process else None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until the server should exit, with a limited log."""
         with limit_logs(_OPEN_LOGGERS):
             await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, with room for many clients that connect at once."""
         await super().startup(sockets)
         for each in sockets or []:
             each.listen(_BACKLOG)
@@ -97,7 +95,6 @@ class Server(uvicorn.Server):
                 signal.signal(each, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
         is_repeated = self.should_exit
         super().handle_exit(sig, frame)
         if self._watchdog is None:

@@ -26,7 +26,6 @@ class LogLimit(logging.Filter):
         self._lock = threading.Lock()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether the record is written."""
         kind, now = str(record.msg), time.monotonic()
         if kind.startswith(_USELESS):
             return False

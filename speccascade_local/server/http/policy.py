@@ -127,12 +127,9 @@ def peer_of(address: str) -> str:
 
 
 def api_keys(file: Path | None) -> tuple[str, ...]:
-    """Return the keys of a file, one per line, or the one of the environment, or none.
+    """Return the keys of a file, or the one of the environment, or none. Raises CatalogError and SettingError.
 
-    Blank lines and lines that begin with # do not count.
-
-    Raises:
-        CatalogError, SettingError: The file cannot be read, or a key is too short.
+    A file has one key per line; blank lines and lines that begin with # do not count.
     """
     if file is not None:
         source, text = f"--api-key-file {file}", read_text(file, MAX_KEY_FILE)

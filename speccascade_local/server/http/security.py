@@ -38,7 +38,6 @@ class ProtectedResponses:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call the application, and add headers to its response."""
 
         async def send_protected(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -61,7 +60,6 @@ class Guard:
         self._app, self._policy = app, policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check a request and call the application, or refuse."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -78,7 +78,6 @@ class CalledFunction(StrictModel):
 
     @property
     def characters(self) -> int:
-        """The length of name and arguments."""
         return len(self.name) + len(json.dumps(self.arguments))
 
 
@@ -104,7 +103,6 @@ class ToolCall(StrictModel):
     function: CalledFunction
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the call as chat templates take it."""
         function = {"name": self.function.name, "arguments": self.function.arguments}
         return ({} if self.id is None else {"id": self.id}) | {"type": "function", "function": function}
 
@@ -145,7 +143,6 @@ class ChatMessage(StrictModel):
 
     @property
     def calls(self) -> list[ToolCall]:
-        """All function calls."""
         return [*(self.tool_calls or ()), *([ToolCall(function=self.function_call)] if self.function_call else ())]
 
     @property

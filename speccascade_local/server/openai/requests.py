@@ -207,7 +207,6 @@ class SamplingFields(StrictModel):
 
     @property
     def cascade(self) -> CascadeOptions:
-        """Our own options, or their defaults."""
         return self.speccascade or CascadeOptions()
 
 
@@ -242,7 +241,6 @@ class ChatRequest(SamplingFields):
 
     @property
     def characters(self) -> int:
-        """The length of messages and tools."""
         return sum(message.characters for message in self.messages) + sum(len(tool.model_dump_json()) for tool in self.tools or ())
 
     @model_validator(mode="after")

@@ -78,14 +78,7 @@ class ResponseForm:
         return self._chunk(index, {"delta": {"role": "assistant", "content": ""}}, None, None)
 
     def event(self, index: int, chunk: Chunk, offset: int, reader: CallReader) -> dict[str, Any]:
-        """Return the event of one block.
-
-        Args:
-            index: The choice.
-            chunk: The block.
-            offset: Number of characters before it.
-            reader: Finds the calls in this choice's text.
-        """
+        """Return the event of one block of a choice, which begins after ``offset`` characters."""
         first = reader.count
         text, calls = reader.feed(chunk.text)
         if chunk.finish_reason is not None:

@@ -37,11 +37,7 @@ class Translation(NamedTuple):
 
 
 def translate(body: Mapping[str, Any], route: Route) -> Translation:
-    """Return the fields of a body that count, each once.
-
-    Raises:
-        RefusedError: A field cannot be honored, or two contradict each other.
-    """
+    """Return the fields of a body that count, each once. Raises RefusedError for unsupported and for contradicting fields."""
     translation = Translation({}, {})
     unsupported: list[tuple[RequestField, Any]] = []
     for name, value in body.items():
