@@ -1,4 +1,4 @@
-"""Devices as ggml tells them, against what the system tells."""
+"""Devices as ggml reports them, against what the system reports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_device_is_found_by_its_name():
     assert devices.device("CPU") in devices.devices()
 
 
-def test_an_unknown_one_is_refused_with_those_that_there_are():
+def test_an_unknown_device_is_refused_with_the_known_ones():
     for name in ("CPU0", "cpu"):
         with pytest.raises(SettingError, match=r"did you mean CPU\?"):
             devices.device(name)
@@ -33,7 +33,7 @@ def test_an_unknown_one_is_refused_with_those_that_there_are():
         devices.device("CPU0")
 
 
-def test_an_array_of_them_ends_with_nothing():
+def test_an_array_of_devices_ends_with_null():
     cpu = devices.device("CPU")
     for chosen in ([cpu, cpu], []):
         array = devices.device_array(chosen)
@@ -41,7 +41,7 @@ def test_an_array_of_them_ends_with_nothing():
         assert list(read) == [*(each.handle for each in chosen), None]
 
 
-def test_the_build_tells_its_commit_or_nothing(monkeypatch):
+def test_the_build_reports_its_commit_or_nothing(monkeypatch):
     assert re.fullmatch(r"[0-9a-f]{7,40}(-dirty)?|unknown", backend.commit() or "unknown")
 
     def absent(name, *types):
