@@ -31,11 +31,9 @@ class Pair:
     """Two models, and what a ``models.yaml`` says about them.
 
     Attributes:
-        name: Its name in the file.
         drafter: The file of the small model, or ``ngram``.
         expert: The file of the large model.
         rule: The rule that suits the pair.
-        description: One line for ``speccascade models``.
         source: The ``models.yaml`` that defines it; None if the caller named two files.
         models: More about each model, by role.
         family: The family of both models.

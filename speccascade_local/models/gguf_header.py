@@ -131,7 +131,7 @@ def _describe(path: Path, layout: Layout, tensors: Sequence[Tensor]) -> Header:
     return Header(
         path=path,
         architecture=architecture,
-        quantization=TENSOR_TYPES[kinds.most_common(1)[0][0]].name if kinds else "none",
+        quantization=TENSOR_TYPES[kinds.most_common(1)[0][0]][0] if kinds else "none",
         weights=weights,
         token_bytes=round(weights - embedding - routed * (1 - used_part)),
         cache_bytes=sum(kv_heads) * kv_width * _CACHE_BYTES,

@@ -11,7 +11,7 @@ import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from ..common.errors import ModelLoadError
 
@@ -26,16 +26,10 @@ _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _SHARD = re.compile(r"(?P<stem>.*-)(?P<number>\d{5})(?P<end>-of-(?P<count>\d{5})\.gguf)", re.IGNORECASE)
 
 
-class TensorType(NamedTuple):
-    """A type of tensor: ``block_values`` values are stored together in ``block_bytes`` bytes."""
-
-    name: str
-    block_values: int
-    block_bytes: int
-
-
+#: ggml's types of tensors by number: name, values in a block, bytes of a block. A test compares them with the ``gguf`` package, which
+#: brings too much to be needed by every installation.
 # fmt: off
-_TYPES = {
+TENSOR_TYPES = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
     7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 40), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
     12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66),
@@ -45,8 +39,6 @@ _TYPES = {
     35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18),
 }
 # fmt: on
-#: ggml's types by number. A test compares them with the ``gguf`` package, which brings too much to be needed by every installation.
-TENSOR_TYPES = {number: TensorType(*row) for number, row in _TYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -198,7 +190,8 @@ class _HeaderReader:
         if not 1 <= math.prod(shape) < 1 << 62:
             raise self._error(f"tensor {name!r} claims the shape {' x '.join(map(str, shape))}")
         kind, offset = self._number("I"), self._number("Q")
-        return Tensor(name, shape, kind, offset, _tensor_bytes(shape, kind))
+        _, block_values, block_bytes = TENSOR_TYPES.get(kind, ("", 1, 0))
+        return Tensor(name, shape, kind, offset, math.prod(shape) // block_values * block_bytes)
 
     def _check_ends(self, tensors: list[Tensor], data_start: int) -> None:
         for tensor in tensors:
@@ -266,8 +259,3 @@ class _HeaderReader:
 
     def _error(self, reason: str) -> ModelLoadError:
         return ModelLoadError(f"{self.path}: its header cannot be read: {reason}; the file is damaged or cut off: fetch it again")
-
-
-def _tensor_bytes(shape: tuple[int, ...], kind: int) -> int:
-    known = TENSOR_TYPES.get(kind)
-    return math.prod(shape) // known.block_values * known.block_bytes if known else 0

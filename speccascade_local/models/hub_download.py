@@ -37,7 +37,6 @@ class RemoteFile:
     """A file as the hub describes it, at one commit of its repository.
 
     Attributes:
-        repository: ``owner/name``.
         revision: The branch, tag or commit that was requested.
         commit: The commit that it stands for.
         name: The file's path in the repository.

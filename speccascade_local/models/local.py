@@ -38,7 +38,6 @@ class LocalModel:
         path: The file, or the first of its shards.
         name: The name under which its owner knows it.
         place: Where it was found, a key of ``models_in``'s argument.
-        architecture: llama.cpp's name of it.
         tokenizer: The file's name of the kind of its vocabulary.
         n_tokens: The number of texts in the vocabulary, 0 if it has none.
         size: Bytes of all its shards.

@@ -16,7 +16,7 @@ from ..common.validation import whole_number
 from .gguf_layout import TENSOR_TYPES
 
 CacheType = Literal["f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
-_BYTES = {each.name.lower(): each.block_bytes / each.block_values for each in TENSOR_TYPES.values()}
+_BYTES = {name.lower(): block_bytes / block_values for name, block_values, block_bytes in TENSOR_TYPES.values()}
 #: The types of a KV cache, with the bytes of one value.
 CACHE_TYPES: dict[str, float] = {name: _BYTES[name] for name in get_args(CacheType)}
 #: Types whose values share a scale, which costs some precision.

@@ -67,7 +67,7 @@ def test_who_gives_up_waits_no_longer_and_the_work_ends(child: LimitedChild) -> 
 
 
 def test_an_interruption_at_any_line_leaves_no_answer_for_the_next_request_and_no_process(child: LimitedChild) -> None:
-    """Interrupt each line of asking and ending once. A child that still runs owes an answer: it is not asked again, and ends when dropped."""
+    """Interrupt each line of asking and ending once. A child that still runs owes an answer: it is not asked again, and ends if dropped."""
     command, hit = child.process.args, set[tuple[str, int]]()
 
     def interrupt_somewhere(frame: FrameType, event: str, _: object) -> Callable[..., object] | None:

@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 #: Folders whose Python files are checked: comments, docstrings and messages.
 CODE = ("scripts/docs",)
-#: CHANGELOG.md is history, and a script makes docs/claims.md from what the other pages say.
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(set((ROOT / "docs").glob("*.md")) - {ROOT / "docs" / "claims.md"})]
+#: Not CHANGELOG.md, which is history.
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 #: A pattern for words to avoid, and what to say instead.
 WORDS = {
@@ -29,7 +29,7 @@ WORDS = {
     r"there (?:is|are) not(?! (?:an?|any|enough|yet|only)\b)": "no: there is no",
     r"anew": "again, or: new",
     r"whichever": "the one that, or: any",
-    r"thereof|therein|wherein|whereby|thence|whence|hence": "of it, in it, in which, so",
+    r"thereof|therein|wherein|whereby|thence|whence": "of it, in it, in which, so",
     r"meanwhile": "while it runs",
     r"beforehand": "before, in advance",
     r"by (?:itself|themselves)": "alone, or: automatically",
@@ -50,32 +50,32 @@ NO_PROSE = re.compile(r"^```.*?^```|<!-- (\w+) -->.*?<!-- /\1 -->|^ {4,}\S[^\n]*
 CODE_SPAN = re.compile(r"``[^`]+``|`[^`]+`")
 
 
-def blanked(pattern: re.Pattern[str], text: str) -> str:
-    """The text with a blank in place of each character that the pattern matches; line breaks stay."""
+def blank_out(pattern: re.Pattern[str], text: str) -> str:
+    """Return the text with a blank in place of each character that the pattern matches; line breaks stay."""
     return pattern.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
 
 
 def complaints(text: str, where: str, first_line: int = 1) -> Iterator[str]:
-    """Each word to avoid, as ``file:line: the word: what to say instead``."""
+    """Each word to avoid, as ``file:line: the word: what to use instead``."""
     for pattern, better in PATTERNS.items():
         for match in pattern.finditer(text):
             line = first_line + text.count("\n", 0, match.start())
-            yield f"{where}:{line}: {' '.join(match[0].split())!r}: say {better}"
+            yield f"{where}:{line}: {' '.join(match[0].split())!r}: use {better}"
 
 
 def in_page(markdown: str, where: str) -> Iterator[str]:
     """Complaints about the prose of a page."""
-    yield from complaints(blanked(NO_PROSE, markdown), where)
+    yield from complaints(blank_out(NO_PROSE, markdown), where)
 
 
 def in_code(source: str, where: str) -> Iterator[str]:
     """Complaints about comments, docstrings and other literal texts; a literal of one word is a name, and left alone."""
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
-            yield from complaints(blanked(CODE_SPAN, token.string), where, token.start[0])
+            yield from complaints(blank_out(CODE_SPAN, token.string), where, token.start[0])
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value.strip():
-            yield from complaints(blanked(CODE_SPAN, node.value), where, node.lineno)
+            yield from complaints(blank_out(CODE_SPAN, node.value), where, node.lineno)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -108,7 +108,7 @@ def test_code_uses_plain_words(folder):
 def test_a_word_to_avoid_is_reported_once_with_its_line(sentence, word):
     (complaint,) = in_page(f"# Title\n\n{sentence}\n", "page.md")
     assert complaint.startswith("page.md:3: ")
-    assert f"'{word}': say " in complaint
+    assert f"'{word}': use " in complaint
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_only_gpus_are_gpus():
 
 
 def test_parameters_have_the_ggml_type_of_each_cache_type():
-    assert {name: TENSOR_TYPES[number].name.lower() for name, number in parameters._GGML_TYPES.items()} == {
+    assert {name: TENSOR_TYPES[number][0].lower() for name, number in parameters._GGML_TYPES.items()} == {
         name: name for name in CACHE_TYPES
     }
 

@@ -392,7 +392,7 @@ def test_no_file_but_the_pages_own_is_served(page, path):
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("message", "expected"),
     [
         ("/home/me/models/a.gguf: no such file", "(a path): no such file"),
         ("cannot start '/usr/bin/python3'", "cannot start '(a path)'"),

@@ -92,7 +92,7 @@ NO_CALLS = {
     "one bracket too few": block(arguments="{"),
     "single quotes": block("'weather'"),
     "a comma at the end": block(arguments='{"a": 1,}'),
-    "something behind the JSON": CALL.replace("\n</tool_call>", " please</tool_call>"),
+    "something after the JSON": CALL.replace("\n</tool_call>", " please</tool_call>"),
     "something before the JSON": CALL.replace(">\n{", ">json {"),
     "a list": "<tool_call>[1]</tool_call>",
     "two texts": '<tool_call>"weather" "now"</tool_call>',

@@ -1,7 +1,7 @@
 // Requests to the server: its pairs and rules, its health, and streamed answers.
 // Every failure is a ServerError, with a sentence as message and advice what to do next.
 
-/** status: of the server's answer; 0 where nobody answered. */
+/** status: of the server's response; 0 for none. */
 export class ServerError extends Error {
   constructor(message, advice, status = 0) {
     super(message);

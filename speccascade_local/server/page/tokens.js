@@ -134,7 +134,7 @@ export function card(span) {
   return parts;
 }
 
-/** All tokens of an answer as a table, for whoever would rather read than point. */
+/** All tokens of an answer as a table, for keyboard and screen reader users. */
 export function table(container) {
   const head = ["Token", "Who", "TV", "Expert’s candidates", "Drafter’s candidates"].map((text) => element("th", { text, scope: "col" }));
   const rows = [...container.querySelectorAll(".token")].map((span) => {

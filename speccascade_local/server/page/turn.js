@@ -117,7 +117,7 @@ export class Turn {
     this.details.open = false;
   }
 
-  /** The answer that the conversation goes on with. */
+  /** The answer that the conversation continues. */
   get last() {
     return this.answers.at(-1);
   }
