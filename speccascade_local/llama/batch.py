@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 import llama_cpp
 import numpy as np
 
+from ..common.errors import ContextOverflowError, PromptError, SessionError, SettingError
+from ..tokens.rows import MAX_ROWS
 from ..tokens.sampler import Array
+from .backend import complaint
 
 #: The most tokens of one llama_decode.
 BATCH_TOKENS = 512
 #: The most copies of a recurrent state.
-MOST_COPIES = 4
+MAX_COPIES = 4
 
 
 @dataclass
@@ -41,7 +44,7 @@ class Timeline:
             new timeline is uncertain: its sequence may hold what an earlier one left.
         batch: how many tokens it read last, in one batch; 0 for unknown.
         aligned: how many of its first tokens are in the memory as a cold prefill writes them (``LlamaContext.aligned``).
-        settled: whether it was rolled back since the last read.
+        rolled_back: whether it was rolled back since the last read.
         checkpoints: copies of its state.
         rollbacks: what rollbacks have cost.
     """
@@ -54,7 +57,7 @@ class Timeline:
     uncertain: bool = True
     batch: int = 0
     aligned: int = 0
-    settled: bool = True
+    rolled_back: bool = True
     checkpoints: list[Any] = field(default_factory=list)
     rollbacks: Rollbacks = field(default_factory=Rollbacks)
 
@@ -66,6 +69,22 @@ class Part(NamedTuple):
     tokens: list[int]
     keep: int
 
+    def check(self, n_vocab: int, n_ctx: int) -> None:
+        """Raise SettingError, PromptError or ContextOverflowError where llama_decode cannot read this."""
+        n_held, n_new = len(self.timeline.tokens), len(self.tokens)
+        most = min(n_new, MAX_ROWS)
+        if not (n_new and 0 <= self.keep <= most):
+            raise SettingError(
+                f"keep is {self.keep}; it must be between 0 and min(number of tokens, {MAX_ROWS}) = {most}, with at least one token"
+            )
+        if not (min(self.tokens) >= 0 and max(self.tokens) < n_vocab):
+            raise PromptError(f"token ids run from {min(self.tokens)} to {max(self.tokens)}; this vocabulary has 0 to {n_vocab - 1}")
+        if n_held + n_new > n_ctx:
+            raise ContextOverflowError(
+                f"{n_held} tokens held and {n_new} more do not fit a context of {n_ctx}; "
+                "shorten the text or load with a larger context (--ctx)"
+            )
+
 
 class Batch:
     """A ``llama_batch`` over numpy arrays, so nothing needs freeing by hand."""
@@ -75,9 +94,9 @@ class Batch:
         self.outputs = np.zeros(BATCH_TOKENS, np.int8)
         self.counts[:] = 1
         self._views: dict[tuple[int, int], Array] = {}  # by address and number of rows
-        of_ids = ctypes.POINTER(llama_cpp.llama_seq_id)
+        id_pointer = ctypes.POINTER(llama_cpp.llama_seq_id)
         first = self.owners.ctypes.data
-        self._owners = (of_ids * BATCH_TOKENS)(*(ctypes.cast(first + 4 * i, of_ids) for i in range(BATCH_TOKENS)))
+        self._owners = (id_pointer * BATCH_TOKENS)(*(ctypes.cast(first + 4 * i, id_pointer) for i in range(BATCH_TOKENS)))
         self._batch = llama_cpp.llama_batch(
             0,
             self.ids.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token)),
@@ -113,7 +132,26 @@ class Batch:
         Views are cached: making one takes longer than reading a small row.
         """
         buffer = llama_cpp.llama_get_logits(context)
-        place = ctypes.addressof(buffer.contents), count
-        if place not in self._views:
-            self._views[place] = np.ctypeslib.as_array(buffer, (count, n_vocab))
-        return self._views[place]
+        key = ctypes.addressof(buffer.contents), count
+        if key not in self._views:
+            self._views[key] = np.ctypeslib.as_array(buffer, (count, n_vocab))
+        return self._views[key]
+
+
+class InconsistentError(SessionError):
+    """llama.cpp's memory and a timeline differ."""
+
+
+def check_code(code: int, size: int, file: str) -> None:
+    """Raise SessionError unless a llama_decode of ``size`` tokens returned 0."""
+    if code == -1:  # ids are checked, so it is the positions
+        raise InconsistentError(
+            f"{file}: llama_decode returned -1 (invalid batch) for {size} tokens: {complaint()}. "
+            "The KV cache is inconsistent; load the pair again"
+        )
+    if code != 0:
+        meaning = {1: "no room in the KV cache", 2: "aborted"}.get(code, "evaluation failed")
+        raise SessionError(
+            f"{file}: llama_decode returned {code} ({meaning}) for {size} tokens: {complaint()}. "
+            "If memory is short, load with a smaller context (--ctx)"
+        )

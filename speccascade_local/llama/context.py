@@ -15,25 +15,21 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from ..common.errors import ContextOverflowError, ModelLoadError, PromptError, SessionError, SettingError, UnwantedError
+from ..common.errors import ModelLoadError, SessionError, SettingError, UnwantedError
 from ..tokens.rows import MAX_ROWS
 from ..tokens.sampler import Array
 from .backend import complaint, create, forget_complaints, free, in_own_process, require_own_process
-from .batch import BATCH_TOKENS, Batch, Part, Timeline
-from .exactness import LEAST, largest_exact_batch
+from .batch import BATCH_TOKENS, Batch, InconsistentError, Part, Timeline, check_code
+from .exactness import MIN_BATCH, largest_exact_batch
 from .model import LlamaModel, apply_adapters
 from .parameters import SNAPSHOTS, context_parameters
-from .rollback import Rollback, Tail, ways_back
-from .rollback_trial import choose
+from .rollback import Rollback, Tail, possible_rollbacks
+from .rollback_trial import choose_rollback
 
 log = logging.getLogger(__name__)
 
 #: The most timelines: each can then get all its rows from one batch.
 MAX_TIMELINES = BATCH_TOKENS // MAX_ROWS
-
-
-class _InconsistentError(SessionError):
-    """llama.cpp's memory and a timeline differ."""
 
 
 class LlamaContext:
@@ -98,7 +94,7 @@ class LlamaContext:
         self._batch = Batch()
         self._step = int(llama_cpp.llama_n_ubatch(self._ctx))
         self.rollback: Rollback = Tail(self.model.path.name, self._memory)
-        choose(self, ways_back(self.model, self._ctx, self._memory))
+        choose_rollback(self, possible_rollbacks(self.model, self._ctx, self._memory))
         if self.model.placement.exact:
             self.exact = largest_exact_batch(self)
 
@@ -179,12 +175,12 @@ class LlamaContext:
         """Append to several timelines at once, and return the logits of each part, [keep, n_vocab] float32.
 
         The rows are views into llama.cpp's buffer, valid until the next call on this context. One llama_decode reads up to 512 tokens; of
-        several, the last one has all kept rows. If anything fails, or Ctrl-C arrives, every timeline holds what it held before. If a second
+        several, the last one gives all rows. If anything fails, or Ctrl-C arrives, every timeline holds what it held before. If a second
         exception arrives during that rollback, a timeline may hold the new tokens too, and the next call reads them. A memory that differs
         from its timeline is cleared and read again, once.
 
         Raises:
-            SessionError: a session or the context is closed, or an evaluation fails.
+            SessionError: a timeline or the context is closed, or an evaluation fails.
             PromptError: ids outside the vocabulary.
             ContextOverflowError: the context is too small.
             SettingError: ``keep`` is outside 0..min(len(tokens), 65).
@@ -194,24 +190,25 @@ class LlamaContext:
         if not parts:
             return []
         for part in parts:
-            self._check(part)
+            self.require_open(part.timeline)
+            part.check(self.model.n_vocab, self.n_ctx)
         with self.in_use:
             try:
                 return self._evaluate(parts)
-            except _InconsistentError as error:
+            except InconsistentError as error:
                 log.warning("%s; reading the text again", error)
                 for part in parts:
                     self.rollback.clear(part.timeline)
                 return self._evaluate(parts)
 
     def _evaluate(self, parts: Sequence[Part]) -> list[Array]:
-        held = [len(part.timeline.tokens) for part in parts]
+        lengths = [len(part.timeline.tokens) for part in parts]
         try:
             todo = [self._with_unread(part) for part in parts]
             if self.exact:
                 return [self._exact_rows(part) for part in todo]
             while sum(len(part.tokens) for part in todo) > BATCH_TOKENS:
-                # The kept rows must come out of one llama_decode, so what goes before leaves enough of them.
+                # All rows must come from one llama_decode, so earlier ones read only tokens without rows.
                 at, (timeline, tokens, keep) = max(enumerate(todo), key=lambda each: len(each[1].tokens) - each[1].keep)
                 before = len(tokens) - keep
                 size = min(BATCH_TOKENS, before // self._step * self._step or before)  # whole pieces, see ``aligned``
@@ -222,7 +219,7 @@ class LlamaContext:
                 self.rollback.end(part.timeline, len(part.tokens), part.keep)
             return self._rows(parts)
         except BaseException:
-            for part, length in zip(parts, held):
+            for part, length in zip(parts, lengths):
                 self.drop(part.timeline, length)
             raise
 
@@ -233,13 +230,13 @@ class LlamaContext:
         for at in range(0, len(tokens), self.exact):
             piece = tokens[at : at + self.exact]
             end = at + len(piece)
-            kept = min(len(piece), max(0, end - first))
-            if end < len(tokens) and not kept:
+            n_rows = min(len(piece), max(0, end - first))
+            if end < len(tokens) and not n_rows:
                 self._read_on(Part(timeline, piece, 0))
                 continue
-            self._decode([Part(timeline, piece, kept)], least=LEAST)
-            if kept:
-                rows[end - kept - first : end - first] = self._batch.rows(self._ctx, kept, self.model.n_vocab)[:, : timeline.n_vocab]
+            self._decode([Part(timeline, piece, n_rows)], least=MIN_BATCH)
+            if n_rows:
+                rows[end - n_rows - first : end - first] = self._batch.rows(self._ctx, n_rows, self.model.n_vocab)[:, : timeline.n_vocab]
         return rows
 
     def _with_unread(self, part: Part) -> Part:
@@ -248,33 +245,17 @@ class LlamaContext:
         self.rollback.settle(timeline, len(timeline.tokens))
         timeline.tokens += tokens
         unread = timeline.tokens[timeline.held :]
-        apart = self.rollback.apart(timeline, len(unread), keep)
-        for at in range(0, apart, BATCH_TOKENS):
-            self._read_on(Part(timeline, unread[at : min(at + BATCH_TOKENS, apart)], 0))
+        separate = self.rollback.n_separate(timeline, len(unread), keep)
+        for at in range(0, separate, BATCH_TOKENS):
+            self._read_on(Part(timeline, unread[at : min(at + BATCH_TOKENS, separate)], 0))
         self.rollback.begin(timeline, keep)
-        return Part(timeline, unread[apart:], keep)
+        return Part(timeline, unread[separate:], keep)
 
     def _read_on(self, part: Part) -> None:
         """Read one batch of a long text, with more to follow."""
         self._decode([part])
         if self.unwanted():
             raise UnwantedError("the prefill was cancelled; ask again to continue it")
-
-    def _check(self, part: Part) -> None:
-        timeline, tokens, keep = part
-        self.require_open(timeline)
-        most = min(len(tokens), MAX_ROWS)
-        if not (tokens and 0 <= keep <= most):
-            raise SettingError(
-                f"keep is {keep}; it must be between 0 and min(number of tokens, {MAX_ROWS}) = {most}, with at least one token"
-            )
-        if not (min(tokens) >= 0 and max(tokens) < self.model.n_vocab):
-            raise PromptError(f"token ids run from {min(tokens)} to {max(tokens)}; this vocabulary has 0 to {self.model.n_vocab - 1}")
-        if len(timeline.tokens) + len(tokens) > self.n_ctx:
-            raise ContextOverflowError(
-                f"{len(timeline.tokens)} tokens held and {len(tokens)} more do not fit a context of {self.n_ctx}; "
-                "shorten the text or load with a larger context (--ctx)"
-            )
 
     def _decode(self, parts: Sequence[Part], *, least: int = 1) -> None:
         """Evaluate the parts in one batch, padded to at least ``least`` tokens."""
@@ -295,18 +276,7 @@ class LlamaContext:
         if size > n:
             batch.put(n, last.tokens[-1:] * (size - n), length, last.timeline.sequence)
         forget_complaints()
-        code = batch.decode(self._ctx, size)
-        if code == -1:  # ids are checked, so it is the positions
-            raise _InconsistentError(
-                f"{self.model.path.name}: llama_decode returned -1 (invalid batch) for {size} tokens: {complaint()}. "
-                "The KV cache is inconsistent; load the pair again"
-            )
-        if code != 0:
-            meaning = {1: "no room in the KV cache", 2: "aborted"}.get(code, "evaluation failed")
-            raise SessionError(
-                f"{self.model.path.name}: llama_decode returned {code} ({meaning}) for {size} tokens: {complaint()}. "
-                "If memory is short, load with a smaller context (--ctx)"
-            )
+        check_code(batch.decode(self._ctx, size), size, self.model.path.name)
         if len(parts) == 1 and last.timeline.aligned == last.timeline.held:
             last.timeline.aligned = length // self._step * self._step
         for part, end in zip(parts, ends):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..common.errors import SettingError
-from .backend import function, system_info
+from .backend import ggml_function, system_info
 
 _POINTER, _NUMBER, _TEXT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p
 _KINDS = ("cpu", "gpu", "integrated gpu", "accelerator", "several")  # enum ggml_backend_dev_type
@@ -58,11 +58,11 @@ def has_gpu() -> bool:
 
 def describe(handle: int) -> Device:
     """Return what a ``ggml_backend_dev_t`` reports."""
-    name: bytes = function("ggml_backend_dev_name", _TEXT, _POINTER)(handle)
-    description: bytes = function("ggml_backend_dev_description", _TEXT, _POINTER)(handle)
+    name: bytes = ggml_function("ggml_backend_dev_name", _TEXT, _POINTER)(handle)
+    description: bytes = ggml_function("ggml_backend_dev_description", _TEXT, _POINTER)(handle)
     free, total = _NUMBER(), _NUMBER()
     numbers = ctypes.POINTER(_NUMBER)
-    function("ggml_backend_dev_memory", None, _POINTER, numbers, numbers)(handle, ctypes.byref(free), ctypes.byref(total))
+    ggml_function("ggml_backend_dev_memory", None, _POINTER, numbers, numbers)(handle, ctypes.byref(free), ctypes.byref(total))
     return Device(
         name.decode(errors="replace"),
         description.decode(errors="replace").strip(),
@@ -85,15 +85,15 @@ def device(name: str) -> Device:
 
 def _handles() -> list[int]:
     system_info()  # llama.cpp finds its devices when it starts
-    count = function("ggml_backend_dev_count", _NUMBER)()
-    return [function("ggml_backend_dev_get", _POINTER, _NUMBER)(index) for index in range(count)]
+    count = ggml_function("ggml_backend_dev_count", _NUMBER)()
+    return [ggml_function("ggml_backend_dev_get", _POINTER, _NUMBER)(index) for index in range(count)]
 
 
 def _kind(handle: int) -> str:
-    kind: int = function("ggml_backend_dev_type", ctypes.c_int, _POINTER)(handle)
+    kind: int = ggml_function("ggml_backend_dev_type", ctypes.c_int, _POINTER)(handle)
     return _KINDS[kind] if kind < len(_KINDS) else "unknown"
 
 
-def array_of(chosen: Sequence[Device]) -> Any:
+def device_array(chosen: Sequence[Device]) -> Any:
     """Return devices as ``llama_model_params.devices`` takes them."""
     return ctypes.cast((_POINTER * (len(chosen) + 1))(*(each.handle for each in chosen), None), _POINTER)

@@ -7,27 +7,19 @@ the bit. A context that evaluates only such sizes gives the same text with draft
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 
 from ..common.errors import ModelLoadError
 from ..tokens.sampler import Array
-from . import rollback_trial
 from .batch import Part, Timeline
+from .rollback_trial import Context
 
 #: A single token is read as a batch of two, and the second dropped: kernels for single tokens divide the work by threads and length.
-LEAST = 2
+MIN_BATCH = 2
 #: The largest batch to try: a usual draft and the token before it.
-LARGEST = 8
+MAX_BATCH = 8
 #: Kernels also change with the number of tokens held: beyond 32 or 256, by which caches are padded, and beyond 512.
 _DEPTHS = (28, 252, 600)
-
-
-class Context(rollback_trial.Context, Protocol):
-    """The part of :class:`~speccascade_local.llama.context.LlamaContext` that this module needs."""
-
-    exact: int
 
 
 def largest_exact_batch(context: Context) -> int:
@@ -39,24 +31,24 @@ def largest_exact_batch(context: Context) -> int:
     advice = "load it without exact (--exact); block_size 0 is the expert alone, token by token"
     if not context.rollback.pads:
         raise ModelLoadError(f"{name}: exact needs a memory that drops single tokens, and this one has a recurrent state; {advice}")
-    ids = ((np.arange(max(_DEPTHS) + LARGEST) * 7 + 3) % context.model.n_vocab).tolist()
-    most, timeline = LARGEST, context.open()
+    ids = ((np.arange(max(_DEPTHS) + MAX_BATCH) * 7 + 3) % context.model.n_vocab).tolist()
+    size, timeline = MAX_BATCH, context.open()
     try:
-        for depth in [depth for depth in _DEPTHS if depth + LARGEST <= context.n_ctx] or [0]:
-            context.exact = most
+        for depth in [depth for depth in _DEPTHS if depth + MAX_BATCH <= context.n_ctx] or [0]:
+            context.exact = size
             if unread := ids[len(timeline.tokens) : depth]:
                 context.evaluate([Part(timeline, unread, 0)])
-            most = _most(context, timeline, ids[depth : depth + most])
+            size = _largest_equal_batch(context, timeline, ids[depth : depth + size])
     finally:
         context.exact = 0
         context.release(timeline)
-    if most < LEAST:
+    if size < MIN_BATCH:
         raise ModelLoadError(f"{name}: here a batch of two tokens rounds differently from one token, so exact is impossible; {advice}")
-    return most
+    return size
 
 
-def _most(context: Context, timeline: Timeline, tokens: list[int]) -> int:
-    """Return the largest batch of the first tokens that gives the rows that they have one by one."""
+def _largest_equal_batch(context: Context, timeline: Timeline, tokens: list[int]) -> int:
+    """Return the size of the largest batch of first tokens whose rows equal those of single tokens."""
     single = _rows(context, timeline, tokens, 1)
     for size in range(2, len(tokens) + 1):
         if not np.array_equal(_rows(context, timeline, tokens[:size], size), single[:size]):

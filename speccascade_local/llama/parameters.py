@@ -11,7 +11,7 @@ from ..tokens.rows import MAX_ROWS
 from .backend import extra_buffers_are_safe, system_info
 from .batch import BATCH_TOKENS
 from .devices import has_gpu
-from .rpc import holders
+from .rpc import layer_devices
 
 #: How many tokens back llama.cpp's snapshots of a recurrent state reach: a usual draft. Each takes as much memory as the state.
 SNAPSHOTS = 8
@@ -39,7 +39,7 @@ def model_parameters(placement: Placement, *, weights: bool = True) -> Any:
     params.n_gpu_layers = gpu_layers(placement)
     params.use_extra_bufts = extra_buffers_are_safe(system_info()) and not placement.exact  # repacked weights round by batch size
     if placement.device is not None or placement.rpc:
-        params.devices = holders(placement.rpc, placement.device)
+        params.devices = layer_devices(placement.rpc, placement.device)
     params.no_alloc = not weights
     if not weights or not placement.mapped:
         params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE

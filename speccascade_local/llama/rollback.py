@@ -21,15 +21,15 @@ from typing import Any, Protocol
 import llama_cpp
 
 from ..common.errors import SessionError
-from .batch import MOST_COPIES, Timeline
+from .batch import MAX_COPIES, Timeline
 from .model import LlamaModel
 
-#: The most tokens that are read again together with new ones; more are read alone, once, and the state after them is copied.
-_TOGETHER = 8
+#: Most tokens that are read again together with new ones; more are read alone, once, and the state after them is copied.
+_MAX_TOKENS_TOGETHER = 8
 #: The least distance of two copies, in tokens.
-_APART = 4
+_MIN_TOKENS_APART = 4
 #: After more tokens than this, a prompt or a long draft, a copy also serves later replies; and the number of such copies.
-_LONG, _LASTING = 32, MOST_COPIES - 1
+_LONG_TOKENS, _MAX_LASTING = 32, MAX_COPIES - 1
 _PARTIAL, _ON_DEVICE = 1, 2  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY and _ON_DEVICE, which has one copy per sequence
 
 
@@ -44,7 +44,7 @@ class Checkpoint:
 
 
 class Rollback(Protocol):
-    """What a context needs of a way to roll back. llama.cpp may hold fewer tokens (``timeline.held``) than ``timeline.tokens``.
+    """A way to roll back. Afterwards llama.cpp may hold fewer tokens (``timeline.held``) than ``timeline.tokens``.
 
     After any interruption the next read continues ``timeline.tokens``.
     """
@@ -62,7 +62,7 @@ class Rollback(Protocol):
     def settle(self, timeline: Timeline, length: int) -> None:
         """Make the memory end after at most ``length`` tokens, before the next read; ``held`` is then certain."""
 
-    def apart(self, timeline: Timeline, unread: int, keep: int) -> int:
+    def n_separate(self, timeline: Timeline, unread: int, keep: int) -> int:
         """Return how many of the unread tokens to read first, in a batch of their own."""
 
     def begin(self, timeline: Timeline, keep: int) -> None:
@@ -99,7 +99,7 @@ class Tail:
         if timeline.uncertain:
             self._cut(timeline, length)
 
-    def apart(self, timeline: Timeline, unread: int, keep: int) -> int:
+    def n_separate(self, timeline: Timeline, unread: int, keep: int) -> int:
         return 0
 
     def begin(self, timeline: Timeline, keep: int) -> None:
@@ -145,11 +145,11 @@ class Checkpoints(Tail):
         self.name = "snapshots" if snapshots else "checkpoints"
         self._context, self._snapshots = context, snapshots
         # With snapshots a state has several pieces. GGML aborts if a copy on the device has other pieces than the last one.
-        self._brief = _PARTIAL if _snapshots_of(context) else _PARTIAL | _ON_DEVICE
+        self._brief_flags = _PARTIAL if snapshots_of(context) else _PARTIAL | _ON_DEVICE
 
     def drop(self, timeline: Timeline, length: int) -> None:
         timeline.checkpoints = [each for each in timeline.checkpoints if each.length <= length]
-        timeline.settled = True
+        timeline.rolled_back = True
         del timeline.tokens[length:]  # last: a copy must never reach beyond its text
 
     def missing(self, timeline: Timeline) -> int:
@@ -189,33 +189,33 @@ class Checkpoints(Tail):
         timeline.batch = 0
         timeline.uncertain = False
 
-    def apart(self, timeline: Timeline, unread: int, keep: int) -> int:
+    def n_separate(self, timeline: Timeline, unread: int, keep: int) -> int:
         before = unread - keep
-        worth = _LONG if self._steps_suffice(keep) else _TOGETHER
-        return before if timeline.settled and keep > 1 and before > worth else 0
+        together = _LONG_TOKENS if self._snapshots_suffice(keep) else _MAX_TOKENS_TOGETHER
+        return before if timeline.rolled_back and keep > 1 and before > together else 0
 
     def begin(self, timeline: Timeline, keep: int) -> None:
-        if timeline.settled and keep > 1:
-            timeline.settled = False
-            if self._since(timeline) >= (_LONG if self._steps_suffice(keep) else _APART):
+        if timeline.rolled_back and keep > 1:
+            timeline.rolled_back = False
+            if self._tokens_since_copy(timeline) >= (_LONG_TOKENS if self._snapshots_suffice(keep) else _MIN_TOKENS_APART):
                 self._save(timeline)
 
     def end(self, timeline: Timeline, read: int, keep: int) -> None:
         timeline.batch = read
-        since = self._since(timeline)
-        if keep == 1 and since >= (_APART if timeline.settled else _LONG):  # a draft may be long
+        since = self._tokens_since_copy(timeline)
+        if keep == 1 and since >= (_MIN_TOKENS_APART if timeline.rolled_back else _LONG_TOKENS):  # a draft that is written, not scored
             self._save(timeline)
-        timeline.settled = False
+        timeline.rolled_back = False
 
     def clear(self, timeline: Timeline) -> None:
         timeline.checkpoints = []
         timeline.batch = 0
         super().clear(timeline)
 
-    def _steps_suffice(self, keep: int) -> bool:
+    def _snapshots_suffice(self, keep: int) -> bool:
         return keep - 1 <= self._snapshots
 
-    def _since(self, timeline: Timeline) -> int:
+    def _tokens_since_copy(self, timeline: Timeline) -> int:
         return timeline.held - self._latest(timeline)
 
     def _latest(self, timeline: Timeline) -> int:
@@ -223,11 +223,12 @@ class Checkpoints(Tail):
 
     def _save(self, timeline: Timeline) -> None:
         started = time.perf_counter()
-        lasting = self._since(timeline) >= _LONG
-        flags = _PARTIAL if lasting else self._brief
-        kept = [each for each in timeline.checkpoints if each.lasting]
+        lasting = self._tokens_since_copy(timeline) >= _LONG_TOKENS
+        flags = _PARTIAL if lasting else self._brief_flags
+        lasting_copies = [each for each in timeline.checkpoints if each.lasting]
         brief = [each for each in timeline.checkpoints if not each.lasting]
-        timeline.checkpoints = [*brief, *kept[1 - _LASTING :]] if lasting else kept  # this overwrites the device's only copy
+        # The device has one copy, which the next one overwrites.
+        timeline.checkpoints = [*brief, *lasting_copies[1 - _MAX_LASTING :]] if lasting else lasting_copies
         size = llama_cpp.llama_state_seq_get_size_ext(self._context, timeline.sequence, flags)
         data = (ctypes.c_uint8 * size)()
         if not size or llama_cpp.llama_state_seq_get_data_ext(self._context, data, size, timeline.sequence, flags) != size:
@@ -237,15 +238,15 @@ class Checkpoints(Tail):
         timeline.rollbacks.seconds += time.perf_counter() - started
 
 
-def _snapshots_of(context: Any) -> int:
+def snapshots_of(context: Any) -> int:
     """Return how many tokens back llama.cpp's snapshots of a recurrent state reach."""
     return int(llama_cpp.llama_n_rs_seq(context)) if hasattr(llama_cpp, "llama_n_rs_seq") else 0
 
 
-def ways_back(model: LlamaModel, context: Any, memory: Any) -> list[Rollback]:
+def possible_rollbacks(model: LlamaModel, context: Any, memory: Any) -> list[Rollback]:
     """Return the ways of rollback that may work for a context over this model, the cheapest first."""
     file = model.path.name
     copies = Checkpoints(file, memory, context)
-    if snapshots := _snapshots_of(context):
+    if snapshots := snapshots_of(context):
         return [Checkpoints(file, memory, context, snapshots), copies]
     return [copies] if model.is_recurrent else [Tail(file, memory), copies]

@@ -20,11 +20,12 @@ _TEXT, _DRAFT, _OTHER = 5, 4, 2
 
 
 class Context(Protocol):
-    """The part of :class:`~speccascade_local.llama.context.LlamaContext` that a trial needs."""
+    """The part of :class:`~speccascade_local.llama.context.LlamaContext` that trials of a new context need."""
 
     model: LlamaModel
     n_ctx: int
     rollback: Rollback
+    exact: int
 
     def open(self) -> Timeline: ...
 
@@ -35,7 +36,7 @@ class Context(Protocol):
     def drop(self, timeline: Timeline, length: int) -> None: ...
 
 
-def choose(context: Context, ways: Sequence[Rollback]) -> None:
+def choose_rollback(context: Context, ways: Sequence[Rollback]) -> None:
     """Give the context the first way of rollback that works; without room for a trial, the first one.
 
     Raises ModelLoadError when none works, or when drafts cannot be scored.

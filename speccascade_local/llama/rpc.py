@@ -17,8 +17,8 @@ import llama_cpp
 from ..common.endpoints import Endpoint, greet, parse_endpoints
 from ..common.errors import SettingError
 from ..common.pip import rebuild
-from .backend import expect_lost_servers, forget_complaints, function, system_info
-from .devices import Device, array_of, describe, device, devices
+from .backend import expect_lost_servers, forget_complaints, ggml_function, system_info
+from .devices import Device, describe, device, device_array, devices
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def connect(servers: Iterable[str]) -> tuple[Device, ...]:
     return tuple(each for endpoint in endpoints for each in _devices_of(endpoint))
 
 
-def holders(servers: Iterable[str], name: str | None = None) -> Any:
+def layer_devices(servers: Iterable[str], name: str | None = None) -> Any:
     """Return devices for a model's layers, as ``llama_model_params.devices`` takes them: the servers', then the named device.
 
     ``name`` None stands for this machine's graphics cards. All other layers stay in this machine's memory. Raises SettingError as
@@ -60,7 +60,7 @@ def holders(servers: Iterable[str], name: str | None = None) -> Any:
     far = connect(servers)
     for each in far:
         log.info("RPC server %s: %s, %.1f GB free", each.server, each.name, each.free / 1e9)
-    return array_of(far + here)
+    return device_array(far + here)
 
 
 def _devices_of(endpoint: Endpoint) -> list[Device]:
@@ -70,8 +70,8 @@ def _devices_of(endpoint: Endpoint) -> list[Device]:
     registry = add(str(endpoint).encode())
     if not registry:
         raise SettingError(f"RPC server {endpoint}: it offers no device; restart it (speccascade rpc-serve)")
-    count: int = function("ggml_backend_reg_dev_count", _NUMBER, _POINTER)(registry)
-    handle_of = function("ggml_backend_reg_dev_get", _POINTER, _POINTER, _NUMBER)
+    count: int = ggml_function("ggml_backend_reg_dev_count", _NUMBER, _POINTER)(registry)
+    handle_of = ggml_function("ggml_backend_reg_dev_get", _POINTER, _POINTER, _NUMBER)
     return [describe(handle_of(registry, index)) for index in range(count)]
 
 
@@ -83,10 +83,10 @@ def serve(endpoint: Endpoint, offered: Sequence[Device], threads: int, cache: Pa
     check_support()
     types = (None, _TEXT, _TEXT, _NUMBER, _NUMBER, _POINTER)
     start = ctypes.CFUNCTYPE(*types)(_procedure("ggml_backend_rpc_start_server"))
-    start(str(endpoint).encode(), os.fsencode(cache) if cache else None, threads, len(offered), array_of(offered))
+    start(str(endpoint).encode(), os.fsencode(cache) if cache else None, threads, len(offered), device_array(offered))
 
 
 def _procedure(name: str) -> Any:
     """Return the address of a function that only a build with RPC has."""
-    registry = function("ggml_backend_reg_by_name", _POINTER, _TEXT)(b"RPC")
-    return function("ggml_backend_reg_get_proc_address", _POINTER, _POINTER, _TEXT)(registry, name.encode())
+    registry = ggml_function("ggml_backend_reg_by_name", _POINTER, _TEXT)(b"RPC")
+    return ggml_function("ggml_backend_reg_get_proc_address", _POINTER, _POINTER, _TEXT)(registry, name.encode())

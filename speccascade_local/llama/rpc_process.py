@@ -25,7 +25,7 @@ from .devices import device
 from .rpc import check_support
 
 #: Seconds until it must listen.
-PATIENCE = 60.0
+_START_S = 60.0
 
 
 class Server:
@@ -104,7 +104,7 @@ class Server:
                     on_line(line)
 
     def _wait_until_it_listens(self) -> None:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + _START_S
         here = ("127.0.0.1" if self.endpoint.host == "0.0.0.0" else self.endpoint.host, self.endpoint.port)
         while time.monotonic() < end:
             if self._child.poll() is not None:
@@ -112,7 +112,7 @@ class Server:
             with contextlib.suppress(OSError), socket.create_connection(here, timeout=1):
                 return
             time.sleep(0.05)
-        raise SessionError(f"the RPC server does not listen at {self.endpoint} after {PATIENCE:g} s; try another --port")
+        raise SessionError(f"the RPC server does not listen at {self.endpoint} after {_START_S:g} s; try another --port")
 
 
 def _check_free(endpoint: Endpoint) -> None:

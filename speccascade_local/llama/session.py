@@ -9,9 +9,8 @@ import llama_cpp
 
 from ..common.errors import SessionError, SettingError
 from ..tokens.sampler import Array
-from .batch import Part, Rollbacks, Timeline
+from .batch import Part, Timeline
 from .context import LlamaContext
-from .model import LlamaModel
 
 
 class SavedState(NamedTuple):
@@ -34,28 +33,10 @@ class LlamaSession:
     """
 
     def __init__(self, context: LlamaContext, *, n_vocab: int | None = None, timeline: Timeline | None = None) -> None:
-        self.context = context
-        self.timeline = timeline or context.open(n_vocab)
-
-    @property
-    def model(self) -> LlamaModel:
-        """The weights."""
-        return self.context.model
-
-    @property
-    def n_vocab(self) -> int:
-        """Width of the rows."""
-        return self.timeline.n_vocab
-
-    @property
-    def n_ctx(self) -> int:
-        """How many tokens it can hold."""
-        return self.context.n_ctx
-
-    @property
-    def tokens(self) -> list[int]:
-        """What it holds. The caller must not change it."""
-        return self.timeline.tokens
+        self.context, self.model, self.n_ctx = context, context.model, context.n_ctx
+        self.timeline = timeline = timeline or context.open(n_vocab)
+        #: Views of the timeline, for reading only: width of its rows, the ids that it holds, what rollbacks have cost so far.
+        self.n_vocab, self.tokens, self.rollbacks = timeline.n_vocab, timeline.tokens, timeline.rollbacks
 
     def extend(self, tokens: list[int], keep: int) -> Array:
         """Append ``tokens`` and return the logits after the last ``keep``, [keep, n_vocab]; see :meth:`LlamaContext.evaluate`."""
@@ -77,11 +58,6 @@ class LlamaSession:
         """Return how many of the first ``length`` tokens a cold prefill would have written alike; see :meth:`LlamaContext.aligned`."""
         return self.context.aligned(self.timeline, length)
 
-    @property
-    def rollbacks(self) -> Rollbacks:
-        """What rollbacks have cost so far."""
-        return self.timeline.rollbacks
-
     def close(self) -> None:
         """Make room for another session in the context. Harmless when repeated."""
         self.context.release(self.timeline)
@@ -91,7 +67,7 @@ class LlamaSession:
         context, timeline = self.context, self.timeline
         context.require_open(timeline)
         with context.in_use:
-            context.rollback.settle(timeline, len(timeline.tokens))  # a memory that rolled back further than the text holds less of it
+            context.rollback.settle(timeline, len(timeline.tokens))  # a memory that rolled back further holds less than the text
             sequence = timeline.sequence
             size = llama_cpp.llama_state_seq_get_size(context.handle, sequence)
             buffer = (ctypes.c_uint8 * size)()

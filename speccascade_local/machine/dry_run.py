@@ -27,7 +27,7 @@ from ..common.child_process import command
 from ..common.errors import CatalogError, ModelLoadError, SettingError
 from ..common.files import PACKAGE, expand_user, read_json, replace_file
 from ..llama.backend import llama_cpp_version
-from ..llama.batch import MOST_COPIES
+from ..llama.batch import MAX_COPIES
 from ..models.gguf_header import check_model
 from ..models.gguf_layout import shard_paths
 from ..models.placement import Placement
@@ -98,7 +98,7 @@ class ModelPlan:
     @property
     def copies(self) -> int:
         """What copies of a recurrent state take, at most."""
-        return MOST_COPIES * self.state
+        return MAX_COPIES * self.state
 
     @property
     def total(self) -> int:

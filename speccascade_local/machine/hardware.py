@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from ..llama.backend import allowed_processors
+
 _ROOT = Path("/")
 _PCI_VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD"}
 #: Older cgroups say "no limit" by a number near this.
@@ -52,10 +54,9 @@ class Memory:
 def processors(root: Path = _ROOT) -> Processors:
     """Of this machine."""
     logical = os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
     physical = psutil.cpu_count(logical=False) or logical
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return Processors(cpu_name(root), physical, logical, allowed, _cpu_quota(root), load, frozenset(_features(root)))
+    return Processors(cpu_name(root), physical, logical, allowed_processors(), _cpu_quota(root), load, frozenset(_features(root)))
 
 
 def memory(root: Path = _ROOT) -> Memory:

@@ -24,6 +24,7 @@ from ..llama import backend, parameters
 from ..llama.devices import has_gpu
 from ..llama.model import apply_adapters, metadata, read_adapter, refusal
 from ..llama.parameters import context_parameters, model_parameters
+from ..llama.rollback import snapshots_of
 from ..llama.tokenizer import Tokenizer, shared_vocab_size
 from ..models.placement import DEFAULT_CONTEXT, Placement
 from ..tokens.rows import MAX_ROWS
@@ -162,7 +163,7 @@ class LoadTrial:
         compute: Counter[str] = Counter()
         for match in filter(None, map(_COMPUTE.search, lines)):
             compute[match[1]] += _bytes(match[2])
-        snapshots = llama_cpp.llama_n_rs_seq(context) if hasattr(llama_cpp, "llama_n_rs_seq") else 0
+        snapshots = snapshots_of(context)
         recurrent = sum(_bytes(match[1] or match[2]) for match in filter(None, map(_RECURRENT.search, lines)))
         changing = llama_cpp.llama_model_is_recurrent(self.handle) or llama_cpp.llama_model_is_hybrid(self.handle)
         return {

@@ -1,4 +1,4 @@
-"""Loads that fail, in every way that a user can bring about, leave no memory behind."""
+"""Loads that fail, in every way that a user can cause, leak no memory."""
 
 from __future__ import annotations
 

@@ -26,16 +26,16 @@ READER = Path(__file__).parents[1] / "support" / "mutant_reader.py"
 OF_EACH = 120
 
 
-def taken(how: str, paths: list[Path]) -> list[str]:
-    """What becomes of each file in a process that reads one after the other, and in a new one after each death."""
+def verdicts_of(how: str, paths: list[Path]) -> list[str]:
+    """The verdict on each file, in a process that reads one after the other, and in a new one after each death."""
     verdicts: list[str] = []
     while len(verdicts) < len(paths):
         rest = paths[len(verdicts) :]
         environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
         given = "".join(f"{path}\n" for path in rest)
         ran = subprocess.run([sys.executable, READER, how], input=given, capture_output=True, text=True, errors="replace", env=environment)
-        told = ran.stdout.splitlines()
-        verdicts += told if len(told) == len(rest) else [*told, f"died {ran.returncode} {ran.stderr[-300:]}"]
+        lines = ran.stdout.splitlines()
+        verdicts += lines if len(lines) == len(rest) else [*lines, f"died {ran.returncode} {ran.stderr[-300:]}"]
     return verdicts
 
 
@@ -54,13 +54,13 @@ def test_every_mutant_is_refused_or_works(tmp_path):
                 walked[original.name] += 1
     assert all(walked[original.name] > OF_EACH / 3 for original in originals)
 
-    tried = dict(zip(whole, taken("rehearse", whole)))
+    tried = dict(zip(whole, verdicts_of("dry-run", whole)))
     fatal = [path for path, verdict in tried.items() if verdict.startswith("died")]
-    for path in fatal[:3]:  # what kills whoever reads it does not kill us
+    for path in fatal[:3]:  # a file that kills its reader does not kill this process
         with pytest.raises(ModelLoadError, match=rf"{path.name}: llama\.cpp aborted on this file \(killed by signal \d+\): .*GGML_ASSERT"):
             dry_run_models({"expert": path}, n_ctx=64)
     usable = [path for path, verdict in tried.items() if verdict == "ok"]
-    verdicts = taken("use", usable)
+    verdicts = verdicts_of("use", usable)
     assert not [(path.name, verdict) for path, verdict in zip(usable, verdicts) if verdict.startswith("died")]
     assert verdicts.count("ok") > 10
     assert any(verdict.startswith("refused") for verdict in tried.values())
@@ -74,20 +74,20 @@ def zipped() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "an empty file"),
         (zipped(), "not a GGUF file: it begins with b'PK"),
         (b"GGUF\x03\x00\x00\x00" + bytes(8) + (2**40).to_bytes(8, "little"), "claims 1099511627776 keys"),
     ],
 )
-def test_the_command_says_one_line_and_ends_with_1(tmp_path, data, said):
+def test_the_command_prints_one_line_and_exits_with_1(tmp_path, data, message):
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(data)
-    assert_one_line(bad, said)
+    assert_one_line(bad, message)
 
 
-def test_a_file_that_kills_llama_cpp_is_one_line_too(tmp_path):
+def test_a_file_that_makes_llama_cpp_abort_is_one_line_too(tmp_path):
     """Two ids with one text: llama.cpp aborts."""
     assert_one_line(text_model(tmp_path / "twins.gguf", texts={100: "a", 101: "a"}), "llama.cpp aborted on this file")
 
@@ -108,7 +108,7 @@ def test_a_vocabulary_of_hundreds_of_thousands_of_odd_tokens_is_tried_in_seconds
     assert time.monotonic() - begun < 30
 
 
-def test_where_llama_cpp_ends_the_process_its_last_line_says_why_and_names_the_file(tmp_path):
+def test_when_llama_cpp_aborts_the_last_line_has_the_reason_and_the_file(tmp_path):
     """A file that nothing tried first, as one that is replaced between the trial and the load."""
     path = text_model(tmp_path / "twins.gguf", texts={100: "a", 101: "a"})
     code = "import os, sys; from pathlib import Path; from speccascade_local.llama.model import LlamaModel; LlamaModel(Path(sys.argv[1]))"
@@ -123,12 +123,12 @@ def test_where_llama_cpp_ends_the_process_its_last_line_says_why_and_names_the_f
     assert "ptrace" not in ran.stderr
 
 
-def assert_one_line(bad: Path, said: str) -> None:
+def assert_one_line(bad: Path, message: str) -> None:
     drafter = sc.catalog.bundled().drafter
     ran = as_text("run", "--drafter", drafter, "--expert", bad, "hello")
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr.startswith(f"error: {bad}: ")
-    assert said in ran.stderr
+    assert message in ran.stderr
     assert ran.stderr.count("\n") == 1
 
 
