@@ -372,7 +372,7 @@ def test_real_templates_leave_an_answer_that_is_continued_where_its_content_ends
     assert text.endswith(content)
     if messages[0] == SYSTEM and name in NO_SYSTEM:
         messages = [{"role": "user", "content": f"{SYSTEM['content']}\n\n{FIRST['content']}"}, *messages[2:]]
-    closed = real._rendered(messages, tools, add_generation_prompt=False)
+    closed = real._render(messages, tools, add_generation_prompt=False)
     assert closed.startswith(text.rstrip())  # many cut the white space off
 
 

@@ -209,7 +209,7 @@ def test_a_text_that_nothing_may_follow_is_an_error_that_says_where():
 
 def test_rows_that_are_no_numbers_are_the_models_fault_and_not_the_grammars():
     shaped = Shaper(WIDTH, (), None, OnlyTheLast()).shape(np.full(WIDTH, np.nan), [])
-    with pytest.raises(SessionError, match="no numbers"):
+    with pytest.raises(SessionError, match="nan or inf as logits"):
         Sampler().probs(shaped)
 
 
