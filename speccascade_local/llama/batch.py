@@ -1,7 +1,4 @@
-"""What llama_decode reads: parts of timelines, tokens with their places in a sequence, and after which of them logits are wanted.
-
-Knows nothing of models.
-"""
+"""What llama_decode reads: parts of timelines, tokens with their positions in a sequence, and where logits are computed."""
 
 from __future__ import annotations
 
@@ -14,17 +11,15 @@ import numpy as np
 
 from ..tokens.sampler import Array
 
-#: As many tokens as one llama_decode takes.
+#: The most tokens of one llama_decode.
 BATCH_TOKENS = 512
-
-
-#: So many copies of a recurrent state are kept at most.
+#: The most copies of a recurrent state.
 MOST_COPIES = 4
 
 
 @dataclass
 class Rollbacks:
-    """What going back has cost so far: recurrent states copied and put back, tokens read again, seconds for the copies alone."""
+    """The cost of rollbacks so far: recurrent states saved and restored, tokens read again, and the seconds of the copies alone."""
 
     saved: int = 0
     restored: int = 0
@@ -34,14 +29,21 @@ class Rollbacks:
 
 @dataclass(eq=False)
 class Timeline:
-    """One sequence of tokens in a context. sequence: its number there. n_vocab: how wide its rows are wanted. tokens: what it stands for.
+    """One sequence of tokens in a context.
 
-    The rest is for going back (llama/rollback.py). held: how many tokens llama.cpp's memory has of it. uncertain: set while that memory is
-    changed, so after an interruption nothing behind ``held`` counts, and of a recurrent state nothing at all. A new one is uncertain:
-    its sequence may hold what an earlier timeline left. batch: how many tokens it read last, in one batch, 0 for unknown. settled:
-    whether it was rewound since. checkpoints: copies of its state.
-
-    aligned: how many of its first tokens lie in the memory as reading them into an empty one writes them (``LlamaContext.aligned``).
+    Attributes:
+        sequence: its number in the context.
+        n_vocab: width of its rows.
+        tokens: what it holds.
+        closed: whether it was released.
+        held: how many of its tokens llama.cpp's memory holds.
+        uncertain: set while that memory changes. After an interruption nothing after ``held`` counts, and nothing of a recurrent state. A
+            new timeline is uncertain: its sequence may hold what an earlier one left.
+        batch: how many tokens it read last, in one batch; 0 for unknown.
+        aligned: how many of its first tokens are in the memory as a cold prefill writes them (``LlamaContext.aligned``).
+        settled: whether it was rolled back since the last read.
+        checkpoints: copies of its state.
+        rollbacks: what rollbacks have cost.
     """
 
     sequence: int
@@ -58,7 +60,7 @@ class Timeline:
 
 
 class Part(NamedTuple):
-    """What one timeline has to read: tokens to append, and after how many of the last ones logits are wanted."""
+    """What one timeline reads: tokens to append, and after how many of the last ones logits are computed."""
 
     timeline: Timeline
     tokens: list[int]
@@ -66,11 +68,11 @@ class Part(NamedTuple):
 
 
 class Batch:
-    """A ``llama_batch`` whose arrays are numpy's, so nothing is to be freed by hand."""
+    """A ``llama_batch`` over numpy arrays, so nothing needs freeing by hand."""
 
     def __init__(self) -> None:
         self.ids, self.positions, self.owners, self.counts = (np.zeros(BATCH_TOKENS, np.int32) for _ in range(4))
-        self.wanted = np.zeros(BATCH_TOKENS, np.int8)
+        self.outputs = np.zeros(BATCH_TOKENS, np.int8)
         self.counts[:] = 1
         self._views: dict[tuple[int, int], Array] = {}  # by address and number of rows
         of_ids = ctypes.POINTER(llama_cpp.llama_seq_id)
@@ -83,31 +85,32 @@ class Batch:
             self.positions.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_pos)),
             self.counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
             self._owners,
-            self.wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+            self.outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
 
     def put(self, at: int, tokens: list[int], position: int, sequence: int, keep: int = 0) -> int:
-        """These tokens, from place ``at`` of the batch on, stand from ``position`` on in that sequence; logits are wanted after the last
-        ``keep``. Returns the place behind them.
+        """Put tokens into the batch from index ``at``, at ``position`` of a sequence, and return the index after them.
+
+        Logits are computed after the last ``keep`` tokens.
         """
         end = at + len(tokens)
         self.ids[at:end] = tokens
         self.positions[at:end] = np.arange(position, position + len(tokens))
         self.owners[at:end] = sequence
-        self.wanted[at : end - keep] = 0
-        self.wanted[end - keep : end] = 1
+        self.outputs[at : end - keep] = 0
+        self.outputs[end - keep : end] = 1
         return end
 
     def decode(self, context: Any, size: int) -> int:
-        """Evaluate the first ``size`` of them; llama.cpp's return code."""
+        """Evaluate the first ``size`` tokens, and return llama.cpp's code."""
         self._batch.n_tokens = size
         code: int = llama_cpp.llama_decode(context, self._batch)
         return code
 
     def rows(self, context: Any, count: int, n_vocab: int) -> Array:
-        """What was wanted of the last evaluation, [count, n_vocab] float32: a view into llama.cpp's buffer.
+        """Return the rows of the last evaluation, [count, n_vocab] float32: a view into llama.cpp's buffer.
 
-        The array over it is kept: making one takes longer than a small row is worth.
+        Views are cached: making one takes longer than reading a small row.
         """
         buffer = llama_cpp.llama_get_logits(context)
         place = ctypes.addressof(buffer.contents), count

@@ -118,12 +118,11 @@ def _comparisons(models: Mapping[str, ModelPlan], headers: Mapping[str, Header],
     if not others:
         yield Finding("well", "vocabulary", "drafts are copied from the text, so there is nothing to fit")
     for role, model in others.items():
-        named = "small model" if role == "small" else role
-        yield findings.vocabulary(named, model, expert)
-        yield from findings.tokenizers(named, model, expert)
-        yield findings.templates(named, model, expert)
-        yield findings.size(named, headers[role].token_bytes, headers["expert"].token_bytes)
-        yield from findings.cache(named, placements[role])
+        yield findings.vocabulary(role, model, expert)
+        yield from findings.tokenizers(role, model, expert)
+        yield findings.templates(role, model, expert)
+        yield findings.size(role, headers[role].token_bytes, headers["expert"].token_bytes)
+        yield from findings.cache(role, placements[role])
     for role, model in models.items():
         yield findings.rollback(role, model)
     yield from findings.experts(expert)

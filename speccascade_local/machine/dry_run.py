@@ -25,11 +25,11 @@ from pydantic import TypeAdapter
 
 from ..common.child_process import command
 from ..common.errors import CatalogError, ModelLoadError, SettingError
-from ..common.files import PACKAGE, read_json, replace_file
+from ..common.files import PACKAGE, expand_user, read_json, replace_file
 from ..llama.backend import llama_cpp_version
 from ..llama.batch import MOST_COPIES
 from ..models.gguf_header import check_model
-from ..models.gguf_layout import shards_of
+from ..models.gguf_layout import shard_paths
 from ..models.placement import Placement
 
 #: Seconds for each file, on a machine that is busy otherwise; a file of usual size takes less than one.
@@ -146,7 +146,7 @@ def _elsewhere(placement: Placement) -> Placement:
 
 
 def _absolute(path: Path) -> str:
-    return os.path.abspath(os.path.expanduser(path))
+    return os.path.abspath(expand_user(path))
 
 
 @dataclass
@@ -276,7 +276,7 @@ def plans_of(files: Mapping[str, Path], *, n_ctx: int | None, placements: Mappin
 def _key(path: Path, n_ctx: int | None, placement: Placement) -> str | None:
     """None for a file that is not there."""
     try:
-        seen = [_file_state(each) for each in (*shards_of(path), *(adapter for adapter, _ in placement.lora))]
+        seen = [_file_state(each) for each in (*shard_paths(path), *(adapter for adapter, _ in placement.lora))]
     except (OSError, ValueError):
         return None
     asked = [FORMAT, llama_cpp_version(), os.path.abspath(path), seen, n_ctx, placement.as_dict()]

@@ -70,7 +70,7 @@ def folders() -> tuple[Folder, ...]:
     """Where things are kept."""
     return (
         _folder("measurements", platformdirs.user_cache_path("speccascade")),
-        _folder("your models.yaml", catalog.users_own().parent),
+        _folder("your models.yaml", catalog.user_file().parent),
         _folder("Hugging Face's cache", cache_folder()),
     )
 

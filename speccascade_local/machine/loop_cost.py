@@ -11,11 +11,11 @@ from time import perf_counter
 import numpy as np
 
 from ..decoding.auto_length import AutoLength
-from ..decoding.draft import Helpers, Session
+from ..decoding.draft import Session
 from ..decoding.fidelity import Recording
 from ..decoding.generation import Generation
 from ..decoding.history import AcceptanceHistory
-from ..decoding.loop import decode
+from ..decoding.loop import BlockLoop
 from ..decoding.ngram import Guess, NgramIndex, NgramSession
 from ..decoding.profile import FREE, Profile
 from ..decoding.stats import Stats
@@ -43,10 +43,10 @@ def _own_s(drafter: _Timed, expert: _Timed, block_size: int) -> float:
     room = expert.n_ctx - len(generation.tokens)
     if room < 1:
         return 0.0
-    blocks = decode(
+    blocks = BlockLoop(
         generation, drafter, expert, rule=Strict(), block_size=min(block_size, room // 2), max_tokens=room, stops=lambda _: False,
-        stats=Stats(), wanted=Recording(), pace=_Eager(Profile(FREE, FREE, 1.0, {}), AcceptanceHistory()), helpers=Helpers(NgramIndex()),
-    )  # fmt: skip
+        stats=Stats(), recording=Recording(), lengths=_Eager(Profile(FREE, FREE, 1.0, {}), AcceptanceHistory()), index=NgramIndex(),
+    ).decode()  # fmt: skip
     own: list[float] = []
     until = perf_counter() + ENOUGH_S
     for _ in range(BLOCKS):
@@ -63,27 +63,27 @@ def _own_s(drafter: _Timed, expert: _Timed, block_size: int) -> float:
 class _Eager(AutoLength):
     """Weighs everything as always, and drafts on whatever comes of it."""
 
-    def another(self, guess: Guess) -> bool:
+    def wants_row(self, guess: Guess) -> bool:
         """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
-        super().another(guess)
+        super().wants_row(guess)
         return True
 
-    def worth(self, row: Rows) -> bool:
+    def wants_token(self, row: Rows) -> bool:
         """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
-        super().worth(row)
+        super().wants_token(row)
         return True
 
-    def review(self, guess: Guess) -> int:
+    def count_reviewed(self, guess: Guess) -> int:
         """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
-        super().review(guess)
+        super().count_reviewed(guess)
         return 0
 
-    def tail(self, guess: Guess) -> int:
+    def count_guesses(self, guess: Guess) -> int:
         """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
-        super().tail(guess)
+        super().count_guesses(guess)
         return 0
 
-    def ahead(self, submitted: int) -> int:
+    def count_ahead(self, submitted: int) -> int:
         """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
         return 0
 

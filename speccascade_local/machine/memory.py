@@ -99,7 +99,7 @@ def choose_layers(
     """
     free = {device.name: device.free for device in devices if device.is_gpu}
     given = dict(placements)
-    asked = sorted(models, key=lambda role: (given[role].gpu_layers == "auto", ("small", "drafter", "expert").index(role)))
+    asked = sorted(models, key=lambda role: (given[role].gpu_layers == "auto", ("drafter", "expert").index(role)))
     for role in asked:
         where = _devices_of(given[role], devices)
         room = sum(free[name] for name in where)

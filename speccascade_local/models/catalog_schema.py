@@ -1,7 +1,4 @@
-"""What may stand in a ``models.yaml``: its keys, their kinds, and what does not go together.
-
-Says nothing of where the file is, and of whether the files that it names are there.
-"""
+"""The schema of a ``models.yaml``: its keys, their types, and which do not go together."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ CALIBRATED = "calibrated:"
 
 
 def _is_rule(text: str) -> str:
-    """Checked as far as that runs no code and opens no file of the user's; the rest when the pair is loaded."""
+    """Check a rule as far as that runs no code and opens no file; loading the pair checks the rest."""
     if registry.is_custom(text) or text.startswith(CALIBRATED):
         return text
     try:
@@ -43,17 +40,14 @@ class PairEntry(BaseModel):
     family: Name | None = Field(None, description="The family that both models are of.")
     drafter: ModelEntry = Field(description="The small model; the word ngram: none, drafts are copied from the text.")
     expert: ModelEntry = Field(description="The large model.")
-    small: ModelEntry | None = Field(None, description="A third, still smaller model, which drafts for the drafter.")
     rule: Annotated[str, AfterValidator(_is_rule)] | None = Field(None, description="The method that suits the pair, such as strict.")
     context: Annotated[int, Field(gt=0)] | None = Field(None, description="Tokens that both models were trained for.")
     source: Name | None = Field(None, description="Where the facts of this entry were seen.")
     rpc: list[Annotated[str, AfterValidator(_is_address)]] = Field([], description="Machines that share the expert, host:port each.")
 
     @model_validator(mode="after")
-    def _is_a_chain(self) -> PairEntry:
-        if self.small and self.drafter.file == NGRAM:
-            raise ValueError("a small model drafts for a drafter, and drafter 'ngram' is none; name the small model as the drafter")
-        if any(model and model.file == NGRAM for model in (self.expert, self.small)):
+    def _check_ngram(self) -> PairEntry:
+        if self.expert.file == NGRAM:
             raise ValueError("'ngram' copies and knows nothing; only the drafter may be")
         if self.drafter.file == NGRAM and self.drafter.model_fields_set != {"file"}:
             raise ValueError("drafter 'ngram' is no model, so it has no other keys; write drafter: ngram")

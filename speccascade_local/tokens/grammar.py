@@ -16,8 +16,8 @@ import numpy as np
 
 from ..common.errors import SettingError
 from ..common.limited_child import ChildError
-from ..common.sequences import shared_prefix_length
 from .grammar_pool import MatcherPool
+from .prompt import shared_prefix_length
 from .sampler import Mask
 
 #: Limits of a grammar: compiling, with its first mask; each later mask; all of them, plus a share per token of the reply.

@@ -74,3 +74,14 @@ def encode_parts(parts: Sequence[Part], tokenizer: Tokenizer) -> list[int]:
     for text, may_hold_control in parts:
         ids += tokenizer.tokenize(text, add_special=False, parse_special=may_hold_control)
     return ids
+
+
+def shared_prefix_length(one: list[int], other: list[int]) -> int:
+    """Return how many ids both sequences begin with."""
+    low, high = 0, min(len(one), len(other))
+    if one[:high] == other[:high]:  # nearly always, and quick
+        return high
+    while low < high:  # bisection: comparing slices is much quicker than a loop over tokens
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
+    return low

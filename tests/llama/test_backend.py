@@ -13,7 +13,7 @@ from gguf_files import text_model
 from speccascade_local.llama import backend
 from speccascade_local.llama.backend import extra_buffers_are_safe, physical_cores
 from speccascade_local.llama.model import LlamaModel
-from speccascade_local.programs.dry_run import Heard
+from speccascade_local.programs.dry_run import LogLines
 
 AVX512 = "CPU : SSE3 = 1 | AVX2 = 1 | AVX512 = 1 | AVX512_VNNI = 1 | LLAMAFILE = 1 | OPENMP = 1 | REPACK = 1 | "
 
@@ -57,7 +57,7 @@ def test_a_vocabulary_of_odd_tokens_fills_no_log(tmp_path: Path, caplog: pytest.
     """llama.cpp writes a line for each: a million of them took a minute and more to go through Python's log."""
     count = 30_000
     path = text_model(tmp_path / "empty.gguf", n_vocab=count, texts=dict.fromkeys(range(300, count), ""))
-    heard, lines = Heard(), []
+    heard, lines = LogLines(), []
     monkeypatch.setattr(backend, "_listeners", [heard.take, lines.append])
     with caplog.at_level(logging.DEBUG, logger="speccascade_local"):
         LlamaModel(path).close()

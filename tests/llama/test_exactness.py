@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 import speccascade_local as sc
 from speccascade_local.common.errors import ModelLoadError, SettingError
-from speccascade_local.common.sequences import shared_prefix_length
 from speccascade_local.llama.batch import Part
 from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.exactness import LEAST
@@ -25,6 +24,7 @@ from speccascade_local.llama.model import LlamaModel
 from speccascade_local.models.placement import Placement
 from speccascade_local.runtime.settings import Settings
 from speccascade_local.server.engine import Engine
+from speccascade_local.tokens.prompt import shared_prefix_length
 
 VOCAB = 300
 
@@ -54,6 +54,7 @@ def pair(files: SimpleNamespace) -> Iterator[sc.Runtime]:
         yield runtime
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", ["auto", 4])
 def test_a_named_seed_repeats_fifty_answers_whatever_the_caches_hold(pair, block_size):
     told = []
@@ -133,6 +134,7 @@ def exact(files: SimpleNamespace) -> Iterator[sc.Runtime]:
         yield runtime
 
 
+@pytest.mark.slow
 def test_exact_strict_at_temperature_0_is_the_experts_own_text_to_the_last_token(exact):
     drafted = 0
     for prompt in prompts(12):

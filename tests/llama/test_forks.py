@@ -67,7 +67,7 @@ with sc.load(n_threads=2, profile=False) as runtime:
     worker = threading.Thread(target=lambda: runtime.chat(QUESTION, block_size=3, on_chunk=lambda _: held.set() or done.wait(60)))
     worker.start()
     held.wait(60)
-    with runtime._block:
+    with runtime._turns._block:
         forked(lambda: ask(runtime))
     done.set()
     worker.join()
@@ -80,7 +80,7 @@ def test_a_fork_may_close_and_drop_what_it_cannot_use():
     lines = said("""
 with sc.load(n_threads=2, profile=False) as runtime:
     before = ask(runtime)
-    with runtime._block:
+    with runtime._turns._block:
         forked(lambda: runtime.close() or "closed")
     print(ask(runtime) == before)
 """)

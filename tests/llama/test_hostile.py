@@ -13,6 +13,7 @@ from pathlib import Path
 
 import gguf
 import pytest
+from command_line import as_text
 from gguf_files import CHATML, recurrent_model, text_model, textless_model
 from gguf_mutants import mutants
 
@@ -38,6 +39,7 @@ def taken(how: str, paths: list[Path]) -> list[str]:
     return verdicts
 
 
+@pytest.mark.slow
 def test_every_mutant_is_refused_or_works(tmp_path):
     originals = [text_model(tmp_path / "t", chat_template=CHATML), textless_model(tmp_path / "i"), recurrent_model(tmp_path / "r")]
     whole, walked = [], Counter()
@@ -55,7 +57,7 @@ def test_every_mutant_is_refused_or_works(tmp_path):
     tried = dict(zip(whole, taken("rehearse", whole)))
     fatal = [path for path, verdict in tried.items() if verdict.startswith("died")]
     for path in fatal[:3]:  # what kills whoever reads it does not kill us
-        with pytest.raises(ModelLoadError, match=rf"{path.name}: llama\.cpp gave up on this file \(killed by signal \d+\): .*GGML_ASSERT"):
+        with pytest.raises(ModelLoadError, match=rf"{path.name}: llama\.cpp aborted on this file \(killed by signal \d+\): .*GGML_ASSERT"):
             dry_run_models({"expert": path}, n_ctx=64)
     usable = [path for path, verdict in tried.items() if verdict == "ok"]
     verdicts = taken("use", usable)
@@ -87,9 +89,10 @@ def test_the_command_says_one_line_and_ends_with_1(tmp_path, data, said):
 
 def test_a_file_that_kills_llama_cpp_is_one_line_too(tmp_path):
     """Two ids with one text: llama.cpp aborts."""
-    assert_one_line(text_model(tmp_path / "twins.gguf", texts={100: "a", 101: "a"}), "llama.cpp gave up on this file")
+    assert_one_line(text_model(tmp_path / "twins.gguf", texts={100: "a", 101: "a"}), "llama.cpp aborted on this file")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["empty", "control"])
 def test_a_vocabulary_of_hundreds_of_thousands_of_odd_tokens_is_tried_in_seconds(tmp_path, kind):
     count = 200_000
@@ -113,17 +116,16 @@ def test_where_llama_cpp_ends_the_process_its_last_line_says_why_and_names_the_f
     ran = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, env=environment)
     assert ran.returncode not in (0, 1)
     last = ran.stderr.splitlines()[-1]
-    assert last.startswith(f"error: llama.cpp gave up on {path}: ")
+    assert last.startswith(f"error: llama.cpp aborted on {path}: ")
     assert "GGML_ASSERT" in last
-    assert "changed after it was tried: fetch it again" in last
+    assert "has changed since its dry run: fetch it again" in last
     assert "No such process" not in ran.stderr
     assert "ptrace" not in ran.stderr
 
 
 def assert_one_line(bad: Path, said: str) -> None:
     drafter = sc.catalog.bundled().drafter
-    command = [sys.executable, "-m", "speccascade_local", "run", "--drafter", drafter, "--expert", bad, "hello"]
-    ran = subprocess.run(command, capture_output=True, text=True)
+    ran = as_text("run", "--drafter", drafter, "--expert", bad, "hello")
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr.startswith(f"error: {bad}: ")
     assert said in ran.stderr

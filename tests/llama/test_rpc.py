@@ -28,7 +28,7 @@ from speccascade_local.models.placement import Placement
 
 COMMAND = [sys.executable, "-m", "speccascade_local"]
 QUESTION = [{"role": "user", "content": "Who is Ada Lovelace?"}]
-MISSING = 'this build of llama.cpp has no RPC; build it anew with: CMAKE_ARGS="-DGGML_RPC=on" '
+MISSING = 'this build of llama.cpp has no RPC; rebuild it with: CMAKE_ARGS="-DGGML_RPC=on" '
 needs_rpc = pytest.mark.skipif(not rpc.is_supported(), reason="this build of llama.cpp has no RPC (-DGGML_RPC=on)")
 lacks_rpc = pytest.mark.skipif(rpc.is_supported(), reason="this build of llama.cpp has RPC")
 
@@ -186,7 +186,7 @@ with sc.load(placement={{"expert": Placement(rpc=(sys.argv[1],))}}, n_threads=1,
             server.close()
             _, told = client.communicate("\n" * 100, timeout=60)
     assert client.returncode == 1
-    assert told.startswith("error: llama.cpp gave up: ")
+    assert told.startswith("error: llama.cpp aborted: ")
     assert "is every RPC server still running?" in told
     assert told.count("\n") == 1
 
@@ -235,11 +235,11 @@ def test_other_machines_are_let_in_only_where_that_is_said_and_with_a_warning():
     port = free_port()
     done = speccascade("rpc-serve", "--host", "0.0.0.0", "--port", port)
     assert done.returncode == 1
-    assert "asks for no password and encrypts nothing" in done.stderr
-    assert "say so with --open-to-network" in done.stderr
+    assert "has no password and no encryption" in done.stderr
+    assert "allow it with --open-to-network" in done.stderr
     command = [*COMMAND, "rpc-serve", "--host", "0.0.0.0", "--port", str(port), "--open-to-network"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as parent:
-        assert parent.stderr.readline().startswith("warning: --host 0.0.0.0 lets other machines in")
+        assert parent.stderr.readline().startswith("warning: --host 0.0.0.0 is open to other machines")
         assert parent.stdout.readline() == f"serving at 0.0.0.0:{port}; end with Ctrl-C\n"
         parent.send_signal(signal.SIGINT)
         parent.communicate(timeout=30)

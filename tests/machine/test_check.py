@@ -114,13 +114,6 @@ def test_a_drafter_that_copies_from_the_text_has_nothing_to_fit():
     assert "copied from the text" in text_of(checked, "vocabulary")
 
 
-def test_a_third_model_is_looked_at_too(tmp_path):
-    small = text_model(tmp_path / "s.gguf", chat_template=CHATML)
-    checked = check("p", {"small": small, **PAIR})
-    assert checked.answer == "no"
-    assert text_of(PairReport("", tuple(checked.of("no"))), "vocabulary").startswith("the small model has")
-
-
 # --------------------------------------------------------------------------- context and memory
 
 

@@ -126,13 +126,6 @@ def test_who_drafts_goes_first_and_the_expert_takes_what_is_left(free, drafter, 
     assert (found["drafter"].gpu_layers, found["expert"].gpu_layers) == (drafter, expert)
 
 
-def test_the_smallest_of_three_goes_before_the_others():
-    three = {"drafter": PAIR["expert"], "expert": PAIR["expert"], "small": PAIR["drafter"]}
-    layers = {"drafter": LARGE, "expert": LARGE, "small": SMALL}
-    found = choose_layers(dict.fromkeys(three, Placement()), three, layers, 1000, gpus(5_500))
-    assert [found[role].gpu_layers for role in ("small", "drafter", "expert")] == [-1, 4, 0]
-
-
 def test_weights_that_are_kept_in_another_order_are_not_mapped_too():
     models = {**PAIR, "drafter": replace(PAIR["drafter"], reordered=True)}
     found = choose_layers(dict.fromkeys(PAIR, Placement()), models, {}, 1000, gpus())

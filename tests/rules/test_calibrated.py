@@ -17,8 +17,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from speccascade_local.bench.calibrate import FEWEST_ANSWERS, Outcome, fit, ready, wilson
-from speccascade_local.bench.charts import reliability_diagram
+from speccascade_local.bench.calibrate import FEWEST_ANSWERS, Outcome, fit, require_ready
+from speccascade_local.bench.charts import save_reliability_diagram
+from speccascade_local.bench.intervals import wilson
 from speccascade_local.common.errors import CatalogError, SettingError
 from speccascade_local.common.files import fingerprint
 from speccascade_local.rules.calibrated import Calibrated, Calibration
@@ -131,6 +132,7 @@ def test_the_threshold_is_the_largest_whose_cascade_reaches_the_target_on_the_se
     assert high - low > 0.1, "a share of 20 to 30 answers is never sure"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "trials"), [(60, 4000), (200, 1500), (474, 600)])
 def test_the_accuracy_and_the_share_that_it_says_are_what_new_questions_get(n, trials):
     found = simulated(n, None, trials)
@@ -331,7 +333,7 @@ def test_a_fingerprint_tells_files_apart_by_size_beginning_and_end(tmp_path):
 def test_without_scikit_learn_fitting_is_refused_with_the_extra_and_using_works(pair, calibration, tmp_path, monkeypatch):
     calibration.save(tmp_path / "cal.json")
     monkeypatch.setitem(sys.modules, "sklearn.isotonic", None)
-    for attempt in (lambda: fit(plausible(), **pair), lambda: ready(60, None, tmp_path / "out.json", None)):
+    for attempt in (lambda: fit(plausible(), **pair), lambda: require_ready(60, None, tmp_path / "out.json", None)):
         with pytest.raises(SettingError, match=r"needs scikit-learn; .*pip install 'speccascade-local\[calibrate\]'"):
             attempt()
     assert parse(f"calibrated:{tmp_path / 'cal.json'}").score(margins(0.1)) == 1 - calibration.error_at(0.1)
@@ -339,10 +341,10 @@ def test_without_scikit_learn_fitting_is_refused_with_the_extra_and_using_works(
 
 def test_without_matplotlib_drawing_is_refused_with_the_extra(calibration, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    ready(60, None, tmp_path / "out.json", None)
+    require_ready(60, None, tmp_path / "out.json", None)
     for attempt in (
-        lambda: reliability_diagram(calibration, tmp_path / "a.png"),
-        lambda: ready(60, None, tmp_path / "out.json", tmp_path / "a.png"),
+        lambda: save_reliability_diagram(tmp_path / "a.png", calibration),
+        lambda: require_ready(60, None, tmp_path / "out.json", tmp_path / "a.png"),
     ):
         with pytest.raises(SettingError, match=r"needs matplotlib; .*pip install 'speccascade-local\[calibrate\]'"):
             attempt()
@@ -364,7 +366,7 @@ def test_what_would_fail_after_all_questions_were_asked_can_be_refused_before(tm
     settings = {"answers": 60, "target": None, "out": "cal.json", "picture": "cal.svg"}
 
     def attempt(answers, target, out, picture):
-        ready(answers, target, tmp_path / out, tmp_path / picture)
+        require_ready(answers, target, tmp_path / out, tmp_path / picture)
 
     attempt(**settings)
     with pytest.raises((SettingError, CatalogError), match=said):
@@ -377,7 +379,7 @@ def test_what_would_fail_after_all_questions_were_asked_can_be_refused_before(tm
 
 def test_the_diagram_is_a_png_or_an_svg_and_the_same_every_time(calibration, tmp_path):
     for name in ("a.png", "b.png", "a.svg", "b.svg"):
-        reliability_diagram(calibration, tmp_path / name)
+        save_reliability_diagram(tmp_path / name, calibration)
     with Image.open(tmp_path / "a.png") as image:
         image.verify()
         assert image.format == "PNG"
@@ -399,15 +401,15 @@ def test_the_diagram_is_a_png_or_an_svg_and_the_same_every_time(calibration, tmp
     ids=["all right", "all wrong", "a sharp step", "many", "few"],
 )
 def test_any_calibration_can_be_drawn(pair, tmp_path, found, target):
-    reliability_diagram(fit(found, **pair, target=target), tmp_path / "a.svg")
+    save_reliability_diagram(tmp_path / "a.svg", fit(found, **pair, target=target))
     assert (tmp_path / "a.svg").stat().st_size > 5_000
 
 
 def test_a_picture_that_cannot_be_made_is_refused_by_name(calibration, tmp_path):
     with pytest.raises(SettingError, match=r"'a\.jpg'; its name must end with \.png or \.svg"):
-        reliability_diagram(calibration, tmp_path / "a.jpg")
+        save_reliability_diagram(tmp_path / "a.jpg", calibration)
     with pytest.raises(CatalogError, match=r"a\.png: cannot be written"):
-        reliability_diagram(calibration, tmp_path / "none" / "a.png")
+        save_reliability_diagram(tmp_path / "none" / "a.png", calibration)
 
 
 def test_a_wilson_interval_is_the_one_of_the_textbook():

@@ -48,7 +48,7 @@ modes = st.fixed_dictionaries(
 
 def decoded(rule, **mode) -> tuple[list[int], list[Verdict]]:
     """A reply of 25 tokens and its verdicts, with an account of every token."""
-    text, blocks, _ = run(sometimes_accepts(seed=mode["seed"]), rule, max_tokens=25, wanted=Recording(), **mode)
+    text, blocks, _ = run(sometimes_accepts(seed=mode["seed"]), rule, max_tokens=25, recording=Recording(), **mode)
     return text, [block.verdict for block in blocks]
 
 

@@ -13,7 +13,7 @@ from speccascade_local.rules import registry
 from speccascade_local.rules.combined import ADJUSTABLE, Budget, RegionalRule
 from speccascade_local.rules.lossy_acceptance import DecisionTokens, Fly, Typical
 from speccascade_local.rules.position_rules import Never, Opt, OptLog
-from speccascade_local.rules.registry import METHODS, describe, combine, parse, target_probs
+from speccascade_local.rules.registry import METHODS, combine, describe, parse, target_probs
 from speccascade_local.rules.routes import Route, TokenCascade
 from speccascade_local.rules.rule import AlphaRule
 from speccascade_local.rules.token_rules import TokenV3

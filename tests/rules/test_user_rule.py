@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 import threading
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from command_line import as_text
 
 import speccascade_local as sc
 from speccascade_local import target_probs
@@ -47,12 +46,6 @@ def module(monkeypatch, tmp_path):
 
     yield write
     sys.modules.pop("mine", None)
-
-
-def speccascade(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "speccascade_local", *arguments], capture_output=True, text=True, cwd=cwd, timeout=120, env=dict(os.environ)
-    )
 
 
 def ask(demo: sc.Runtime, prompt: str, rule, **settings) -> sc.Reply:
@@ -124,7 +117,7 @@ def test_the_command_line_and_models_yaml_take_the_example_by_its_text(demo, exa
     mine = ["run", "mine", REASONING[0], "--allow-code", "--models", str(tmp_path / "models.yaml")]
     expected = ask(demo, REASONING[0], SPEC)
     for arguments in (["run", REASONING[0], "--rule", SPEC], mine):
-        done = speccascade(*arguments, "--json", "--max-tokens", "48", "--threads", "1", "--block-size", "5", cwd=EXAMPLES)
+        done = as_text(*arguments, "--json", "--max-tokens", "48", "--threads", "1", "--block-size", "5", cwd=EXAMPLES)
         assert (done.returncode, done.stderr) == (0, "")
         shown = json.loads(done.stdout)
         assert (shown["rule"], shown["token_ids"]) == (SPEC, expected.token_ids)
@@ -431,7 +424,7 @@ def test_what_is_neither_a_text_nor_an_object_that_answers_is_refused(spec):
 )
 def test_the_command_line_tells_what_is_wrong_with_a_rule_in_one_line(tmp_path, source, spec, said):
     (tmp_path / "mine.py").write_text(source)
-    done = speccascade("run", "Hello", "--rule", spec, "--threads", "1", "--block-size", "4", cwd=tmp_path)
+    done = as_text("run", "Hello", "--rule", spec, "--threads", "1", "--block-size", "4", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("error: rule ")
     assert done.stderr.count("\n") == 1
@@ -450,9 +443,9 @@ def test_the_rule_of_a_pair_is_looked_for_beside_the_file_that_names_it_and_blam
     lines = [f"  {name}: {{{pair}, rule: '{rule}'}}" for name, rule in rules.items()]
     (elsewhere / "models.yaml").write_text("\n".join(["pairs:", *lines]))
     ask = ("--threads", "1", "--max-tokens", "2", "--allow-code", "--models", elsewhere / "models.yaml")
-    done = speccascade("run", "good", "Hello", "-v", *ask, cwd=tmp_path)
+    done = as_text("run", "good", "Hello", "-v", *ask, cwd=tmp_path)
     assert (done.returncode, "rule beside:Rule()" in done.stderr) == (0, True), done.stderr
-    done = speccascade("run", "bad", "Hello", *ask, cwd=tmp_path)
+    done = as_text("run", "bad", "Hello", *ask, cwd=tmp_path)
     assert done.returncode == 1
     assert f"pair 'bad' in {elsewhere / 'models.yaml'}: rule 'beside:Ruler()'" in done.stderr
 
@@ -544,13 +537,13 @@ def test_a_models_yaml_of_the_users_own_and_one_that_is_allowed_may_name_code(mo
 def test_the_list_of_pairs_tells_which_want_more_than_data_and_checking_them_runs_nothing(tmp_path):
     (tmp_path / "theirs.py").write_text(PROGRAM)
     (tmp_path / "models.yaml").write_text(ASKING.replace("RULE", "theirs:Rule()"))
-    listed = speccascade("models", cwd=tmp_path).stdout
+    listed = as_text("models", cwd=tmp_path).stdout
     assert re.search(r"^coded +theirs:Rule\(\) \(wants code: --allow-code\)", listed, re.MULTILINE)
     assert re.search(r"^far +token_v3:0.3 \(default\) \(wants other machines: --allow-code\)", listed, re.MULTILINE)
-    assert "to allow" in speccascade("models", "coded", cwd=tmp_path).stdout
+    assert "to allow" in as_text("models", "coded", cwd=tmp_path).stdout
     for verb in ("check", "plan"):
-        assert speccascade(verb, "coded", cwd=tmp_path).returncode < 2
-    served = speccascade("serve", "plain", "coded", cwd=tmp_path)
+        assert as_text(verb, "coded", cwd=tmp_path).returncode < 2
+    served = as_text("serve", "plain", "coded", cwd=tmp_path)
     assert (served.returncode, served.stdout, "models.yaml, line 6" in served.stderr) == (1, "", True)
     assert not (tmp_path / "ran").exists()
 
@@ -572,7 +565,7 @@ def test_such_a_rule_is_refused_even_while_another_thread_waits_for_its_block(de
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with demo._whole_calls:
+        with demo._turns.whole_call():
             held.set()
             assert done.wait(60)
 

@@ -5,7 +5,7 @@
     recurrent_model(path)  Mamba, whose memory cannot drop its tail
     embedding_model(path)  BERT, which has no rows of logits at all
     hollow_model(path)     Llama of any size, without its weights
-    shaped_model(path)     Llama with ids only, as large as asked; quantized(source, target, ftype) writes it anew in fewer bits
+    shaped_model(path)     Llama with ids only, as large as asked; quantized(source, target, ftype) writes a copy in fewer bits
     adapter(path)          a LoRA for the Llamas above; merged_model(path) writes a Llama with it already in its weights
 
 Every function returns ``path``. The same ``seed`` and shape give the same weights.
@@ -204,7 +204,7 @@ def shaped_model(path: Path, *, width: int, layers: int, ffn: int, vocab: int, n
 
 
 def quantized(source: Path, target: Path, ftype: int) -> Path:
-    """Write a file anew in another quantization (llama.cpp's LLAMA_FTYPE_...), by llama.cpp's own tool."""
+    """Write a copy of a file in another quantization (llama.cpp's LLAMA_FTYPE_...), by llama.cpp's own tool."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = ftype, 1
     assert llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)) == 0

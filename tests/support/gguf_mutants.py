@@ -50,7 +50,7 @@ def _change_a_number(data: bytearray, end: int, rng: np.random.Generator) -> byt
 
 
 def _change_a_value(data: bytearray, end: int, rng: np.random.Generator) -> bytearray:
-    """What stands behind a key: its type, or its first bytes."""
+    """What follows a key: its type, or its first bytes."""
     keys = [
         found
         for key in (b"llama.", b"qwen", b"deepseek2.", b"gemma3.", b"general.", b"tokenizer.", b"mamba.")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import speccascade_local
 
 PACKAGE = Path(speccascade_local.__file__).parent
-#: The interpreter looks for signals behind a call, at a jump back and when a function begins, and nowhere else.
+#: The interpreter looks for signals after a call, at a jump back and when a function begins, and nowhere else.
 _LOOKS = ("CALL", "JUMP_BACKWARD", "RESUME")
 
 
@@ -101,7 +101,7 @@ def looks_for_signals(code: Any) -> set[tuple[int, int]]:
 def deaf_lines(file: str) -> dict[int, range]:
     """Lines at which no signal arrives where the line before was in a range: the interpreter enters and leaves a lock without looking.
 
-    Those are with statements once more, behind their bodies, and a ``try:`` that begins such a body.
+    Those are with statements once more, after their bodies, and a ``try:`` that begins such a body.
     """
     found = [node for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))) if isinstance(node, ast.With)]
     left = {node.lineno: range(node.body[0].lineno, (node.end_lineno or 0) + 1) for node in found}

@@ -18,15 +18,15 @@ from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.model import LlamaModel
 from speccascade_local.llama.session import LlamaSession
 from speccascade_local.models.placement import Placement
-from speccascade_local.programs.dry_run import Heard, Trial
+from speccascade_local.programs.dry_run import LoadTrial, LogLines
 
 KEPT = []
 
 
 def rehearse(path: Path) -> None:
-    heard = Heard()
+    heard = LogLines()
     backend._listeners[:] = [heard.take]
-    KEPT.append(Trial(path, Placement(), heard))
+    KEPT.append(LoadTrial(path, Placement(), heard))
     KEPT[-1].facts(64, 8)
 
 

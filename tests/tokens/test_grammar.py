@@ -490,7 +490,7 @@ def test_a_grammar_whose_process_dies_is_refused_and_the_next_one_compiles(words
 )
 def test_a_grammar_that_takes_too_long_or_too_much_is_refused(words, schema, monkeypatch):
     monkeypatch.setattr(grammar_module, "COMPILE_S", 0.3)
-    assert "does not come to an end within 0.3 seconds" in refusal(lambda: words.schema(schema))
+    assert "does not finish within 0.3 seconds" in refusal(lambda: words.schema(schema))
     monkeypatch.setattr(grammar_module, "COMPILE_S", 60.0)
     monkeypatch.setattr(grammar_pool, "MEMORY_BYTES", 60_000_000)
     small = MatcherPool([b"</s>", *(bytes([byte]) for byte in range(32, 127))], [0])

@@ -35,7 +35,9 @@ print(json.dumps({"calls": calls, "peak": tracemalloc.get_traced_memory()[1]}))
 
 def test_an_import_starts_no_process_registers_no_hook_and_allocates_no_buffers():
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=True
+    )
     seen = json.loads(done.stdout)
     assert [modules for name, modules in seen["calls"] if name == "Popen"] == []
     hooks = [modules for name, modules in seen["calls"] if name != "Popen"]

@@ -1,4 +1,4 @@
-"""``speccascade check``: do two models pair, and which of those on this machine would draft for an expert."""
+"""``speccascade check``: check whether two models pair, or rank the models on this machine as drafters for an expert."""
 
 from __future__ import annotations
 
@@ -18,35 +18,33 @@ from ...machine.profile_cache import known_speeds
 from ...machine.suggest import MOST, Suggestions, suggest
 from ...models.catalog import Pair
 from ...models.hub_header import fetch_headers
-from ...models.local import Found, known_places, models_in
+from ...models.local import LocalModels, known_places, models_in
 from ...models.source import ModelSource
 from ...runtime.load import placements_of
 from .. import options
 from ..check_view import show_suggestions, show_verdict
-from ..load import set_log_level, stepping
+from ..load import progress_of, set_log_level
 from ..terminal import print_error
 
 _NO = EXIT_CODES["no"]
 
 Suggest = Annotated[
     Path | None,
-    typer.Option("--suggest", metavar="EXPERT", help="An expert's GGUF file: rank the models on this machine as drafters for it."),
+    typer.Option("--suggest", metavar="EXPERT", help="GGUF file of an expert: rank the models on this machine as its drafters."),
 ]
 Folders = Annotated[
     list[Path] | None,
     typer.Option(
         "--folder",
-        show_default="where the Hugging Face hub, LM Studio, Ollama and llama.cpp keep theirs",
-        help="With --suggest: look in this folder; may be repeated.",
+        show_default="those of the Hugging Face hub, LM Studio, Ollama and llama.cpp",
+        help="With --suggest: search this folder; may be repeated.",
     ),
 ]
-Best = Annotated[int, typer.Option("--best", min=1, help="With --suggest: so many drafters; each takes a second or two to be sure of.")]
-Remote = Annotated[
-    bool, typer.Option("--remote", help="Fetch the headers, and nothing else, of files that are not here yet. Uses the network.")
-]
+Best = Annotated[int, typer.Option("--best", min=1, help="With --suggest: number of drafters; each takes a second or two.")]
+Remote = Annotated[bool, typer.Option("--remote", help="Fetch only the headers of files that are not on this machine. Uses the network.")]
 
 
-def check_verb(
+def run(
     chosen: options.ModelOptions,
     pair: options.PairName = None,
     suggest: Suggest = None,
@@ -56,35 +54,35 @@ def check_verb(
     as_json: options.Json = False,
     verbose: options.Verbose = 0,
 ) -> None:
-    """Whether two models can answer as one, what speaks against it, what they need, and what they would bring. Nothing is loaded.
+    """Check compatibility, memory and expected speed of two models without loading them.
 
-    Exit code 0: yes. 1: yes, but there is something to know. 2: no, or no answer: files that are missing or damaged, wrong options, no
-    network. With --suggest 0 where a model was found that pairs, else 2.
+    Exit code 0: yes. 1: yes, with warnings. 2: no, or an error: files that are missing or damaged, wrong options, no network. With
+    --suggest 0 if a model pairs, else 2.
     """
     set_log_level(verbose)
     try:
         if suggest is not None:
-            if pair or chosen.drafter or chosen.expert or chosen.small or chosen.models or remote:
-                raise SettingError("--suggest takes an expert's file and looks for drafters; name no pair, no other files and no --remote")
+            if pair or chosen.drafter or chosen.expert or chosen.models or remote:
+                raise SettingError("--suggest takes an expert's file and searches for drafters; omit the pair, other files and --remote")
             raise typer.Exit(_suggest(suggest, folder or [], best, as_json, verbose))
         if folder:
-            raise SettingError("--folder says where --suggest looks; name the expert too: --suggest EXPERT")
-        checked = _check(options.pair_of(pair, chosen, complete=False), chosen, remote, verbose)
-    except (SpeccascadeError, OSError) as error:  # OSError: no room for headers, for one
+            raise SettingError("--folder says where --suggest searches; name the expert too: --suggest EXPERT")
+        report = _check(options.pair_of(pair, chosen, complete=False), chosen, remote, verbose)
+    except (SpeccascadeError, OSError) as error:  # OSError: for example no disk space for headers
         print_error(error)
         raise typer.Exit(_NO) from error
     if as_json:
-        print(json.dumps(checked.as_dict()))
+        print(json.dumps(report.as_dict()))
     else:
-        show_verdict(checked)
-    raise typer.Exit(EXIT_CODES[checked.answer])
+        show_verdict(report)
+    raise typer.Exit(EXIT_CODES[report.answer])
 
 
 # --------------------------------------------------------------------------- one pair
 
 
 def _check(pair: Pair, chosen: options.ModelOptions, remote: bool, verbose: int) -> PairReport:
-    """Raises SettingError, CatalogError and FetchError."""
+    """Return the report on a pair. Raises SettingError, CatalogError and FetchError."""
     placements = {role: replace(each, rpc=()) for role, each in placements_of(pair, chosen.placements()).items()}
     name = pair.name if pair.source else " + ".join(path.name for path in pair.files.values())
     with tempfile.TemporaryDirectory(prefix="speccascade-") as temporary:
@@ -96,25 +94,23 @@ def _check(pair: Pair, chosen: options.ModelOptions, remote: bool, verbose: int)
         must_fit = chosen.check_memory and not pair.rpc
         found = check(name, files, n_ctx=chosen.ctx, placements=placements, known=known, must_fit=must_fit)
         if pair.rpc:
-            others = (
-                f"{', '.join(pair.rpc)} are to share the expert; they were not asked, and all memory is counted as if it were needed here"
-            )
+            others = f"{', '.join(pair.rpc)} share the expert, but were not asked; all memory is counted as needed here"
             found = replace(found, findings=(*found.findings, Finding("note", "machines", others)))
         return _with_names(found, pair, temporary)
 
 
 def _file(pair: Pair, role: str, source: ModelSource, temporary: Path, remote: bool, verbose: int) -> Path:
-    """The model's file, or its header in a file of the same size. Raises ModelLoadError and FetchError."""
+    """Return the model's file, or its header in a file of the same size. Raises ModelLoadError and FetchError."""
     for adapter in source.sources[1:]:
         if adapter.missing:
             raise ModelLoadError(f"the {role}'s LoRA adapter {adapter.file or adapter.path} is not on this machine; fetch it first")
     if remote and source.hub and source.missing and not source.trouble:
-        with stepping(f"fetching the {role}'s header", verbose) as step:
-            return fetch_headers(source, temporary / role, lambda come: step(come / (come + 2**22)))
+        with progress_of(f"fetching the {role}'s header", verbose) as step:
+            return fetch_headers(source, temporary / role, lambda size: step(size / (size + 2**22)))  # the total is unknown
     problem = source.problem()
     if problem:
-        todo = f"; fetch it with 'speccascade pull {pair.name}', or look at its header only: --remote" if source.hub else ""
-        raise ModelLoadError(f"{problem}{todo}")
+        hint = f"; fetch it with 'speccascade pull {pair.name}', or read only its header with --remote" if source.hub else ""
+        raise ModelLoadError(f"{problem}{hint}")
     return source.path
 
 
@@ -136,14 +132,14 @@ def _with_names(checked: PairReport, pair: Pair, temporary: str) -> PairReport:
 
 
 def _suggest(expert: Path, folders: list[Path], best: int, as_json: bool, verbose: int) -> int:
-    """The exit code. Raises SettingError and ModelLoadError."""
+    """Rank the models in the folders as drafters, and return the exit code. Raises SettingError and ModelLoadError."""
     missing = next((folder for folder in folders if not folder.expanduser().is_dir()), None)
     if missing is not None:
         raise SettingError(f"--folder {missing}: no such folder; name one that holds GGUF files")
     places = {str(folder): folder.expanduser() for folder in folders} or known_places()
     found = models_in(places)
     known = [Known(size, speed) for size, speed in known_speeds()]
-    with stepping("comparing", verbose) as step:
+    with progress_of("comparing", verbose) as step:
         suggestions = suggest(expert.expanduser(), found.models, known, best, step)
     if as_json:
         print(json.dumps(_as_dict(suggestions, found, places, bool(known))))
@@ -152,7 +148,7 @@ def _suggest(expert: Path, folders: list[Path], best: int, as_json: bool, verbos
     return 0 if suggestions.ranked else _NO
 
 
-def _as_dict(suggestions: Suggestions, found: Found, places: dict[str, Path], measured: bool) -> dict[str, Any]:
+def _as_dict(suggestions: Suggestions, found: LocalModels, places: dict[str, Path], measured: bool) -> dict[str, Any]:
     return {
         "places": {name: str(folder) for name, folder in places.items()},
         "measured": measured,
