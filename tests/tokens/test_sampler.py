@@ -190,8 +190,8 @@ def test_a_value_out_of_range_is_refused_with_its_name_and_what_is_allowed(wrong
     }
     with pytest.raises(SettingError) as caught:
         Sampler(**wrong)
-    said, _, hint = str(caught.value).partition("; it must be ")
-    assert said.startswith(f"{name} is {repr(value)[:20]}")
+    message, _, hint = str(caught.value).partition("; it must be ")
+    assert message.startswith(f"{name} is {repr(value)[:20]}")
     assert hint == allowed[name]
 
 

@@ -142,7 +142,7 @@ def test_each_setting_alone_makes_a_shaper_active(setting):
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ({"presence": 2.1}, "presence_penalty is 2.1; it must be between -2 and 2"),
         ({"presence": float("nan")}, "presence_penalty is nan; it must be between -2 and 2"),
@@ -159,10 +159,10 @@ def test_each_setting_alone_makes_a_shaper_active(setting):
     ],
     ids=str,
 )
-def test_a_value_out_of_range_is_refused_by_name_with_the_value_and_the_range(setting, said):
+def test_a_value_out_of_range_is_refused_by_name_with_the_value_and_the_range(setting, message):
     with pytest.raises(SettingError) as caught:
         Penalties(**setting)
-    assert str(caught.value) == said
+    assert str(caught.value) == message
 
 
 def test_a_bias_outside_the_vocabulary_is_refused_with_the_ids_that_there_are():
