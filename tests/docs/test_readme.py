@@ -64,7 +64,7 @@ def test_the_table_of_rules_names_rules_that_exist_and_the_default():
 
 
 def test_the_table_of_commands_names_each_once():
-    rows = [line for line in README.partition("## Commands")[2].partition("[All")[0].splitlines() if line.startswith("| `")]
+    rows = [line for line in README.partition("## [Commands]")[2].partition("## ")[0].splitlines() if line.startswith("| `")]
     assert sorted(name for row in rows for name in re.findall(r"`([a-z-]+)`", row.split("|")[1])) == sorted(VERBS)
 
 
