@@ -45,7 +45,6 @@ def wrong_result(path: str, figures: Sequence[str] | Mapping[str, str], words: s
         figures: texts that the file has, apart from white space; for a JSON file the figures of the claim by their place in the file.
         words: the sentence with the claim.
         root: the repository.
-
     """
     if not (root / path).is_file():
         yield f"no file {path}"

@@ -17,7 +17,6 @@ def http(document: Mapping[str, Any], meanings: Mapping[str, str]) -> str:
     Args:
         document: the OpenAPI document.
         meanings: by its name, what a field means that has no description of its own.
-
     """
     methods = ("post", "get", "put", "patch", "delete")
     routes = [(method, path, verbs[method]) for method in methods for path, verbs in document["paths"].items() if method in verbs]

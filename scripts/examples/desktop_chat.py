@@ -1,7 +1,5 @@
-"""A chat window over a loaded pair: ``desktop_chat.py [PAIR]``.
-
-Colors show which model wrote each token; a dial sets how far the expert gives way. Models load and answer in a thread of their own,
-which sends through a queue what Tk shows: one thread only uses Tk, and it never waits.
+"""A chat window over a loaded pair: ``desktop_chat.py [PAIR]``. Colors show which model wrote a token; a dial sets the rule.
+Models load and answer in a thread of their own, which queues what Tk shows: one thread only uses Tk, and it never waits.
 """
 
 import queue
@@ -31,12 +29,7 @@ class Window(ttk.Frame):
         self.points = lambda *sizes: [round(size * root.winfo_fpixels("1p")) for size in sizes]  # sizes follow the screen's density
         super().__init__(root, padding=self.points(10))
         self.pack(fill="both", expand=True)
-        self.messages, self.worker, self.stop, self.closing = (
-            queue.SimpleQueue(),
-            ThreadPoolExecutor(1),
-            threading.Event(),
-            threading.Event(),
-        )
+        self.acts, self.worker, self.stop, self.closing = queue.SimpleQueue(), ThreadPoolExecutor(1), threading.Event(), threading.Event()
         self.alpha, self.temperature, self.dropped = tk.DoubleVar(value=0.5), tk.DoubleVar(), tk.BooleanVar()
         root.protocol("WM_DELETE_WINDOW", self.close)
         look = ttk.Style(self.root)
@@ -88,12 +81,12 @@ class Window(ttk.Frame):
     def post(self, act, *arguments) -> None:  # the only one that runs in the worker's thread
         if self.closing.is_set():
             raise InterruptedError("the window is closed")
-        self.messages.put(partial(act, *arguments))
+        self.acts.put(partial(act, *arguments))
 
     def listen(self) -> None:
         done = self.busy and self.work.done()  # before the queue is emptied: what the work sent comes first
-        while not self.messages.empty():
-            self.messages.get()()
+        while not self.acts.empty():
+            self.acts.get()()
         if done:
             self.busy = False
             self.progress.pack_forget()

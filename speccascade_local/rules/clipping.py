@@ -52,11 +52,11 @@ class _Clipping:
         p_below, q_below, gain_below = self._p_below, self._q_below, self._gain_below
         free = max(q_below[low] - p_below[low] / a, 0.0)  # the mass that the tokens below A lose
         high = self._first + int(np.searchsorted(self._left, -free, side="left"))
-        above, behind = p_below[-1] - p_below[high], q_below[-1] - q_below[high]
-        b = max(above / (free + behind), 1.0) if free + behind > 0 else math.inf
-        if above <= 0:
+        p_above, q_above = p_below[-1] - p_below[high], q_below[-1] - q_below[high]
+        b = max(p_above / (free + q_above), 1.0) if free + q_above > 0 else math.inf
+        if p_above <= 0:
             return 1.0, math.log(a) * p_below[low] + gain_below[-1] - gain_below[low]
-        return b, math.log(a) * p_below[low] + gain_below[high] - gain_below[low] + math.log(b) * above
+        return b, math.log(a) * p_below[low] + gain_below[high] - gain_below[low] + math.log(b) * p_above
 
     def within(self, log_a: float, divergence: float) -> bool:
         """Return whether KL(p || π) is at most ``divergence``."""

@@ -45,7 +45,7 @@ class Lenience(AlphaRule, TargetRule):
     def target(self, evidence: Evidence) -> Float:
         q, p = evidence.drafter_probs, evidence.expert_probs
         leniency = 1 - self.alpha
-        if evidence.sampler.temperature == 0 and self.alpha:  # alpha 0 keeps no second favourite of equal probability
+        if evidence.sampler.temperature == 0 and self.alpha:  # alpha 0 keeps no second favorite of equal probability
             unlikely = evidence.expert_plain < leniency * evidence.expert_max[:, None]
             return blend(unlikely | ~evidence.expert_support, q, p)
         # At alpha 1 every token that the filters leave is kept.

@@ -31,7 +31,6 @@ class Dial:
     Args:
         words: The range in words, where "a number from LOW to HIGH" does not say it.
         whole: Whether only whole numbers are allowed.
-
     """
 
     low: float
@@ -65,7 +64,6 @@ class Method(ABC):
 
     Raises:
         SettingError: A dial is outside its range.
-
     """
 
     #: How the method is written on the command line, in YAML and in result files.

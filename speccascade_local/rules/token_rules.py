@@ -23,7 +23,7 @@ class TokenV1(AlphaRule):
     """Trust {v : q(v) >= max p - alpha}, defer the rest."""
 
     name = "token_v1"
-    trade = "keeps single tokens that the drafter finds nearly as likely as the expert's favourite"
+    trade = "keeps single tokens that the drafter finds nearly as likely as the expert's favorite"
     dials = Dials(alpha=Dial(-1, 1))
     example = "0.2"
     lossless = "alpha -1"
@@ -40,7 +40,7 @@ class TokenV2(AlphaRule):
     """Trust {v : p(v) >= max p - alpha}, defer the rest."""
 
     name = "token_v2"
-    trade = "keeps single tokens whose probability under the expert is within alpha of its favourite's"
+    trade = "keeps single tokens whose probability under the expert is within alpha of its favorite's"
     dials = Dials(alpha=Dial(-1, 1))
     lossless_alpha = BELOW_ZERO
     example = "0.2"
@@ -57,11 +57,11 @@ class TokenV2(AlphaRule):
 class TokenV3(AlphaRule):
     """Trust {v : p(v) >= (1 - alpha) * max p}, defer the rest.
 
-    alpha 0 trusts the expert's favourite alone, which sharpens mildly and is *not* lossless. Below 0 nothing is trusted.
+    alpha 0 trusts the expert's favorite alone, which sharpens mildly and is *not* lossless. Below 0 nothing is trusted.
     """
 
     name = "token_v3"
-    trade = "keeps single tokens that the expert finds nearly as good as its own favourite"
+    trade = "keeps single tokens that the expert finds nearly as good as its own favorite"
     dials = Dials(alpha=Dial(-1, 1))
     lossless_alpha = BELOW_ZERO
     example = "0.3"
@@ -79,7 +79,7 @@ class Bild(AlphaRule):
     """Trust {v : -log p(v) <= alpha}, defer the rest."""
 
     name = "bild"
-    trade = "keeps single tokens that the expert finds likely enough, however much likelier its favourite is"
+    trade = "keeps single tokens that the expert finds likely enough, however much likelier its favorite is"
     dials = Dials(alpha=NON_NEGATIVE)
     example = "1.5"
     lossless = "alpha 0"

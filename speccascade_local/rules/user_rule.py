@@ -43,7 +43,7 @@ CUSTOM = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)\((.*)\)", re.DOTALL)
 
 @dataclass(frozen=True)
 class _Custom(Rule):
-    """The user's object behind both kinds, whose failures become errors that name the place."""
+    """A rule that wraps the user's object, whose failures become errors that name their place."""
 
     spec: str
     wrapped: Any = field(compare=False, repr=False)

@@ -93,7 +93,7 @@ class Conversation:
         session_file.write(expand_user(path), self.saved(settings))
 
     def load(self, path: str | os.PathLike[str]) -> RestoredChat:
-        """Go on with what was saved. Raises CatalogError for a file that cannot be used, and then everything is as it was."""
+        """Continue what was saved. Raises CatalogError for a file that cannot be used, and then nothing has changed."""
         return self.restore(session_file.read(expand_user(path)))
 
     # ------------------------------------------------------------------ on disk

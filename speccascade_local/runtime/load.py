@@ -183,7 +183,7 @@ def require_allowed(pair: Pair, allow_code: bool, rule: str | Method | None, pla
     for name, demand in pair.demands.items():
         if not (allow_code or replaced[name]):
             raise CatalogError(
-                f"{demand:.500}; a file that is not your own may not: allow it by --allow-code (in Python allow_code=True), "
+                f"{demand:.500}; only your own file may do that: allow it with --allow-code (in Python allow_code=True), "
                 f"or put the pair into {catalog.user_file()}"
             )
 
@@ -238,5 +238,5 @@ def _choose_pair(
     if pair is not None or models is not None:
         raise SettingError("two files were named, and a pair or a models.yaml as well; name one or the other")
     if str(expert) == NGRAM:
-        raise SettingError("the expert is 'ngram', which copies and knows nothing; only the drafter may be")
+        raise SettingError("the expert is 'ngram', which only copies; only the drafter may be")
     return Pair("custom", expand_user(drafter), expand_user(expert))

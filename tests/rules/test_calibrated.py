@@ -155,7 +155,7 @@ def test_the_same_seed_splits_alike_and_another_one_otherwise(pair, calibration)
 
 
 @pytest.mark.parametrize(
-    ("found", "target", "said"),
+    ("found", "target", "message"),
     [
         ([Outcome(0.1, True, True)] * (FEWEST_ANSWERS - 1), None, "59 judged answers are too few.*at least 60"),
         ([Outcome(0.1, True, True)] * 20, None, "20 judged answers are too few"),
@@ -167,8 +167,8 @@ def test_the_same_seed_splits_alike_and_another_one_otherwise(pair, calibration)
     ],
     ids=["too few", "twenty", "none", "unreachable", "above 1", "nan", "text"],
 )
-def test_what_cannot_be_calibrated_is_refused_with_the_numbers(pair, found, target, said):
-    with pytest.raises(SettingError, match=said):
+def test_what_cannot_be_calibrated_is_refused_with_the_numbers(pair, found, target, message):
+    with pytest.raises(SettingError, match=message):
         fit(found, **pair, target=target)
 
 
@@ -213,7 +213,7 @@ def changed(**fields):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda data: json.dumps(data)[:-9], "the whole file: invalid JSON"),
         (lambda data: "", "the whole file: invalid JSON"),
@@ -231,17 +231,17 @@ def changed(**fields):
         (changed(validation=[]), "validation: list should have at least 1 item"),
     ],
 )
-def test_a_broken_calibration_is_refused_with_its_file_and_key(calibration, tmp_path, spoil, said):
+def test_a_broken_calibration_is_refused_with_its_file_and_key(calibration, tmp_path, spoil, message):
     path = tmp_path / "cal.json"
     path.write_text(spoil(calibration.model_dump()), encoding="utf-8")
     for load in (Calibration.load, lambda path: parse(f"calibrated:{path}")):
-        with pytest.raises(CatalogError, match=re.escape(str(path)) + ": not a calibration: .*" + said) as caught:
+        with pytest.raises(CatalogError, match=re.escape(str(path)) + ": not a calibration: .*" + message) as caught:
             load(path)
         assert "make a new one with 'speccascade calibrate'" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("uncertainty", [7] * 1_000_000, "uncertainty.0: input should be less than or equal to 1"),
         ("uncertainty", [0.5] * 300_000, "uncertainty: list should have at most 200000 items"),
@@ -250,13 +250,13 @@ def test_a_broken_calibration_is_refused_with_its_file_and_key(calibration, tmp_
         ("drafter", "a" * (17 << 20), "larger than the 16 MiB"),
     ],
 )
-def test_a_calibration_of_ill_will_is_refused_in_few_words(calibration, tmp_path, name, value, said):
+def test_a_calibration_of_ill_will_is_refused_in_few_words(calibration, tmp_path, name, value, message):
     path = tmp_path / "cal.json"
     path.write_text(json.dumps(calibration.model_dump() | {name: value}))
     tracemalloc.start()
     with pytest.raises(CatalogError) as refused:
         Calibration.load(path)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert len(str(refused.value)) < 400 + len(str(tmp_path))
     assert tracemalloc.get_traced_memory()[1] < 200 << 20
     tracemalloc.stop()
@@ -270,13 +270,13 @@ def test_a_calibration_that_is_too_deep_is_refused(tmp_path):
 
 def test_a_file_that_cannot_be_read_or_written_is_named(calibration, tmp_path):
     (tmp_path / "latin").write_bytes(b"\xff")
-    for name, said in (
+    for name, message in (
         ("none", "cannot be read .*No such file"),
         (".", "cannot be read .*directory"),
         ("latin", "not UTF-8 text"),
         ("a\0b", "cannot be read .*null byte"),
     ):
-        with pytest.raises(CatalogError, match=re.escape(str(tmp_path / name)) + f": {said}"):
+        with pytest.raises(CatalogError, match=re.escape(str(tmp_path / name)) + f": {message}"):
             Calibration.load(tmp_path / name)
     with pytest.raises(CatalogError, match=re.escape(str(tmp_path / "no" / "cal.json")) + ": cannot be written"):
         calibration.save(tmp_path / "no" / "cal.json")
@@ -306,7 +306,7 @@ def test_a_runtime_refuses_a_calibration_of_another_pair_before_it_evaluates_any
     assert demo._drafter.tokens == []
 
 
-def test_a_fingerprint_tells_files_apart_by_size_beginning_and_end(tmp_path):
+def test_a_fingerprint_depends_on_size_beginning_and_end(tmp_path):
     mib = 1 << 20
     contents = {
         "empty": b"",
@@ -351,7 +351,7 @@ def test_without_matplotlib_drawing_is_refused_with_the_extra(calibration, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"answers": 59}, "59 judged answers are too few"),
         ({"target": 2}, "target accuracy is 2"),
@@ -362,14 +362,14 @@ def test_without_matplotlib_drawing_is_refused_with_the_extra(calibration, tmp_p
     ],
     ids=str,
 )
-def test_what_would_fail_after_all_questions_were_asked_can_be_refused_before(tmp_path, change, said):
+def test_what_would_fail_after_all_questions_were_asked_can_be_refused_before(tmp_path, change, message):
     settings = {"answers": 60, "target": None, "out": "cal.json", "picture": "cal.svg"}
 
     def attempt(answers, target, out, picture):
         require_ready(answers, target, tmp_path / out, tmp_path / picture)
 
     attempt(**settings)
-    with pytest.raises((SettingError, CatalogError), match=said):
+    with pytest.raises((SettingError, CatalogError), match=message):
         attempt(**settings | change)
     assert list(tmp_path.iterdir()) == []
 

@@ -235,7 +235,7 @@ def test_a_tag_is_found_however_it_is_cut_between_blocks():
 
 
 @given(st.lists(st.tuples(st.lists(st.integers(0, 7), max_size=4), st.lists(st.integers(0, 7), max_size=4)), max_size=8))
-def test_a_text_that_grows_is_read_once_and_thought_of_as_if_it_were_read_anew(blocks):
+def test_a_text_that_grows_is_read_once_and_judged_as_if_read_again(blocks):
     looked_up = []
     counting = Vocabulary(len(PIECES), PIECES.__getitem__)
     counting.bytes_of = lambda tokens: looked_up.extend(tokens) or b"".join(PIECES[token] for token in tokens)
@@ -282,7 +282,7 @@ def test_the_demo_pair_thinks_where_its_prompt_opens_a_span(demo):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"rule": "never", "strict_first": 1}, "never"),
         ({"rule": "strict", "thinking_rule": "never"}, "never"),
@@ -310,9 +310,9 @@ def test_the_demo_pair_thinks_where_its_prompt_opens_a_span(demo):
     ],
     ids=str,
 )
-def test_what_cannot_be_combined_is_refused_before_anything_is_evaluated(demo, settings, said):
+def test_what_cannot_be_combined_is_refused_before_anything_is_evaluated(demo, settings, message):
     demo.reset()
-    with pytest.raises(sc.SettingError, match=said):
+    with pytest.raises(sc.SettingError, match=message):
         demo.stream(demo.chat_ids(QUESTION), **settings)
 
 

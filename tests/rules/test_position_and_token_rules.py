@@ -137,7 +137,7 @@ DRAFTER_ONLY = [
 @pytest.mark.parametrize("rule", LOSSLESS, ids=str)
 def test_the_lossless_end_of_each_dial_is_the_experts_distribution(rule, rows, settings):
     drafter, expert = rows
-    assume(drafter.shape[1] > 1)  # with a single id every rule is lossless and nobody is unsure
+    assume(drafter.shape[1] > 1)  # with a single id every rule is lossless and no model is unsure
     assume(not (isinstance(rule, Opt | OptLog) and evidence_of(*rows, Sampler(**settings)).tv < 1e-6))  # TV 0: q and p are the same already
     np.testing.assert_allclose(target_probs(rule, drafter, expert, **settings), Sampler(**settings).probs(expert), atol=1e-9)
 

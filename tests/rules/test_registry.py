@@ -40,7 +40,7 @@ def test_a_dial_outside_its_range_is_refused_with_the_range(method, dial, data):
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ("token_v4:0.3", "did you mean 'token_v3'"),
         ("nonsense", "known are strict, never, chow:ALPHA"),
@@ -63,8 +63,8 @@ def test_a_dial_outside_its_range_is_refused_with_the_range(method, dial, data):
         (None, "it must be a text"),
     ],
 )
-def test_what_is_not_a_rule_is_refused_with_what_is(spec, said):
-    with pytest.raises(SettingError, match=said):
+def test_an_unknown_rule_is_refused_with_what_is_allowed(spec, message):
+    with pytest.raises(SettingError, match=message):
         parse(spec)
 
 
@@ -87,7 +87,7 @@ def test_every_method_prints_as_what_it_is_parsed_from(method, data):
 
 
 @given(composable, st.integers(0, 9), st.none() | composable)
-def test_a_guarded_rule_prints_as_what_it_is_parsed_from(rule, first, thinking):
+def test_a_regional_rule_prints_as_what_it_is_parsed_from(rule, first, thinking):
     if isinstance(rule, Budget) or (thinking and rule.remembers and thinking.remembers):
         thinking = None
     made = combine(rule, first, thinking)
@@ -141,7 +141,7 @@ def test_every_example_is_a_method(spec):
     assert parse(spec).name == spec.split(":")[0]
 
 
-def test_methods_are_told_apart_by_name():
+def test_methods_have_distinct_names():
     names = [method.name for method in METHODS.values()]
     assert len({*names}) == len(names)
     assert {rule.name for rule in EVERY_RULE} | {name for name, method in METHODS.items() if issubclass(method, Route)} == {*names}
@@ -154,11 +154,11 @@ ALPHA_RULES = [method for method in METHODS.values() if issubclass(method, Alpha
 
 @pytest.mark.parametrize("method", ALPHA_RULES, ids=lambda method: method.name)
 @given(row_pairs(masked=False), st.sampled_from([0.0, 0.3, 1.0, 2.0]))
-@example((np.array([[0.0, 1.0]]), np.zeros((1, 2))), 0.0)  # the drafter's token is a favourite of the expert's, and not its answer
+@example((np.array([[0.0, 1.0]]), np.zeros((1, 2))), 0.0)  # the drafter's token is a favorite of the expert's, and not its answer
 def test_the_ends_that_a_dial_states_are_the_experts_distribution_and_the_drafters(method, rows, temperature):
     """An end at infinity is approached: 1e9 is as good as that."""
     p, q = (Sampler(temperature).probs(row) for row in reversed(rows))
-    assume(p.shape[-1] > 1)  # with a single id nobody is unsure
+    assume(p.shape[-1] > 1)  # with a single id no model is unsure
     distance = total_variation(p, q)[0]
     assume(not (issubclass(method, Opt | OptLog) and 0 < distance < 1e-6))
     lossless, lenient = (max(min(end, 1e9), -1e9) for end in method.ends())

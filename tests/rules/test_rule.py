@@ -105,7 +105,7 @@ def test_a_method_is_a_value_that_cannot_be_changed():
 @given(all_rules, row_pairs(), sampler_settings)
 def test_what_a_decision_says_of_single_tokens_and_distances_is_what_its_target_says(rule, rows, settings):
     evidence = evidence_of(rows, settings)
-    decision, whole = (Decision(rule.at(evidence), evidence) for _ in range(2))  # the first is asked for no target beforehand
+    decision, whole = (Decision(rule.at(evidence), evidence) for _ in range(2))  # the first has no target computed yet
     tv = float(decision.tv[0])
     for token in range(rows[0].shape[1]):
         assert decision.prob(token) == pytest.approx(float(whole.target[0, token]), abs=1e-15)

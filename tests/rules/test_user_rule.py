@@ -91,7 +91,7 @@ def test_the_example_leaves_names_to_the_expert_and_judges_the_rest_as_token_v3_
 
 @pytest.mark.parametrize(("text", "number", "name"), [("7", 1, 0), (" 42", 1, 0), ("Ada", 0, 1), (" Ada", 0, 1), ("ada", 0, 0), ("", 0, 0),
                                                       ("4x", 0, 0), (" ", 0, 0), ("\ufffd", 0, 0)])  # fmt: skip
-def test_the_example_tells_numbers_and_names_by_their_texts(examples, text, number, name):
+def test_the_example_recognizes_numbers_and_names_by_their_texts(examples, text, number, name):
     from my_rules import is_name, is_number
 
     assert (is_number(text), is_name(text)) == (number, name)
@@ -123,7 +123,7 @@ def test_the_command_line_and_models_yaml_take_the_example_by_its_text(demo, exa
         assert (shown["rule"], shown["token_ids"]) == (SPEC, expected.token_ids)
 
 
-def test_a_rule_of_ones_own_can_be_guarded(demo, examples):
+def test_a_users_rule_can_be_combined(demo, examples):
     guarded = ask(demo, REASONING[0], f"{SPEC}+strict_first:6", temperature=1.0, seed=1)
     assert guarded.token_ids[:6] == ask(demo, REASONING[0], "strict", temperature=1.0, seed=1).token_ids[:6]
     assert str(guarded.rule) == f"{SPEC}+strict_first:6"
@@ -218,9 +218,9 @@ BAD_TARGETS = {
 }
 
 
-@pytest.mark.parametrize(("answer", "said"), BAD_DEFERS.values(), ids=BAD_DEFERS)
-def test_what_is_no_deferral_is_refused_under_the_name_of_the_rule(answer, said):
-    with pytest.raises(sc.SettingError, match=rf"rule {__name__}:Answers\(\.\.\.\).* {said}"):
+@pytest.mark.parametrize(("answer", "message"), BAD_DEFERS.values(), ids=BAD_DEFERS)
+def test_what_is_no_deferral_is_refused_under_the_name_of_the_rule(answer, message):
+    with pytest.raises(sc.SettingError, match=rf"rule {__name__}:Answers\(\.\.\.\).* {message}"):
         target_probs(Answers("defer", answer), *ROWS)
 
 
@@ -230,9 +230,9 @@ def test_a_deferral_that_is_one_word_holds_for_the_whole_position(answer):
     np.testing.assert_array_equal(target_probs(Answers("defer", answer), *ROWS), known)
 
 
-@pytest.mark.parametrize(("answer", "said"), BAD_TARGETS.values(), ids=BAD_TARGETS)
-def test_what_is_no_distribution_is_refused_under_the_name_of_the_rule(answer, said):
-    with pytest.raises(sc.SettingError, match=rf"rule {__name__}:Answers\(\.\.\.\).* {said}"):
+@pytest.mark.parametrize(("answer", "message"), BAD_TARGETS.values(), ids=BAD_TARGETS)
+def test_what_is_no_distribution_is_refused_under_the_name_of_the_rule(answer, message):
+    with pytest.raises(sc.SettingError, match=rf"rule {__name__}:Answers\(\.\.\.\).* {message}"):
         target_probs(Answers("target", answer), *ROWS)
 
 
@@ -324,7 +324,7 @@ class Rule:
 
 
 @pytest.mark.parametrize(
-    ("source", "spec", "said"),
+    ("source", "spec", "message"),
     [
         (GOOD, "no_such_module:Rule(1)", "cannot import 'no_such_module'.*current folder or on PYTHONPATH"),
         (GOOD, "mine.sub:Rule(1)", "cannot import 'mine.sub'"),
@@ -343,9 +343,9 @@ class Rule:
         ("import sys; sys.exit(0)", "mine:Rule()", "importing 'mine' failed: SystemExit"),
     ],
 )
-def test_what_a_text_cannot_be_made_into_a_rule_is_refused_under_its_name(module, source, spec, said):
+def test_a_text_that_makes_no_rule_is_refused_with_its_name(module, source, spec, message):
     module(source)
-    with pytest.raises(sc.SettingError, match=said) as caught:
+    with pytest.raises(sc.SettingError, match=message) as caught:
         parse(spec)
     assert spec in str(caught.value)
 
@@ -408,13 +408,13 @@ def test_an_object_with_both_answers_is_taken_by_its_target():
 
 
 @pytest.mark.parametrize("spec", [TokenV3, Derived, Answers("defers", None), object(), {}, 0.3])
-def test_what_is_neither_a_text_nor_an_object_that_answers_is_refused(spec):
+def test_neither_a_text_nor_a_rule_object_is_refused(spec):
     with pytest.raises(sc.SettingError, match=r"is a class; give an instance of it|or an object with defer"):
         parse(spec)
 
 
 @pytest.mark.parametrize(
-    ("source", "spec", "said"),
+    ("source", "spec", "message"),
     [
         (GOOD, "mine:Rule(__import__('os').mkdir('ran'))", "must be plain values"),
         ("import numpy as np\nclass Rule:\n    def target(self, e): return e.expert_probs * np.nan\n", "mine:Rule()", "not distributions"),
@@ -422,14 +422,14 @@ def test_what_is_neither_a_text_nor_an_object_that_answers_is_refused(spec):
         (GOOD, "mine:Rule()", "TypeError"),
     ],
 )
-def test_the_command_line_tells_what_is_wrong_with_a_rule_in_one_line(tmp_path, source, spec, said):
+def test_the_command_line_reports_a_bad_rule_in_one_line(tmp_path, source, spec, message):
     (tmp_path / "mine.py").write_text(source)
     done = as_text("run", "Hello", "--rule", spec, "--threads", "1", "--block-size", "4", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("error: rule ")
     assert done.stderr.count("\n") == 1
     assert spec in done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "ran").exists()
 
@@ -451,7 +451,7 @@ def test_the_rule_of_a_pair_is_looked_for_beside_the_file_that_names_it_and_blam
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ("os:system('touch ran')", "module 'os' is a part of Python"),
         ("subprocess:call(['touch', 'ran'])", "module 'subprocess' is a part of Python"),
@@ -465,10 +465,10 @@ def test_the_rule_of_a_pair_is_looked_for_beside_the_file_that_names_it_and_blam
         ("mine:touch('ran')", "'touch' is not called"),
     ],
 )
-def test_what_makes_no_rule_is_refused_before_it_is_called(module, monkeypatch, tmp_path, spec, said):
+def test_what_makes_no_rule_is_refused_before_it_is_called(module, monkeypatch, tmp_path, spec, message):
     module("from os import system\nfrom pathlib import Path\nfrom functools import partial\ntouch = partial(open, mode='w')\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(sc.SettingError, match=said):
+    with pytest.raises(sc.SettingError, match=message):
         parse(spec)
     assert not (tmp_path / "ran").exists()
 
@@ -534,7 +534,7 @@ def test_a_models_yaml_of_the_users_own_and_one_that_is_allowed_may_name_code(mo
     sys.modules.pop("theirs")
 
 
-def test_the_list_of_pairs_tells_which_want_more_than_data_and_checking_them_runs_nothing(tmp_path):
+def test_the_list_of_pairs_shows_which_need_code_and_checking_them_runs_nothing(tmp_path):
     (tmp_path / "theirs.py").write_text(PROGRAM)
     (tmp_path / "models.yaml").write_text(ASKING.replace("RULE", "theirs:Rule()"))
     listed = as_text("models", cwd=tmp_path).stdout

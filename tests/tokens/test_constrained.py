@@ -204,7 +204,7 @@ def test_a_bias_of_minus_100_bans_a_token_and_one_of_plus_100_forces_it(demo, sp
 
 
 @pytest.mark.parametrize("spec", EVERY_METHOD)
-def test_a_schema_that_max_tokens_cuts_short_is_told_by_the_finish_reason(demo, spec):
+def test_the_finish_reason_shows_that_max_tokens_cut_a_schema_short(demo, spec):
     for settings in settings_of(spec, 4):
         reply = demo.generate(question(demo), json_schema=SCHEMA, max_tokens=6, **settings)
         assert (len(reply.token_ids), reply.finish_reason) == (6, "length")
@@ -233,7 +233,7 @@ def test_a_schema_and_strings_that_stop_and_max_tokens_go_together(demo):
 
 
 @pytest.mark.parametrize(
-    ("constraint", "said"),
+    ("constraint", "message"),
     [
         ({"grammar": "root ::= root"}, "no text satisfies the grammar"),
         ({"grammar": "root ::= ["}, "not valid GBNF"),
@@ -247,9 +247,9 @@ def test_a_schema_and_strings_that_stop_and_max_tokens_go_together(demo):
     ],
     ids=str,
 )
-def test_a_constraint_that_cannot_be_used_is_refused_by_the_call_before_anything_is_evaluated(demo, constraint, said):
+def test_a_constraint_that_cannot_be_used_is_refused_by_the_call_before_anything_is_evaluated(demo, constraint, message):
     demo.reset()
-    with pytest.raises(sc.SettingError, match=re.escape(said)):
+    with pytest.raises(sc.SettingError, match=re.escape(message)):
         demo.stream(question(demo), **constraint)
     assert demo._drafter.tokens == demo._expert.tokens == []
 
