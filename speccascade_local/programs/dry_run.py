@@ -180,7 +180,7 @@ class LoadTrial:
         special = {"bos_id": llama_cpp.llama_vocab_bos(pointer), "eos_id": llama_cpp.llama_vocab_eos(pointer)}
         ids = {name: token if token >= 0 else None for name, token in special.items()}
         ends = tokenizer.end_ids
-        shown = {token for token in (*ends, *ids.values()) if token is not None} if tokenizer.has_text else set()
+        special_ids = {token for token in (*ends, *ids.values()) if token is not None} if tokenizer.has_text else set()
         return {
             "kind": tokenizer.kind,
             "pre": metadata(self.handle, "tokenizer.ggml.pre"),
@@ -188,7 +188,7 @@ class LoadTrial:
             "adds_bos": bool(llama_cpp.llama_vocab_get_add_bos(pointer)),
             "adds_eos": bool(llama_cpp.llama_vocab_get_add_eos(pointer)),
             "end_ids": ends,
-            "texts": {token: tokenizer.token_text(token) for token in sorted(shown)},
+            "texts": {token: tokenizer.token_text(token) for token in sorted(special_ids)},
         }
 
 

@@ -20,6 +20,7 @@ from gguf_mutants import mutants
 import speccascade_local as sc
 from speccascade_local.common.errors import ModelLoadError
 from speccascade_local.machine.dry_run import dry_run_models
+from speccascade_local.models.catalog import bundled_pair
 from speccascade_local.models.gguf_header import check_gguf
 
 READER = Path(__file__).parents[1] / "support" / "mutant_reader.py"
@@ -124,7 +125,7 @@ def test_when_llama_cpp_aborts_the_last_line_has_the_reason_and_the_file(tmp_pat
 
 
 def assert_one_line(bad: Path, message: str) -> None:
-    drafter = sc.catalog.bundled().drafter
+    drafter = bundled_pair().drafter
     ran = as_text("run", "--drafter", drafter, "--expert", bad, "hello")
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr.startswith(f"error: {bad}: ")
@@ -133,7 +134,7 @@ def assert_one_line(bad: Path, message: str) -> None:
 
 
 def test_a_cut_copy_is_refused_by_load_before_anything_is_loaded(tmp_path, made):
-    pair = sc.catalog.bundled()
+    pair = bundled_pair()
     (tmp_path / "cut.gguf").write_bytes(pair.expert.read_bytes()[:-1000])
     with pytest.raises(ModelLoadError, match=r"cut\.gguf: cut off"):
         sc.load(drafter=pair.drafter, expert=tmp_path / "cut.gguf")
