@@ -22,7 +22,7 @@ from . import findings
 from .dry_run import ModelPlan, dry_run_models
 from .findings import Finding, Grade
 from .memory import Need, choose_layers, free_memory, memory_need, require_fit
-from .plan import KEPT, Known, Plan, plan_pair
+from .plan import ACCEPTANCE_RATES, MeasuredModel, Estimate, estimate_pair
 
 Answer = Literal["yes", "yes, but", "no"]
 EXIT_CODES: dict[Answer, int] = {"yes": 0, "yes, but": 1, "no": 2}
@@ -43,7 +43,7 @@ class PairReport:
     models: Mapping[str, ModelPlan] | None = None
     needs: Mapping[str, Need] | None = None
     free: Mapping[str, int] | None = None
-    plan: Plan | None = None
+    plan: Estimate | None = None
 
     @property
     def answer(self) -> Answer:
@@ -78,7 +78,7 @@ def check(
     *,
     n_ctx: int | None = None,
     placements: Mapping[str, Placement] | None = None,
-    known: Sequence[Known] = (),
+    known: Sequence[MeasuredModel] = (),
     must_fit: bool = True,
 ) -> PairReport:
     """files: by role, "expert" among them; without a drafter drafts are copied from the text. n_ctx: tokens of context. known: what was
@@ -101,7 +101,7 @@ def check(
     placed = choose_layers(wanted, models, layers, size, there)
     usable = not any(model.refused for model in models.values())
     needs = {role: memory_need(model, size, layers[role], gpu_layers(placed[role])) for role, model in models.items() if usable}
-    plan = plan_pair(headers.get("drafter"), headers["expert"], known, size) if known else None
+    plan = estimate_pair(headers.get("drafter"), headers["expert"], known, size) if known else None
     found = [
         *_comparisons(models, headers, placed),
         *([_context_finding(n_ctx, trained)] if n_ctx and n_ctx > trained else []),
@@ -145,11 +145,11 @@ def _memory_finding(
     return Finding("well", "memory", f"{decimal(wanted)}{gpu} at a context of {n_ctx} tokens; {decimal(own)} are free")
 
 
-def _speed_finding(plan: Plan | None) -> Finding:
+def _speed_finding(plan: Estimate | None) -> Finding:
     if plan is None:
         return Finding(
             "note", "speed", "nothing was measured on this machine; 'speccascade profile PAIR' does so, and any pair tells of the others"
         )
     low, high = plan.speedup
-    text = f"{low:.1f} to {high:.1f} × as fast as the expert alone, where {KEPT[0]:.0%} to {KEPT[1]:.0%} of drafts are kept"
+    text = f"{low:.1f} to {high:.1f} × as fast as the expert alone, where {ACCEPTANCE_RATES[0]:.0%} to {ACCEPTANCE_RATES[1]:.0%} of drafts are kept"
     return Finding("warning" if high < _WORTH_IT else "well", "speed", text)

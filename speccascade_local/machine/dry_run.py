@@ -261,7 +261,7 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 
 
-def plans_of(files: Mapping[str, Path], *, n_ctx: int | None, placements: Mapping[str, Placement]) -> dict[str, ModelPlan]:
+def plan_models(files: Mapping[str, Path], *, n_ctx: int | None, placements: Mapping[str, Placement]) -> dict[str, ModelPlan]:
     """Each model by role as :func:`dry_run_models` finds it, without what it shares with others. Raises what that raises."""
     keys = {role: _key(path, n_ctx, placements[role]) for role, path in files.items()}
     found = {role: _read(key) for role, key in keys.items()}

@@ -29,13 +29,13 @@ BLOCKS, ENOUGH_S, DRAFT = 12, 0.3, 4
 
 def loop_cost(drafter: Session | None, expert: Session) -> tuple[float, float]:
     """What the loop takes beside the models, in seconds: for each block, and for each drafted token with the decisions about it."""
-    judge, writer = _Timed(expert), _Timed(drafter or NgramSession(expert.n_vocab, expert.n_ctx))
+    judge, writer = _StopwatchSession(expert), _StopwatchSession(drafter or NgramSession(expert.n_vocab, expert.n_ctx))
     per_block = _own_s(writer, judge, 0)
     drafting = _own_s(writer, judge, DRAFT) if drafter is not None else per_block
     return per_block, max(0.0, drafting - per_block) / DRAFT
 
 
-def _own_s(drafter: _Timed, expert: _Timed, block_size: int) -> float:
+def _own_s(drafter: _StopwatchSession, expert: _StopwatchSession, block_size: int) -> float:
     """Seconds of a block that neither model took, the median."""
     for session in (drafter, expert):
         session.roll_back(0)
@@ -45,7 +45,7 @@ def _own_s(drafter: _Timed, expert: _Timed, block_size: int) -> float:
         return 0.0
     blocks = decode(
         generation, drafter, expert, rule=Strict(), block_size=min(block_size, room // 2), max_tokens=room, stops=lambda _: False,
-        stats=Stats(), wanted=Recording(), pace=_Eager(Profile(FREE, FREE, 1.0, {}), AcceptanceHistory()), index=NgramIndex(),
+        stats=Stats(), wanted=Recording(), pace=_AlwaysDraft(Profile(FREE, FREE, 1.0, {}), AcceptanceHistory()), index=NgramIndex(),
     )  # fmt: skip
     own: list[float] = []
     until = perf_counter() + ENOUGH_S
@@ -60,7 +60,7 @@ def _own_s(drafter: _Timed, expert: _Timed, block_size: int) -> float:
     return median(own[1:] or own)  # the first block reads the prompt
 
 
-class _Eager(AutoLength):
+class _AlwaysDraft(AutoLength):
     """Weighs everything as always, and drafts on whatever comes of it."""
 
     def another(self, guess: Guess) -> bool:
@@ -88,7 +88,7 @@ class _Eager(AutoLength):
         return 0
 
 
-class _Timed:
+class _StopwatchSession:
     """A session that counts its seconds."""
 
     def __init__(self, session: Session) -> None:

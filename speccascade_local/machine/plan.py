@@ -17,15 +17,15 @@ from ..decoding.profile import Speed
 from ..models.gguf_header import Header
 
 #: How often a drafted token is kept, from a poor pair to a good one.
-KEPT = (0.5, 0.95)
+ACCEPTANCE_RATES = (0.5, 0.95)
 #: So far a guess of seconds may be off where one model alone was measured.
-UNSURE = 0.25
+SINGLE_MODEL_ERROR = 0.25
 #: Memory beside weights and caches: what llama.cpp computes in, at 512 tokens a batch, for each id of the vocabulary and token of a batch.
 _ROW_BYTES, _BATCH = 4, 128
 
 
 @dataclass(frozen=True)
-class Known:
+class MeasuredModel:
     """A model that was measured on this machine: how large its weights are, in bytes, and how fast it was."""
 
     weights: int
@@ -33,7 +33,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Estimate:
     """Ranges are (low, high). speedup: of strict over the expert alone, with automatic lengths, which never choose to be slower.
 
     expert_s, drafter_s: seconds per token. best_length: drafted tokens per block at the better end. memory: bytes by part. basis: how many
@@ -50,31 +50,31 @@ class Plan:
     off: tuple[float, float] | None
 
 
-def plan_pair(drafter: Header | None, expert: Header, known: Sequence[Known], n_ctx: int) -> Plan:
+def estimate_pair(drafter: Header | None, expert: Header, known: Sequence[MeasuredModel], n_ctx: int) -> Estimate:
     """Drafter None: drafts are copied from the text. Raises SettingError where nothing was measured on this machine."""
     if not known:
         raise SettingError(
             "nothing has been measured on this machine yet, so nothing can be foretold; "
             "run 'speccascade profile' with any pair first, best with one of a similar size"
         )
-    expert_s, drafter_s = seconds(expert.token_bytes, known), seconds(drafter.token_bytes, known) if drafter else (0.0, 0.0)
+    expert_s, drafter_s = token_seconds(expert.token_bytes, known), token_seconds(drafter.token_bytes, known) if drafter else (0.0, 0.0)
     nearest = min(known, key=lambda each: abs(np.log(each.weights / expert.token_bytes)))
     batches = [nearest.speed.batch_s(n) / nearest.speed.batch_s(1) for n in range(1, LONGEST + 2)]
-    low, _ = best_length(KEPT[0], drafter_s[1] / expert_s[0], batches)
-    high, length = best_length(KEPT[1], drafter_s[0] / expert_s[1], batches)
+    low, _ = best_length(ACCEPTANCE_RATES[0], drafter_s[1] / expert_s[0], batches)
+    high, length = best_length(ACCEPTANCE_RATES[1], drafter_s[0] / expert_s[1], batches)
     models = {"expert": expert, "drafter": drafter}
     memory = {f"{role}'s weights": model.weights for role, model in models.items() if model}
     memory |= {f"{role}'s cache": model.cache_bytes * n_ctx for role, model in models.items() if model}
     memory["computing"] = sum(model.n_vocab * _BATCH * _ROW_BYTES for model in models.values() if model)
-    return Plan((low, high), expert_s, drafter_s, length, memory, (len(known), nearest.weights / expert.token_bytes), errors(known))
+    return Estimate((low, high), expert_s, drafter_s, length, memory, (len(known), nearest.weights / expert.token_bytes), estimate_errors(known))
 
 
-def seconds(token_bytes: int, known: Sequence[Known]) -> tuple[float, float]:
+def token_seconds(token_bytes: int, known: Sequence[MeasuredModel]) -> tuple[float, float]:
     """Of one token, from a straight line through what was measured: some for each token, some for each byte."""
     sizes = np.array([each.weights for each in known], dtype=float)
     taken = np.array([each.speed.batch_s(1) for each in known])
     if len(set(sizes)) == 1:
-        middle, off = float(np.median(taken)) * token_bytes / sizes[0], UNSURE
+        middle, off = float(np.median(taken)) * token_bytes / sizes[0], SINGLE_MODEL_ERROR
     else:
         # Relative errors are what counts: a large model's seconds must not drown a small one's.
         (overhead, per_byte), *_ = np.linalg.lstsq(np.stack([1 / taken, sizes / taken], axis=1), np.ones(len(known)), rcond=None)
@@ -84,13 +84,13 @@ def seconds(token_bytes: int, known: Sequence[Known]) -> tuple[float, float]:
     return middle * (1 - min(off, 0.9)), middle * (1 + off)
 
 
-def errors(known: Sequence[Known]) -> tuple[float, float] | None:
+def estimate_errors(known: Sequence[MeasuredModel]) -> tuple[float, float] | None:
     """The median and the largest relative error of ``seconds`` for each measured model, foretold from the others."""
     if len(known) < 2:
         return None
     found = []
     for i, each in enumerate(known):
-        low, high = seconds(each.weights, [*known[:i], *known[i + 1 :]])
+        low, high = token_seconds(each.weights, [*known[:i], *known[i + 1 :]])
         found.append(abs((low + high) / 2 / each.speed.batch_s(1) - 1))
     return float(np.median(found)), max(found)
 

@@ -27,12 +27,12 @@ from ..models.gguf_layout import StoredList, layout_of
 from ..models.local import TOKENS, LocalModel
 from ..models.placement import DEFAULT_CONTEXT
 from .dry_run import dry_run_models
-from .plan import KEPT, Known, best_length, plan_pair
+from .plan import ACCEPTANCE_RATES, MeasuredModel, best_length, estimate_pair
 
 #: Files' words for kinds of vocabularies that llama.cpp reads as one kind; what is not listed is left to llama.cpp.
 _KINDS = {"llama": "SPM", "gpt2": "BPE", "gemma4": "BPE", "bert": "WordPiece", "t5": "Unigram", "rwkv": "RWKV", "no_vocab": "none"}
 #: So many are rehearsed, which takes a second or two each; the rest is only ranked.
-MOST = 5
+MAX_SUGGESTIONS = 5
 _AT_ONCE, _CONTEXT = 4, 256
 _LOOKING = 0.5  # of the progress
 _LENGTH = struct.Struct("<Q")
@@ -62,8 +62,8 @@ class Suggestions:
 def suggest(
     expert: Path,
     models: Sequence[LocalModel],
-    known: Sequence[Known] = (),
-    most: int = MOST,
+    known: Sequence[MeasuredModel] = (),
+    most: int = MAX_SUGGESTIONS,
     on_step: Callable[[float], None] = lambda _: None,
 ) -> Suggestions:
     """known: what was measured on this machine. most: so many are rehearsed successfully, then no more. on_step: called with 0..1.
@@ -71,7 +71,7 @@ def suggest(
     Raises ModelLoadError for an expert that cannot be read.
     """
     header = read_header(expert)
-    store, own = _Texts(expert), os.path.realpath(expert)
+    store, own = _Vocabulary(expert), os.path.realpath(expert)
     promising: list[Suggestion] = []
     ranked: list[Suggestion] = []
     others: list[tuple[LocalModel, str]] = []
@@ -91,19 +91,19 @@ def suggest(
     return Suggestions(tuple(ranked), tuple(each.model for each in promising), tuple(others))
 
 
-def estimate_speedup(drafter: Header, expert: Header, known: Sequence[Known], n_ctx: int = DEFAULT_CONTEXT) -> tuple[float, float]:
+def estimate_speedup(drafter: Header, expert: Header, known: Sequence[MeasuredModel], n_ctx: int = DEFAULT_CONTEXT) -> tuple[float, float]:
     """As ``plan`` tells it. Where nothing was measured: Leviathan's formula, as if a drafted token took a share of an expert's that is the
     share of bytes it reads, and a batch as long as a single token, which is how it is where memory alone is slow.
     """
     if known:
-        return plan_pair(drafter, expert, known, n_ctx).speedup
+        return estimate_pair(drafter, expert, known, n_ctx).speedup
     cost = drafter.token_bytes / expert.token_bytes
     flat = [1.0] * (LONGEST + 1)
-    low, high = (best_length(kept, cost, flat)[0] for kept in KEPT)
+    low, high = (best_length(kept, cost, flat)[0] for kept in ACCEPTANCE_RATES)
     return low, high
 
 
-def _look_at(model: LocalModel, expert: _Texts, header: Header, known: Sequence[Known]) -> Suggestion | str:
+def _look_at(model: LocalModel, expert: _Vocabulary, header: Header, known: Sequence[MeasuredModel]) -> Suggestion | str:
     """What the files alone tell: a suggestion still to be rehearsed, or why there is none."""
     try:
         if reason := reason_against(model, expert, header):
@@ -116,7 +116,7 @@ def _look_at(model: LocalModel, expert: _Texts, header: Header, known: Sequence[
     return Suggestion(model, estimate_speedup(drafter, header, known), header.token_bytes / max(1, drafter.token_bytes), "")
 
 
-def reason_against(model: LocalModel, expert: _Texts, header: Header) -> str | None:
+def reason_against(model: LocalModel, expert: _Vocabulary, header: Header) -> str | None:
     """The reason why a model cannot pair, where the files alone tell it. Raises ModelLoadError and OSError."""
     kind, wanted = _KINDS.get(model.tokenizer), _KINDS.get(expert.kind)
     if kind and wanted and kind != wanted:
@@ -125,7 +125,7 @@ def reason_against(model: LocalModel, expert: _Texts, header: Header) -> str | N
         return f"it has {model.n_tokens} token ids, the expert {expert.count}; {MAX_SIZE_DIFFERENCE} apart are allowed"
     if model.size >= header.weights:
         return f"it is as large as the expert ({decimal(model.size)})"
-    return expert.first_difference(_Texts(model.path)) if model.n_tokens and expert.count else None
+    return expert.first_difference(_Vocabulary(model.path)) if model.n_tokens and expert.count else None
 
 
 def _dry_run(suggestion: Suggestion, expert: Path) -> Suggestion | str:
@@ -140,7 +140,7 @@ def _dry_run(suggestion: Suggestion, expert: Path) -> Suggestion | str:
     return replace(suggestion, rollback=drafter.rollback or "")
 
 
-class _Texts:
+class _Vocabulary:
     """The texts of a file's vocabulary, as it stores them."""
 
     def __init__(self, path: Path) -> None:
@@ -150,7 +150,7 @@ class _Texts:
         self._place = layout.lists.get(TOKENS) or StoredList(8, 0, 0)
         self.count = self._place.count
 
-    def first_difference(self, other: _Texts) -> str | None:
+    def first_difference(self, other: _Vocabulary) -> str | None:
         """From the first id that counts to the last that both have. Raises ModelLoadError."""
         shared = min(self.count, other.count)
         with _map_all(self.path) as ours, _map_all(other.path) as theirs:

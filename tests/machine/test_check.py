@@ -18,7 +18,7 @@ from speccascade_local.llama.tokenizer import shared_vocab_size
 from speccascade_local.machine.check import EXIT_CODES, PairReport, check
 from speccascade_local.machine.dry_run import dry_run_models
 from speccascade_local.machine.findings import Finding
-from speccascade_local.machine.plan import Known, plan_pair
+from speccascade_local.machine.plan import MeasuredModel, estimate_pair
 from speccascade_local.models.gguf_header import read_header
 from speccascade_local.models.placement import Placement
 
@@ -164,15 +164,15 @@ def test_a_device_that_there_is_not_is_an_error():
 
 
 def test_the_speed_is_that_of_plan():
-    known = [Known(10**6, speed(0.001)), Known(10**8, speed(0.1))]
+    known = [MeasuredModel(10**6, speed(0.001)), MeasuredModel(10**8, speed(0.1))]
     checked = check("demo", PAIR, known=known)
-    assert checked.plan == plan_pair(*(read_header(PAIR[role]) for role in ("drafter", "expert")), known, 512)
+    assert checked.plan == estimate_pair(*(read_header(PAIR[role]) for role in ("drafter", "expert")), known, 512)
     low, high = checked.plan.speedup
     assert text_of(checked, "speed").startswith(f"{low:.1f} to {high:.1f} ×")
 
 
 def test_a_pair_that_is_hardly_faster_at_best_is_warned_of():
-    checked = check("demo", {"drafter": PAIR["expert"], "expert": PAIR["expert"]}, known=[Known(10**6, speed(0.001))])
+    checked = check("demo", {"drafter": PAIR["expert"], "expert": PAIR["expert"]}, known=[MeasuredModel(10**6, speed(0.001))])
     assert grades(checked)["size"] == grades(checked)["speed"] == "warning"
     assert checked.plan.speedup[1] < 1.1
 
@@ -196,7 +196,7 @@ def test_the_worst_finding_decides(given, answer):
 
 
 def test_everything_goes_into_json():
-    checked = check("demo", PAIR, known=[Known(10**6, speed(0.001))])
+    checked = check("demo", PAIR, known=[MeasuredModel(10**6, speed(0.001))])
     found = json.loads(json.dumps(checked.as_dict()))
     assert (found["pair"], found["answer"], found["exit_code"], found["n_ctx"]) == ("demo", "yes", 0, 512)
     assert found["models"]["expert"]["tokenizer"]["pre"] == "smollm"

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from speccascade_local.common import pip
-from speccascade_local.machine.diagnosis import Finding, diagnose
+from speccascade_local.machine.diagnosis import Problem, diagnose
 from speccascade_local.machine.hardware import Memory, Processors
-from speccascade_local.machine.inspection import Build, Inspection, Place
+from speccascade_local.machine.inspection import Build, Inspection, DeviceFacts
 from speccascade_local.machine.installation import Extra, Folder
 from speccascade_local.machine.trial import Trial
 
@@ -24,7 +24,7 @@ WELL = Inspection(
     extras=(Extra("calibrate", ()),),
     catalog_problem="",
     build=Build(commit="0c1e570", features=FEATURES, gpu=False, rpc=False, mmap=True, repacking=True),
-    devices=(Place("CPU", "Some CPU", "cpu", 8, 8),),
+    devices=(DeviceFacts("CPU", "Some CPU", "cpu", 8, 8),),
     graphics_cards=(),
     processors=Processors("Some CPU", 4, 8, 8, None, 7.9, frozenset({"avx", "avx2", "fma", "f16c", "avx512f"})),
     threads=4,
@@ -95,7 +95,7 @@ def test_a_card_that_is_used_is_no_finding_and_one_thread_is_never_too_many():
 def test_what_is_broken_comes_first():
     found = diagnose(replace(HINTS["swap"][0], missing=("numpy<3",), catalog_problem="models.yaml:3: no such key"))
     assert [each.broken for each in found] == [True, True, False]
-    assert found[0] == Finding(True, "needed and not installed: numpy<3", pip.pip("install", "numpy<3"))
+    assert found[0] == Problem(True, "needed and not installed: numpy<3", pip.pip("install", "numpy<3"))
     assert found[1].what == "models.yaml:3: no such key"
 
 

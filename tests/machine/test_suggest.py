@@ -17,7 +17,7 @@ from speccascade_local.decoding.lengths import LONGEST
 from speccascade_local.decoding.profile import SIZES, Speed
 from speccascade_local.llama.model import LlamaModel
 from speccascade_local.machine import suggest as suggesting
-from speccascade_local.machine.plan import Known
+from speccascade_local.machine.plan import MeasuredModel
 from speccascade_local.machine.suggest import estimate_speedup, suggest
 from speccascade_local.models.gguf_header import Header, read_header
 from speccascade_local.models.local import models_in
@@ -39,7 +39,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def suggested(folder: Path, expert: Path, known: tuple[Known, ...] = ()) -> tuple[list[str], dict[str, str]]:
+def suggested(folder: Path, expert: Path, known: tuple[MeasuredModel, ...] = ()) -> tuple[list[str], dict[str, str]]:
     found = suggest(expert, models_in({"here": folder}).models, known)
     return [each.model.name for each in found.ranked], {model.name: reason for model, reason in found.others}
 
@@ -53,7 +53,7 @@ def test_a_look_at_the_files_never_rules_out_what_pairs(tmp_path_factory, one, o
     folder = tmp_path_factory.mktemp("look")
     expert, drafter = (text_model(folder / f"{name}.gguf", **options) for name, options in (("expert", one), ("drafter", other)))
     (model,) = (each for each in models_in({"here": folder}).models if each.path == drafter)
-    reason = suggesting.reason_against(model, suggesting._Texts(expert), header(10**9))
+    reason = suggesting.reason_against(model, suggesting._Vocabulary(expert), header(10**9))
     opened = [LlamaModel(path) for path in (expert, drafter)]
     pairs = our_verdict(*opened)
     frames = [(each.tokenizer.bos_id, each.tokenizer.eos_id) for each in opened]
@@ -167,5 +167,5 @@ def test_without_a_measurement_the_speed_is_leviathans_formula():
 
 def test_with_measurements_it_is_what_plan_tells():
     seconds = tuple(0.1 * (1 + 0.1 * n) for n in range(len(SIZES)))
-    known = [Known(10**9, Speed(threads=1, batch_threads=1, depths=(0,), seconds=(seconds,), prompt_s=0.01))]
+    known = [MeasuredModel(10**9, Speed(threads=1, batch_threads=1, depths=(0,), seconds=(seconds,), prompt_s=0.01))]
     assert estimate_speedup(header(10**8), header(10**9), known) != estimate_speedup(header(10**8), header(10**9), ())

@@ -17,7 +17,7 @@ from ...bench.summary import require_measured, summarize
 from ...common.errors import CatalogError, SettingError
 from ...common.files import decode_text
 from ...common.plots import figure_class, writable
-from ...decoding.profile import Profile
+from ...machine.profile_cache import read_profile
 from ...runtime.runtime import Runtime
 from ...runtime.settings import DEFAULTS
 from .. import options
@@ -112,7 +112,7 @@ def _measure(
             told |= {"command": shlex.join(["speccascade", *sys.argv[1:]])}
         with rows.Store(path, told, resume=resume) as store:
             require_measured(store.rows)
-            runtime.start_from(store.setup["learnt"], Profile.from_dict(store.setup["profile"]))
+            runtime.start_from(store.setup["learnt"], read_profile(store.setup["profile"]))
             run.measure(
                 runtime,
                 asked,

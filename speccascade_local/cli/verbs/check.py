@@ -13,9 +13,9 @@ import typer
 from ...common.errors import ModelLoadError, SettingError, SpeccascadeError
 from ...machine.check import EXIT_CODES, PairReport, check
 from ...machine.findings import Finding
-from ...machine.plan import Known
-from ...machine.profile_cache import known_speeds
-from ...machine.suggest import MOST, Suggestions, suggest
+from ...machine.plan import MeasuredModel
+from ...machine.profile_cache import measured_models
+from ...machine.suggest import MAX_SUGGESTIONS, Suggestions, suggest
 from ...models.catalog import Pair
 from ...models.hub_header import fetch_headers
 from ...models.local import Found, known_places, models_in
@@ -51,7 +51,7 @@ def check_verb(
     pair: options.PairName = None,
     suggest: Suggest = None,
     folder: Folders = None,
-    best: Best = MOST,
+    best: Best = MAX_SUGGESTIONS,
     remote: Remote = False,
     as_json: options.Json = False,
     verbose: options.Verbose = 0,
@@ -92,7 +92,7 @@ def _check(pair: Pair, chosen: options.ModelOptions, remote: bool, verbose: int)
             files = {role: _file(pair, role, source, Path(temporary), remote, verbose) for role, source in pair.models.items()}
         except ModelLoadError as error:
             return _with_names(PairReport(name, (Finding("no", "files", str(error)),)), pair, temporary)
-        known = [Known(size, speed) for size, speed in known_speeds()]
+        known = [MeasuredModel(size, speed) for size, speed in measured_models()]
         must_fit = chosen.check_memory and not pair.rpc
         found = check(name, files, n_ctx=chosen.ctx, placements=placements, known=known, must_fit=must_fit)
         if pair.rpc:
@@ -142,7 +142,7 @@ def _suggest(expert: Path, folders: list[Path], best: int, as_json: bool, verbos
         raise SettingError(f"--folder {missing}: no such folder; name one that holds GGUF files")
     places = {str(folder): folder.expanduser() for folder in folders} or known_places()
     found = models_in(places)
-    known = [Known(size, speed) for size, speed in known_speeds()]
+    known = [MeasuredModel(size, speed) for size, speed in measured_models()]
     with stepping("comparing", verbose) as step:
         suggestions = suggest(expert.expanduser(), found.models, known, best, step)
     if as_json:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import typer
 from rich.table import Table
 
-from ...machine.diagnosis import Finding, diagnose, redact
+from ...machine.diagnosis import Problem, diagnose, redact
 from ...machine.inspection import Inspection, inspect_machine
 from .. import options
 from ..load import set_log_level
@@ -74,7 +74,7 @@ def _rows(found: Inspection) -> Iterator[tuple[str, str]]:
     yield "bundled pair", f"answers ({found.trial.seconds:.1f} s with starting Python)" if found.trial.works else "does not answer"
 
 
-def _print_findings(findings: Sequence[Finding]) -> None:
+def _print_findings(findings: Sequence[Problem]) -> None:
     stdout.print()
     for each in findings:
         name, style = ("broken", "bold red") if each.broken else ("hint", "yellow")

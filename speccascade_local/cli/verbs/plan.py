@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from ...machine.plan import KEPT, Known, plan_pair
-from ...machine.profile_cache import known_speeds
+from ...machine.plan import ACCEPTANCE_RATES, MeasuredModel, estimate_pair
+from ...machine.profile_cache import measured_models
 from ...models.gguf_header import header_of_size, read_header
 from ...models.placement import DEFAULT_CONTEXT
 from .. import options
@@ -25,8 +25,8 @@ def plan(chosen: options.ModelOptions, pair: options.PairName = None, as_json: o
     headers = {role: header_of_size(path) or read_header(path) for role, path in named.files.items()}
     expert, drafter = headers["expert"], headers.get("drafter")
     n_ctx = chosen.ctx or min(DEFAULT_CONTEXT, *(header.n_ctx_train for header in headers.values()))
-    known = [Known(size, speed) for size, speed in known_speeds()]
-    found = plan_pair(drafter, expert, known, n_ctx)
+    known = [MeasuredModel(size, speed) for size, speed in measured_models()]
+    found = estimate_pair(drafter, expert, known, n_ctx)
     if as_json:
         print(json.dumps({"pair": named.name, "n_ctx": n_ctx, **asdict(found)}))
         return
@@ -35,7 +35,7 @@ def plan(chosen: options.ModelOptions, pair: options.PairName = None, as_json: o
         stdout.print(text, highlight=False, soft_wrap=True)
 
     low, high = found.speedup
-    told(f"{named.name}: {low:.1f} to {high:.1f} × as fast as the expert alone, where {KEPT[0]:.0%} to {KEPT[1]:.0%} of drafts are kept")
+    told(f"{named.name}: {low:.1f} to {high:.1f} × as fast as the expert alone, where {ACCEPTANCE_RATES[0]:.0%} to {ACCEPTANCE_RATES[1]:.0%} of drafts are kept")
     if found.best_length:
         told(f"  with drafts of about {found.best_length} at best")
     told("  the expert {:.1f} to {:.1f} tokens per second".format(*sorted(1 / each for each in found.expert_s)))
