@@ -100,7 +100,7 @@ def show_suggestions(suggestions: Suggestions, found: Found, places: dict[str, P
             table.add_row(Text(each.model.name), *cells)
         console.print(table)
         basis = "as fast as models were that were measured here" if measured else "at most, by size alone, as nothing was measured here"
-        kept = f"{ACCEPTANCE_RATES[0]:.0%} to {ACCEPTANCE_RATES[1]:.0%} of drafts are kept"
+        kept = f"{ACCEPTANCE_RATES[0]:.0%} to {ACCEPTANCE_RATES[1]:.0%} of drafts are accepted"
         _say(Text(f"(speed-up: {basis}, where {kept}; how many are, only asking tells: speccascade compare)"))
     if suggestions.untried:
         _say(Text(f"{len(suggestions.untried)} others may pair too, but promise no more (--best N tries more)", "dim"))

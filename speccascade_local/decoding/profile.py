@@ -33,6 +33,7 @@ class Speed:
 
     Raises:
         ValueError: A number is out of its range, or the lengths do not match.
+
     """
 
     threads: int
@@ -102,6 +103,7 @@ class Profile:
 
     Raises:
         ValueError: A number is out of its range.
+
     """
 
     expert: Speed

@@ -39,7 +39,7 @@ def _fetch_header(file: RemoteFile, path: Path, on_bytes: Callable[[int], None])
     try:
         with path.open("w+b") as kept:
             ranged = _Ranged(file, kept, on_bytes)
-            layout_in(cast(Any, ranged), file.size, path)
+            layout_in(cast(Any, ranged), file.size, Path(file.repository, file.name))
             kept.flush()
             os.truncate(path, file.size)
     except OSError as error:

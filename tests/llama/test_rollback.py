@@ -76,7 +76,7 @@ def test_each_architecture_goes_back_in_the_way_that_it_has(opened: Callable[...
 
 @pytest.mark.parametrize("name", ["gemma3-dense", "lfm2-dense", "falcon-h1-dense", "mamba2-dense"])
 def test_what_is_told_beforehand_is_what_is_found_when_loading(written: Callable[..., Path], name: str) -> None:
-    told = dry_run_models({"drafter": written(name, OFF), "expert": written(name)}, n_ctx=512).models
+    told = dry_run_models({"drafter": written(name, OFF), "expert": written(name)}, n_ctx=512)
     with pair_of(written, name) as runtime:
         for role, session in runtime._sessions.items():
             assert told[role].rollback == session.context.rollback.name

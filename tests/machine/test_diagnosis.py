@@ -12,7 +12,7 @@ import pytest
 from speccascade_local.common import pip
 from speccascade_local.machine.diagnosis import Problem, diagnose
 from speccascade_local.machine.hardware import Memory, Processors
-from speccascade_local.machine.inspection import Build, Inspection, DeviceFacts
+from speccascade_local.machine.inspection import Build, DeviceFacts, Inspection
 from speccascade_local.machine.installation import Extra, Folder
 from speccascade_local.machine.trial import Trial
 
@@ -55,8 +55,8 @@ def test_a_pair_that_does_not_answer_is_broken(crash, why, mended):
     assert finding.broken
     assert finding.what.startswith(f"the bundled pair does not answer: {crash or 'exit code 3'}")
     assert why in finding.what
-    assert bool(finding.mend) is mended
-    assert not mended or "-DGGML_NATIVE=on" in finding.mend
+    assert bool(finding.fix) is mended
+    assert not mended or "-DGGML_NATIVE=on" in finding.fix
 
 
 HINTS = {
@@ -84,7 +84,7 @@ def test_what_could_be_better_is_a_hint_with_what_mends_it(name):
     (finding,) = diagnose(facts)
     assert not finding.broken
     assert what in finding.what
-    assert mend in finding.mend
+    assert mend in finding.fix
 
 
 def test_a_card_that_is_used_is_no_finding_and_one_thread_is_never_too_many():

@@ -88,7 +88,7 @@ def test_a_file_that_is_replaced_is_tried_again_though_its_size_and_its_time_sta
 def test_a_damaged_memory_is_no_memory(tmp_path, tried, damage):
     path = textless_model(tmp_path / "a.gguf")
     first = plans(path)
-    (kept,) = (platformdirs.user_cache_path("speccascade") / "rehearsals").iterdir()
+    (kept,) = (platformdirs.user_cache_path("speccascade") / "dry_runs").iterdir()
     kept.write_bytes(damage)
     assert same(plans(path), first)
     assert len(tried) == 2

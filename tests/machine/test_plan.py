@@ -37,7 +37,7 @@ def test_seconds_lie_on_the_line_through_what_was_measured():
     assert high / low == pytest.approx(1.1 / 0.9), "never surer than a tenth"
 
 
-def test_the_page_tells_what_is_foretold_of_the_pair_that_was_measured():
+def test_the_page_tells_what_is_estimated_of_the_pair_that_was_measured():
     docs = Path(__file__).parents[2] / "docs"
     measured = json.loads((docs / "results" / "curves_scaled.json").read_text(encoding="utf-8"))["setup"]["profile"]
     profile = read_profile(measured)
@@ -61,7 +61,7 @@ def test_the_best_length_is_the_best_of_all(kept, drafter, slope):
     assert every[length] == pytest.approx(max(every))
 
 
-def test_a_pair_whose_drafts_cost_as_much_as_the_expert_is_never_foretold_to_be_slower():
+def test_a_pair_whose_drafts_cost_as_much_as_the_expert_is_never_estimated_to_be_slower():
     found = estimate_pair(EXPERT, EXPERT, [MeasuredModel(EXPERT.weights, speed(0.05, 1.0))], 1024)
     assert found.speedup == (1, 1)
 
@@ -91,15 +91,15 @@ def test_batches_follow_the_model_that_is_most_alike():
     assert estimate_pair(DRAFTER, EXPERT, [flat, steep], 512).speedup[1] < estimate_pair(DRAFTER, EXPERT, [flat], 512).speedup[1]
 
 
-def test_the_error_is_told_of_models_that_were_foretold_from_the_others():
+def test_the_error_is_told_of_models_that_were_estimated_from_the_others():
     sizes = (90_000_000, 300_000_000, 900_000_000)
     assert estimate_errors([MeasuredModel(size, speed(line(size))) for size in sizes]) == pytest.approx((0, 0), abs=1e-9)
     odd = [MeasuredModel(sizes[0], speed(line(sizes[0]))), MeasuredModel(sizes[0], speed(2 * line(sizes[0])))]
-    assert estimate_errors(odd) == pytest.approx((0.75, 1.0)), "twice and half as slow as foretold"
+    assert estimate_errors(odd) == pytest.approx((0.75, 1.0)), "twice and half as slow as estimated"
     assert estimate_errors(odd[:1]) is None
 
 
-def test_where_nothing_was_measured_nothing_is_foretold():
+def test_where_nothing_was_measured_nothing_is_estimated():
     with pytest.raises(SettingError, match="run 'speccascade profile'"):
         estimate_pair(DRAFTER, EXPERT, [], 512)
 

@@ -22,7 +22,7 @@ from speccascade_local.llama.model import LlamaModel
 from speccascade_local.llama.session import LlamaSession
 from speccascade_local.machine import profile_cache, profiler
 from speccascade_local.machine.profile_cache import profile_key, profile_of, read_profile
-from speccascade_local.machine.profiler import LESS_DEEP, extrapolate, depths_in, fewest_threads, measure, scale
+from speccascade_local.machine.profiler import LESS_DEEP, depths_in, extrapolate, fewest_threads, measure, scale
 
 
 @pytest.fixture(scope="module")

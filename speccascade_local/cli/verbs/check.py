@@ -11,9 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from ...common.errors import ModelLoadError, SettingError, SpeccascadeError
-from ...machine.check import EXIT_CODES, PairReport, check
+from ...machine.check import EXIT_CODES, NamedFile, PairReport, check
 from ...machine.findings import Finding
-from ...machine.plan import MeasuredModel
 from ...machine.profile_cache import measured_models
 from ...machine.suggest import MAX_SUGGESTIONS, Suggestions, suggest
 from ...models.catalog import Pair
@@ -84,52 +83,36 @@ def check_verb(
 
 
 def _check(pair: Pair, chosen: options.ModelOptions, remote: bool, verbose: int) -> PairReport:
-    """Raises SettingError, CatalogError and FetchError."""
+    """Return the verdict on a pair. Raises SettingError, CatalogError and FetchError."""
     placements = {role: replace(each, rpc=()) for role, each in placements_of(pair, chosen.placements()).items()}
     name = pair.name if pair.source else " + ".join(path.name for path in pair.files.values())
     with tempfile.TemporaryDirectory(prefix="speccascade-") as temporary:
         try:
             files = {role: _file(pair, role, source, Path(temporary), remote, verbose) for role, source in pair.models.items()}
         except ModelLoadError as error:
-            return _with_names(PairReport(name, (Finding("no", "files", str(error)),)), pair, temporary)
-        known = [MeasuredModel(size, speed) for size, speed in measured_models()]
+            return PairReport(name, (Finding("no", "files", str(error)),))
         must_fit = chosen.check_memory and not pair.rpc
-        found = check(name, files, n_ctx=chosen.ctx, placements=placements, known=known, must_fit=must_fit)
-        if pair.rpc:
-            others = (
-                f"{', '.join(pair.rpc)} are to share the expert; they were not asked, and all memory is counted as if it were needed here"
-            )
-            found = replace(found, findings=(*found.findings, Finding("note", "machines", others)))
-        return _with_names(found, pair, temporary)
+        report = check(name, files, n_ctx=chosen.ctx, placements=placements, measured=measured_models(), must_fit=must_fit)
+    if pair.rpc:
+        others = f"{', '.join(pair.rpc)} are to share the expert; they were not asked, and all memory is counted as if it were needed here"
+        report = replace(report, findings=(*report.findings, Finding("note", "machines", others)))
+    return report
 
 
-def _file(pair: Pair, role: str, source: ModelSource, temporary: Path, remote: bool, verbose: int) -> Path:
-    """The model's file, or its header in a file of the same size. Raises ModelLoadError and FetchError."""
+def _file(pair: Pair, role: str, source: ModelSource, temporary: Path, remote: bool, verbose: int) -> NamedFile:
+    """Return the model's file, or its header in a file of the same size. Raises ModelLoadError and FetchError."""
     for adapter in source.sources[1:]:
         if adapter.missing:
             raise ModelLoadError(f"the {role}'s LoRA adapter {adapter.file or adapter.path} is not on this machine; fetch it first")
     if remote and source.hub and source.missing and not source.trouble:
         with stepping(f"fetching the {role}'s header", verbose) as step:
-            return fetch_headers(source, temporary / role, lambda come: step(come / (come + 2**22)))
+            path = fetch_headers(source, temporary / role, lambda come: step(come / (come + 2**22)))
+        return NamedFile(path, f"{source.hub}/{path.name}")
     problem = source.problem()
     if problem:
         todo = f"; fetch it with 'speccascade pull {pair.name}', or look at its header only: --remote" if source.hub else ""
         raise ModelLoadError(f"{problem}{todo}")
-    return source.path
-
-
-def _with_names(checked: PairReport, pair: Pair, temporary: str) -> PairReport:
-    """Files that were only looked at are called what they are on the hub."""
-    names = {str(Path(temporary, role)): source.hub or "" for role, source in pair.models.items()}
-
-    def told(text: str) -> str:
-        for folder, name in names.items():
-            text = text.replace(folder, name)
-        return text
-
-    findings = tuple(replace(finding, text=told(finding.text)) for finding in checked.findings)
-    models = {role: replace(model, path=Path(told(str(model.path)))) for role, model in (checked.models or {}).items()}
-    return replace(checked, findings=findings, models=models or None)
+    return NamedFile(source.path, str(source.path))
 
 
 # --------------------------------------------------------------------------- drafters for an expert
@@ -142,7 +125,7 @@ def _suggest(expert: Path, folders: list[Path], best: int, as_json: bool, verbos
         raise SettingError(f"--folder {missing}: no such folder; name one that holds GGUF files")
     places = {str(folder): folder.expanduser() for folder in folders} or known_places()
     found = models_in(places)
-    known = [MeasuredModel(size, speed) for size, speed in measured_models()]
+    known = measured_models()
     with stepping("comparing", verbose) as step:
         suggestions = suggest(expert.expanduser(), found.models, known, best, step)
     if as_json:

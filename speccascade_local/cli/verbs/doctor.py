@@ -80,8 +80,8 @@ def _print_findings(findings: Sequence[Problem]) -> None:
         name, style = ("broken", "bold red") if each.broken else ("hint", "yellow")
         stdout.print(name, style=style, end="")
         stdout.print(f": {each.what}", markup=False, soft_wrap=not stdout.is_terminal)
-        if each.mend:
-            stdout.print(f"  {each.mend}", markup=False, soft_wrap=True, style="bold")  # one line, to be copied
+        if each.fix:
+            stdout.print(f"  {each.fix}", markup=False, soft_wrap=True, style="bold")  # one line, to be copied
     if not any(each.broken for each in findings):
         stdout.print("all is well" if not findings else "nothing is broken", style="green")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from ...machine.plan import ACCEPTANCE_RATES, MeasuredModel, estimate_pair
+from ...machine.plan import ACCEPTANCE_RATES, estimate_pair
 from ...machine.profile_cache import measured_models
 from ...models.gguf_header import header_of_size, read_header
 from ...models.placement import DEFAULT_CONTEXT
@@ -25,8 +25,7 @@ def plan(chosen: options.ModelOptions, pair: options.PairName = None, as_json: o
     headers = {role: header_of_size(path) or read_header(path) for role, path in named.files.items()}
     expert, drafter = headers["expert"], headers.get("drafter")
     n_ctx = chosen.ctx or min(DEFAULT_CONTEXT, *(header.n_ctx_train for header in headers.values()))
-    known = [MeasuredModel(size, speed) for size, speed in measured_models()]
-    found = estimate_pair(drafter, expert, known, n_ctx)
+    found = estimate_pair(drafter, expert, measured_models(), n_ctx)
     if as_json:
         print(json.dumps({"pair": named.name, "n_ctx": n_ctx, **asdict(found)}))
         return
@@ -34,8 +33,8 @@ def plan(chosen: options.ModelOptions, pair: options.PairName = None, as_json: o
     def told(text: str) -> None:
         stdout.print(text, highlight=False, soft_wrap=True)
 
-    low, high = found.speedup
-    told(f"{named.name}: {low:.1f} to {high:.1f} × as fast as the expert alone, where {ACCEPTANCE_RATES[0]:.0%} to {ACCEPTANCE_RATES[1]:.0%} of drafts are kept")
+    (low, high), (least, most) = found.speedup, ACCEPTANCE_RATES
+    told(f"{named.name}: {low:.1f} to {high:.1f} × as fast as the expert alone, where {least:.0%} to {most:.0%} of drafts are accepted")
     if found.best_length:
         told(f"  with drafts of about {found.best_length} at best")
     told("  the expert {:.1f} to {:.1f} tokens per second".format(*sorted(1 / each for each in found.expert_s)))
