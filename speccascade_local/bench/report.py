@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..common.errors import CatalogError
 from ..common.plots import figure_class, svg_text
-from ..decoding.profile import Profile
+from ..machine.profile_cache import read_profile
 from . import charts
 from .export import family_table, full_table, notes
 from .grid import BASE, DRAFTER
@@ -28,7 +28,7 @@ def write_report(path: Path, summary: Summary, rows: Sequence[Row], setup: Mappi
     figure = figure_class(Path("any.svg"))
     parts = [_part(figure, temperature, summary, rows) for temperature in summary.by_temperature]
     try:
-        profile = Profile.from_dict(setup["profile"]) if "profile" in setup else None
+        profile = read_profile(setup["profile"]) if "profile" in setup else None
     except ValueError as error:
         raise CatalogError(f"the profile in the first line of the results is not valid ({error!s:.200}); remove it there") from error
     page = (

@@ -11,7 +11,7 @@ from rich.text import Text
 from ..machine.check import PairReport
 from ..machine.dry_run import ModelPlan
 from ..machine.findings import Grade
-from ..machine.plan import KEPT
+from ..machine.plan import ACCEPTANCE_RATES
 from ..machine.suggest import Suggestions
 from ..models.local import LocalModels
 from .terminal import for_tables, stderr, stdout
@@ -103,7 +103,7 @@ def show_suggestions(suggestions: Suggestions, found: LocalModels, places: dict[
             table.add_row(Text(each.model.name), *cells)
         console.print(table)
         basis = "from measurements on this machine" if measured else "an upper bound from sizes, as nothing is measured here yet"
-        acceptance = f"if {KEPT[0]:.0%} to {KEPT[1]:.0%} of drafts are accepted"
+        acceptance = f"if {ACCEPTANCE_RATES[0]:.0%} to {ACCEPTANCE_RATES[1]:.0%} of drafts are accepted"
         _print_line(Text(f"(speed-up: {basis}, {acceptance}; to see how many are: speccascade compare)"))
     if suggestions.untried:
         _print_line(Text(f"{len(suggestions.untried)} others may pair too, but promise no more (--best N tries more)", "dim"))

@@ -5,20 +5,19 @@ Plain numbers that can be saved and go on growing. Knows nothing of costs, and d
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ..common.errors import SettingError
 from ..tokens.rows import Float
 from .ngram import Guess
 
 #: Blocks without a draft before one is tried again, of a rule that was never seen.
 FIRST_PATIENCE = 8
+#: How many tested tokens a history keeps, the latest ones.
+MAX_OUTCOMES = 256
 #: How often a guess is right after 0..LONGEST_MATCH matching tokens, guesses before it included, while nothing was seen; each weighs as
 #: much as two observations.
 PRIOR_GUESS = (0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -30,6 +29,10 @@ class GuessHistory:
 
     right: list[float] = field(default_factory=lambda: [2 * prior for prior in PRIOR_GUESS])
     asked: list[float] = field(default_factory=lambda: [2.0] * len(PRIOR_GUESS))
+
+    def __post_init__(self) -> None:
+        if not len(self.right) == len(self.asked) == len(PRIOR_GUESS):
+            raise ValueError(f"right and asked must have {len(PRIOR_GUESS)} numbers each")
 
     def chances(self, guess: Guess) -> list[float]:
         """P(right) of each guessed token, given that those before it were."""
@@ -53,7 +56,7 @@ class AcceptanceHistory:
     tokens, seconds: emitted and spent (by the profile), older blocks weighing less.
     """
 
-    outcomes: deque[tuple[float, bool]] = field(default_factory=lambda: deque(maxlen=256))
+    outcomes: deque[tuple[float, bool]] = field(default_factory=deque)
     curve: tuple[float, float] = (0.0, 1.0)  # P(kept) = logistic(curve[0] + curve[1] * log-odds)
     tokens: float = 0.0
     seconds: float = 0.0
@@ -61,6 +64,9 @@ class AcceptanceHistory:
     reviews: GuessHistory = field(default_factory=GuessHistory)
     quiet: int = 0  # blocks without a draft
     patience: int = FIRST_PATIENCE
+
+    def __post_init__(self) -> None:
+        self.outcomes = deque(self.outcomes, maxlen=MAX_OUTCOMES)
 
     def chance(self, log_odds: Float, mood: float = 0.0) -> Float:
         """P(kept) of tokens, by the log-odds of the drafter's confidence and by how much surer than usual this reply's are. [k]"""
@@ -90,29 +96,5 @@ class AcceptanceHistory:
         self.curve = float(np.clip(curve[0], -8, 8)), float(np.clip(curve[1], 0, 4))
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {name: list(value) if isinstance(value, deque) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> AcceptanceHistory:
-        """What ``as_dict`` gave. Raises ValueError for anything else."""
-        try:
-            found = cls(**{**stored, **{name: GuessHistory(**stored[name]) for name in ("guesses", "reviews")}})
-            found.outcomes = deque(((float(x), bool(kept)) for x, kept in stored["outcomes"]), maxlen=cls().outcomes.maxlen)
-            found.curve = float(stored["curve"][0]), float(stored["curve"][1])
-            hits = [value for each in (found.guesses, found.reviews) for counts in (each.right, each.asked) for value in counts]
-            numbers = [found.tokens, found.seconds, found.quiet, found.patience, *found.curve, *hits]
-            numbers += [x for x, _ in found.outcomes]
-            if len(hits) != 4 * len(PRIOR_GUESS) or not all(map(math.isfinite, numbers)):
-                raise ValueError("numbers are missing or not finite")
-        except (TypeError, KeyError, IndexError) as error:
-            raise ValueError(f"not what was saved: {error}") from error
-        return found
-
-
-def read_histories(saved: Mapping[str, Any]) -> dict[str, AcceptanceHistory]:
-    """What ``Runtime.learnt()`` gave, by rule and temperature. Raises SettingError for anything else."""
-    try:
-        return {key: AcceptanceHistory.from_dict(value) for key, value in saved.items()}
-    except (ValueError, AttributeError) as error:
-        raise SettingError(f"learnt is not what Runtime.learnt() gives: {error}; leave it out to start anew") from error
+        """Return the fields as JSON can hold them."""
+        return asdict(self) | {"outcomes": list(self.outcomes)}

@@ -1,32 +1,39 @@
-"""How long the two models of a pair take for batches of each size: the profile of a pair, as a value and as JSON.
+"""The profile of a pair: how many seconds each of its two models takes for a batch of each size.
 
-What a draft costs is not proportional to its length. The seconds of a batch are a staircase with dips, because the kernels work in
-tiles: a batch of 5 can take longer than one of 8, and is then cheaper if padded to 8 with tokens that are thrown away.
-Knows nothing of models, of how the times were measured, or of where profiles are kept.
+The cost of a draft is not proportional to its length. The seconds of a batch are a staircase with dips, because the kernels work in
+tiles. A batch of 5 can take longer than one of 8; it is then cheaper to pad it to 8 with tokens that are thrown away.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
 
-#: The sizes of batches that are measured: a draft of up to 16 tokens, and the token before it.
+#: The batch sizes that are measured: a draft of up to 16 tokens, and the token before it.
 SIZES = range(1, 18)
 MOST_THREADS = 1024
-#: A batch is padded only where that saves more than this share: less may be noise.
+#: A batch is padded only where that saves more than this share of its seconds; less may be noise.
 WORTH_PADDING = 0.03
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How long one model takes for a batch of n tokens, n in SIZES, with ``depths`` tokens before it. Raises ValueError if malformed.
+    """The seconds that one model takes for a batch of n tokens, for each n of ``SIZES``.
 
-    threads and batch_threads: for single tokens and for batches. seconds: ``seconds[i][n - 1]`` at ``depths[i]``. prompt_s: for each
-    token of a long prompt.
+    Args:
+        threads: CPU threads for single tokens.
+        batch_threads: CPU threads for batches.
+        depths: How many tokens the KV cache held when the batches were measured, ascending.
+        seconds: ``seconds[i][n - 1]`` is the time of a batch of n tokens at ``depths[i]``. [depths, 17]
+        prompt_s: Seconds for each token of a long prompt.
+
+    Raises:
+        ValueError: A number is out of its range, or the lengths do not match.
+
     """
 
     threads: int
@@ -36,22 +43,20 @@ class Speed:
     prompt_s: float
 
     def __post_init__(self) -> None:
-        if not all(_is_whole(threads, 1) and threads <= MOST_THREADS for threads in (self.threads, self.batch_threads)):
-            raise ValueError(
-                f"threads are {self.threads!r} and {self.batch_threads!r}; they must be whole numbers from 1 to {MOST_THREADS}"
-            )
-        if not self.depths or not all(_is_whole(depth, 0) for depth in self.depths) or any(a >= b for a, b in pairwise(self.depths)):
-            raise ValueError(f"depths are {self.depths!r}; they must be whole numbers from 0, at least one, ascending")
+        if not all(1 <= threads <= MOST_THREADS for threads in (self.threads, self.batch_threads)):
+            raise ValueError(f"threads are {self.threads!r} and {self.batch_threads!r}; they must be from 1 to {MOST_THREADS}")
+        if not self.depths or self.depths[0] < 0 or any(a >= b for a, b in pairwise(self.depths)):
+            raise ValueError(f"depths are {self.depths!r}; they must be at least one number, from 0, ascending")
         if len(self.seconds) != len(self.depths) or any(len(row) != len(SIZES) for row in self.seconds):
             raise ValueError(f"seconds must be {len(SIZES)} numbers for each of the {len(self.depths)} depths")
-        if not all(_is_number(value) and value > 0 for row in (*self.seconds, (self.prompt_s,)) for value in row):
+        if not all(0 < value < math.inf for row in (*self.seconds, (self.prompt_s,)) for value in row):
             raise ValueError("seconds must be finite and above 0")
 
     def batch_s(self, n: int, depth: int = 0) -> float:
-        """Seconds for a batch of at least n tokens, the cheapest that there is, after ``depth`` others.
+        """Return the seconds of the cheapest batch of at least n tokens, after ``depth`` others.
 
-        A straight line between the depths that were measured, and outside of them the nearest; beyond SIZES each token
-        takes as long as in a prompt.
+        Between two measured depths this is a straight line, outside of them the nearest. Beyond ``SIZES`` each token takes as long as in
+        a prompt.
         """
         if n < 1:
             raise ValueError(f"a batch of {n} tokens; the smallest has 1")
@@ -62,7 +67,7 @@ class Speed:
         return at[-1]
 
     def padded(self, n: int) -> int:
-        """The batch to evaluate in place of one of n tokens: n, unless a larger one is clearly cheaper. Beyond SIZES always n."""
+        """Return the size of the batch to evaluate in place of one of n tokens: n, unless a larger one of ``SIZES`` is clearly cheaper."""
         if n not in SIZES:
             return n
         totals = [math.fsum(row[m - 1] for row in self.seconds) for m in range(n, SIZES.stop)]
@@ -71,12 +76,12 @@ class Speed:
 
     @property
     def padding(self) -> dict[int, int]:
-        """The sizes that are better padded, and to which. Single tokens never are: their kernels are others, and round otherwise."""
+        """The sizes to pad, and to which. Single tokens are never padded: their kernels differ and round differently."""
         return {n: self.padded(n) for n in SIZES if n > 1 and self.padded(n) != n}
 
     @cached_property
     def _cheapest(self) -> list[list[float]]:
-        """At each depth, for each n, the least of all batches from n on; it never decreases with n."""
+        """For each depth and n, the seconds of the cheapest batch of at least n tokens. [depths, 17]"""
         return [list(accumulate(reversed(row), min))[::-1] for row in self.seconds]
 
     def _extrapolated(self, row: Sequence[float], n: int) -> float:
@@ -85,11 +90,20 @@ class Speed:
 
 @dataclass(frozen=True)
 class Profile:
-    """The speeds of a pair, and what they hold for. Raises ValueError if malformed.
+    """The speeds of a pair, and what they hold for.
 
-    overlap: what is lost when the drafter decodes while the expert reads a batch, as a share of the time that could be saved by it;
-    0: both run as if alone, 1: nothing is gained. key: the files, the machine and the build that were measured. block_s, draft_s: what the
-    loop takes beside the models, for each block and for each drafted token; a large model hides it, a tiny one does not.
+    Args:
+        expert: The expert's speed.
+        drafter: The drafter's speed; ``FREE`` where drafts are copied from the text.
+        overlap: What is lost when the drafter decodes while the expert reads a batch, as a share of the time that this could save.
+            0: both run as if alone; 1: nothing is gained.
+        key: The files, the machine and the build that were measured.
+        block_s: Seconds that the decoding loop takes beside the models, for each block. A large model hides them, a tiny one does not.
+        draft_s: The same for each drafted token.
+
+    Raises:
+        ValueError: A number is out of its range.
+
     """
 
     expert: Speed
@@ -101,66 +115,15 @@ class Profile:
 
     def __post_init__(self) -> None:
         for name in ("block_s", "draft_s"):
-            if not (_is_number(getattr(self, name)) and getattr(self, name) >= 0):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a finite number from 0")
-        if not (_is_number(self.overlap) and 0 <= self.overlap <= 1):
+        if not 0 <= self.overlap <= 1:
             raise ValueError(f"overlap is {self.overlap!r}; it must be a number from 0 to 1")
-        if not all(isinstance(name, str) and (isinstance(value, str) or _is_whole(value, None)) for name, value in self.key.items()):
-            raise ValueError("the key must be texts and whole numbers by name")
 
     def as_dict(self) -> dict[str, Any]:
-        """What JSON can hold, and ``from_dict`` reads."""
-        speeds = {
-            role: {
-                "threads": speed.threads,
-                "batch_threads": speed.batch_threads,
-                "depths": list(speed.depths),
-                "seconds": [list(row) for row in speed.seconds],
-                "prompt_s": speed.prompt_s,
-            }
-            for role, speed in (("expert", self.expert), ("drafter", self.drafter))
-        }
-        return {**speeds, "overlap": self.overlap, "key": dict(self.key), "block_s": self.block_s, "draft_s": self.draft_s}
-
-    @classmethod
-    def from_dict(cls, data: object) -> Profile:
-        """The inverse of ``as_dict``. Raises ValueError for anything else."""
-        whole = _entries("the profile", data, {"expert", "drafter", "overlap", "key", "block_s", "draft_s"})
-        if not isinstance(whole["key"], dict):
-            raise ValueError("the key must be texts and whole numbers by name")
-        expert, drafter = (_speed(role, whole[role]) for role in ("expert", "drafter"))
-        return cls(expert, drafter, whole["overlap"], whole["key"], whole["block_s"], whole["draft_s"])
+        """Return the fields as JSON can hold them."""
+        return asdict(self)
 
 
-def _speed(role: str, data: object) -> Speed:
-    entries = _entries(role, data, {"threads", "batch_threads", "depths", "seconds", "prompt_s"})
-    seconds = tuple(tuple(_list(f"a row of {role}.seconds", row)) for row in _list(f"{role}.seconds", entries["seconds"]))
-    depths = tuple(_list(f"{role}.depths", entries["depths"]))
-    return Speed(entries["threads"], entries["batch_threads"], depths, seconds, entries["prompt_s"])
-
-
-def _entries(name: str, data: object, expected: set[str]) -> dict[str, Any]:
-    if not isinstance(data, dict) or set(data) != expected:
-        raise ValueError(f"{name} must have exactly the entries {', '.join(sorted(expected))}")
-    return data
-
-
-def _list(name: str, data: object) -> list[Any]:
-    if not isinstance(data, list):
-        raise ValueError(f"{name} must be a list")
-    return data
-
-
-def _is_whole(value: object, least: int | None) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
-
-
-def _is_number(value: object) -> bool:
-    try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number too large for a float
-        return False
-
-
-#: In place of a drafter: what an index of the text takes beside any model.
+#: The speed of drafts that are copied from the text: next to nothing beside any model.
 FREE = Speed(1, 1, (0,), (tuple(1e-6 for _ in SIZES),), 1e-6)

@@ -1,4 +1,4 @@
-"""What is wrong with an installation, or could be better, and the command that mends it.
+"""What is wrong with an installation, or could be better, and the command that fixes it.
 
 Knows the facts from ``machine/inspection.py`` only, and asks nothing itself.
 """
@@ -24,24 +24,24 @@ _MUCH_SWAP = 256 << 20
 
 
 @dataclass(frozen=True)
-class Finding:
-    """broken: nothing, or something, does not work; else it works, and could be better. mend: a command, empty where there is none."""
+class Problem:
+    """broken: nothing, or something, does not work; else it works, and could be better. fix: a command, empty where there is none."""
 
     broken: bool
     what: str
-    mend: str = ""
+    fix: str = ""
 
 
-def diagnose(found: Inspection) -> tuple[Finding, ...]:
+def diagnose(found: Inspection) -> tuple[Problem, ...]:
     """What is broken first."""
     return tuple(sorted((*_broken(found), *_of_build(found), *_of_machine(found), *_of_places(found)), key=lambda each: not each.broken))
 
 
-def _broken(found: Inspection) -> Iterator[Finding]:
+def _broken(found: Inspection) -> Iterator[Problem]:
     if found.missing:
-        yield Finding(True, f"needed and not installed: {', '.join(found.missing)}", pip("install", *found.missing))
+        yield Problem(True, f"needed and not installed: {', '.join(found.missing)}", pip("install", *found.missing))
     if found.catalog_problem:
-        yield Finding(True, found.catalog_problem)
+        yield Problem(True, found.catalog_problem)
     trial = found.trial
     if trial.works:
         return
@@ -51,46 +51,46 @@ def _broken(found: Inspection) -> Iterator[Finding]:
         "SIGABRT": "; that is a fault of this build of llama.cpp",
         "SIGKILL": "; the system ends what takes more memory than there is",
     }.get(trial.crash, "")
-    mend = "" if trial.crash == "SIGKILL" else rebuild(_NATIVE)
-    yield Finding(True, f"the bundled pair does not answer: {trial.reason}{why}", mend)
+    fix = "" if trial.crash == "SIGKILL" else rebuild(_NATIVE)
+    yield Problem(True, f"the bundled pair does not answer: {trial.reason}{why}", fix)
 
 
-def _of_build(found: Inspection) -> Iterator[Finding]:
+def _of_build(found: Inspection) -> Iterator[Problem]:
     there, built = found.processors.features, found.build.features
     unused = [name for name, flag in _INSTRUCTIONS.items() if flag in there and name not in built]
     if unused and built:
-        yield Finding(False, f"this processor has {', '.join(unused)}, which this build of llama.cpp does not use", rebuild(_NATIVE))
+        yield Problem(False, f"this processor has {', '.join(unused)}, which this build of llama.cpp does not use", rebuild(_NATIVE))
     if not found.build.gpu:
         for card in found.graphics_cards:
             what = f"there is a graphics card ({card}), and this build of llama.cpp runs on the processor only"
-            yield Finding(False, f"{what}; a prebuilt one may do too (docs/install.md)", rebuild(_FOR_CARDS[card]))
+            yield Problem(False, f"{what}; a prebuilt one may do too (docs/install.md)", rebuild(_FOR_CARDS[card]))
 
 
-def _of_machine(found: Inspection) -> Iterator[Finding]:
+def _of_machine(found: Inspection) -> Iterator[Problem]:
     quota, memory = found.processors.quota, found.memory
     if quota is not None and found.threads > max(1, quota):
         what = f"a control group allows {quota:g} processors' time, and {found.threads} threads would be used, which then wait"
-        yield Finding(False, what, f"speccascade run --threads {max(1, int(quota))} ...")
+        yield Problem(False, what, f"speccascade run --threads {max(1, int(quota))} ...")
     load = found.processors.load
     if load is not None and load > found.processors.logical:
         what = f"this machine is busy (load {load:.1f} on {found.processors.logical} processors): what is measured now comes out too slow"
-        yield Finding(False, f"{what}; once it is idle, measure pairs again", "speccascade profile --refresh")
+        yield Problem(False, f"{what}; once it is idle, measure pairs again", "speccascade profile --refresh")
     limit = found.environment.get("OMP_THREAD_LIMIT", "")
     if limit.isdigit() and int(limit) < found.threads:
-        yield Finding(False, f"OMP_THREAD_LIMIT is {limit}, and {found.threads} threads could be used", "unset OMP_THREAD_LIMIT")
+        yield Problem(False, f"OMP_THREAD_LIMIT is {limit}, and {found.threads} threads could be used", "unset OMP_THREAD_LIMIT")
     if memory.swap_used > _MUCH_SWAP:
         what = f"{memory.swap_used / 1e9:.1f} GB are swapped out: models that do not fit are read from the disk, token by token"
-        yield Finding(False, f"{what}; close other programs, or choose smaller models")
+        yield Problem(False, f"{what}; close other programs, or choose smaller models")
 
 
-def _of_places(found: Inspection) -> Iterator[Finding]:
+def _of_places(found: Inspection) -> Iterator[Problem]:
     for folder in found.folders:
         if folder.problem:
             elsewhere = "" if sys.platform == "win32" else ", or set XDG_CACHE_HOME, XDG_CONFIG_HOME or HF_HOME to a folder that can"
-            yield Finding(False, f"{folder.use}: {folder.path} cannot be written ({folder.problem}); let it be written{elsewhere}")
+            yield Problem(False, f"{folder.use}: {folder.path} cannot be written ({folder.problem}); let it be written{elsewhere}")
     for extra in found.extras:
         if extra.missing:
-            yield Finding(
+            yield Problem(
                 False, f"the optional part {extra.name!r} is not there: {', '.join(extra.missing)}", pip("install", *extra.missing)
             )
 

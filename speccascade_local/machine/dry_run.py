@@ -1,7 +1,7 @@
-"""Loading models without their weights, in a child process: what they are, what memory they would take, whether they pair.
+"""Dry runs of models: loads without weights, in a child process. They show what a model is, its memory, and whether it pairs.
 
-A damaged or hostile file can end the process that gives it to llama.cpp; here it ends the child, and the user reads an error. Only
-headers are read, so a file may as well be a header stretched to the full size. Knows nothing of what the child does (programs/dry_run.py).
+A damaged or hostile file can end the process that gives it to llama.cpp. Here it ends the child, and the user reads an error. Only
+headers are read, so a file may as well be a header that is stretched to the full size. The child is programs/dry_run.py.
 """
 
 from __future__ import annotations
@@ -32,22 +32,33 @@ from ..models.gguf_header import check_model
 from ..models.gguf_layout import shard_paths
 from ..models.placement import Placement
 
-#: Seconds for each file, on a machine that is busy otherwise; a file of usual size takes less than one.
+log = logging.getLogger(__name__)
+
+#: The time limit for each file, on a busy machine; most files take less than a second.
 SECONDS_PER_FILE = 60.0
-#: What the child reports of a file is some kB; a chat template can make it more.
-_MOST_REPORTED = 64 << 20
-_LAST_WORDS = 2000
-_PLACE = re.compile(r"\S+/(?=[\w.-]+:\d+: )")  # the folder where llama.cpp was built
-#: What is started for a rehearsal.
+#: Goes up when the facts, or how they are written, change.
+FORMAT = 2
+#: The child's report on a file has some kB, with a long chat template more.
+_MAX_REPORT_BYTES = 64 << 20
+_MAX_STDERR_BYTES = 2000
+_BUILD_FOLDER = re.compile(r"\S+/(?=[\w.-]+:\d+: )")
 CHILD = command("dry_run")
 
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """kind: llama.cpp's ``llama_vocab_type``, 0 for ids without text. pre: how text is split before merging, as the file names it.
+    """What decides whether two tokenizers agree.
 
-    bos_id, eos_id: as the file names them, None where it has none; adds_bos, adds_eos: whether every text gets them. end_ids: those that
-    end a text or a turn. texts: how these special tokens are written.
+    Args:
+        kind: llama.cpp's ``llama_vocab_type``; 0 for ids without text.
+        pre: How text is split before merging, as the file names it.
+        bos_id: As the file names it; None where it has none.
+        eos_id: As the file names it; None where it has none.
+        adds_bos: Whether every text begins with BOS.
+        adds_eos: Whether every text ends with EOS.
+        end_ids: The ids that end a text or a turn.
+        texts: The texts of these special tokens, by id.
+
     """
 
     kind: int
@@ -62,13 +73,23 @@ class TokenizerFacts:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """One model as llama.cpp plans it at ``n_ctx`` tokens. Sizes in bytes.
+    """A model as llama.cpp plans it. All sizes are in bytes.
 
-    weights: all tensors. cache: what attention keeps. recurrent: what a recurrent memory keeps, snapshots included; state: one of them.
-    compute: by device, what an evaluation works in. output: rows of logits. other: the vocabulary and the plan of an evaluation.
-    rollback: how its memory will forget a rejected draft, "tail", "snapshots" or "checkpoints"; None where it cannot be drafted for,
-    ``refused`` says why. n_shared: ids shared with the expert; ``difference`` says why there are none. reordered: whether llama.cpp keeps
-    weights in another order than the file's, for this processor.
+    Args:
+        n_ctx: Tokens of the context that is planned.
+        weights: All tensors.
+        cache: The KV cache.
+        recurrent: A recurrent memory, snapshots included.
+        compute: The compute buffers, by device.
+        output: The rows of logits.
+        other: The vocabulary and the compute graph.
+        rollback: How the memory forgets a rejected draft: "tail", "snapshots" or "checkpoints"; None where it cannot.
+        refused: Why this model cannot be used; None where it can.
+        state: One snapshot of a recurrent memory.
+        n_shared: Ids shared with the expert; None where there is no expert, or ``difference`` says why there are none.
+        difference: The first difference from the expert's vocabulary.
+        reordered: Whether llama.cpp stores weights in another order than the file, for this processor.
+
     """
 
     path: Path
@@ -97,22 +118,13 @@ class ModelPlan:
 
     @property
     def copies(self) -> int:
-        """What copies of a recurrent state take, at most."""
+        """The most that copies of a recurrent state take."""
         return MAX_COPIES * self.state
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         return self.weights + self.cache + self.recurrent + self.copies + sum(self.compute.values()) + self.output + self.other
-
-
-@dataclass(frozen=True)
-class PairPlan:
-    """The models by role. n_vocab: how many ids all of them share with the expert; None where one does not pair, as ``difference`` says."""
-
-    models: Mapping[str, ModelPlan]
-    n_vocab: int | None
-    difference: str | None
 
 
 def dry_run_models(
@@ -120,28 +132,47 @@ def dry_run_models(
     *,
     n_ctx: int | None = None,
     placements: Mapping[str, Placement] | None = None,
-    seconds: float | None = None,
-) -> PairPlan:
-    """Load models by role without weights, each with a context over it, and compare the vocabularies with that of the role "expert".
+    timeout_s: float | None = None,
+) -> dict[str, ModelPlan]:
+    """Load models without weights, each with a context, and compare their vocabularies with the expert's.
 
-    n_ctx: tokens of each context; None for 4096, or what a model was trained for where that is less. placements: by role.
-    seconds: when to give up, by default ``SECONDS_PER_FILE`` for each file.
+    Args:
+        files: The files by role; with an "expert" among them the others are compared with it.
+        n_ctx: Tokens of each context; None for 4096, or what a model was trained for where that is less.
+        placements: Devices, type of the cache and adapters, by role.
+        timeout_s: The time limit; None for ``SECONDS_PER_FILE`` for each file.
 
-    Raises ModelLoadError, also where the child dies, hangs or talks nonsense; SettingError for a device that there is not.
+    Raises:
+        ModelLoadError: A file is refused, or the child crashes, hangs or reports nothing.
+        SettingError: A device does not exist.
+
     """
     for path in files.values():
         check_model(path)
-    asked = {
+    question = {
         "files": {role: _absolute(path) for role, path in files.items()},
         "n_ctx": n_ctx,
-        "placements": {role: _elsewhere(placement).as_dict() for role, placement in (placements or {}).items()},
+        "placements": {role: _with_absolute_paths(placement).as_dict() for role, placement in (placements or {}).items()},
     }
-    limit = SECONDS_PER_FILE * len(files) if seconds is None else seconds
-    return _Child(files).ask(json.dumps(asked), limit)
+    return _Child(files).ask(json.dumps(question), SECONDS_PER_FILE * len(files) if timeout_s is None else timeout_s)
 
 
-def _elsewhere(placement: Placement) -> Placement:
-    """The same for a process in another folder."""
+def plan_models(files: Mapping[str, Path], *, n_ctx: int | None, placements: Mapping[str, Placement]) -> dict[str, ModelPlan]:
+    """Return each model as :func:`dry_run_models` does, from the cache where it can. Vocabularies are not compared."""
+    paths = {role: _cache_file(path, n_ctx, placements[role]) for role, path in files.items()}
+    plans = {role: plan for role, path in paths.items() if (plan := _read(path))}
+    unknown = {role: path for role, path in files.items() if role not in plans}
+    if unknown:
+        for role, plan in dry_run_models(unknown, n_ctx=n_ctx, placements=placements).items():
+            plans[role] = plan
+            _write(paths[role], plan)
+    return plans
+
+
+# --------------------------------------------------------------------------- the child process
+
+
+def _with_absolute_paths(placement: Placement) -> Placement:
     return replace(placement, lora=tuple((Path(_absolute(path)), scale) for path, scale in placement.lora))
 
 
@@ -151,53 +182,53 @@ def _absolute(path: Path) -> str:
 
 @dataclass
 class _Child:
-    """A process that may do anything. files: what it was asked about. begun: the last role that it named."""
+    """A process that may do anything. current: the role that it reported last."""
 
     files: Mapping[str, Path]
-    begun: str | None = None
-    models: dict[str, ModelPlan] = field(default_factory=dict)
+    current: str | None = None
+    plans: dict[str, ModelPlan] = field(default_factory=dict)
 
-    def ask(self, question: str, seconds: float) -> PairPlan:
-        with tempfile.TemporaryFile() as asked:  # not a pipe, which would have to be written to while the child may be dying
-            asked.write(question.encode())
-            asked.seek(0)
-            child = self._start(asked)
-        words = _Words(child.stderr)
+    def ask(self, question: str, timeout_s: float) -> dict[str, ModelPlan]:
+        with tempfile.TemporaryFile() as file:  # writing to a pipe would block or fail where the child dies early
+            file.write(question.encode())
+            file.seek(0)
+            child = self._start(file)
+        stderr = _StderrReader(child.stderr)
         late = threading.Event()
 
         def give_up() -> None:
             late.set()
             child.kill()
 
-        watch = threading.Timer(seconds, give_up)
-        watch.daemon = True
-        watch.start()
+        timer = threading.Timer(timeout_s, give_up)
+        timer.daemon = True
+        timer.start()
         try:
-            for line in iter(partial(child.stdout.readline, _MOST_REPORTED), b""):
+            for line in iter(partial(child.stdout.readline, _MAX_REPORT_BYTES), b""):
                 self._take(line)
             child.wait()
         finally:
-            watch.cancel()
+            timer.cancel()
             child.kill()
             code = child.wait()
-            words.join(5)
+            stderr.join(5)
             child.stdout.close()
             child.stderr.close()
-        missing = [role for role in self.files if role not in self.models]
+        missing = [role for role in self.files if role not in self.plans]
         if missing:
-            path = self.files[self.begun if self.begun in missing else missing[0]]
+            path = self.files[self.current if self.current in missing else missing[0]]
             if late.is_set():
-                raise ModelLoadError(f"{path}: not understood within {seconds:g} seconds; the file is damaged, or this machine very busy")
+                raise ModelLoadError(f"{path}: not read within {timeout_s:g} seconds; the file is damaged, or this machine is very busy")
+            end = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
             raise ModelLoadError(
-                f"{path}: llama.cpp gave up on this file ({_ending(code)}): {words.last()}. Fetch it again, or choose another"
+                f"{path}: llama.cpp aborted on this file ({end}): {stderr.last_lines()}. Fetch it again, or choose another"
             )
-        return _compare(self.models)
+        return self.plans
 
-    def _start(self, asked: IO[bytes]) -> Any:
+    def _start(self, stdin: IO[bytes]) -> Any:
         environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}  # else llama.cpp starts a debugger where it aborts
-        folder = PACKAGE.parent
         try:
-            return subprocess.Popen(CHILD, env=environment, cwd=folder, stdin=asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            return subprocess.Popen(CHILD, env=environment, cwd=PACKAGE.parent, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         except OSError as error:
             path = next(iter(self.files.values()))
             raise ModelLoadError(f"{path}: no process can be started to try it ({error.strerror}): {CHILD[0]}") from error
@@ -205,111 +236,72 @@ class _Child:
     def _take(self, line: bytes) -> None:
         try:
             report = json.loads(line)
-            self.begun = report["role"]
+            self.current = report["role"]
             if "error" in report:
                 raise (SettingError if report["kind"] == "SettingError" else ModelLoadError)(report["error"])
             if "facts" in report:
-                self.models[report["role"]] = from_facts(report["facts"])
+                self.plans[report["role"]] = _adapter().validate_python(report["facts"])
         except (ValueError, KeyError, TypeError, RecursionError):
-            return  # not one of its reports: what is missing in the end is told then
-
-
-def from_facts(facts: object) -> ModelPlan:
-    """A model as JSON has it. Raises ValueError for what is none."""
-    return _facts().validate_python(facts)
+            return  # not a report; what is missing in the end is an error then
 
 
 @cache
-def _facts() -> TypeAdapter[ModelPlan]:
+def _adapter() -> TypeAdapter[ModelPlan]:
     return TypeAdapter(ModelPlan)
 
 
-def _compare(models: Mapping[str, ModelPlan]) -> PairPlan:
-    if "expert" not in models:
-        return PairPlan(models, None, None)
-    others = [model for role, model in models.items() if role != "expert"]
-    difference = next((model.difference for model in others if model.difference), None)
-    shared = min((model.n_shared or 0 for model in others), default=models["expert"].n_vocab)
-    return PairPlan(models, None if difference else shared, difference)
-
-
-class _Words(threading.Thread):
-    """Reads a stream to its end, however much it is, and keeps the last of it."""
+class _StderrReader(threading.Thread):
+    """Reads a stream of any length to its end and keeps the last of it."""
 
     def __init__(self, stream: Any) -> None:
         super().__init__(daemon=True)
-        self._stream, self._kept = stream, b""
+        self._stream, self._tail = stream, b""
         self.start()
 
     def run(self) -> None:
-        while read := self._stream.read1(1 << 16):
-            self._kept = (self._kept + read)[-_LAST_WORDS:]
+        while data := self._stream.read1(1 << 16):
+            self._tail = (self._tail + data)[-_MAX_STDERR_BYTES:]
 
-    def last(self) -> str:
-        """The last lines, in one."""
-        lines = [line.strip() for line in self._kept.decode(errors="replace").splitlines() if line.strip()]
-        return _PLACE.sub("", "; ".join(lines[-3:]))[-500:] or "no last words"
-
-
-def _ending(code: int) -> str:
-    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    def last_lines(self) -> str:
+        """Return the last three lines as one, without the folder where llama.cpp was built."""
+        lines = [line.strip() for line in self._tail.decode(errors="replace").splitlines() if line.strip()]
+        return _BUILD_FOLDER.sub("", "; ".join(lines[-3:]))[-500:] or "no message"
 
 
-log = logging.getLogger(__name__)
-
-#: Goes up when what is found, or how it is written, changes.
-FORMAT = 2
+# --------------------------------------------------------------------------- the cache
 
 
-def plans_of(files: Mapping[str, Path], *, n_ctx: int | None, placements: Mapping[str, Placement]) -> dict[str, ModelPlan]:
-    """Each model by role as :func:`dry_run_models` finds it, without what it shares with others. Raises what that raises."""
-    keys = {role: _key(path, n_ctx, placements[role]) for role, path in files.items()}
-    found = {role: _read(key) for role, key in keys.items()}
-    unknown = {role: path for role, path in files.items() if found[role] is None}
-    if unknown:
-        for role, model in dry_run_models(unknown, n_ctx=n_ctx, placements=placements).models.items():
-            found[role] = model
-            _write(keys[role], model)
-    return {role: model for role, model in found.items() if model is not None}
-
-
-def _key(path: Path, n_ctx: int | None, placement: Placement) -> str | None:
-    """None for a file that is not there."""
+def _cache_file(path: Path, n_ctx: int | None, placement: Placement) -> Path | None:
+    """Return the file for a dry run of this file, version of llama.cpp, context and placement; None where the model is missing."""
     try:
-        seen = [_file_state(each) for each in (*shard_paths(path), *(adapter for adapter, _ in placement.lora))]
+        states = [_file_state(each) for each in (*shard_paths(path), *(adapter for adapter, _ in placement.lora))]
     except (OSError, ValueError):
         return None
-    asked = [FORMAT, llama_cpp_version(), os.path.abspath(path), seen, n_ctx, placement.as_dict()]
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
+    key = json.dumps([FORMAT, llama_cpp_version(), os.path.abspath(path), states, n_ctx, placement.as_dict()])
+    return platformdirs.user_cache_path("speccascade") / "dry_runs" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
 def _file_state(path: Path) -> list[int]:
-    """What changes with the file, even where whoever replaced it kept its size and the time of its last change."""
+    """Return what changes with a file, even where its size and the time of its last change stay."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def _read(key: str | None) -> ModelPlan | None:
-    if key is None:
-        return None
-    if not os.path.exists(_file(key)):
+def _read(path: Path | None) -> ModelPlan | None:
+    if path is None or not path.exists():
         return None
     try:
-        return from_facts(read_json(_file(key)))
+        return _adapter().validate_python(read_json(path))
     except (CatalogError, ValueError) as error:
-        log.info("%s: not what a rehearsal found (%s); trying the model again", _file(key), error)
+        log.info("%s: not the plan of a model (%s); trying the model again", path, error)
         return None
 
 
-def _write(key: str | None, model: ModelPlan) -> None:
-    if key is None:
+def _write(path: Path | None, plan: ModelPlan) -> None:
+    if path is None:
         return
-    facts = {**asdict(model), "path": str(model.path), "n_shared": None, "difference": None}
+    facts = {**asdict(plan), "path": str(plan.path), "n_shared": None, "difference": None}
     try:
-        replace_file(_file(key), json.dumps(facts))
+        replace_file(path, json.dumps(facts))
     except OSError as error:
-        log.info("%s cannot be kept (%s); the model will be tried again next time", _file(key), error.strerror or error)
-
-
-def _file(key: str) -> Path:
-    return platformdirs.user_cache_path("speccascade") / "rehearsals" / f"{key}.json"
+        log.info("%s: cannot be written (%s); the model will be tried again next time", path, error.strerror or error)

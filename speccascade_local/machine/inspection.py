@@ -25,7 +25,7 @@ _VARIABLES = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OMP_WAIT_POLICY", "OMP_PRO
 
 
 @dataclass(frozen=True)
-class Place:
+class DeviceFacts:
     """A device of the build; bytes."""
 
     name: str
@@ -45,7 +45,7 @@ class Inspection:
     extras: tuple[Extra, ...]
     catalog_problem: str
     build: Build
-    devices: tuple[Place, ...]
+    devices: tuple[DeviceFacts, ...]
     graphics_cards: tuple[str, ...]
     processors: Processors
     threads: int
@@ -67,7 +67,7 @@ def inspect_machine(on_step: Callable[[str], None] = lambda _: None) -> Inspecti
     """Look at everything; takes a few seconds. on_step: told what is done next."""
     on_step("asking llama.cpp")
     build = read_build()
-    places = tuple(Place(each.name, each.description, each.kind, each.free, each.total) for each in devices())
+    places = tuple(DeviceFacts(each.name, each.description, each.kind, each.free, each.total) for each in devices())
     on_step("loading the bundled pair and asking it, in a child process")
     trial = try_bundled_pair()
     on_step("looking into folders")

@@ -29,13 +29,13 @@ BLOCKS, ENOUGH_S, DRAFT = 12, 0.3, 4
 
 def loop_cost(drafter: Session | None, expert: Session) -> tuple[float, float]:
     """What the loop takes beside the models, in seconds: for each block, and for each drafted token with the decisions about it."""
-    judge, writer = _Timed(expert), _Timed(drafter or NgramSession(expert.n_vocab, expert.n_ctx))
+    judge, writer = _StopwatchSession(expert), _StopwatchSession(drafter or NgramSession(expert.n_vocab, expert.n_ctx))
     per_block = _own_s(writer, judge, 0)
     drafting = _own_s(writer, judge, DRAFT) if drafter is not None else per_block
     return per_block, max(0.0, drafting - per_block) / DRAFT
 
 
-def _own_s(drafter: _Timed, expert: _Timed, block_size: int) -> float:
+def _own_s(drafter: _StopwatchSession, expert: _StopwatchSession, block_size: int) -> float:
     """Seconds of a block that neither model took, the median."""
     for session in (drafter, expert):
         session.roll_back(0)
@@ -45,7 +45,7 @@ def _own_s(drafter: _Timed, expert: _Timed, block_size: int) -> float:
         return 0.0
     blocks = BlockLoop(
         generation, drafter, expert, rule=Strict(), block_size=min(block_size, room // 2), max_tokens=room, stops=lambda _: False,
-        stats=Stats(), recording=Recording(), lengths=_Eager(Profile(FREE, FREE, 1.0, {}), AcceptanceHistory()), index=NgramIndex(),
+        stats=Stats(), recording=Recording(), lengths=_AlwaysDraft(Profile(FREE, FREE, 1.0, {}), AcceptanceHistory()), index=NgramIndex(),
     ).decode()  # fmt: skip
     own: list[float] = []
     until = perf_counter() + ENOUGH_S
@@ -60,35 +60,30 @@ def _own_s(drafter: _Timed, expert: _Timed, block_size: int) -> float:
     return median(own[1:] or own)  # the first block reads the prompt
 
 
-class _Eager(AutoLength):
+class _AlwaysDraft(AutoLength):
     """Weighs everything as always, and drafts on whatever comes of it."""
 
     def wants_row(self, guess: Guess) -> bool:
-        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
         super().wants_row(guess)
         return True
 
     def wants_token(self, row: Rows) -> bool:
-        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
         super().wants_token(row)
         return True
 
     def count_reviewed(self, guess: Guess) -> int:
-        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
         super().count_reviewed(guess)
         return 0
 
     def count_guesses(self, guess: Guess) -> int:
-        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
         super().count_guesses(guess)
         return 0
 
     def count_ahead(self, submitted: int) -> int:
-        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
         return 0
 
 
-class _Timed:
+class _StopwatchSession:
     """A session that counts its seconds."""
 
     def __init__(self, session: Session) -> None:
@@ -97,11 +92,9 @@ class _Timed:
 
     @property
     def tokens(self) -> list[int]:
-        """As the session's."""
         return self._session.tokens
 
     def extend(self, tokens: list[int], keep: int) -> Array:
-        """As the session's."""
         started = perf_counter()
         try:
             return self._session.extend(tokens, keep)
@@ -109,5 +102,4 @@ class _Timed:
             self.seconds += perf_counter() - started
 
     def roll_back(self, length: int) -> None:
-        """As the session's."""
         self._session.roll_back(length)

@@ -23,7 +23,7 @@ _SHORTER = "q8_0"
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryNeed:
     """What one model takes at a context of so many tokens, in bytes by part, in this machine's own memory and on a GPU."""
 
     own: Mapping[str, int]
@@ -45,7 +45,7 @@ class Need:
         return ", ".join(parts)
 
 
-def memory_need(model: ModelPlan, n_ctx: int, layers: Layers | None = None, gpu_layers: int = 0, timelines: int = 1) -> Need:
+def memory_need(model: ModelPlan, n_ctx: int, layers: Layers | None = None, gpu_layers: int = 0, timelines: int = 1) -> MemoryNeed:
     """Of one model, from its rehearsal. layers: needed where ``gpu_layers`` are more than 0; -1 is all. timelines: of ``n_ctx`` each."""
     grows = timelines * n_ctx / model.n_ctx
     cache = round(model.cache * grows)
@@ -55,7 +55,7 @@ def memory_need(model: ModelPlan, n_ctx: int, layers: Layers | None = None, gpu_
     rest = {"copies of the state": timelines * model.copies, "logits": timelines * model.output, "vocabulary and plan": model.other}
     if layers is None or not gpu_layers:
         own = {"weights": model.weights, "cache": cache, "recurrent state": recurrent, "computing": computing}
-        return Need(own | rest, {})
+        return MemoryNeed(own | rest, {})
     blocks = len(layers.blocks) if gpu_layers < 0 else min(gpu_layers - 1, len(layers.blocks))
     share = blocks / max(1, len(layers.blocks))
     weights = layers.output + sum(layers.blocks[len(layers.blocks) - blocks :])
@@ -71,7 +71,7 @@ def memory_need(model: ModelPlan, n_ctx: int, layers: Layers | None = None, gpu_
         "recurrent state": recurrent - gpu["recurrent state"],
         "computing": host,
     }
-    return Need(own | rest, gpu)
+    return MemoryNeed(own | rest, gpu)
 
 
 def layers_that_fit(model: ModelPlan, n_ctx: int, layers: Layers, free: int, timelines: int = 1) -> int:
@@ -113,7 +113,9 @@ def choose_layers(
     return given
 
 
-def require_fit(needs: Mapping[str, Need], placements: Mapping[str, Placement], n_ctx: int, own: int, devices: Sequence[Device]) -> None:
+def require_fit(
+    needs: Mapping[str, MemoryNeed], placements: Mapping[str, Placement], n_ctx: int, own: int, devices: Sequence[Device]
+) -> None:
     """own: bytes free in this machine's own memory. Raises ModelLoadError, which says what would fit, where the models do not."""
     wanted = sum(need.own_bytes for need in needs.values())
     if wanted > own:
@@ -133,7 +135,7 @@ def free_memory() -> int:
     return memory().available
 
 
-def _what_fits(needs: Sequence[Need], placements: Mapping[str, Placement], n_ctx: int, own: int) -> str:
+def _what_fits(needs: Sequence[MemoryNeed], placements: Mapping[str, Placement], n_ctx: int, own: int) -> str:
     """In the options' words."""
     wanted = sum(need.own_bytes for need in needs)
     cache = sum(need.own["cache"] for need in needs)
@@ -148,7 +150,7 @@ def _what_fits(needs: Sequence[Need], placements: Mapping[str, Placement], n_ctx
     return " or ".join(found) or "smaller models, or the same ones with fewer bits per weight; even a small context does not help"
 
 
-def _short(what: str, wanted: int, free: int, needs: Mapping[str, Need], n_ctx: int, advice: str) -> str:
+def _short(what: str, wanted: int, free: int, needs: Mapping[str, MemoryNeed], n_ctx: int, advice: str) -> str:
     listed = "; ".join(f"{role}: {need}" for role, need in needs.items())
     return (
         f"these models need {_gigabytes(wanted)} of {what} at a context of {n_ctx} tokens, and {_gigabytes(free)} are free ({listed}). "

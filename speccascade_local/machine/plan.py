@@ -1,7 +1,7 @@
-"""What a pair would bring on this machine, told before it is loaded: from two headers and from what other models took here.
+"""An estimate of a pair's speed and memory on this machine, from the headers of its files and from models that were measured here.
 
-A token takes as long as reading its weights, so seconds follow from bytes; how batches grow follows the most alike model that was
-measured. What nobody can know beforehand is how often drafts will be kept, so the answer is a range. Knows nothing of files' places.
+Reading its weights is most of what a token costs, so seconds follow from bytes. How the cost of a batch grows with its size follows the
+measured model that is nearest in size. How often drafts are accepted cannot be known from files, so every estimate is a range.
 """
 
 from __future__ import annotations
@@ -16,29 +16,37 @@ from ..decoding.lengths import LONGEST
 from ..decoding.profile import Speed
 from ..models.gguf_header import Header
 
-#: How often a drafted token is kept, from a poor pair to a good one.
-KEPT = (0.5, 0.95)
-#: So far a guess of seconds may be off where one model alone was measured.
-UNSURE = 0.25
-#: Memory beside weights and caches: what llama.cpp computes in, at 512 tokens a batch, for each id of the vocabulary and token of a batch.
-_ROW_BYTES, _BATCH = 4, 128
+#: How often a drafted token is accepted, from a poor pair to a good one.
+ACCEPTANCE_RATES = (0.5, 0.95)
+#: The relative error of an estimate of seconds that rests on a single model.
+SINGLE_MODEL_ERROR = 0.25
+_MIN_ERROR, _MAX_ERROR = 0.1, 0.9
+#: llama.cpp's compute buffers are counted as so many rows of logits, of 4 bytes for each id of the vocabulary.
+_COMPUTE_ROWS, _BYTES_PER_LOGIT = 128, 4
 
 
 @dataclass(frozen=True)
-class Known:
-    """A model that was measured on this machine: how large its weights are, in bytes, and how fast it was."""
+class MeasuredModel:
+    """A model that was measured on this machine: the bytes of its weights, and its speed."""
 
     weights: int
     speed: Speed
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Ranges are (low, high). speedup: of strict over the expert alone, with automatic lengths, which never choose to be slower.
+class Estimate:
+    """The estimated speed and memory of a pair. Ranges are (low, high).
 
-    expert_s, drafter_s: seconds per token. best_length: drafted tokens per block at the better end. memory: bytes by part. basis: how many
-    measured models this rests on, and how much smaller or larger than the expert the nearest is. off: by how much such a forecast of
-    seconds is wrong for the measured models, each foretold from the others, the median and the most; None for a single one.
+    Args:
+        speedup: Speed-up of the rule ``strict`` over the expert alone. Automatic lengths never choose to be slower, so it is at least 1.
+        expert_s: Seconds per token of the expert.
+        drafter_s: Seconds per token of the drafter.
+        best_length: Drafted tokens per block at the better end.
+        memory: Bytes by part.
+        basis: How many measured models the estimate rests on, and the nearest one's weights as a multiple of the expert's.
+        off: The median and the largest relative error when the seconds of each measured model are estimated from the others; None for a
+            single model.
+
     """
 
     speedup: tuple[float, float]
@@ -50,56 +58,90 @@ class Plan:
     off: tuple[float, float] | None
 
 
-def plan_pair(drafter: Header | None, expert: Header, known: Sequence[Known], n_ctx: int) -> Plan:
-    """Drafter None: drafts are copied from the text. Raises SettingError where nothing was measured on this machine."""
-    if not known:
+def estimate_pair(drafter: Header | None, expert: Header, measured: Sequence[MeasuredModel], n_ctx: int) -> Estimate:
+    """Estimate the speed and memory of a pair.
+
+    Args:
+        drafter: None where drafts are copied from the text.
+        expert: The expert's header.
+        measured: The models whose speed on this machine is known.
+        n_ctx: Tokens of context.
+
+    Raises:
+        SettingError: Nothing was measured on this machine.
+
+    """
+    if not measured:
         raise SettingError(
-            "nothing has been measured on this machine yet, so nothing can be foretold; "
+            "nothing has been measured on this machine yet, so nothing can be estimated; "
             "run 'speccascade profile' with any pair first, best with one of a similar size"
         )
-    expert_s, drafter_s = seconds(expert.token_bytes, known), seconds(drafter.token_bytes, known) if drafter else (0.0, 0.0)
-    nearest = min(known, key=lambda each: abs(np.log(each.weights / expert.token_bytes)))
+    expert_s = token_seconds(expert.token_bytes, measured)
+    drafter_s = token_seconds(drafter.token_bytes, measured) if drafter else (0.0, 0.0)
+    nearest = min(measured, key=lambda model: abs(np.log(model.weights / expert.token_bytes)))
     batches = [nearest.speed.batch_s(n) / nearest.speed.batch_s(1) for n in range(1, LONGEST + 2)]
-    low, _ = best_length(KEPT[0], drafter_s[1] / expert_s[0], batches)
-    high, length = best_length(KEPT[1], drafter_s[0] / expert_s[1], batches)
-    models = {"expert": expert, "drafter": drafter}
-    memory = {f"{role}'s weights": model.weights for role, model in models.items() if model}
-    memory |= {f"{role}'s cache": model.cache_bytes * n_ctx for role, model in models.items() if model}
-    memory["computing"] = sum(model.n_vocab * _BATCH * _ROW_BYTES for model in models.values() if model)
-    return Plan((low, high), expert_s, drafter_s, length, memory, (len(known), nearest.weights / expert.token_bytes), errors(known))
+    low, _ = best_length(ACCEPTANCE_RATES[0], drafter_s[1] / expert_s[0], batches)
+    high, length = best_length(ACCEPTANCE_RATES[1], drafter_s[0] / expert_s[1], batches)
+    models = {"expert": expert} | ({"drafter": drafter} if drafter else {})
+    memory = {f"{role}'s weights": model.weights for role, model in models.items()}
+    memory |= {f"{role}'s cache": model.cache_bytes * n_ctx for role, model in models.items()}
+    memory["computing"] = sum(model.n_vocab * _COMPUTE_ROWS * _BYTES_PER_LOGIT for model in models.values())
+    basis = len(measured), nearest.weights / expert.token_bytes
+    return Estimate((low, high), expert_s, drafter_s, length, memory, basis, estimate_errors(measured))
 
 
-def seconds(token_bytes: int, known: Sequence[Known]) -> tuple[float, float]:
-    """Of one token, from a straight line through what was measured: some for each token, some for each byte."""
-    sizes = np.array([each.weights for each in known], dtype=float)
-    taken = np.array([each.speed.batch_s(1) for each in known])
+def estimate_speedup(drafter: Header, expert: Header, measured: Sequence[MeasuredModel], n_ctx: int) -> tuple[float, float]:
+    """Estimate the speed-up of a pair as :func:`estimate_pair` does, or by size alone where nothing was measured.
+
+    By size alone a drafted token costs its share of the bytes that a token of the expert reads, and a batch costs as much as a single
+    token. Both hold where reading memory is all that takes time (Leviathan et al. 2211.17192, theorem 3.8).
+    """
+    if measured:
+        return estimate_pair(drafter, expert, measured, n_ctx).speedup
+    cost = drafter.token_bytes / expert.token_bytes
+    low, high = (best_length(rate, cost, [1.0] * (LONGEST + 1))[0] for rate in ACCEPTANCE_RATES)
+    return low, high
+
+
+def token_seconds(token_bytes: int, measured: Sequence[MeasuredModel]) -> tuple[float, float]:
+    """Return the range of seconds of a token that reads ``token_bytes`` of weights.
+
+    It lies around a straight line through the measured models: seconds for each token, and seconds for each byte.
+    """
+    sizes = np.array([model.weights for model in measured], dtype=float)
+    seconds = np.array([model.speed.batch_s(1) for model in measured])
     if len(set(sizes)) == 1:
-        middle, off = float(np.median(taken)) * token_bytes / sizes[0], UNSURE
+        middle, error = float(np.median(seconds)) * token_bytes / sizes[0], SINGLE_MODEL_ERROR
     else:
-        # Relative errors are what counts: a large model's seconds must not drown a small one's.
-        (overhead, per_byte), *_ = np.linalg.lstsq(np.stack([1 / taken, sizes / taken], axis=1), np.ones(len(known)), rcond=None)
+        # Least squares of relative errors: the seconds of a large model must not outweigh those of a small one.
+        columns = np.stack([1 / seconds, sizes / seconds], axis=1)
+        (overhead, per_byte), *_ = np.linalg.lstsq(columns, np.ones(len(measured)), rcond=None)
         overhead, per_byte = max(overhead, 0.0), max(per_byte, 0.0)
         middle = float(overhead + per_byte * token_bytes)
-        off = max(0.1, float(np.max(np.abs((overhead + per_byte * sizes) / taken - 1))))
-    return middle * (1 - min(off, 0.9)), middle * (1 + off)
+        error = max(_MIN_ERROR, float(np.max(np.abs((overhead + per_byte * sizes) / seconds - 1))))
+    return middle * (1 - min(error, _MAX_ERROR)), middle * (1 + error)
 
 
-def errors(known: Sequence[Known]) -> tuple[float, float] | None:
-    """The median and the largest relative error of ``seconds`` for each measured model, foretold from the others."""
-    if len(known) < 2:
+def estimate_errors(measured: Sequence[MeasuredModel]) -> tuple[float, float] | None:
+    """Return the median and the largest relative error of :func:`token_seconds` for each measured model, estimated from the others."""
+    if len(measured) < 2:
         return None
-    found = []
-    for i, each in enumerate(known):
-        low, high = seconds(each.weights, [*known[:i], *known[i + 1 :]])
-        found.append(abs((low + high) / 2 / each.speed.batch_s(1) - 1))
-    return float(np.median(found)), max(found)
+    errors = []
+    for i, model in enumerate(measured):
+        low, high = token_seconds(model.weights, [*measured[:i], *measured[i + 1 :]])
+        errors.append(abs((low + high) / 2 / model.speed.batch_s(1) - 1))
+    return float(np.median(errors)), max(errors)
 
 
-def best_length(kept: float, drafter: float, batches: Sequence[float]) -> tuple[float, int]:
-    """The best speed-up and the draft length that gives it; drafter, batches: costs in units of the expert's single token.
+def best_length(acceptance: float, drafter: float, batches: Sequence[float]) -> tuple[float, int]:
+    """Return the best speed-up and the draft length that gives it (Leviathan et al. 2211.17192, theorem 3.8).
 
-    Leviathan et al. 2211.17192, theorem 3.8, with what a batch really costs in place of 1.
+    Args:
+        acceptance: How often a drafted token is accepted, below 1.
+        drafter: Cost of a drafted token, in single tokens of the expert.
+        batches: ``batches[n]`` is the measured cost of a batch of n + 1 tokens in the same unit; the theorem has 1 in its place.
+
     """
-    rates = [(1 - kept ** (n + 1)) / (1 - kept) / (n * drafter + batches[n]) for n in range(len(batches))]
+    rates = [(1 - acceptance ** (n + 1)) / (1 - acceptance) / (n * drafter + batches[n]) for n in range(len(batches))]
     best = int(np.argmax(rates))
     return max(1.0, float(rates[best])), best

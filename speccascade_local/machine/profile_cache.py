@@ -1,6 +1,7 @@
-"""The profile of a pair, measured once per machine and build and kept in the user's cache folder.
+"""The profile of a pair: measured once for each machine and build, and kept in the user's cache folder.
 
-A file that is damaged, or of another pair, machine or build, is measured anew. Knows nothing of how profiles are measured.
+A pair is measured again where its file is damaged, or belongs to another pair, machine or build. The acceptance histories of a runtime,
+which a user may keep in a file, are read here too.
 """
 
 from __future__ import annotations
@@ -12,26 +13,33 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import platformdirs
+from pydantic import TypeAdapter, ValidationError
 
-from ..common.errors import CatalogError
+from ..common.errors import CatalogError, SettingError
 from ..common.files import fingerprint, read_json, replace_file
-from ..decoding.profile import Profile, Speed
+from ..decoding.history import AcceptanceHistory
+from ..decoding.profile import Profile
 from ..llama.backend import llama_cpp_version, physical_cores, system_info
 from ..llama.parameters import gpu_layers
 from ..llama.session import LlamaSession
 from ..models.placement import Placement
 from .hardware import cpu_name
+from .plan import MeasuredModel
 from .profiler import DEEP, SHALLOW, measure
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: Goes up when what is measured, or how it is written, changes.
 FORMAT = 7
-#: Of a file; a profile has some kB.
-_MOST_BYTES = 1 << 20
-_SPEED = ("device", "cache_type", "flash_attention", "rpc", "exact")
+#: Limit of a profile's file, which has some kB.
+_MAX_BYTES = 1 << 20
+#: The fields of a placement that make a model slower or faster.
+_SPEED_FIELDS = ("device", "cache_type", "flash_attention", "rpc", "exact")
 
 
 def profile_of(
@@ -42,32 +50,37 @@ def profile_of(
     refresh: bool = False,
     on_step: Callable[[float], None] = lambda _: None,
 ) -> Profile:
-    """The pair's profile, from the cache or measured now; both sessions are left with its thread counts and its padding.
+    """Return the pair's profile, from the cache or measured now. Both sessions are left with its thread counts and its padding.
 
-    drafter None: there is no second model, and drafts are free. threads: what the user asked for, which is kept. refresh: measure even
-    if the cache has it. on_step: called with 0..1 on the way.
+    Args:
+        drafter: None where drafts are copied from the text.
+        expert: The expert's session.
+        threads: The thread count that the user asked for; None to choose the fastest.
+        refresh: Measure even if the profile is in the cache.
+        on_step: Called with the progress, 0..1.
+
     """
-    key = key_of(drafter, expert, threads)
+    key = profile_key(drafter, expert, threads)
     path = _cache_file(key)
-    profile = None if refresh or path is None else _read(path)
+    profile = None if refresh or path is None else _read_file(path)
     if profile is None or profile.key != key:
         profile = measure(drafter, expert, threads=threads, key=key, on_step=on_step)
         if path is not None:
-            _write(path, profile)
-    apply(profile, drafter, expert)
+            _write_file(path, profile)
+    apply_profile(profile, drafter, expert)
     return profile
 
 
-def apply(profile: Profile, drafter: LlamaSession | None, expert: LlamaSession) -> None:
-    """Let both sessions use the thread counts and the padding that were found to be fastest."""
+def apply_profile(profile: Profile, drafter: LlamaSession | None, expert: LlamaSession) -> None:
+    """Set the thread counts and the padding of both sessions to those of the profile."""
     for session, speed in ((drafter, profile.drafter), (expert, profile.expert)):
         if session is not None:
             session.context.set_threads(speed.threads, speed.batch_threads)
             session.context.pad_batches(speed.padding)
 
 
-def key_of(drafter: LlamaSession | None, expert: LlamaSession, threads: int | None) -> dict[str, str | int]:
-    """What a profile holds for: files, machine, build, and what the user asked for (0 threads: nothing)."""
+def profile_key(drafter: LlamaSession | None, expert: LlamaSession, threads: int | None) -> dict[str, str | int]:
+    """Return what a profile holds for: files, placements, threads that the user asked for (0: none), machine and build."""
     return {
         "format": FORMAT,
         "drafter": _identity(drafter.model.path) if drafter is not None else "none",
@@ -76,24 +89,54 @@ def key_of(drafter: LlamaSession | None, expert: LlamaSession, threads: int | No
         "expert_placement": _placement_key(expert.model.placement),
         "drafter_bytes": drafter.model.n_bytes if drafter is not None else 0,
         "expert_bytes": expert.model.n_bytes,
-        "context": min(expert.n_ctx, DEEP + SHALLOW),  # of a larger one no more is measured
+        "context": min(expert.n_ctx, DEEP + SHALLOW),  # no more of a larger one is measured
         "threads": threads or 0,
         **_machine(),
     }
 
 
-def known_speeds() -> list[tuple[int, Speed]]:
-    """Of every model whose profile on this machine and build is in the cache: the bytes of its weights, and its speeds."""
-    found, here = {}, _machine()
+def measured_models() -> list[MeasuredModel]:
+    """Return every model whose profile on this machine and build is in the cache."""
+    models, machine = {}, _machine() | {"format": FORMAT}
     for path in sorted(_folder().glob("*.json")):
-        profile = _read(path)
-        if profile is None or any(profile.key.get(name) != value for name, value in here.items()) or profile.key.get("format") != FORMAT:
+        profile = _read_file(path)
+        if profile is None or any(profile.key.get(name) != value for name, value in machine.items()):
             continue
         for role, speed in (("drafter", profile.drafter), ("expert", profile.expert)):
             size = profile.key[f"{role}_bytes"]
             if isinstance(size, int) and size:
-                found[profile.key[role], speed.threads] = size, speed
-    return list(found.values())
+                models[profile.key[role], speed.threads] = MeasuredModel(size, speed)
+    return list(models.values())
+
+
+def read_profile(data: object) -> Profile:
+    """Return the profile that :meth:`Profile.as_dict` wrote. Raises ValueError for anything else."""
+    return _read(Profile, data)
+
+
+def read_histories(data: object) -> dict[str, AcceptanceHistory]:
+    """Return the histories that :meth:`Runtime.learnt` wrote, by rule and temperature. Raises SettingError for anything else."""
+    try:
+        return _read(dict[str, AcceptanceHistory], data)
+    except ValueError as error:
+        raise SettingError(f"learnt is not what Runtime.learnt() gives: {error}; leave it out to start without it") from error
+
+
+def _read(kind: type[T], data: object) -> T:
+    """Return the value whose JSON is exactly ``data``: every field is there, no other is, and all numbers are finite."""
+    adapter = TypeAdapter[T](kind)
+    try:
+        text = json.dumps(data, allow_nan=False)
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})") from error
+    try:
+        value = adapter.validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))) from error
+    if adapter.dump_python(value, mode="json") != json.loads(text):
+        raise ValueError("entries are missing, or there are too many")
+    return value
 
 
 def _machine() -> dict[str, str | int]:
@@ -108,13 +151,13 @@ def _machine() -> dict[str, str | int]:
 
 
 def _placement_key(placement: Placement) -> str:
-    """What of it makes a model slower or faster; adapters by what they are."""
+    """Return what makes a model slower or faster, adapters by their content."""
     adapters = [(_identity(path), scale) for path, scale in placement.lora]
-    return json.dumps([gpu_layers(placement), *(getattr(placement, name) for name in _SPEED), adapters])
+    return json.dumps([gpu_layers(placement), *(getattr(placement, name) for name in _SPEED_FIELDS), adapters])
 
 
 def _identity(path: Path) -> str:
-    """The file's fingerprint; empty when it cannot be read any more."""
+    """Return the file's fingerprint, empty where it can no longer be read."""
     try:
         return fingerprint(path)
     except OSError:
@@ -122,7 +165,7 @@ def _identity(path: Path) -> str:
 
 
 def _cache_file(key: Mapping[str, str | int]) -> Path | None:
-    """None where a model's file cannot be told from others."""
+    """Return None where a model's file has no fingerprint."""
     if not (key["drafter"] and key["expert"]):
         return None
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
@@ -133,18 +176,18 @@ def _folder() -> Path:
     return platformdirs.user_cache_path("speccascade") / "profiles"
 
 
-def _read(path: Path) -> Profile | None:
+def _read_file(path: Path) -> Profile | None:
     if not os.path.exists(path):
         return None
     try:
-        return Profile.from_dict(read_json(path, most=_MOST_BYTES))
-    except (CatalogError, ValueError) as error:  # half-written, of another program, or not readable: measured anew
-        log.info("%s: not a profile (%s); measuring anew", path, error)
+        return read_profile(read_json(path, most=_MAX_BYTES))
+    except (CatalogError, ValueError) as error:  # half-written, of another program, or not readable
+        log.info("%s: not a profile (%s); measuring again", path, error)
         return None
 
 
-def _write(path: Path, profile: Profile) -> None:
+def _write_file(path: Path, profile: Profile) -> None:
     try:
         replace_file(path, json.dumps(profile.as_dict(), indent=1))
     except OSError as error:
-        log.warning("%s: the profile of this pair cannot be kept (%s); it will be measured again next time", path, error.strerror or error)
+        log.warning("%s: cannot be written (%s); this pair will be measured again next time", path, error.strerror or error)

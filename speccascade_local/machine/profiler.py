@@ -45,7 +45,7 @@ def fewest_threads(seconds: Mapping[int, float]) -> int:
     return min(threads for threads, taken in seconds.items() if taken <= 1.05 * best)
 
 
-def complete(known: Mapping[int, float]) -> tuple[float, ...]:
+def extrapolate(known: Mapping[int, float]) -> tuple[float, ...]:
     """Seconds for all SIZES from those for 1..k: beyond k, which is all that a tiny context has room for, a straight line."""
     last = max(known)
     slope = max(0.0, (known[last] - known[1]) / (last - 1)) if last > 1 else known[1]
@@ -59,7 +59,7 @@ def scale(shallow: Sequence[float], deep: Mapping[int, float]) -> tuple[float, .
     return tuple(float(seconds * np.interp(n, sizes, ratios)) for n, seconds in zip(SIZES, shallow))
 
 
-class Clock:
+class Budget:
     """How much of the budget is spent, and who wants to know."""
 
     def __init__(self, budget_s: float, on_step: Callable[[float], None]) -> None:
@@ -76,10 +76,10 @@ class Clock:
         self._on_step(1 - 0.5 ** (2 * self.spent))  # a large model goes beyond the budget; the bar still moves
 
 
-class TimedSession:
+class SessionProfiler:
     """One session under measurement. It is filled to the lower depth, and every measurement leaves it so."""
 
-    def __init__(self, session: LlamaSession, clock: Clock) -> None:
+    def __init__(self, session: LlamaSession, clock: Budget) -> None:
         self._session, self._clock = session, clock
         self._ids = np.random.default_rng(1).integers(0, session.model.n_vocab, DEEP + SHALLOW).tolist()
         self.depth, *deeper = depths_in(session.n_ctx)
@@ -184,7 +184,7 @@ class TimedSession:
 
     def speed(self) -> Speed:
         """What was found."""
-        shallow = complete({n: median(samples) for n, samples in self._samples.items()})
+        shallow = extrapolate({n: median(samples) for n, samples in self._samples.items()})
         rows = {self.depth: shallow}
         if self._deep is not None:
             rows[self._deep] = scale(shallow, {n: median(samples) for n, samples in self._deep_samples.items()})
@@ -210,11 +210,11 @@ def measure(
     threads: what the user asked for, which is kept. key: what the profile holds for. If anything fails, both are as they were before,
     but empty; what fails is raised on.
     """
-    clock = Clock(budget_s, on_step)
+    clock = Budget(budget_s, on_step)
     sessions = [session for session in (drafter, expert) if session is not None]
     found = [(context, context.threads, context.batch_threads, context.padding) for context in (session.context for session in sessions)]
     try:
-        benches = [TimedSession(session, clock) for session in sessions]
+        benches = [SessionProfiler(session, clock) for session in sessions]
         for bench in benches:
             bench.choose_threads(threads)
         rounds = _rounds(benches, clock)
@@ -238,7 +238,7 @@ def measure(
     return profile
 
 
-def _rounds(benches: Sequence[TimedSession], clock: Clock) -> Iterator[int]:
+def _rounds(benches: Sequence[SessionProfiler], clock: Budget) -> Iterator[int]:
     """Round after round over all sizes of both models, until the budget is spent and enough is known of each."""
     for turn in range(MOST_ROUNDS):
         late = clock.spent > 1
@@ -252,7 +252,7 @@ def _rounds(benches: Sequence[TimedSession], clock: Clock) -> Iterator[int]:
         yield turn
 
 
-def _overlap(clock: Clock, drafter: TimedSession, expert: TimedSession) -> float:
+def _overlap(clock: Budget, drafter: SessionProfiler, expert: SessionProfiler) -> float:
     """How much of the shorter of two works is not hidden when they run side by side: the expert's batch, the drafter's single steps.
 
     What each takes alone is measured before there is a second thread: from then on the threads of both may hinder one another even

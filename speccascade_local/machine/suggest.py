@@ -1,8 +1,7 @@
-"""Which of the models on this machine would draft for an expert, the most promising first; and why the others would not.
+"""Drafters for an expert among the models on this machine, the most promising first, and the reason why the others are none.
 
-Most are ruled out by a look at their vocabularies as the files store them; the rest are rehearsed with the expert, so that the verdict is
-llama.cpp's. Nobody can know beforehand how often a model's drafts will be kept, so the order is by what is known: how fast it is beside
-the expert. Knows nothing of where models are found.
+Most models are ruled out by their vocabularies as the files store them. The others are dry run with the expert, so that the verdict is
+llama.cpp's. How often a model's drafts are accepted cannot be known from files, so the order is by speed beside the expert.
 """
 
 from __future__ import annotations
@@ -20,28 +19,34 @@ from pathlib import Path
 from rich.filesize import decimal
 
 from ..common.errors import ModelLoadError
-from ..decoding.lengths import LONGEST
 from ..llama.tokenizer import FIRST_COMPARED_ID, MAX_SIZE_DIFFERENCE
 from ..models.gguf_header import Header, read_header
 from ..models.gguf_layout import StoredList, layout_of
 from ..models.local import TOKENS, LocalModel
 from ..models.placement import DEFAULT_CONTEXT
 from .dry_run import dry_run_models
-from .plan import KEPT, Known, best_length, plan_pair
+from .plan import MeasuredModel, estimate_speedup
 
-#: Files' words for kinds of vocabularies that llama.cpp reads as one kind; what is not listed is left to llama.cpp.
+#: The kinds of vocabularies that llama.cpp reads as one, by the name in the file; it alone judges what is not listed.
 _KINDS = {"llama": "SPM", "gpt2": "BPE", "gemma4": "BPE", "bert": "WordPiece", "t5": "Unigram", "rwkv": "RWKV", "no_vocab": "none"}
-#: So many are rehearsed, which takes a second or two each; the rest is only ranked.
-MOST = 5
-_AT_ONCE, _CONTEXT = 4, 256
-_LOOKING = 0.5  # of the progress
+#: How many drafters are suggested by default; each dry run takes a second or two.
+MAX_SUGGESTIONS = 5
+_WORKERS, _CONTEXT = 4, 256
+#: The share of the progress that looking at the files takes.
+_LOOK_SHARE = 0.5
 _LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A model that pairs. speedup: of strict over the expert alone, (low, high). ratio: how much more of its weights a token of the expert
-    reads. rollback: how its memory forgets a rejected draft.
+    """A model that pairs with the expert.
+
+    Args:
+        model: The model.
+        speedup: Speed-up of the rule ``strict`` over the expert alone, (low, high).
+        ratio: How many times as many bytes of weights a token of the expert reads.
+        rollback: How its memory forgets a rejected draft.
+
     """
 
     model: LocalModel
@@ -52,7 +57,14 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Suggestions:
-    """ranked: the best first. untried: models that may pair too, but promise no more. others: those that do not pair, with the reason."""
+    """Drafters for an expert.
+
+    Args:
+        ranked: The best first.
+        untried: Models that may pair too, but promise no more.
+        others: Models that do not pair, each with the reason.
+
+    """
 
     ranked: tuple[Suggestion, ...]
     untried: tuple[LocalModel, ...]
@@ -62,140 +74,133 @@ class Suggestions:
 def suggest(
     expert: Path,
     models: Sequence[LocalModel],
-    known: Sequence[Known] = (),
-    most: int = MOST,
+    measured: Sequence[MeasuredModel] = (),
+    limit: int = MAX_SUGGESTIONS,
     on_step: Callable[[float], None] = lambda _: None,
 ) -> Suggestions:
-    """known: what was measured on this machine. most: so many are rehearsed successfully, then no more. on_step: called with 0..1.
+    """Rank models as drafters for an expert.
 
-    Raises ModelLoadError for an expert that cannot be read.
+    Args:
+        expert: The expert's file.
+        models: The candidates; the expert itself is left out.
+        measured: The models whose speed on this machine is known.
+        limit: How many drafters to find.
+        on_step: Called with the progress, 0..1.
+
+    Raises:
+        ModelLoadError: The expert cannot be read.
+
     """
     header = read_header(expert)
-    store, own = _Texts(expert), os.path.realpath(expert)
+    vocabulary, own_path = _Vocabulary(expert), os.path.realpath(expert)
     promising: list[Suggestion] = []
     ranked: list[Suggestion] = []
     others: list[tuple[LocalModel, str]] = []
-    candidates = [model for model in models if os.path.realpath(model.path) != own]
+    candidates = [model for model in models if os.path.realpath(model.path) != own_path]
     for i, model in enumerate(candidates):
-        found = _look_at(model, store, header, known)
-        promising.append(found) if isinstance(found, Suggestion) else others.append((model, found))
-        on_step(_LOOKING * (i + 1) / len(candidates))
+        verdict = _look_at(model, vocabulary, header, measured)
+        promising.append(verdict) if isinstance(verdict, Suggestion) else others.append((model, verdict))
+        on_step(_LOOK_SHARE * (i + 1) / len(candidates))
     promising.sort(key=lambda each: (-each.speedup[0] * each.speedup[1], each.model.size, each.model.name))
-    while promising and len(ranked) < most:
-        trying, promising = promising[: most - len(ranked)], promising[most - len(ranked) :]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            verdicts = list(pool.map(lambda each: _dry_run(each, expert), trying))
-        for each, verdict in zip(trying, verdicts):
+    while promising and len(ranked) < limit:
+        batch, promising = promising[: limit - len(ranked)], promising[limit - len(ranked) :]
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            verdicts = list(pool.map(lambda each: _dry_run(each, expert), batch))
+        for each, verdict in zip(batch, verdicts):
             ranked.append(verdict) if isinstance(verdict, Suggestion) else others.append((each.model, verdict))
     on_step(1.0)
     return Suggestions(tuple(ranked), tuple(each.model for each in promising), tuple(others))
 
 
-def estimate_speedup(drafter: Header, expert: Header, known: Sequence[Known], n_ctx: int = DEFAULT_CONTEXT) -> tuple[float, float]:
-    """As ``plan`` tells it. Where nothing was measured: Leviathan's formula, as if a drafted token took a share of an expert's that is the
-    share of bytes it reads, and a batch as long as a single token, which is how it is where memory alone is slow.
-    """
-    if known:
-        return plan_pair(drafter, expert, known, n_ctx).speedup
-    cost = drafter.token_bytes / expert.token_bytes
-    flat = [1.0] * (LONGEST + 1)
-    low, high = (best_length(kept, cost, flat)[0] for kept in KEPT)
-    return low, high
-
-
-def _look_at(model: LocalModel, expert: _Texts, header: Header, known: Sequence[Known]) -> Suggestion | str:
-    """What the files alone tell: a suggestion still to be rehearsed, or why there is none."""
+def _look_at(model: LocalModel, expert: _Vocabulary, header: Header, measured: Sequence[MeasuredModel]) -> Suggestion | str:
+    """Return a suggestion that is still to be dry run, or the reason why the files alone rule it out."""
     try:
-        if reason := reason_against(model, expert, header):
+        if reason := find_obstacle(model, expert, header):
             return reason
         drafter = read_header(model.path)
     except ModelLoadError as error:
         return str(error)
     except OSError as error:
         return f"{model.path}: cannot be read ({error.strerror})"
-    return Suggestion(model, estimate_speedup(drafter, header, known), header.token_bytes / max(1, drafter.token_bytes), "")
+    speedup = estimate_speedup(drafter, header, measured, DEFAULT_CONTEXT)
+    return Suggestion(model, speedup, header.token_bytes / max(1, drafter.token_bytes), "")
 
 
-def reason_against(model: LocalModel, expert: _Texts, header: Header) -> str | None:
-    """The reason why a model cannot pair, where the files alone tell it. Raises ModelLoadError and OSError."""
-    kind, wanted = _KINDS.get(model.tokenizer), _KINDS.get(expert.kind)
-    if kind and wanted and kind != wanted:
-        return f"its vocabulary is {kind} ({model.tokenizer}), the expert's {wanted} ({expert.kind})"
+def find_obstacle(model: LocalModel, expert: _Vocabulary, header: Header) -> str | None:
+    """Return the reason why a model cannot pair, where the files alone show one. Raises ModelLoadError and OSError."""
+    kind, expert_kind = _KINDS.get(model.tokenizer), _KINDS.get(expert.kind)
+    if kind and expert_kind and kind != expert_kind:
+        return f"its vocabulary is {kind} ({model.tokenizer}), the expert's {expert_kind} ({expert.kind})"
     if model.n_tokens and expert.count and abs(model.n_tokens - expert.count) > MAX_SIZE_DIFFERENCE:
         return f"it has {model.n_tokens} token ids, the expert {expert.count}; {MAX_SIZE_DIFFERENCE} apart are allowed"
     if model.size >= header.weights:
         return f"it is as large as the expert ({decimal(model.size)})"
-    return expert.first_difference(_Texts(model.path)) if model.n_tokens and expert.count else None
+    return expert.first_difference(_Vocabulary(model.path)) if model.n_tokens and expert.count else None
 
 
 def _dry_run(suggestion: Suggestion, expert: Path) -> Suggestion | str:
-    """llama.cpp's verdict: the suggestion with how its memory rolls back, or why it is none."""
+    """Return the suggestion with its kind of rollback, or llama.cpp's reason why it is none."""
     try:
-        found = dry_run_models({"drafter": suggestion.model.path, "expert": expert}, n_ctx=_CONTEXT)
+        drafter = dry_run_models({"drafter": suggestion.model.path, "expert": expert}, n_ctx=_CONTEXT)["drafter"]
     except ModelLoadError as error:
         return str(error)
-    drafter = found.models["drafter"]
-    if reason := drafter.refused or found.difference:
-        return reason
-    return replace(suggestion, rollback=drafter.rollback or "")
+    return drafter.refused or drafter.difference or replace(suggestion, rollback=drafter.rollback or "")
 
 
-class _Texts:
-    """The texts of a file's vocabulary, as it stores them."""
+class _Vocabulary:
+    """The texts of a file's vocabulary, as the file stores them."""
 
     def __init__(self, path: Path) -> None:
         layout = layout_of(path, until=TOKENS)
         self.path = path
         self.kind = str(layout.values.get("tokenizer.ggml.model", ""))
-        self._place = layout.lists.get(TOKENS) or StoredList(8, 0, 0)
-        self.count = self._place.count
+        self._texts = layout.lists.get(TOKENS) or StoredList(8, 0, 0)
+        self.count = self._texts.count
 
-    def first_difference(self, other: _Texts) -> str | None:
-        """From the first id that counts to the last that both have. Raises ModelLoadError."""
+    def first_difference(self, other: _Vocabulary) -> str | None:
+        """Return the first difference among the ids that both have, from the first that is compared. Raises ModelLoadError."""
         shared = min(self.count, other.count)
-        with _map_all(self.path) as ours, _map_all(other.path) as theirs:
-            own, its = self._begin(ours), other._begin(theirs)
-            end = self._ends[shared - 1] if shared > FIRST_COMPARED_ID else own
-            if ours[own:end] == theirs[its : its + end - own]:  # which is so of most models that pair, and takes no time
+        with _map(self.path) as ours, _map(other.path) as theirs:
+            start, other_start = self._first_compared(ours), other._first_compared(theirs)
+            end = self._ends[shared - 1] if shared > FIRST_COMPARED_ID else start
+            if ours[start:end] == theirs[other_start : other_start + end - start]:  # most models that pair; this takes no time
                 return None
-            texts = zip(_texts(ours, own, shared - FIRST_COMPARED_ID), _texts(theirs, its, shared - FIRST_COMPARED_ID))
-            for token, (wanted, found) in enumerate(texts, FIRST_COMPARED_ID):
-                if wanted != found and _still_differ(wanted, found, token):
-                    return (
-                        f"token id {token} is {found.decode(errors='replace')!r} there, {wanted.decode(errors='replace')!r} for the expert"
-                    )
+            n = shared - FIRST_COMPARED_ID
+            for token, (text, other_text) in enumerate(zip(_texts(ours, start, n), _texts(theirs, other_start, n)), FIRST_COMPARED_ID):
+                if text != other_text and _as_loaded(text, token) != _as_loaded(other_text, token):
+                    shown = [each.decode(errors="replace") for each in (other_text, text)]
+                    return f"token id {token} is {shown[0]!r} there, {shown[1]!r} for the expert"
         return None
 
-    def _begin(self, data: mmap.mmap) -> int:
-        """Where the first text that counts lies."""
-        at = self._place.start
-        for text in _texts(data, at, min(FIRST_COMPARED_ID, self.count)):
-            at += 8 + len(text)
-        return at
+    def _first_compared(self, data: mmap.mmap) -> int:
+        """Return where the first text that is compared begins."""
+        skipped = _texts(data, self._texts.start, min(FIRST_COMPARED_ID, self.count))
+        return self._texts.start + sum(_LENGTH.size + len(text) for text in skipped)
 
     @cached_property
     def _ends(self) -> list[int]:
         """Where each text ends."""
-        with _map_all(self.path) as data:
-            return list(accumulate((8 + len(text) for text in _texts(data, self._place.start, self.count)), initial=self._place.start))[1:]
+        with _map(self.path) as data:
+            sizes = (_LENGTH.size + len(text) for text in _texts(data, self._texts.start, self.count))
+            return list(accumulate(sizes, initial=self._texts.start))[1:]
 
 
-def _still_differ(wanted: bytes, found: bytes, token: int) -> bool:
-    """Once llama.cpp has read them: to a zero byte, and with something in place of nothing."""
-    nothing = f"[EMPTY_{token}]".encode()
-    return (wanted.split(b"\0")[0] or nothing) != (found.split(b"\0")[0] or nothing)
+def _as_loaded(text: bytes, token: int) -> bytes:
+    """Return a text as llama.cpp loads it: up to a zero byte, and with a name where it is empty."""
+    return text.split(b"\0")[0] or f"[EMPTY_{token}]".encode()
 
 
-def _texts(data: mmap.mmap, at: int, count: int) -> Iterator[bytes]:
-    """So many, from a place on. Raises ModelLoadError where the file ends before."""
+def _texts(data: mmap.mmap, start: int, count: int) -> Iterator[bytes]:
+    """Yield ``count`` texts from a position on. Raises ModelLoadError where the file ends before."""
     for _ in range(count):
-        end = at + 8 + _LENGTH.unpack_from(data, at)[0] if at + 8 <= len(data) else len(data) + 1
+        text = start + _LENGTH.size
+        end = text + _LENGTH.unpack_from(data, start)[0] if text <= len(data) else len(data) + 1
         if end > len(data):
             raise ModelLoadError("cut off within its vocabulary; fetch it again")
-        yield data[at + 8 : end]
-        at = end
+        yield data[text:end]
+        start = end
 
 
-def _map_all(path: Path) -> mmap.mmap:
+def _map(path: Path) -> mmap.mmap:
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

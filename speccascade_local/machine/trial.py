@@ -17,7 +17,7 @@ from ..common.files import PACKAGE
 
 QUESTION, EXPECTED = "Who is Ada Lovelace?", "Lovelace"
 #: On a busy machine, in seconds.
-PATIENCE = 120.0
+TIMEOUT_S = 120.0
 #: Windows' exit codes of processes that crash.
 _WINDOWS = {0xC000001D: "SIGILL", 0xC0000005: "SIGSEGV", 0xC0000409: "SIGABRT"}
 
@@ -36,7 +36,7 @@ class Trial:
     crash: str = ""
 
 
-def try_bundled_pair(words: Sequence[str] = tuple(command("trial")), *, patience: float = PATIENCE) -> Trial:
+def try_bundled_pair(words: Sequence[str] = tuple(command("trial")), *, patience: float = TIMEOUT_S) -> Trial:
     """Try it now."""
     start = time.perf_counter()
     try:

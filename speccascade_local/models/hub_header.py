@@ -45,7 +45,7 @@ def _fetch_header(file: RemoteFile, path: Path, on_bytes: Callable[[int], None])
     try:
         with path.open("w+b") as out:
             remote = _RangedFile(file, out, on_bytes)
-            layout_in(cast(Any, remote), file.size, path)
+            layout_in(cast(Any, remote), file.size, Path(file.repository, file.name))
             out.flush()
             os.truncate(path, file.size)
     except OSError as error:

@@ -14,7 +14,6 @@ from typing import Any
 from ..common.errors import CatalogError, ModelLoadError, SettingError
 from ..common.files import expand_user
 from ..common.validation import whole_number
-from ..decoding.history import read_histories
 from ..decoding.ngram import NgramSession
 from ..llama.context import MAX_TIMELINES, LlamaContext
 from ..llama.devices import devices
@@ -23,8 +22,9 @@ from ..llama.parameters import gpu_layers, snapshots
 from ..llama.rpc import connect
 from ..llama.session import LlamaSession
 from ..llama.tokenizer import shared_vocab_size
-from ..machine.dry_run import plans_of
+from ..machine.dry_run import plan_models
 from ..machine.memory import choose_layers, free_memory, memory_need, require_fit
+from ..machine.profile_cache import read_histories
 from ..models import catalog
 from ..models.catalog import Pair
 from ..models.gguf_header import layers_of
@@ -137,7 +137,7 @@ def _plan(
         given["expert"] = replace(given["expert"], exact=True)
     askable = n_ctx if isinstance(n_ctx, int) and n_ctx >= 1 else None
     there = (*devices(), *connect(given["expert"].rpc))
-    models = plans_of(files, n_ctx=askable, placements={role: replace(each, rpc=()) for role, each in given.items()})
+    models = plan_models(files, n_ctx=askable, placements={role: replace(each, rpc=()) for role, each in given.items()})
     for model in models.values():
         if model.refused:
             raise ModelLoadError(f"{model.path}: {model.refused}; choose a model that writes from left to right")

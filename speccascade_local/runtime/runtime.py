@@ -15,14 +15,14 @@ from types import TracebackType
 from typing import Any, NoReturn, cast
 
 from ..common.errors import PromptError, SessionError, UnwantedError
-from ..decoding.history import AcceptanceHistory, read_histories
+from ..decoding.history import AcceptanceHistory
 from ..decoding.ngram import NgramSession
 from ..decoding.profile import Profile
 from ..decoding.stats import Stats
 from ..llama.backend import in_own_process
 from ..llama.model import LlamaModel
 from ..llama.session import LlamaSession, SavedState
-from ..machine.profile_cache import apply, profile_of
+from ..machine.profile_cache import apply_profile, profile_of, read_histories
 from ..models.catalog import Pair
 from ..rules.routes import Route
 from ..rules.rule import Method
@@ -212,7 +212,7 @@ class Runtime:
             self._turns.begin()
             self._loaded.start, self._loaded.learnt = histories, deepcopy(histories)
             if profile is not None:
-                apply(profile, self._sessions.get("drafter"), self._expert)
+                apply_profile(profile, self._sessions.get("drafter"), self._expert)
                 self._loaded.profile = profile
 
     @contextmanager

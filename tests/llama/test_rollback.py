@@ -80,7 +80,7 @@ def test_each_architecture_goes_back_in_the_way_that_it_has(opened: Callable[...
 
 @pytest.mark.parametrize("name", ["gemma3-dense", "lfm2-dense", "falcon-h1-dense", "mamba2-dense"])
 def test_a_dry_run_predicts_the_rollback_of_the_real_load(written: Callable[..., Path], name: str) -> None:
-    plans = dry_run_models({"drafter": written(name, OFF), "expert": written(name)}, n_ctx=512).models
+    plans = dry_run_models({"drafter": written(name, OFF), "expert": written(name)}, n_ctx=512)
     with pair_of(written, name) as runtime:
         for role, session in runtime._sessions.items():
             assert plans[role].rollback == session.context.rollback.name

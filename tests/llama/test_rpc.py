@@ -20,7 +20,7 @@ from speccascade_local.common.errors import ModelLoadError, SessionError, Settin
 from speccascade_local.llama import rpc
 from speccascade_local.llama.devices import Device
 from speccascade_local.llama.rpc_process import Server
-from speccascade_local.machine.dry_run import plans_of
+from speccascade_local.machine.dry_run import plan_models
 from speccascade_local.machine.memory import choose_layers, memory_need, require_fit
 from speccascade_local.models import catalog
 from speccascade_local.models.gguf_header import layers_of
@@ -96,7 +96,7 @@ def test_a_model_that_drafts_is_not_spread():
 
 def test_memory_of_other_machines_is_the_experts_alone():
     pair = catalog.bundled_pair()
-    models = plans_of(pair.files, n_ctx=512, placements=dict.fromkeys(pair.files, Placement()))
+    models = plan_models(pair.files, n_ctx=512, placements=dict.fromkeys(pair.files, Placement()))
     layers = {role: layers_of(path) for role, path in pair.files.items()}
     placements = {"drafter": Placement(), "expert": Placement(rpc=("a:1", "b:1"))}
     one = models["expert"].weights // 6

@@ -15,15 +15,22 @@ from speccascade_local.common.errors import PairError, SettingError
 from speccascade_local.decoding.profile import SIZES, Speed
 from speccascade_local.llama.model import LlamaModel
 from speccascade_local.llama.tokenizer import shared_vocab_size
-from speccascade_local.machine.check import EXIT_CODES, PairReport, check
+from speccascade_local.machine.check import EXIT_CODES, NamedFile, PairReport, check
 from speccascade_local.machine.dry_run import dry_run_models
 from speccascade_local.machine.findings import Finding
-from speccascade_local.machine.plan import Known, plan_pair
+from speccascade_local.machine.plan import MeasuredModel, estimate_pair
 from speccascade_local.models.gguf_header import read_header
 from speccascade_local.models.placement import Placement
 
 DEMO = Path(speccascade_local.__file__).parent / "demo"
-PAIR = {"drafter": DEMO / "drafter.gguf", "expert": DEMO / "expert.gguf"}
+PATHS = {"drafter": DEMO / "drafter.gguf", "expert": DEMO / "expert.gguf"}
+
+
+def named(files: dict[str, Path]) -> dict[str, NamedFile]:
+    return {role: NamedFile(path, str(path)) for role, path in files.items()}
+
+
+PAIR = named(PATHS)
 
 
 def grades(checked: PairReport) -> dict[str, str]:
@@ -70,7 +77,7 @@ def test_the_first_difference_is_what_loading_the_pair_would_say(tmp_path):
         shared_vocab_size(models["drafter"].tokenizer, models["expert"].tokenizer)
     for model in models.values():
         model.close()
-    checked = check("p", files)
+    checked = check("p", named(files))
     assert checked.answer == "no"
     assert text_of(checked, "vocabulary") == str(error.value)
     assert "token id 77 is" in str(error.value)
@@ -82,7 +89,7 @@ def test_the_first_difference_is_what_loading_the_pair_would_say(tmp_path):
 )
 def test_how_the_expert_rolls_back_decides(tmp_path, make, answer, grade, said):
     files = {"drafter": textless_model(tmp_path / "d.gguf"), "expert": make(tmp_path / "e.gguf")}
-    checked = check("p", files)
+    checked = check("p", named(files))
     assert checked.answer == answer
     assert grades(checked)["expert: rollback"] == grade
     assert grades(checked)["drafter: rollback"] == "well"
@@ -92,7 +99,7 @@ def test_how_the_expert_rolls_back_decides(tmp_path, make, answer, grade, said):
 def test_a_file_that_is_damaged_or_not_there_is_a_no_with_its_name(tmp_path):
     (tmp_path / "cut.gguf").write_bytes((DEMO / "expert.gguf").read_bytes()[:100_000])
     for name in ("cut.gguf", "gone.gguf"):
-        checked = check("p", {**PAIR, "expert": tmp_path / name})
+        checked = check("p", named({**PATHS, "expert": tmp_path / name}))
         assert (checked.answer, grades(checked)) == ("no", {"files": "no"})
         assert name in text_of(checked, "files")
         assert checked.as_dict()["memory"] == {}
@@ -103,9 +110,18 @@ def test_a_file_that_llama_cpp_alone_refuses_is_a_no(tmp_path):
     place = data.index(b"general.architecture") + 32
     data[place : place + 5] = b"xlama"
     (tmp_path / "odd.gguf").write_bytes(data)
-    checked = check("p", {**PAIR, "expert": tmp_path / "odd.gguf"})
+    checked = check("p", named({**PATHS, "expert": tmp_path / "odd.gguf"}))
     assert checked.answer == "no"
     assert "xlama" in text_of(checked, "files")
+
+
+def test_a_file_is_called_by_its_name_in_messages_and_facts(tmp_path):
+    (tmp_path / "cut.gguf").write_bytes((DEMO / "expert.gguf").read_bytes()[:100_000])
+    checked = check("p", {**PAIR, "expert": NamedFile(tmp_path / "cut.gguf", "me/models/e.gguf")})
+    assert text_of(checked, "files").startswith("me/models/e.gguf: ")
+    assert str(tmp_path) not in json.dumps(checked.as_dict())
+    checked = check("p", {**PAIR, "expert": NamedFile(PATHS["expert"], "me/models/e.gguf")})
+    assert checked.models["expert"].path == Path("me/models/e.gguf")
 
 
 def test_a_drafter_that_copies_from_the_text_has_nothing_to_fit():
@@ -120,7 +136,7 @@ def test_a_drafter_that_copies_from_the_text_has_nothing_to_fit():
 def test_memory_is_what_the_rehearsal_says_at_the_context_that_would_be_made():
     checked = check("demo", PAIR, n_ctx=256)
     assert checked.n_ctx == 256
-    models = dry_run_models(PAIR, n_ctx=256).models
+    models = dry_run_models(PATHS, n_ctx=256)
     for role, model in models.items():
         need = checked.needs[role]
         assert need.own_bytes == pytest.approx(model.total, rel=0.2, abs=2e6), "the plan's own memory is measured anew each time"
@@ -131,7 +147,7 @@ def test_memory_is_what_the_rehearsal_says_at_the_context_that_would_be_made():
 def test_a_context_beyond_what_was_trained_is_a_no_and_one_that_is_none_an_error():
     checked = check("demo", PAIR, n_ctx=513)
     assert checked.answer == "no"
-    assert "513 tokens were asked for (--ctx), and the models were trained for 512" in text_of(checked, "context")
+    assert "513 tokens were asked for (--ctx); the models were trained for 512" in text_of(checked, "context")
     for wrong in (0, -1, 2**31):
         with pytest.raises(SettingError, match="n_ctx"):
             check("demo", PAIR, n_ctx=wrong)
@@ -139,7 +155,7 @@ def test_a_context_beyond_what_was_trained_is_a_no_and_one_that_is_none_an_error
 
 @pytest.mark.parametrize(("must_fit", "answer", "grade"), [(True, "no", "no"), (False, "yes, but", "warning")])
 def test_what_does_not_fit_is_a_no_unless_that_was_asked_to_be_overlooked(monkeypatch, must_fit, answer, grade):
-    monkeypatch.setattr(check, "free_memory", lambda: 1_000_000)
+    monkeypatch.setattr("speccascade_local.machine.check.free_memory", lambda: 1_000_000)
     checked = check("demo", PAIR, must_fit=must_fit)
     assert (checked.answer, grades(checked)["memory"]) == (answer, grade)
     assert "1.00 MB are free" in text_of(checked, "memory")
@@ -164,15 +180,15 @@ def test_a_device_that_there_is_not_is_an_error():
 
 
 def test_the_speed_is_that_of_plan():
-    known = [Known(10**6, speed(0.001)), Known(10**8, speed(0.1))]
-    checked = check("demo", PAIR, known=known)
-    assert checked.plan == plan_pair(*(read_header(PAIR[role]) for role in ("drafter", "expert")), known, 512)
+    measured = [MeasuredModel(10**6, speed(0.001)), MeasuredModel(10**8, speed(0.1))]
+    checked = check("demo", PAIR, measured=measured)
+    assert checked.plan == estimate_pair(*(read_header(PATHS[role]) for role in ("drafter", "expert")), measured, 512)
     low, high = checked.plan.speedup
     assert text_of(checked, "speed").startswith(f"{low:.1f} to {high:.1f} ×")
 
 
 def test_a_pair_that_is_hardly_faster_at_best_is_warned_of():
-    checked = check("demo", {"drafter": PAIR["expert"], "expert": PAIR["expert"]}, known=[Known(10**6, speed(0.001))])
+    checked = check("demo", {"drafter": PAIR["expert"], "expert": PAIR["expert"]}, measured=[MeasuredModel(10**6, speed(0.001))])
     assert grades(checked)["size"] == grades(checked)["speed"] == "warning"
     assert checked.plan.speedup[1] < 1.1
 
@@ -196,7 +212,7 @@ def test_the_worst_finding_decides(given, answer):
 
 
 def test_everything_goes_into_json():
-    checked = check("demo", PAIR, known=[Known(10**6, speed(0.001))])
+    checked = check("demo", PAIR, measured=[MeasuredModel(10**6, speed(0.001))])
     found = json.loads(json.dumps(checked.as_dict()))
     assert (found["pair"], found["answer"], found["exit_code"], found["n_ctx"]) == ("demo", "yes", 0, 512)
     assert found["models"]["expert"]["tokenizer"]["pre"] == "smollm"

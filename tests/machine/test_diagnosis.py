@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from speccascade_local.common import pip
-from speccascade_local.machine.diagnosis import Finding, diagnose
+from speccascade_local.machine.diagnosis import Problem, diagnose
 from speccascade_local.machine.hardware import Memory, Processors
-from speccascade_local.machine.inspection import Build, Inspection, Place
+from speccascade_local.machine.inspection import Build, DeviceFacts, Inspection
 from speccascade_local.machine.installation import Extra, Folder
 from speccascade_local.machine.trial import Trial
 
@@ -24,7 +24,7 @@ WELL = Inspection(
     extras=(Extra("calibrate", ()),),
     catalog_problem="",
     build=Build(commit="0c1e570", features=FEATURES, gpu=False, rpc=False, mmap=True, repacking=True),
-    devices=(Place("CPU", "Some CPU", "cpu", 8, 8),),
+    devices=(DeviceFacts("CPU", "Some CPU", "cpu", 8, 8),),
     graphics_cards=(),
     processors=Processors("Some CPU", 4, 8, 8, None, 7.9, frozenset({"avx", "avx2", "fma", "f16c", "avx512f"})),
     threads=4,
@@ -55,8 +55,8 @@ def test_a_pair_that_does_not_answer_is_broken(crash, why, mended):
     assert finding.broken
     assert finding.what.startswith(f"the bundled pair does not answer: {crash or 'exit code 3'}")
     assert why in finding.what
-    assert bool(finding.mend) is mended
-    assert not mended or "-DGGML_NATIVE=on" in finding.mend
+    assert bool(finding.fix) is mended
+    assert not mended or "-DGGML_NATIVE=on" in finding.fix
 
 
 HINTS = {
@@ -84,7 +84,7 @@ def test_what_could_be_better_is_a_hint_with_what_mends_it(name):
     (finding,) = diagnose(facts)
     assert not finding.broken
     assert what in finding.what
-    assert mend in finding.mend
+    assert mend in finding.fix
 
 
 def test_a_card_that_is_used_is_no_finding_and_one_thread_is_never_too_many():
@@ -95,7 +95,7 @@ def test_a_card_that_is_used_is_no_finding_and_one_thread_is_never_too_many():
 def test_what_is_broken_comes_first():
     found = diagnose(replace(HINTS["swap"][0], missing=("numpy<3",), catalog_problem="models.yaml:3: no such key"))
     assert [each.broken for each in found] == [True, True, False]
-    assert found[0] == Finding(True, "needed and not installed: numpy<3", pip.pip("install", "numpy<3"))
+    assert found[0] == Problem(True, "needed and not installed: numpy<3", pip.pip("install", "numpy<3"))
     assert found[1].what == "models.yaml:3: no such key"
 
 

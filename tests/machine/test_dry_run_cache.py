@@ -12,7 +12,7 @@ from gguf_files import adapter, textless_model
 
 from speccascade_local.common.errors import ModelLoadError
 from speccascade_local.machine import dry_run
-from speccascade_local.machine.dry_run import dry_run_models, plans_of
+from speccascade_local.machine.dry_run import dry_run_models, plan_models
 from speccascade_local.models.placement import Placement
 
 
@@ -32,7 +32,7 @@ def tried(monkeypatch, tmp_path):
 
 def plans(*paths: Path, n_ctx: int | None = 64, placement: Placement | None = None):
     files = dict(zip(("expert", "drafter"), paths))
-    return plans_of(files, n_ctx=n_ctx, placements=dict.fromkeys(files, placement or Placement()))
+    return plan_models(files, n_ctx=n_ctx, placements=dict.fromkeys(files, placement or Placement()))
 
 
 def same(one, other):
@@ -87,7 +87,7 @@ def test_a_file_that_is_replaced_is_tried_again_though_its_size_and_its_time_sta
 def test_a_damaged_memory_is_no_memory(tmp_path, tried):
     path = textless_model(tmp_path / "a.gguf")
     first = plans(path)
-    (kept,) = (platformdirs.user_cache_path("speccascade") / "rehearsals").iterdir()
+    (kept,) = (platformdirs.user_cache_path("speccascade") / "dry_runs").iterdir()
     for times, damage in enumerate([b"", b"{}", b"not json", b"[" * 100_000, b"\xff\xfe", b'{"path": 7}'], start=2):
         kept.write_bytes(damage)
         assert same(plans(path), first)

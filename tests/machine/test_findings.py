@@ -58,7 +58,7 @@ def grades(found):
 
 @given(ours=tokenizers, theirs=tokenizers)
 def test_a_tokenizer_is_warned_of_exactly_where_it_differs(ours, theirs):
-    found = grades(findings.tokenizers("drafter", replace(MODEL, tokenizer=ours), replace(MODEL, tokenizer=theirs)))
+    found = grades(findings.tokenizers(ours, theirs))
     assert (found.get("pre-type") == "warning") == (ours.pre != theirs.pre)
     assert (found.get("special ids") == "warning") == ((ours.bos_id, ours.eos_id) != (theirs.bos_id, theirs.eos_id))
     assert (found.get("end ids") == "warning") == (set(ours.end_ids) != set(theirs.end_ids))
@@ -67,18 +67,17 @@ def test_a_tokenizer_is_warned_of_exactly_where_it_differs(ours, theirs):
 
 @given(tokenizer=tokenizers)
 def test_the_same_tokenizer_is_well(tokenizer):
-    model = replace(MODEL, tokenizer=tokenizer)
-    assert set(grades(findings.tokenizers("drafter", model, model)).values()) <= {"well"}
+    assert set(grades(findings.tokenizers(tokenizer, tokenizer)).values()) <= {"well"}
 
 
 def test_what_differs_is_named_with_both_sides_and_written_out():
     ours = replace(TOKENIZER, pre="", bos_id=None, end_ids=(0, 3))
-    told = {each.about: each.text for each in findings.tokenizers("drafter", replace(MODEL, tokenizer=ours), MODEL)}
+    told = {each.about: each.text for each in findings.tokenizers(ours, TOKENIZER)}
     assert told["pre-type"].startswith("not named for the drafter, smollm for the expert")
     assert told["special ids"] == "BOS is none for the drafter, 1 '<bos>' for the expert"
     assert told["end ids"] == "only the drafter ends a text at 3 '<turn>'; only the expert ends a text at 2 '<eos>': the expert's count"
     many = replace(TOKENIZER, end_ids=tuple(range(4, 11)))
-    (told,) = [each.text for each in findings.tokenizers("drafter", replace(MODEL, tokenizer=many), MODEL) if each.about == "end ids"]
+    (told,) = [each.text for each in findings.tokenizers(many, TOKENIZER) if each.about == "end ids"]
     assert "4, 5, 6, 7 and 3 more" in told
 
 
@@ -93,7 +92,7 @@ def test_what_differs_is_named_with_both_sides_and_written_out():
 )
 def test_the_vocabularys_verdict(changes, kind, grade, said):
     expert = replace(MODEL, tokenizer=replace(TOKENIZER, kind=kind))
-    found = findings.vocabulary("drafter", replace(MODEL, **changes), expert)
+    found = findings.vocabulary(replace(MODEL, **changes), expert)
     assert found.grade == grade
     assert said in found.text
 
@@ -103,7 +102,7 @@ def test_the_vocabularys_verdict(changes, kind, grade, said):
     [("a", "a", "well"), ("a\n", "a", "well"), ("a", "b", "warning"), (None, "a", "warning"), ("a", None, "warning"), (None, None, "note")],
 )
 def test_the_chat_templates(ours, theirs, grade):
-    found = findings.templates("drafter", replace(MODEL, chat_template=ours), replace(MODEL, chat_template=theirs))
+    found = findings.chat_templates(replace(MODEL, chat_template=ours), replace(MODEL, chat_template=theirs))
     assert (found.about, found.grade) == ("chat template", grade)
 
 
@@ -125,19 +124,19 @@ def test_each_way_to_roll_back(rollback, refused, grade, said):
 
 @given(small=st.integers(1, 10**12), large=st.integers(1, 10**12))
 def test_a_ratio_below_four_is_warned_of(small, large):
-    found = findings.size("drafter", small, large)
-    assert (found.grade == "warning") == (large / small < findings.LEAST_RATIO)
+    found = findings.size(small, large)
+    assert (found.grade == "warning") == (large / small < findings.MIN_RATIO)
     assert ("larger one" in found.text) == (large < small)
 
 
 @pytest.mark.parametrize("cache_type", CACHE_TYPES)
 def test_a_quantized_cache_of_the_drafter_is_warned_of(cache_type):
-    assert bool(list(findings.cache("drafter", Placement(cache_type=cache_type)))) == (cache_type in QUANTIZED)
+    assert bool(list(findings.drafter_cache(Placement(cache_type=cache_type)))) == (cache_type in QUANTIZED)
 
 
 def test_a_mixture_of_experts_is_warned_of():
-    assert not list(findings.experts(MODEL))
-    (found,) = findings.experts(replace(MODEL, n_experts=64))
+    assert not list(findings.mixture(MODEL))
+    (found,) = findings.mixture(replace(MODEL, n_experts=64))
     assert found.grade == "warning"
     assert "a mixture of 64" in found.text
 

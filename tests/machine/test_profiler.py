@@ -21,8 +21,8 @@ from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.model import LlamaModel
 from speccascade_local.llama.session import LlamaSession
 from speccascade_local.machine import profile_cache, profiler
-from speccascade_local.machine.profile_cache import key_of, profile_of
-from speccascade_local.machine.profiler import LESS_DEEP, complete, depths_in, fewest_threads, measure, scale
+from speccascade_local.machine.profile_cache import profile_key, profile_of, read_profile
+from speccascade_local.machine.profiler import LESS_DEEP, depths_in, extrapolate, fewest_threads, measure, scale
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_every_context_has_a_profile_and_both_sessions_are_as_new_afterwards(ope
         assert {*speed.depths[1:]} <= {*deep, LESS_DEEP}, "on a busy machine less deep, or not at all"
     assert steps == sorted(steps)
     assert steps[-1] == 1
-    assert Profile.from_dict(profile.as_dict()) == profile
+    assert read_profile(profile.as_dict()) == profile
 
 
 @pytest.mark.parametrize("n_ctx", [1, 16, 48, 49, 159, 191, 192, 544, 4096])
@@ -160,9 +160,9 @@ def test_an_interruption_restores_the_padding(open_pair):
 
 
 def test_what_did_not_fit_is_a_straight_line():
-    assert complete({1: 1.0, 2: 3.0})[:4] == (1, 3, 5, 7)
-    assert complete({1: 2.0})[:3] == (2, 4, 6)
-    assert complete({1: 2.0, 2: 1.0})[2:] == (1,) * 15
+    assert extrapolate({1: 1.0, 2: 3.0})[:4] == (1, 3, 5, 7)
+    assert extrapolate({1: 2.0})[:3] == (2, 4, 6)
+    assert extrapolate({1: 2.0, 2: 1.0})[2:] == (1,) * 15
 
 
 def test_a_deeper_cache_is_scaled_from_a_lower_one_and_never_cheaper():
@@ -178,7 +178,7 @@ def test_a_pair_is_measured_once(open_pair, cache, measured):
     assert profile_of(*open_pair()) == first
     assert len(measured) == 1
     (file,) = cache.iterdir()  # and no temporary one beside it
-    assert Profile.from_dict(json.loads(file.read_text())) == first
+    assert read_profile(json.loads(file.read_text())) == first
 
 
 def test_refresh_measures_again(open_pair, cache, measured):
@@ -196,7 +196,7 @@ def test_other_threads_contexts_and_files_have_profiles_of_their_own(open_pair, 
 
 
 def test_a_context_larger_than_what_is_measured_makes_no_difference(open_pair):
-    assert key_of(*open_pair(600), None) == key_of(*open_pair(2000), None)
+    assert profile_key(*open_pair(600), None) == profile_key(*open_pair(2000), None)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_file_that_is_not_this_profile_is_replaced(open_pair, cache, measured,
     file.write_bytes(text.encode(errors="surrogateescape"))
     again = profile_of(*sessions)
     assert len(measured) == 2
-    assert Profile.from_dict(json.loads(file.read_text())) == again
+    assert read_profile(json.loads(file.read_text())) == again
 
 
 def test_a_folder_in_place_of_the_file_is_no_error(open_pair, cache, measured, caplog):
@@ -224,7 +224,7 @@ def test_a_folder_in_place_of_the_file_is_no_error(open_pair, cache, measured, c
     file.mkdir()
     with caplog.at_level(logging.WARNING):
         profile_of(*sessions)
-    assert "cannot be kept" in caplog.text
+    assert "cannot be written" in caplog.text
     assert list(cache.iterdir()) == [file]
 
 
@@ -232,7 +232,7 @@ def test_an_unwritable_place_is_no_error(open_pair, cache, measured, caplog):
     cache.parent.write_text("a file where the folder should be")
     with caplog.at_level(logging.WARNING):
         assert isinstance(profile_of(*open_pair()), Profile)
-    assert "cannot be kept" in caplog.text
+    assert "cannot be written" in caplog.text
 
 
 def test_models_whose_files_are_gone_are_measured_and_not_kept(tmp_path, cache, measured):
@@ -250,9 +250,9 @@ def test_what_was_found_is_applied_to_both_sessions(open_pair, cache):
     sessions = open_pair()
     row = [1.0, 9.0, 9.0, 2.0] + [9.0] * 13
     speed = {"threads": 2, "batch_threads": 3, "depths": [24], "seconds": [row], "prompt_s": 1.0}
-    key = key_of(*sessions, None)
-    written = Profile.from_dict({"expert": speed, "drafter": speed, "overlap": 0, "key": key, "block_s": 0, "draft_s": 0.5})
-    profile_cache._write(profile_cache._cache_file(key), written)
+    key = profile_key(*sessions, None)
+    written = read_profile({"expert": speed, "drafter": speed, "overlap": 0, "key": key, "block_s": 0, "draft_s": 0.5})
+    profile_cache._write_file(profile_cache._cache_file(key), written)
     assert profile_of(*sessions) == written
     for session in sessions:
         assert (session.context.threads, session.context.batch_threads) == (2, 3)
@@ -305,5 +305,5 @@ class Beside:
 def test_overlap_counts_what_a_second_thread_costs_the_first(monkeypatch, drafter, expected):
     now = [0.0]
     monkeypatch.setattr(profiler, "perf_counter", lambda: now[0])
-    clock = profiler.Clock(1e9, lambda _: None)
+    clock = profiler.Budget(1e9, lambda _: None)
     assert profiler._overlap(clock, Beside(now, 1.0, **drafter), Beside(now, 1.0)) == pytest.approx(expected)

@@ -16,9 +16,8 @@ from speccascade_local.common.errors import ModelLoadError
 from speccascade_local.decoding.lengths import LONGEST
 from speccascade_local.decoding.profile import SIZES, Speed
 from speccascade_local.llama.model import LlamaModel
-from speccascade_local.machine import suggest as suggesting
-from speccascade_local.machine.plan import Known
-from speccascade_local.machine.suggest import estimate_speedup, suggest
+from speccascade_local.machine.plan import MeasuredModel, estimate_speedup
+from speccascade_local.machine.suggest import _Vocabulary, find_obstacle, suggest
 from speccascade_local.models.gguf_header import Header, read_header
 from speccascade_local.models.local import models_in
 
@@ -33,13 +32,12 @@ def header(token_bytes: int) -> Header:
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """The expert counts as large: the models of these tests are all of one size."""
     monkeypatch.setattr(
-        suggest,
-        "read_header",
+        "speccascade_local.machine.suggest.read_header",
         lambda path: replace(read_header(path), **({"weights": 10**9, "token_bytes": 10**9} if path.stem == "expert" else {})),
     )
 
 
-def suggested(folder: Path, expert: Path, known: tuple[Known, ...] = ()) -> tuple[list[str], dict[str, str]]:
+def suggested(folder: Path, expert: Path, known: tuple[MeasuredModel, ...] = ()) -> tuple[list[str], dict[str, str]]:
     found = suggest(expert, models_in({"here": folder}).models, known)
     return [each.model.name for each in found.ranked], {model.name: reason for model, reason in found.others}
 
@@ -53,7 +51,7 @@ def test_a_look_at_the_files_never_rules_out_what_pairs(tmp_path_factory, one, o
     folder = tmp_path_factory.mktemp("look")
     expert, drafter = (text_model(folder / f"{name}.gguf", **options) for name, options in (("expert", one), ("drafter", other)))
     (model,) = (each for each in models_in({"here": folder}).models if each.path == drafter)
-    reason = suggesting.reason_against(model, suggesting._Texts(expert), header(10**9))
+    reason = find_obstacle(model, _Vocabulary(expert), header(10**9))
     opened = [LlamaModel(path) for path in (expert, drafter)]
     pairs = our_verdict(*opened)
     frames = [(each.tokenizer.bos_id, each.tokenizer.eos_id) for each in opened]
@@ -133,8 +131,10 @@ def test_as_many_are_rehearsed_as_were_asked_for_and_failures_do_not_count(tmp_p
     for name in "abcde":
         text_model(tmp_path / f"{name}.gguf", add_bos=name in "ab")
     expert = text_model(tmp_path / "expert.gguf")
-    monkeypatch.setattr(suggest, "read_header", lambda path: replace(read_header(path), weights=10**9, token_bytes=10**9))
-    found = suggest(expert, models_in({"here": tmp_path}).models, most=2)
+    monkeypatch.setattr(
+        "speccascade_local.machine.suggest.read_header", lambda path: replace(read_header(path), weights=10**9, token_bytes=10**9)
+    )
+    found = suggest(expert, models_in({"here": tmp_path}).models, limit=2)
     assert [each.model.name for each in found.ranked] == ["c.gguf", "d.gguf"]
     assert [model.name for model in found.untried] == ["e.gguf"]
     assert [model.name for model, _ in found.others] == ["a.gguf", "b.gguf"]
@@ -148,7 +148,8 @@ def test_the_fastest_beside_the_expert_comes_first(tmp_path, monkeypatch):
     for name in sizes:
         text_model(tmp_path / f"{name}.gguf")
     monkeypatch.setattr(
-        suggest, "read_header", lambda path: replace(read_header(path), weights=sizes[path.stem], token_bytes=sizes[path.stem])
+        "speccascade_local.machine.suggest.read_header",
+        lambda path: replace(read_header(path), weights=sizes[path.stem], token_bytes=sizes[path.stem]),
     )
     found = suggest(tmp_path / "expert.gguf", models_in({"here": tmp_path}).models)
     assert [each.model.name for each in found.ranked] == ["c.gguf", "a.gguf", "b.gguf"]
@@ -159,7 +160,7 @@ def test_the_fastest_beside_the_expert_comes_first(tmp_path, monkeypatch):
 def test_without_a_measurement_the_speed_is_leviathans_formula():
     """2211.17192, theorem 3.8: (1 - a^(g+1)) / ((1 - a) (g c + 1)), at the best g."""
     for ratio in (2, 4, 10, 50):
-        low, high = estimate_speedup(header(10**9 // ratio), header(10**9), ())
+        low, high = estimate_speedup(header(10**9 // ratio), header(10**9), (), 4096)
         for found, kept in ((low, 0.5), (high, 0.95)):
             best = max((1 - kept ** (g + 1)) / ((1 - kept) * (g / ratio + 1)) for g in range(LONGEST + 1))
             assert found == pytest.approx(max(1.0, best), rel=1e-6)
@@ -167,5 +168,5 @@ def test_without_a_measurement_the_speed_is_leviathans_formula():
 
 def test_with_measurements_it_is_what_plan_tells():
     seconds = tuple(0.1 * (1 + 0.1 * n) for n in range(len(SIZES)))
-    known = [Known(10**9, Speed(threads=1, batch_threads=1, depths=(0,), seconds=(seconds,), prompt_s=0.01))]
-    assert estimate_speedup(header(10**8), header(10**9), known) != estimate_speedup(header(10**8), header(10**9), ())
+    known = [MeasuredModel(10**9, Speed(threads=1, batch_threads=1, depths=(0,), seconds=(seconds,), prompt_s=0.01))]
+    assert estimate_speedup(header(10**8), header(10**9), known, 4096) != estimate_speedup(header(10**8), header(10**9), (), 4096)

@@ -127,7 +127,7 @@ def test_a_divided_model_is_the_whole_one(tmp_path):
     first = tmp_path / "many-00001-of-00003.gguf"
     check_gguf(first)
     assert layers_of(first) == layers_of(tmp_path / "one.gguf") != layers_of(whole)
-    found, one = (dry_run_models({"expert": path}, n_ctx=64).models["expert"] for path in (first, tmp_path / "one.gguf"))
+    found, one = (dry_run_models({"expert": path}, n_ctx=64)["expert"] for path in (first, tmp_path / "one.gguf"))
     assert (found.weights, found.cache) == (one.weights, one.cache)
     with closing(LlamaModel(first)) as model:
         assert model.n_bytes == one.weights

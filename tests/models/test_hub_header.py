@@ -74,7 +74,7 @@ def test_a_header_is_enough_for_a_dry_run_and_the_rest_stays_where_it_is(hub, da
     end = layout_of(whole).data_start
     assert path.read_bytes()[:end] == data["sub/m.gguf"][:end]
     assert hub.sent <= hub_header._FIRST_RANGE < len(data["sub/m.gguf"])
-    facts, others = (dry_run_models({"expert": each}).models["expert"] for each in (path, whole))
+    facts, others = (dry_run_models({"expert": each})["expert"] for each in (path, whole))
     assert facts.tokenizer == others.tokenizer
     assert (facts.weights, facts.cache, facts.rollback, facts.chat_template) == (others.weights, others.cache, others.rollback, CHATML)
 

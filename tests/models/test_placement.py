@@ -131,7 +131,9 @@ def test_a_profile_holds_for_one_placement(monkeypatch, tmp_path):
         Placement(gpu_layers=0, rpc=("host:1",)),
     ]
     plain = session(ways[0])
-    keys = [profile_cache.key_of(plain, session(way), None) for way in ways] + [profile_cache.key_of(session(ways[1]), plain, None)]
+    keys = [profile_cache.profile_key(plain, session(way), None) for way in ways] + [
+        profile_cache.profile_key(session(ways[1]), plain, None)
+    ]
     assert len({json.dumps(key, sort_keys=True) for key in keys}) == len(ways) + 1
 
 

@@ -41,7 +41,7 @@ def main() -> None:
         model, context = fill_context(textless_model(Path(folder) / "warm.gguf"), 64)
         context.close()
         model.close()
-    models = dry_run_models({"expert": path}, n_ctx=n_ctx).models
+    models = dry_run_models({"expert": path}, n_ctx=n_ctx)
     need = memory_need(models["expert"], n_ctx)
     placement = choose_layers({"expert": Placement()}, models, {}, n_ctx, [])["expert"]
     before = resident()

@@ -18,7 +18,7 @@ from ...bench.summary import require_measured, summarize
 from ...common.errors import CatalogError, SettingError
 from ...common.files import decode_text
 from ...common.plots import check_writable, figure_class
-from ...decoding.profile import Profile
+from ...machine.profile_cache import read_profile
 from ...runtime.runtime import Runtime
 from ...runtime.settings import DEFAULTS
 from .. import options
@@ -114,7 +114,7 @@ def _measure(
             setup |= {"command": shlex.join(["speccascade", *sys.argv[1:]])}
         with rows.Store(path, setup, resume=resume) as store:
             require_measured(store.rows)
-            runtime.start_from(store.setup["learnt"], Profile.from_dict(store.setup["profile"]))
+            runtime.start_from(store.setup["learnt"], read_profile(store.setup["profile"]))
             measure(
                 runtime,
                 selection,

@@ -11,11 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from ...common.errors import ModelLoadError, SettingError, SpeccascadeError
-from ...machine.check import EXIT_CODES, PairReport, check
+from ...machine.check import EXIT_CODES, NamedFile, PairReport, check
 from ...machine.findings import Finding
-from ...machine.plan import Known
-from ...machine.profile_cache import known_speeds
-from ...machine.suggest import MOST, Suggestions, suggest
+from ...machine.profile_cache import measured_models
+from ...machine.suggest import MAX_SUGGESTIONS, Suggestions, suggest
 from ...models.catalog import Pair
 from ...models.hub_header import fetch_headers
 from ...models.local import LocalModels, known_places, models_in
@@ -49,7 +48,7 @@ def run(
     pair: options.PairName = None,
     suggest: Suggest = None,
     folder: Folders = None,
-    best: Best = MOST,
+    best: Best = MAX_SUGGESTIONS,
     remote: Remote = False,
     as_json: options.Json = False,
     verbose: options.Verbose = 0,
@@ -89,43 +88,29 @@ def _check(pair: Pair, chosen: options.ModelOptions, remote: bool, verbose: int)
         try:
             files = {role: _file(pair, role, source, Path(temporary), remote, verbose) for role, source in pair.models.items()}
         except ModelLoadError as error:
-            return _with_names(PairReport(name, (Finding("no", "files", str(error)),)), pair, temporary)
-        known = [Known(size, speed) for size, speed in known_speeds()]
+            return PairReport(name, (Finding("no", "files", str(error)),))
         must_fit = chosen.check_memory and not pair.rpc
-        found = check(name, files, n_ctx=chosen.ctx, placements=placements, known=known, must_fit=must_fit)
-        if pair.rpc:
-            others = f"{', '.join(pair.rpc)} share the expert, but were not asked; all memory is counted as needed here"
-            found = replace(found, findings=(*found.findings, Finding("note", "machines", others)))
-        return _with_names(found, pair, temporary)
+        report = check(name, files, n_ctx=chosen.ctx, placements=placements, measured=measured_models(), must_fit=must_fit)
+    if pair.rpc:
+        others = f"{', '.join(pair.rpc)} share the expert, but were not asked; all memory is counted as needed here"
+        report = replace(report, findings=(*report.findings, Finding("note", "machines", others)))
+    return report
 
 
-def _file(pair: Pair, role: str, source: ModelSource, temporary: Path, remote: bool, verbose: int) -> Path:
+def _file(pair: Pair, role: str, source: ModelSource, temporary: Path, remote: bool, verbose: int) -> NamedFile:
     """Return the model's file, or its header in a file of the same size. Raises ModelLoadError and FetchError."""
     for adapter in source.sources[1:]:
         if adapter.missing:
             raise ModelLoadError(f"the {role}'s LoRA adapter {adapter.file or adapter.path} is not on this machine; fetch it first")
     if remote and source.hub and source.missing and not source.trouble:
         with progress_of(f"fetching the {role}'s header", verbose) as step:
-            return fetch_headers(source, temporary / role, lambda size: step(size / (size + 2**22)))  # the total is unknown
+            path = fetch_headers(source, temporary / role, lambda size: step(size / (size + 2**22)))  # the total is unknown
+        return NamedFile(path, f"{source.hub}/{path.name}")
     problem = source.problem()
     if problem:
         hint = f"; fetch it with 'speccascade pull {pair.name}', or read only its header with --remote" if source.hub else ""
         raise ModelLoadError(f"{problem}{hint}")
-    return source.path
-
-
-def _with_names(checked: PairReport, pair: Pair, temporary: str) -> PairReport:
-    """Files that were only looked at are called what they are on the hub."""
-    names = {str(Path(temporary, role)): source.hub or "" for role, source in pair.models.items()}
-
-    def told(text: str) -> str:
-        for folder, name in names.items():
-            text = text.replace(folder, name)
-        return text
-
-    findings = tuple(replace(finding, text=told(finding.text)) for finding in checked.findings)
-    models = {role: replace(model, path=Path(told(str(model.path)))) for role, model in (checked.models or {}).items()}
-    return replace(checked, findings=findings, models=models or None)
+    return NamedFile(source.path, str(source.path))
 
 
 # --------------------------------------------------------------------------- drafters for an expert
@@ -138,13 +123,13 @@ def _suggest(expert: Path, folders: list[Path], best: int, as_json: bool, verbos
         raise SettingError(f"--folder {missing}: no such folder; name one that holds GGUF files")
     places = {str(folder): folder.expanduser() for folder in folders} or known_places()
     found = models_in(places)
-    known = [Known(size, speed) for size, speed in known_speeds()]
+    measured = measured_models()
     with progress_of("comparing", verbose) as step:
-        suggestions = suggest(expert.expanduser(), found.models, known, best, step)
+        suggestions = suggest(expert.expanduser(), found.models, measured, best, step)
     if as_json:
-        print(json.dumps(_as_dict(suggestions, found, places, bool(known))))
+        print(json.dumps(_as_dict(suggestions, found, places, bool(measured))))
     else:
-        show_suggestions(suggestions, found, places, bool(known))
+        show_suggestions(suggestions, found, places, bool(measured))
     return 0 if suggestions.ranked else _NO
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import typer
 from rich.table import Table
 
-from ...machine.diagnosis import Finding, diagnose, redact
+from ...machine.diagnosis import Problem, diagnose, redact
 from ...machine.inspection import Inspection, inspect_machine
 from .. import options
 from ..load import set_log_level
@@ -78,14 +78,14 @@ def _rows(found: Inspection) -> Iterator[tuple[str, str]]:
     )
 
 
-def _print_findings(findings: Sequence[Finding]) -> None:
+def _print_findings(findings: Sequence[Problem]) -> None:
     stdout.print()
     for each in findings:
         name, style = ("broken", "bold red") if each.broken else ("hint", "yellow")
         stdout.print(name, style=style, end="")
         stdout.print(f": {each.what}", markup=False, soft_wrap=not stdout.is_terminal)
-        if each.mend:
-            stdout.print(f"  {each.mend}", markup=False, soft_wrap=True, style="bold")  # one line, to be copied
+        if each.fix:
+            stdout.print(f"  {each.fix}", markup=False, soft_wrap=True, style="bold")  # one line, to be copied
     if not any(each.broken for each in findings):
         stdout.print("all is well" if not findings else "nothing is broken", style="green")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from ...machine.plan import KEPT, Known, plan_pair
-from ...machine.profile_cache import known_speeds
+from ...machine.plan import ACCEPTANCE_RATES, estimate_pair
+from ...machine.profile_cache import measured_models
 from ...models.gguf_header import header_of_size, read_header
 from ...models.placement import DEFAULT_CONTEXT
 from .. import options
@@ -25,15 +25,12 @@ def run(chosen: options.ModelOptions, pair: options.PairName = None, as_json: op
     headers = {role: header_of_size(path) or read_header(path) for role, path in named.files.items()}
     expert, drafter = headers["expert"], headers.get("drafter")
     n_ctx = chosen.ctx or min(DEFAULT_CONTEXT, *(header.n_ctx_train for header in headers.values()))
-    known = [Known(size, speed) for size, speed in known_speeds()]
-    plan = plan_pair(drafter, expert, known, n_ctx)
+    plan = estimate_pair(drafter, expert, measured_models(), n_ctx)
     if as_json:
         print(json.dumps({"pair": named.name, "n_ctx": n_ctx, **asdict(plan)}))
         return
-    low, high = plan.speedup
-    lines = [
-        f"{named.name}: {low:.1f} to {high:.1f} × as fast as the expert alone, if {KEPT[0]:.0%} to {KEPT[1]:.0%} of drafts are accepted"
-    ]
+    (low, high), (least, most) = plan.speedup, ACCEPTANCE_RATES
+    lines = [f"{named.name}: {low:.1f} to {high:.1f} × as fast as the expert alone, if {least:.0%} to {most:.0%} of drafts are accepted"]
     if plan.best_length:
         lines.append(f"  best with drafts of about {plan.best_length} tokens")
     lines.append("  the expert {:.1f} to {:.1f} tokens per second".format(*sorted(1 / each for each in plan.expert_s)))
@@ -46,7 +43,7 @@ def run(chosen: options.ModelOptions, pair: options.PairName = None, as_json: op
     n, ratio = plan.basis
     lines.append(f"(from {n} measured models; the one most like the expert reads {ratio:.2g} × as much per token)")
     if plan.off:
-        usual, most = plan.off
-        lines.append(f"(each of these estimated from the others: seconds are {usual:.0%} off in the median, {most:.0%} at most)")
+        usual, worst = plan.off
+        lines.append(f"(each of these estimated from the others: seconds are {usual:.0%} off in the median, {worst:.0%} at most)")
     for line in lines:
         stdout.print(line, highlight=False, soft_wrap=True)
