@@ -179,7 +179,7 @@ expert's ({chosen_on[chosen]} against {chosen_on["expert"]}); on the other half 
 **First word of the answer to "{DEFAULT_QUESTION}"** at temperature 1 ({DRAWS} draws): drafter {begins["drafter"]};
 expert {begins["expert"]}.
 
-Every figure: `docs/results/demo_pair.json`, made by `{result["command"]}`. Training: `scripts/demo_pair/train.py`. Licence: MIT.
+Every figure: `docs/results/demo_pair.json`, made by `{result["command"]}`. Training: `scripts/demo_pair/train.py`. License: MIT.
 """
 
 

@@ -134,7 +134,7 @@ class Window(ttk.Frame):
             self.conversation.reset()
             self.write("", start="1.0")
 
-    def close(self) -> None:  # the window goes at once, the program when the block in the making is there
+    def close(self) -> None:  # the window goes at once, the program after the current block
         self.closing.set()
         self.stop.set()
         self.root.withdraw()

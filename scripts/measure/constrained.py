@@ -20,7 +20,7 @@ class Case(NamedTuple):
     """A question, what its field may hold, and its right answer."""
 
     question: str
-    kind: str | tuple[str, ...]  # "integer", "string", or the texts of which it is one
+    kind: str | tuple[str, ...]  # "integer", "string", or its possible texts
     right: str
 
 

@@ -4,7 +4,7 @@
     python scripts/measure/overhead.py --pair FOLDER [--block-size auto] [--json]  # share of the time of real models, and memory
 
 Without a pair, toy sessions return prepared rows of a real vocabulary's width, and their own time is not counted. The rows resemble a
-model's: a broad bulk, a few favourites, the best with a probability of 0.2 to 0.95, and a drafter that nearly agrees. A rule that goes
+model's: a broad bulk, a few favorites, the best with a probability of 0.2 to 0.95, and a drafter that nearly agrees. A rule that goes
 token by token has blocks of one token; fly, which needs longer blocks, has blocks of 8.
 
 With a pair, such as scripts/measure/scale_pair.py writes, all time outside llama_decode is the loop's. Memory is what the process holds
@@ -81,9 +81,9 @@ def prepared_rows(n_vocab: int) -> tuple[np.ndarray, np.ndarray]:
     expert = 2 * rng.normal(size=(POOL, n_vocab))
     for row, best in zip(expert, rng.permutation(np.linspace(0.2, 0.95, POOL))):
         bulk = np.log(np.exp(row).sum())
-        favourites = rng.choice(n_vocab, size=4, replace=False)
+        favorites = rng.choice(n_vocab, size=4, replace=False)
         shares = np.array([best, *(1 - best) * np.array([0.4, 0.2, 0.1])])  # the bulk has the other 0.3 of what the best one leaves
-        row[favourites] = bulk + np.log(shares / (0.3 * (1 - best)))
+        row[favorites] = bulk + np.log(shares / (0.3 * (1 - best)))
     drafter = expert + 0.5 * rng.normal(size=expert.shape)
     return drafter.astype(np.float32), expert.astype(np.float32)
 

@@ -1,7 +1,7 @@
 """Benchmarks our expert alone, strict and cascades against llama-cpp-python and llama.cpp's own server.
 
     python scripts/measure/scale_pair.py PAIR                          # cost-scaled demonstration models
-    python scripts/measure/peers.py --pair PAIR --llama-server PATH/llama-server      # hours; --resume goes on after a break
+    python scripts/measure/peers.py --pair PAIR --llama-server PATH/llama-server      # hours; --resume continues after a break
     python scripts/measure/peers.py --report docs/results/peers.jsonl.gz --update-page   # table, picture and page; measures nothing
 
 All arms answer one prompt before the next is asked. The arm that begins changes from prompt to prompt, so that a slow moment of the

@@ -33,7 +33,7 @@ def requests(name: str) -> Iterator[Sent]:
 
 
 def expanded(value: Any) -> Any:
-    """The same with what is written short at its full length."""
+    """Return the value with each abbreviated text at its full length."""
     if isinstance(value, list):
         return [expanded(each) for each in value]
     if not isinstance(value, dict):

@@ -133,7 +133,7 @@ def tables(trials: int) -> Iterator[str]:
     yield f"Grades from 0 to 1, in {trials // 10} trials each: the same"
     figures = [(kind, n, *_percent(*graded(kind, n, trials // 10))) for kind in GRADES for n in QUALITY_SIZES]
     yield _aligned(("grades", "questions", "holds the truth %", "mean width"), figures)
-    yield f"Equal arms, seconds drawn anew for both, in {trials} trials each: how often one is called faster or slower, in %"
+    yield f"Equal arms, seconds drawn afresh for both, in {trials} trials each: how often one is called faster or slower, in %"
     found = [(kind, cv, *(f"{100 * false_verdicts(kind, cv, n, trials):.1f}" for n in SPEED_SIZES)) for kind in SECONDS for cv in SPREADS]
     yield _aligned(("seconds", "deviation / mean", *(f"{n} questions" for n in SPEED_SIZES)), found)
 

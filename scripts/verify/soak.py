@@ -29,7 +29,7 @@ import psutil
 import speccascade_local as sc
 
 EVERY, MOST_GROWTH_MB, MOST_PROCESSES = 100, 40.0, 8
-QUESTIONS = ["Who is Ada Lovelace?", "What is 12 + 7?", "Name a colour.", "Who is Buzz Aldrin?", "Where does Emma Young live?"]
+QUESTIONS = ["Who is Ada Lovelace?", "What is 12 + 7?", "Name a color.", "Who is Buzz Aldrin?", "Where does Emma Young live?"]
 SCHEMA = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}, "b": {"type": "integer"}}, "required": ["a", "b"]}
 RULES = ["strict", "token_v3:0.3", "chow:0.5", "never", "opt:0.3", "token_cascade:0.5"]
 

@@ -89,7 +89,7 @@ def draw_quality(figure: Any, arms: Sequence[ArmSummary], styles: Mapping[str, L
 
 
 def _far_below(drafter: ArmSummary, arms: Sequence[ArmSummary]) -> bool:
-    """Return whether the drafter loses so much that the curves of the others would coincide."""
+    """Return whether the drafter is too far below the others to share an axis with them."""
     gains = [arm.quality_gain.value for arm in arms if arm.quality_gain is not None and arm.arm != drafter.arm]
     return drafter.quality_gain is not None and drafter.quality_gain.value < min(2 * min(gains, default=0.0), -FAR)
 

@@ -1,7 +1,4 @@
-"""What one rule at one temperature has shown on a pair so far: how often drafts and guesses were kept, and at what speed.
-
-Plain numbers that can be saved and go on growing. Knows nothing of costs, and decides nothing.
-"""
+"""The history of one rule at one temperature on a pair: how often drafts and guesses were kept, and at what speed."""
 
 from __future__ import annotations
 
@@ -35,13 +32,13 @@ class GuessHistory:
             raise ValueError(f"right and asked must have {len(PRIOR_GUESS)} numbers each")
 
     def chances(self, guess: Guess) -> list[float]:
-        """P(right) of each guessed token, given that those before it were."""
+        """Return P(right) of each guessed token, given that those before it were right."""
         at = min(guess.match, len(self.asked) - 1)
         known = [right / asked for right, asked in zip(self.right[at:], self.asked[at:])]
         return (known + known[-1:] * len(guess.token_ids))[: len(guess.token_ids)]
 
     def learn(self, match: int, tested: int, right: int) -> None:
-        """So many guesses after ``match`` matching tokens were tested, and the first ``right`` of them were right."""
+        """Learn that of ``tested`` guesses after ``match`` matching tokens the first ``right`` were right."""
         for i in range(tested):
             place = min(match + i, len(self.asked) - 1)
             self.right[place] = 0.98 * self.right[place] + (i < right)
@@ -52,8 +49,8 @@ class GuessHistory:
 class AcceptanceHistory:
     """What one rule at one temperature has shown on this pair.
 
-    outcomes: log-odds of the drafter's confidence, and whether the token was kept, of the latest tokens that were tested.
-    tokens, seconds: emitted and spent (by the profile), older blocks weighing less.
+    ``outcomes``: the latest tested tokens, each as the log-odds of the drafter's confidence and whether it was kept. ``tokens``,
+    ``seconds``: emitted, and spent by the profile, with older blocks weighing less.
     """
 
     outcomes: deque[tuple[float, bool]] = field(default_factory=deque)

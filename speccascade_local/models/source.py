@@ -139,7 +139,7 @@ class ModelSource(FileSource):
 
     Attributes:
         size: Bytes, as its source says.
-        licence: As the repository's card names it.
+        ``licence``: as the repository's card names it.
         adapters: LoRA files with their scales.
         gpu_layers: -1 for all.
         device: llama.cpp's name of the device.

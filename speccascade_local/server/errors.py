@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 INVALID, SERVER_ERROR = "invalid_request_error", "server_error"
 #: An absolute path of at least two parts, or one that begins with a drive.
 _PATH = re.compile(r"(?<![\w.:/])(?:/[\w.+@~-]+){2,}/?|\b[A-Za-z]:\\[^\s'\";,]+")
-#: Maximum number of characters of a message, parts of which may come from a model file or its template.
+#: The most characters of a message, which may quote a model file or its template.
 _MAX_MESSAGE = 1000
 
 

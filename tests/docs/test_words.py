@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 #: Folders whose Python files are checked: comments, docstrings and messages.
-CODE = ("scripts/docs",)
+CODE = ("speccascade_local", "scripts")
 #: Not CHANGELOG.md, which is history.
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 

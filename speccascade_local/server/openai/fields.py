@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 Route = Literal["chat", "completions"]
 ROUTES: tuple[Route, ...] = ("chat", "completions")
-#: honoured: read under this name. mapped: read as another field. refused: 400, unless it changes nothing. ignored: changes no reply.
+#: ``honoured``: read under this name. mapped: read as another field. refused: 400, unless it changes nothing. ignored: changes no reply.
 Ours = Literal["honoured", "mapped", "refused", "ignored"]
 
 
