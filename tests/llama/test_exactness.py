@@ -137,14 +137,14 @@ def exact(files: SimpleNamespace) -> Iterator[sc.Runtime]:
 @pytest.mark.slow
 def test_exact_strict_at_temperature_0_is_the_experts_own_text_to_the_last_token(exact):
     drafted = 0
-    for prompt in prompts(12):
+    for prompt in prompts(8):
         alone = exact.generate(prompt, block_size=0, max_tokens=80)
         for block_size in (1, 3, 6, 12, "auto"):
             reply = exact.generate(prompt, rule="strict", block_size=block_size, max_tokens=80)
             assert reply.token_ids == alone.token_ids
             assert [token.expert_logprob for token in reply.tokens] == [token.expert_logprob for token in alone.tokens]
             drafted += reply.stats.accepted
-    assert drafted > 500  # drafts were accepted, so batches were read
+    assert drafted > 330  # drafts were kept, so batches were read
 
 
 def test_exact_works_up_to_the_last_token_of_a_context(exact):
