@@ -81,7 +81,7 @@ def quality_change(mine: Sequence[float], theirs: Sequence[float], draws: int = 
         low, high = _score_interval(int((change > 0).sum()), int((change < 0).sum()), n)
     else:
         low, high = (float(np.quantile(_weights(n + 1, draws) @ [*change, most], at)) for most, at in ((-1, TAIL), (1, 1 - TAIL)))
-    return Estimate(value, min(low, value), max(high, value), middle, n)
+    return Estimate(value, max(-1.0, min(low, value)), min(1.0, max(high, value)), middle, n)  # weights may sum to a little above 1
 
 
 def wilson(successes: int, n: int) -> tuple[float, float, float]:
