@@ -305,5 +305,5 @@ class Beside:
 def test_overlap_counts_what_a_second_thread_costs_the_first(monkeypatch, drafter, expected):
     now = [0.0]
     monkeypatch.setattr(profiler, "perf_counter", lambda: now[0])
-    clock = profiler.Budget(1e9, lambda _: None)
-    assert profiler._overlap(clock, Beside(now, 1.0, **drafter), Beside(now, 1.0)) == pytest.approx(expected)
+    budget = profiler.Budget(1e9, lambda _: None)
+    assert profiler._overlap(budget, Beside(now, 1.0, **drafter), Beside(now, 1.0)) == pytest.approx(expected)
