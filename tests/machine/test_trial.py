@@ -24,7 +24,7 @@ def test_the_bundled_pair_answers(demo):
 
 
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGILL", "SIGABRT", "SIGKILL"])
-def test_a_crash_is_told_as_such(name):
+def test_a_crash_is_reported_with_its_signal(name):
     found = try_bundled_pair(
         child(f"import os, sys, signal; print('last words', file=sys.stderr, flush=True); os.kill(os.getpid(), signal.{name})")
     )
@@ -44,7 +44,7 @@ def test_a_crash_is_told_as_such(name):
         (f"print({json.dumps({'answer': '%%%', 'error': ''})!r})", "says '%%%', which is not the answer that it was trained on"),
     ],
 )
-def test_other_failures_are_told_with_their_last_words(code, reason):
+def test_other_failures_are_reported_with_their_last_line(code, reason):
     found = try_bundled_pair(child(code))
     assert (found.works, found.crash) == (False, "")
     assert found.reason.endswith(reason)
