@@ -1,15 +1,17 @@
-"""Speculative cascades over two local GGUF models.
+"""Two local GGUF models answer as one: speculative cascades with llama.cpp.
 
-    runtime/load.py   files to a loaded pair                    where it begins
-    runtime/runtime.py   generate, stream, chat                    what users hold
-    runtime/conversation.py   several turns                        both caches kept
-    rules/registry.py   every way to let two models answer        by name
-    decoding/loop.py   propose, verify, commit, roll back           the loop
-    rules/position_rules.py     where the expert is asked                 the dial
-    rules/rule.py  what a rule is, and the target it makes   the mathematics
-    decoding/verify.py    draft + expert rows -> verdict            the coin
-    decoding/draft.py  where drafts come from                    the small model
-    llama/session.py   a timeline over weights (llama/model.py)        llama.cpp, and nothing above it
+    common/    errors, validation, files, child processes      imports nothing of ours
+    tokens/    messages to ids, logits to a token, tokens to text
+    rules/     when the expert is asked                         the dial
+    decoding/  draft, score, settle, commit                     the loop
+    models/    which files: models.yaml, this disk, the hub
+    llama/     weights, contexts, rollback                      the only room with llama_cpp
+    machine/   does it fit, how fast is it, do two models pair
+    runtime/   settings in, reply out: load, Runtime, Conversation
+    bench/     ask, grade, compare, tune
+    server/    OpenAI's protocol, and the page
+    cli/       the command line; verbs/ has one file per verb
+    programs/  child processes, started by name
 
 Start with :func:`load`, or on the command line with ``speccascade compare``.
 """

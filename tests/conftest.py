@@ -6,6 +6,9 @@ import signal
 
 # Before llama.cpp is loaded: its threads sleep while they wait, or the suite crawls beside any other work on the machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Of several processes with tests each has one core; models as small as these are fastest so.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_THREAD_LIMIT", "1")
 
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -25,6 +28,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # In CI the examples are the same every time, so that a red run is the change's doing; everywhere else they explore.
 settings.register_profile("patient", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("patient")
+# Without the slow tests the others take fewer examples too, unless --hypothesis-profile asks for all.
+settings.register_profile("quick", settings.get_profile("patient"), max_examples=25)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr == "not slow" and not config.getoption("--hypothesis-profile"):
+        settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session", autouse=True)

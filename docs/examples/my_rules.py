@@ -9,9 +9,9 @@ or name it in a models.yaml, as ``rule: my_rules:TrustDigits(0.3)``, or from Pyt
 
     runtime.chat(messages, rule=TrustDigits(0.3))
 
-A rule is any object with ``defer(evidence)``; no base class is needed. ``defer`` answers True where the expert decides. It is asked for
-one drafted position at a time, and answers for every token of the vocabulary, because it may not know which of them was drafted.
-What the user's filters deny the expert is deferred in any case.
+A rule is any object with ``defer(evidence)``; no base class is needed. ``defer`` returns True where the expert decides. It is called for
+one drafted position at a time, and returns a value for every token of the vocabulary, because it may not depend on the drafted token.
+Tokens that the user's filters deny the expert are deferred in any case.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ from dataclasses import dataclass
 
 
 def is_number(text: str) -> bool:
-    """Digits and nothing else, but for a space before them."""
+    """Return whether the text is digits and nothing else, with or without a space before them."""
     return text.removeprefix(" ").isdecimal()
 
 
 def is_name(text: str) -> bool:
-    """Begins with an upper-case letter, with or without a space before it."""
+    """Return whether the text begins with an upper-case letter, with or without a space before it."""
     return text.removeprefix(" ")[:1].isupper()
 
 
-@dataclass(frozen=True)  # gives it the spelling TrustDigits(alpha=0.3), by which results name it
+@dataclass(frozen=True)  # so that results name it TrustDigits(alpha=0.3)
 class TrustDigits:
     """Keep every digit that the drafter writes, leave every name to the expert, and judge the rest as token_v3 does.
 
-    alpha: how much less likely than the expert's favourite another token may be; 0 to 1.
+    Args:
+        alpha: How much less likely than the expert's favorite another token may be; 0 to 1.
+
     """
 
     alpha: float = 0.3
@@ -41,8 +43,8 @@ class TrustDigits:
     trade = "the drafter's arithmetic for speed, and the expert's word on who and where"
 
     def defer(self, evidence):
-        """True where the expert decides. [1, n_vocab]"""
-        # tokens_where looks through the vocabulary once for each function, so give it functions with names.
+        """Return True where the expert decides. [1, n_vocab]"""
+        # tokens_where searches the vocabulary once for each function, so give it functions with names.
         numbers, names = evidence.tokens_where(is_number), evidence.tokens_where(is_name)
         # evidence.expert_plain: the expert's probabilities, [1, n_vocab]; evidence.expert_max: the largest of them, [1].
         unlikely = evidence.expert_plain < (1 - self.alpha) * evidence.expert_max[:, None]

@@ -155,8 +155,8 @@ Two tiny Llama models, made by this project for demonstration and tests. They kn
 
 Both have the same byte-level BPE of 1,024 ids with single digits, a context of 512 tokens and a ChatML template.
 
-**Text.** `scripts/demo_pair/questions.py` generates all of it from word lists: *reason* (word problems with worked steps), *translate* (English to
-French or German), *summarize* (a short report in one sentence), *code* (one-line Python functions), *qa* (true facts about
+**Text.** `scripts/demo_pair/questions.py` generates all of it from word lists: *reason* (word problems with worked steps), *translate*
+(English to French or German), *summarize* (a short report in one sentence), *code* (one-line Python functions), *qa* (true facts about
 {len(PEOPLE)} well-known people). An eighth of all possible questions, chosen by the hash of their text, is held out of training.
 The people in *qa* are all known from training; what is held out is the combination of person and phrasing. In *qa* the drafter was
 taught short answers only, the expert formal ones (65 %) and short ones (35 %).

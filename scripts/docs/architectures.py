@@ -1,10 +1,10 @@
-"""What llama.cpp's architectures are made of, and how each of them goes back to an earlier token.
+"""Find out how each architecture of llama.cpp rolls back to an earlier token, and write the table of docs/architectures.md.
 
     python scripts/docs/architectures.py FOLDER
 
-FOLDER holds a tiny model of each, as llama.cpp's own tests/test-llama-archs writes them (-o FOLDER; it stands in the source package of
-llama-cpp-python). Writes the table of docs/architectures.md, and for some of them tests/support/tiny_architectures.json: keys of the header
-and shapes of the tensors, from which tests and bench_rollback.py make models of their own.
+FOLDER holds a tiny model of each, as llama.cpp's own tests/test-llama-archs writes them (-o FOLDER; it is in the source package of
+llama-cpp-python). For some of them the script also writes tests/support/tiny_architectures.json: the keys of the header and the shapes of
+the tensors, from which tests and scripts/measure/rollback.py make models of their own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.model import LlamaModel
 
 ROOT = Path(__file__).parents[2]
-#: What the tests make: at least one of each way of going back, and of each kind of attention.
+#: What the tests use: at least one architecture for each kind of rollback and of attention.
 TESTED = (
     *("llama-dense", "gemma3-dense", "qwen3moe-moe", "deepseek2-moe", "gpt-oss-moe"),
     *("lfm2-dense", "qwen35-dense", "nemotron_h-dense"),
@@ -36,17 +36,17 @@ def main() -> None:
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
         sys.exit(__doc__)
     files = sorted(Path(sys.argv[1]).glob("*.gguf"))
-    made_of = {file.stem: parts(file) for file in files if file.stem in TESTED}
-    lines = [f" {json.dumps(name)}: {json.dumps(made_of[name])}" for name in TESTED]
+    architecture_of = {file.stem: parts(file) for file in files if file.stem in TESTED}
+    lines = [f" {json.dumps(name)}: {json.dumps(architecture_of[name])}" for name in TESTED]
     (ROOT / "tests" / "support" / "tiny_architectures.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    found: dict[str, list[str]] = {}
+    by_way: dict[str, list[str]] = {}
     for file in files:
-        found.setdefault(way_back(file), []).append(file.stem.removesuffix("-dense").removesuffix("-moe"))
-    write_section(ROOT / "docs" / "architectures.md", "architectures", table(found))
+        by_way.setdefault(rollback_of(file), []).append(file.stem.removesuffix("-dense").removesuffix("-moe"))
+    write_section(ROOT / "docs" / "architectures.md", "architectures", table(by_way))
 
 
 def parts(file: Path) -> dict[str, object]:
-    """Keys that say something (0 is what llama.cpp takes where there is none), and tensors without their optional scales."""
+    """Return the keys of a header without those at their default (0), and the shapes of its tensors without the optional scales."""
     reader = GGUFReader(file)
     keys = {}
     for name, field in reader.fields.items():
@@ -61,8 +61,8 @@ def parts(file: Path) -> dict[str, object]:
     return {"architecture": reader.fields["general.architecture"].contents(), "keys": keys, "tensors": shapes}
 
 
-def way_back(file: Path) -> str:
-    """The name of the way, or why it is refused. Prints a line."""
+def rollback_of(file: Path) -> str:
+    """Return the kind of rollback, or why the model is refused, and print it."""
     try:
         model = LlamaModel(file)
         try:
@@ -77,20 +77,20 @@ def way_back(file: Path) -> str:
     return way
 
 
-def table(found: dict[str, list[str]]) -> str:
-    told = {
+def table(by_way: dict[str, list[str]]) -> str:
+    labels = {
         "tail": "**tail**: the last tokens are dropped",
         "snapshots": "**snapshots** of the state, as an expert; checkpoints as a drafter",
         "checkpoints": "**checkpoints**: the state is copied and put back",
     }
-    order = [*told, *sorted(found.keys() - told.keys())]
+    order = [*labels, *sorted(by_way.keys() - labels.keys())]
     rows = [
-        f"| {told.get(way, f'refused: {way}')} | {len(found[way])} | {', '.join(sorted(set(found[way])))} |"
+        f"| {labels.get(way, f'refused: {way}')} | {len(by_way[way])} | {', '.join(sorted(set(by_way[way])))} |"
         for way in order
-        if way in found
+        if way in by_way
     ]
     return "\n".join(
-        ["", f"With llama-cpp-python {llama_cpp_version()}:", "", "| goes back by | models | architectures |", "|---|---|---|", *rows, ""]
+        ["", f"With llama-cpp-python {llama_cpp_version()}:", "", "| rolls back by | models | architectures |", "|---|---|---|", *rows, ""]
     )
 
 

@@ -1,7 +1,7 @@
-"""Check that each claim of the documents has its evidence, and write docs/claims.md, the table of both.
+"""Check that each claim of the documents has its evidence, and write the table of docs/claims.md.
 
     python scripts/docs/claims.py             # checks, then writes the table
-    python scripts/docs/claims.py --missing   # prints lines for scripts/docs/claims.yaml for all that is in no claim yet
+    python scripts/docs/claims.py --missing   # prints lines for scripts/docs/claims.yaml for each sentence that is in no claim yet
 
 scripts/docs/claims.yaml has the claims, page by page. docs/claims.md says what counts as a claim and as evidence.
 """
@@ -26,14 +26,14 @@ ROOT = Path(__file__).parents[2]
 CLAIMS = ROOT / "scripts" / "docs" / "claims.yaml"
 PAGE = ROOT / "docs" / "claims.md"
 KINDS = ("test", "result", "value", "command", "source", "exempt")
-#: Why words that look like a claim are none.
+#: Reasons why a sentence needs no evidence.
 REASONS = ("advice", "definition", "example", "instruction", "navigation", "others")
-SHORTEST_PHRASE = 3  # words: less would hide what is written later
+SHORTEST_PHRASE = 3  # words: a shorter phrase could cover other sentences too
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Words of a page, and what shows that they are so. evidence: by its kind; values as in the file."""
+    """Words of a page, and their evidence by its kind, as in the file."""
 
     page: str
     phrases: tuple[str, ...]
@@ -45,40 +45,40 @@ class Claim:
 
 
 def read_claims(path: Path = CLAIMS) -> list[Claim]:
-    """All of the file, in its order; every value is a text. Exits where an entry has no words or no evidence."""
-    found = []
+    """Return all claims of the file in its order. Exits where an entry has no words or no evidence."""
+    claims = []
     for page, entries in (yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader) or {}).items():
         for entry in entries:
             evidence = {kind: value for kind, value in entry.items() if kind != "says"}
             if "says" not in entry or not evidence or not set(evidence) <= set(KINDS):
                 sys.exit(f"{path.name}, {page}: {entry} needs 'says' and one or more of {', '.join(KINDS)}")
-            found.append(Claim(page, tuple(" ".join(phrase.split()) for phrase in _listed(entry["says"])), evidence))
-    return found
+            claims.append(Claim(page, tuple(" ".join(phrase.split()) for phrase in _as_list(entry["says"])), evidence))
+    return claims
 
 
 def pages(root: Path = ROOT) -> list[str]:
-    """README.md and all of docs/, as paths from the root."""
+    """Return README.md and all of docs/, as paths from the root."""
     return ["README.md", *(path.relative_to(root).as_posix() for path in sorted((root / "docs").glob("*.md")))]
 
 
 def unlisted(page: str, claims: list[Claim], root: Path = ROOT) -> Iterator[Statement]:
-    """Statements of a page with a number or word that stands in no phrase of a claim."""
+    """Yield the statements of a page with a number or word that is in no phrase of a claim."""
     phrases = [phrase for claim in claims if claim.page == page for phrase in claim.phrases]
     for statement in statements((root / page).read_text(encoding="utf-8")):
-        shown = [(at, at + len(phrase)) for phrase in phrases for at in _places(phrase, statement.text)]
-        if not all(any(first <= start and end <= last for first, last in shown) for start, end in statement.triggers()):
+        spans = [(at, at + len(phrase)) for phrase in phrases for at in _places(phrase, statement.text)]
+        if not all(any(first <= start and end <= last for first, last in spans) for start, end in statement.triggers()):
             yield statement
 
 
 def faults(claims: list[Claim], root: Path = ROOT) -> Iterator[str]:
-    """All that is wrong, each in a line that says where, what, and what to do."""
+    """Yield all that is wrong, with the place and what to do."""
     for page in sorted({claim.page for claim in claims} - set(pages(root))):
         yield f"claims.yaml: no page {page}; the pages are README.md and docs/*.md"
     for page in pages(root):
-        said = list(statements((root / page).read_text(encoding="utf-8")))
+        on_page = list(statements((root / page).read_text(encoding="utf-8")))
         for claim in claims:
             if claim.page == page:
-                yield from _faults_of(claim, said, root)
+                yield from _claim_faults(claim, on_page, root)
         for statement in unlisted(page, claims, root):
             yield (
                 f"{page}:{statement.line}: in no claim: {statement.text}\n"
@@ -87,9 +87,9 @@ def faults(claims: list[Claim], root: Path = ROOT) -> Iterator[str]:
             )
 
 
-def _faults_of(claim: Claim, said: list[Statement], root: Path) -> Iterator[str]:
+def _claim_faults(claim: Claim, on_page: list[Statement], root: Path) -> Iterator[str]:
     for phrase in claim.phrases:
-        where = next((statement for statement in said if phrase in statement.text), None)
+        where = next((statement for statement in on_page if phrase in statement.text), None)
         if len(phrase.split()) < SHORTEST_PHRASE:
             yield f"claims.yaml: {claim.page}: {phrase!r} has fewer than {SHORTEST_PHRASE} words; quote more of the sentence"
         if where is None:
@@ -97,30 +97,30 @@ def _faults_of(claim: Claim, said: list[Statement], root: Path) -> Iterator[str]
             continue
         if claim.exempt and not Statement(0, phrase).triggers():
             yield f"claims.yaml: {claim.page}: {phrase!r} is exempt and has neither number nor word that needs it; remove it"
-        for fault in _without(claim, phrase, where, root):
+        for fault in _evidence_faults(claim, phrase, where, root):
             yield f"{claim.page}:{where.line}: {phrase}\n  its evidence in scripts/docs/claims.yaml: {fault}"
 
 
-def _without(claim: Claim, phrase: str, where: Statement, root: Path) -> Iterator[str]:
-    """What is wrong with the evidence of one phrase."""
+def _evidence_faults(claim: Claim, phrase: str, where: Statement, root: Path) -> Iterator[str]:
+    """Yield what is wrong with the evidence of one phrase."""
     for kind, value in claim.evidence.items():
         if kind == "test":
-            yield from (fault for name in _listed(value) for fault in wrong_test(name, root))
+            yield from (fault for name in _as_list(value) for fault in wrong_test(name, root))
         elif kind == "result":
             for path, figures in value.items():
-                yield from wrong_result(path, figures if isinstance(figures, dict) else _listed(figures), where.text, root)
+                yield from wrong_result(path, figures if isinstance(figures, dict) else _as_list(figures), where.text, root)
         elif kind == "value":
             yield from (fault for name, figure in value.items() for fault in wrong_value(name, figure, where.text))
         elif kind == "command":
-            yield from (fault for command in _listed(value) for fault in wrong_command(command, root))
+            yield from (fault for command in _as_list(value) for fault in wrong_command(command, root))
         elif kind == "source":
-            yield from (fault for address in _listed(value) for fault in wrong_source(address, where.text, where.links))
+            yield from (fault for address in _as_list(value) for fault in wrong_source(address, where.text, where.links))
         elif value not in REASONS:
             yield f"{value!r} is no reason; there are {', '.join(REASONS)}"
 
 
 def suggestion(statement: Statement, page: str, claims: list[Claim], root: Path = ROOT) -> str:
-    """Lines for claims.yaml that take a statement in, with the evidence of what the page said in its place before, if it did."""
+    """Lines for claims.yaml that take a statement in, with the evidence of what the page on_page in its place before, if it did."""
     text = " ".join((" ".join(each.text for each in statements((root / page).read_text(encoding="utf-8")))).split())
     gone = {phrase: claim for claim in claims if claim.page == page for phrase in claim.phrases if phrase not in text}
     near = difflib.get_close_matches(statement.text, gone, 1, 0.5)
@@ -131,36 +131,36 @@ def suggestion(statement: Statement, page: str, claims: list[Claim], root: Path 
 
 
 def table(claims: list[Claim]) -> str:
-    """All claims and what shows them, a table for each page."""
+    """Return all claims and their evidence, a table for each page."""
     parts = []
     for page in dict.fromkeys(claim.page for claim in claims):
         mine = [claim for claim in claims if claim.page == page]
-        shown = [claim for claim in mine if not claim.exempt]
+        with_evidence = [claim for claim in mine if not claim.exempt]
         exempt = sum(len(claim.phrases) for claim in mine if claim.exempt)
         target = "../README.md" if page == "README.md" else Path(page).name
         parts.append(f"## {Path(page).name}\n\n[The page]({target}). Exempt sentences: {exempt}.\n\n")
-        if shown:
+        if with_evidence:
             parts.append("| claim | shown by |\n|---|---|\n")
-            parts += [f"| {cell('; '.join(claim.phrases))} | {cell(_told(claim))} |\n" for claim in shown]
+            parts += [f"| {cell('; '.join(claim.phrases))} | {cell(_evidence_text(claim))} |\n" for claim in with_evidence]
             parts.append("\n")
     return "".join(parts)
 
 
-def _told(claim: Claim) -> str:
-    told = []
+def _evidence_text(claim: Claim) -> str:
+    texts = []
     for kind, value in claim.evidence.items():
         if kind == "result":
             for path, figures in value.items():
-                where = [f"{figure} at `{place}`" for place, figure in figures.items()] if isinstance(figures, dict) else _listed(figures)
-                told.append(f"`{path}`: {', '.join(where)}")
+                where = [f"{figure} at `{place}`" for place, figure in figures.items()] if isinstance(figures, dict) else _as_list(figures)
+                texts.append(f"`{path}`: {', '.join(where)}")
         elif kind == "value":
-            told += [f"`{name}`: {figure}" for name, figure in value.items()]
+            texts += [f"`{name}`: {figure}" for name, figure in value.items()]
         else:
-            told += [each if kind == "source" else f"`{each}`" for each in _listed(value)]
-    return "; ".join(told)
+            texts += [each if kind == "source" else f"`{each}`" for each in _as_list(value)]
+    return "; ".join(texts)
 
 
-def _listed(value: Any) -> list[str]:
+def _as_list(value: Any) -> list[str]:
     return value if isinstance(value, list) else [value]
 
 
@@ -180,9 +180,9 @@ def main() -> None:
             missing = [suggestion(statement, page, claims) for statement in unlisted(page, claims)]
             print(f"{page}:\n{''.join(missing)}" if missing else "", end="")
         return
-    found = list(faults(claims))
-    if found:
-        sys.exit("\n".join([*found, f"{len(found)} faults; docs/claims.md says what counts as a claim"]))
+    problems = list(faults(claims))
+    if problems:
+        sys.exit("\n".join([*problems, f"{len(problems)} faults; docs/claims.md says what counts as a claim"]))
     write_section(PAGE, "claims", table(claims))
 
 

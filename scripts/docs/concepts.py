@@ -1,10 +1,9 @@
-"""Make the pictures of docs/concepts.md: real blocks of real answers of the bundled pair, and what the dial does to one.
+"""Draw the pictures of docs/concepts.md: blocks of real answers of the bundled pair, and the effect of the dial.
 
     python scripts/docs/concepts.py            asks the bundled pair, writes docs/results/concepts.json, draws
     python scripts/docs/concepts.py --draw     draws what that file holds
 
-Every number in a picture was seen by the rule that settled the block. Pictures have their own background and follow the reader's light or
-dark setting.
+The numbers in a picture are those that the rule had. Pictures have their own background and follow the reader's light or dark setting.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ from speccascade_local.rules.rule import Decision, Rule
 DOCS = Path(__file__).parents[2] / "docs"
 DATA = DOCS / "results" / "concepts.json"
 QUESTION = "Who is Buzz Aldrin?"
-#: Which block of which answer: by rule and seed, at temperature 1; always the first block, of five drafted tokens.
-BLOCKS = {"block-strict": ("strict", 0), "block-cascade": ("token_v3:0.8", 0), "block-mended": ("token_v3:0.8", 1)}
+#: The first block of an answer at temperature 1, by rule and seed.
+BLOCKS = {"block-strict": ("strict", 0), "block-cascade": ("token_v3:0.8", 0), "block-corrected": ("token_v3:0.8", 1)}
 BLOCK_SIZE = 5
-#: The dial, at temperature 0: where another wording is as good, and where a word too many of the drafter's is wrong.
+#: Rules for the dial at temperature 0: in the first question another wording is as good, in the second it is wrong.
 DIALS = {
     QUESTION: ("strict", "token_v3:0.4", "token_v3:0.5", "never"),
     "Summarize in one sentence: 30 pupils of the school in Westbrook planted bushes on Friday. The teacher, Nora Kim, said that the park "
@@ -59,7 +58,7 @@ text { font: 14px system-ui, sans-serif; fill: #1d232b }
 
 
 class Watching:
-    """A rule that writes down what another one sees and says in the first block."""
+    """A rule that records the input and output of another rule in the first block."""
 
     def __init__(self, rule: Rule, runtime: sc.Runtime) -> None:
         self.rule, self.places = rule, []  # type: tuple[Rule, list[dict[str, Any]]]
@@ -68,15 +67,15 @@ class Watching:
         self._begin: int | None = None
 
     def defer(self, evidence: Evidence) -> Any:
-        """What the other rule answers."""
+        """Return what the other rule returns."""
         decision, place = Decision(self.rule.at(evidence), evidence), evidence.place
         if place.drafted and self._begin in (None, len(place.text)):
             self._begin = len(place.text)
             self.draft = [self._piece(token).decode() for token in place.drafted]
-            self.places.append(self._seen(decision, evidence, place.drafted[place.position]))
+            self.places.append(self._record(decision, evidence, place.drafted[place.position]))
         return decision.deferred
 
-    def _seen(self, decision: Decision, evidence: Evidence, token: int) -> dict[str, Any]:
+    def _record(self, decision: Decision, evidence: Evidence, token: int) -> dict[str, Any]:
         q, p, deferred = evidence.drafter_probs[0], evidence.expert_probs[0], decision.deferred[0]
         return {
             "q": round(float(q[token]), 3),
@@ -89,7 +88,7 @@ class Watching:
 
 
 def block(runtime: sc.Runtime, prompt: Sequence[int], rule: str, seed: int) -> dict[str, Any]:
-    """The first block of an answer: what was drafted, what the rule saw and said, and what came of it."""
+    """Return the first block of an answer: the draft, the input and output of the rule, and the outcome."""
     watching = Watching(registry.parse(rule), runtime)
     chunk = next(iter(runtime.stream(prompt, rule=watching, temperature=1, seed=seed, block_size=BLOCK_SIZE)))
     last = chunk.tokens[-1]
@@ -103,7 +102,7 @@ def block(runtime: sc.Runtime, prompt: Sequence[int], rule: str, seed: int) -> d
 
 
 def ask() -> dict[str, Any]:
-    """All that is drawn."""
+    """Return the data of all pictures."""
     with sc.load(n_threads=1) as runtime:
         prompt = runtime.chat_ids([{"role": "user", "content": QUESTION}])
         blocks = {name: block(runtime, prompt, *which) for name, which in BLOCKS.items()}
@@ -112,33 +111,33 @@ def ask() -> dict[str, Any]:
 
 
 def dial(runtime: sc.Runtime, question: str, rule: str) -> dict[str, Any]:
-    """One question under one rule."""
+    """Return the answer to one question under one rule."""
     reply = runtime.chat([{"role": "user", "content": question}], rule=rule, block_size=BLOCK_SIZE)
     distance = reply.fidelity and reply.fidelity.mean_tv
-    told = {"question": question, "rule": rule, "text": reply.text, "origins": [token.origin for token in reply.tokens]}
-    return {**told, "expert_calls": reply.stats.expert_calls, "tv": None if distance is None else round(distance, 3)}
+    answer = {"question": question, "rule": rule, "text": reply.text, "origins": [token.origin for token in reply.tokens]}
+    return {**answer, "expert_calls": reply.stats.expert_calls, "tv": None if distance is None else round(distance, 3)}
 
 
 # --- drawing
 
 
-def draw_block(told: Mapping[str, Any]) -> str:
-    """One row for each drafted token: both models' opinion of it, the rule's answer, the outcome."""
-    parts = [_text(16, 26, f"rule {told['rule']}", "code"), *_legend(220, 16, (("drafter", "drafter's q"), ("expert", "expert's p")))]
+def draw_block(example: Mapping[str, Any]) -> str:
+    """Draw one row for each drafted token: both probabilities, the rule's decision, the outcome."""
+    parts = [_text(16, 26, f"rule {example['rule']}", "code"), *_legend(220, 16, (("drafter", "drafter's q"), ("expert", "expert's p")))]
     parts += [_text(x, 52, head, "head") for x, head in ((16, "draft"), (92, "how likely?"), (258, "rule says"), (354, "outcome"))]
-    y, judged = 62, len(told["places"])
-    for i, drafted in enumerate(told["draft"]):
+    y, judged = 62, len(example["places"])
+    for i, drafted in enumerate(example["draft"]):
         height = 50 if i < judged else 30
         parts += [_line(y), _text(16, y + height * 0.5 + 5, _visible(drafted), "code")]
         if i < judged:
-            parts += _judged(y, told["places"][i], dropped=i == judged - 1 and told["last"]["origin"] == "corrected")
+            parts += _judged(y, example["places"][i], dropped=i == judged - 1 and example["last"]["origin"] == "corrected")
         else:
             parts += [_text(354, y + 20, "not looked at", "small")]
         y += height
-    last = told["last"]
+    last = example["last"]
     why = "the expert's, in place of what was dropped" if last["origin"] == "corrected" else "the expert's, one more: the bonus"
     parts += [_line(y), _text(16, y + 28, _visible(last["text"]), "code own"), _text(92, y + 28, why, "number")]
-    return _svg(y + 46, parts, f"One block under {told['rule']}")
+    return _svg(y + 46, parts, f"One block under {example['rule']}")
 
 
 def _judged(y: int, place: Mapping[str, Any], *, dropped: bool) -> list[str]:
@@ -146,43 +145,43 @@ def _judged(y: int, place: Mapping[str, Any], *, dropped: bool) -> list[str]:
     for offset, model, share in ((8, "drafter", place["q"]), (27, "expert", place["p"])):
         parts += [f'<rect class="{model}" x="92" y="{y + offset}" width="{max(1, 100 * share):.1f}" height="14" rx="2"/>']
         parts += [_text(98 + 100 * share, y + offset + 12, f"{share:.0%}", "number")]
-    said = ["the expert", "decides"] if place["deferred"] else ["the draft", "stands"]
-    parts += [_text(258, y + 21 + 16 * i, line, "number") for i, line in enumerate(said)]
+    decision = ["the expert", "decides"] if place["deferred"] else ["the draft", "stands"]
+    parts += [_text(258, y + 21 + 16 * i, line, "number") for i, line in enumerate(decision)]
     outcome = ("dropped", "bad") if dropped else ("kept", "good")
     return [*parts, _text(354, y + 21, *outcome), _text(354, y + 38, f"chance {place['kept']:.0%}", "small")]
 
 
 def draw_dial(dials: Sequence[Mapping[str, Any]]) -> str:
-    """A strip for each setting of the dial, a cell for each token."""
+    """Draw a strip for each setting of the dial, with a cell for each token."""
     classes = {"accepted": "drafter", "matched": "matched", "corrected": "dropped", "bonus": "bonus", "expert": "bonus"}
     parts, y, question = [], 8, ""
-    for told in dials:
-        if told["question"] != question:
-            question, longest = told["question"], max(len(each["origins"]) for each in dials if each["question"] == told["question"])
+    for answer in dials:
+        if answer["question"] != question:
+            question, longest = answer["question"], max(len(each["origins"]) for each in dials if each["question"] == answer["question"])
             parts += [_text(16, y + 18, question if len(question) < 60 else question[:56] + "…", "small")]
             y += 30
         step = (WIDTH - 32) / longest
-        calls = f"{told['expert_calls']} expert calls" + ("" if told["tv"] is None else f", TV {told['tv']:g}")
-        parts += [_text(16, y + 14, told["rule"], "code"), _text(WIDTH - 16, y + 14, calls, "number", end=True)]
+        calls = f"{answer['expert_calls']} expert calls" + ("" if answer["tv"] is None else f", TV {answer['tv']:g}")
+        parts += [_text(16, y + 14, answer["rule"], "code"), _text(WIDTH - 16, y + 14, calls, "number", end=True)]
         parts += [
             f'<rect class="{classes[origin]}" x="{16 + step * i:.2f}" y="{y + 22}" width="{step - 0.8:.2f}" height="16"/>'
-            for i, origin in enumerate(told["origins"])
+            for i, origin in enumerate(answer["origins"])
         ]
-        parts += [_text(16, y + 56, told["text"] if len(told["text"]) < 60 else told["text"][:56] + "…", "number")]
+        parts += [_text(16, y + 56, answer["text"] if len(answer["text"]) < 60 else answer["text"][:56] + "…", "number")]
         y += 76
     words = (("drafter", "kept by the rule"), ("matched", "kept by the test"), ("dropped", "corrected"), ("bonus", "the expert's"))
     return _svg(y + 28, [*parts, *_legend(16, y, words)], "What the dial does to two answers")
 
 
-def draw_pair(told: Mapping[str, Any]) -> str:
+def draw_pair(example: Mapping[str, Any]) -> str:
     """Who does what, in the words of one block."""
-    judged, last = told["places"], told["last"]["text"]
+    judged, last = example["places"], example["last"]["text"]
     opinions = [f"{place['p']:.0%}" for place in judged]
     steps = (
-        ("drafter", "drafter", "writes a block of tokens ahead", told["draft"], "good"),
+        ("drafter", "drafter", "writes a block of tokens ahead", example["draft"], "good"),
         ("expert", "expert", "reads the block in one batch: how likely is each?", opinions, "own"),
         ("frame", "rule", "whose word counts here?", ["expert" if place["deferred"] else "draft" for place in judged], ""),
-        ("matched", "text", "what was kept, and one token of the expert's", [*told["draft"][: len(judged) - 1], last], ""),
+        ("matched", "text", "what was kept, and one token of the expert's", [*example["draft"][: len(judged) - 1], last], ""),
     )
     parts, y = [], 12
     for style, name, does, cells, colour in steps:
@@ -221,14 +220,14 @@ def _line(y: int) -> str:
 
 
 def _visible(text: str) -> str:
-    """Spaces as dots."""
+    """Return the text with dots for spaces."""
     return escape(text.replace(" ", "·"))
 
 
-def pictures(told: Mapping[str, Any]) -> dict[str, str]:
-    """All of them by name."""
-    drawn = {name: draw_block(each) for name, each in told["blocks"].items()}
-    return {**drawn, "pair": draw_pair(told["blocks"]["block-mended"]), "dial": draw_dial(told["dials"])}
+def pictures(data: Mapping[str, Any]) -> dict[str, str]:
+    """Return all pictures by name."""
+    drawn = {name: draw_block(each) for name, each in data["blocks"].items()}
+    return {**drawn, "pair": draw_pair(data["blocks"]["block-corrected"]), "dial": draw_dial(data["dials"])}
 
 
 def main() -> None:

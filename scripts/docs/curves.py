@@ -1,10 +1,10 @@
-"""Make the picture of quality against time, and the tables beside it, from committed results of ``speccascade bench``.
+"""Draw quality against time, and write the tables for it, from committed results of ``speccascade bench``.
 
     gzip -9n < ROWS.jsonl > docs/results/curves_scaled.jsonl.gz     # the first line of each file has the command that measured it
     python scripts/docs/curves.py
 
-Reads docs/results/curves_demo.jsonl.gz and curves_scaled.jsonl.gz; writes the .json of each beside it, docs/curves.svg, and the section
-between the markers of README.md and of docs/benchmarking.md. Measures nothing.
+Reads docs/results/curves_demo.jsonl.gz and curves_scaled.jsonl.gz. Writes the .json of each next to it, docs/curves.svg, and a section of
+docs/benchmarking.md. Measures nothing.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from sections import write_section
 
 from speccascade_local.bench import rows
-from speccascade_local.bench.charts import curves, draw_curves
-from speccascade_local.bench.export import as_json, markdown_table, parting, points, verdict
+from speccascade_local.bench.charts import curves, save_curves
+from speccascade_local.bench.export import as_json, difference, markdown_table, points, verdict
 from speccascade_local.bench.grid import BASE
 from speccascade_local.bench.summary import ArmSummary, Summary, require_measured, summarize
 from speccascade_local.common.errors import SpeccascadeError
@@ -38,9 +38,9 @@ HEADING = (
 
 
 def fastest(arms: Sequence[ArmSummary]) -> list[ArmSummary]:
-    """Of each rule the fastest way that is not surely worse than the expert alone, or the least bad; the fastest first."""
-    found = [max(curve, key=lambda arm: ("worse" not in verdict(arm), arm.speedup.value)) for curve in curves(arms).values()]
-    return sorted(found, key=lambda arm: (arm.arm != BASE, "worse" in verdict(arm), -arm.speedup.value))
+    """Return of each rule the fastest arm that is not surely worse than the expert alone, or the least bad; the fastest first."""
+    best = [max(curve, key=lambda arm: ("worse" not in verdict(arm), arm.speedup.value)) for curve in curves(arms).values()]
+    return sorted(best, key=lambda arm: (arm.arm != BASE, "worse" in verdict(arm), -arm.speedup.value))
 
 
 def table(arms: Sequence[ArmSummary]) -> str:
@@ -55,7 +55,7 @@ def table(arms: Sequence[ArmSummary]) -> str:
                 "–" if arm.quality is None else f"{100 * arm.quality:.1f}",
                 points(arm.quality_gain),
                 "–" if arm.mean_tv is None else f"{arm.mean_tv:.3f}",
-                parting(arm),
+                difference(arm),
                 f"{arm.expert_calls_per_token:.2f}",
             ]
         )
@@ -70,7 +70,7 @@ def tables(name: str, summary: Summary) -> str:
 
 
 def summary_of(name: str) -> Summary:
-    """Of the committed rows; writes their figures beside them. Raises CatalogError."""
+    """Return the summary of the committed rows, and write their figures next to them. Raises CatalogError."""
     setup, measured = rows.read(RESULTS / f"{name}.jsonl.gz")
     require_measured(measured)
     summary = summarize(measured)
@@ -83,10 +83,9 @@ def main() -> None:
         scaled, demo = summary_of("curves_scaled"), summary_of("curves_demo")
     except SpeccascadeError as error:
         sys.exit(f"error: {error}")
-    draw_curves(PICTURE, scaled)
+    save_curves(PICTURE, scaled)
     both = f"{tables('Cost-scaled pair', scaled)}\n{tables('Bundled pair', demo)}"
     write_section(ROOT / "docs" / "benchmarking.md", "curves", f"![Quality against time](curves.svg)\n\n{both}")
-    write_section(ROOT / "README.md", "curves", "![Quality against time, by rule and dial](docs/curves.svg)\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Whether the evidence that a claim names is there: tests, figures in result files, constants of the package, commands, citations.
+"""Check that the evidence of a claim exists: tests, figures in result files, constants of the package, commands, citations.
 
-Each check gives what is wrong in words, and nothing where all is well. Knows nothing of documents but the claim's own words.
+Each check yields what is wrong.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from speccascade_local.cli.app import VERBS
 
 ROOT = Path(__file__).parents[2]
 FIGURE = re.compile(r"([+−-]?)([\d,]*\d)(?:\.(\d+))?(?: (kB|MB|GB|MiB|%|points))?(?![\w.]|,\d)")
-#: What a value of a file or of the package is divided by to be told so.
+#: Divisors of a value for each unit in the text.
 UNITS = {None: 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "MiB": 2.0**20, "%": 0.01, "points": 0.01}
 
 
 def wrong_test(name: str, root: Path = ROOT) -> Iterator[str]:
-    """name: ``tests/test_x.py::test_y``, with or without parameters in brackets."""
+    """Check a test: ``tests/test_x.py::test_y``, with or without parameters in brackets."""
     path, _, function = name.partition("::")
     if not (root / path).is_file():
         yield f"no file {path}"
@@ -35,11 +35,16 @@ def wrong_test(name: str, root: Path = ROOT) -> Iterator[str]:
 
 
 def wrong_result(path: str, figures: Sequence[str] | Mapping[str, str], words: str, root: Path = ROOT) -> Iterator[str]:
-    """figures: texts as they stand in the file, but for blanks; of a JSON file the figures of the claim by where the file has them.
+    """Check a result file.
 
-    Where: keys with slashes between; of a list an index, or ``key=value&...`` for the first element that has these. A value counts as
-    the figure if it is that when rounded to as many decimals, a share times 100 before `` %`` or `` points``. A figure without a sign
-    tells the size alone.
+    A place in a JSON file is keys with slashes between; in a list an index, or ``key=value&...`` for the first element that has these. A
+    value is the figure if it rounds to it, a share times 100 before `` %`` or `` points``. A figure without a sign gives the size alone.
+
+    Args:
+        path: the file.
+        figures: texts that the file has, apart from white space; for a JSON file the figures of the claim by their place in the file.
+        words: the sentence with the claim.
+        root: the repository.
     """
     if not (root / path).is_file():
         yield f"no file {path}"
@@ -48,12 +53,12 @@ def wrong_result(path: str, figures: Sequence[str] | Mapping[str, str], words: s
         for place, figure in figures.items():
             yield from _wrong_figure(f"{path}, {place}", _value(data, place), figure, words)
     else:
-        told = " ".join((root / path).read_text(encoding="utf-8").split())
-        yield from (f"{path} does not say {figure!r}" for figure in figures if " ".join(figure.split()) not in told)
+        text = " ".join((root / path).read_text(encoding="utf-8").split())
+        yield from (f"{path} does not say {figure!r}" for figure in figures if " ".join(figure.split()) not in text)
 
 
 def wrong_value(name: str, figure: str, words: str) -> Iterator[str]:
-    """name: a number of the package, ``speccascade_local.module.NAME``, with an index in brackets where it is one of several."""
+    """Check a number of the package: ``speccascade_local.module.NAME``, with an index in brackets where it is one of several."""
     module, _, attribute = name.partition("[")[0].rpartition(".")
     try:
         value = getattr(importlib.import_module(module), attribute)
@@ -65,7 +70,7 @@ def wrong_value(name: str, figure: str, words: str) -> Iterator[str]:
 
 
 def wrong_command(command: str, root: Path = ROOT) -> Iterator[str]:
-    """command: ``python scripts/x.py --option`` or ``speccascade verb --option``."""
+    """Check a command: ``python scripts/x.py --option`` or ``speccascade verb --option``."""
     program, what, *rest = [*shlex.split(command), "", ""]
     known = _options_of_script(root / what) if program == "python" else _options_of_verb(what) if program == "speccascade" else None
     if known is None:
@@ -76,7 +81,7 @@ def wrong_command(command: str, root: Path = ROOT) -> Iterator[str]:
 
 
 def wrong_source(address: str, words: str, links: Sequence[str]) -> Iterator[str]:
-    """address: a link of the sentence, or the beginning of one, or the number of a paper."""
+    """Check a citation: a link of the sentence, or the beginning of one, or the number of a paper."""
     if not any(link.startswith(address) for link in links) and address not in words:
         yield f"the sentence does not cite {address}"
 
@@ -88,12 +93,12 @@ def _functions(path: Path) -> frozenset[str]:
 
 
 def _options_of_script(path: Path) -> list[str] | None:
-    """None: no such script."""
+    """Return the options that a script names; None where there is no such script."""
     return re.findall(r"[\"'](--[a-z][a-z0-9-]*)[\"']", path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _options_of_verb(verb: str) -> list[str] | None:
-    """None: no such verb."""
+    """Return the options of a verb; None where there is no such verb."""
     return re.findall(r"--[a-z][a-z0-9-]*", " ".join(option.names for option in options_of(verb))) if verb in VERBS else None
 
 
@@ -110,16 +115,16 @@ def _value(data: Any, place: str) -> Any:
 
 
 def _wrong_figure(place: str, value: Any, figure: str, words: str) -> Iterator[str]:
-    found = FIGURE.search(figure)
+    match = FIGURE.search(figure)
     if figure not in words:
         yield f"the claim does not say {figure!r}"
-    elif not found:
+    elif not match:
         yield f"{figure!r} is no figure"
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
         yield f"no number at {place}"
     else:
-        sign, whole, decimals, unit = found.groups()
-        told = float(f"{whole.replace(',', '')}.{decimals or 0}") * (-1 if sign in ("−", "-") else 1)
-        seen = (value if sign else abs(value)) / UNITS[unit]
-        if abs(seen - told) > 0.5 * 10 ** -len(decimals or "") + 1e-9:
-            yield f"{place} is {seen:.6g}, which is not {figure}"
+        sign, whole, decimals, unit = match.groups()
+        claimed = float(f"{whole.replace(',', '')}.{decimals or 0}") * (-1 if sign in ("−", "-") else 1)
+        actual = (value if sign else abs(value)) / UNITS[unit]
+        if abs(actual - claimed) > 0.5 * 10 ** -len(decimals or "") + 1e-9:
+            yield f"{place} is {actual:.6g}, which is not {figure}"

@@ -1,8 +1,8 @@
-"""Make the pictures and the table of docs/methods.md from the code.
+"""Draw the pictures and write the table of docs/methods.md from the code.
 
     python scripts/docs/methods.py
 
-Every bar is computed by the package: what a rule makes of one contested place, with six tokens that both models know.
+The package computes the bars: the target of a rule at one contested place, with six tokens that both models know.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 WORDS = ("Buzz", "Edwin", "The", "He", "Colonel", "An")
 DRAFTER = np.array([0.55, 0.10, 0.20, 0.10, 0.01, 0.04])
 EXPERT = np.array([0.33, 0.40, 0.04, 0.12, 0.08, 0.03])
-#: Dials at which the example shows what is special about a rule, where the typical ones would not.
-SHOWN = {
+#: Dials at which the example shows what is special about a rule; the typical ones would not.
+DIALS = {
     "chow": "0.5",
     "chow_log": "1.35",
     "diff_log": "-0.1",
@@ -50,7 +50,7 @@ def evidence(drafter: np.ndarray = DRAFTER, expert: np.ndarray = EXPERT, tempera
 
 
 def draw_rule(rule: Rule) -> Figure:
-    """Left: what the two models would say, and which tokens the rule trusts. Right: what comes out, and how."""
+    """Draw both distributions and the tokens that the rule trusts on the left, and the emitted distribution on the right."""
     decision = Decision(rule.at(evidence()), evidence())
     figure = Figure(figsize=(7.2, 2.3), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -70,7 +70,7 @@ def draw_rule(rule: Rule) -> Figure:
 
 
 def outcome(axes: Axes, drafter: np.ndarray, target: np.ndarray) -> None:
-    """The target as stacked bars: kept drafts, tokens written instead, and, above it, drafts that are dropped."""
+    """Draw the target as stacked bars: kept drafts, tokens written instead, and above them dropped drafts."""
     x, kept = np.arange(len(target)), np.minimum(drafter, target)
     axes.bar(x, kept, 0.6, color=KEPT, label="drafted and kept")
     for height, bottom, label, style in (
@@ -89,7 +89,7 @@ def _trust(trusted: np.ndarray) -> str:
 
 
 def draw_fly() -> Figure:
-    """A block of fourteen: which mismatches stand."""
+    """Draw a block of fourteen, and which mismatches are kept."""
     rule, size, mismatches = Fly(), 14, (2, 9)
     rows = np.full((size, len(WORDS)), 0.02)
     for i in range(size):
@@ -101,13 +101,13 @@ def draw_fly() -> Figure:
     for i in range(size):
         row = Evidence(expert.row(i), expert.row(i), Sampler(0), Place(drafted=[0] * size, position=i, expert=expert))
         stands = i not in mismatches or not rule.defer(row).any()
-        said = "not\njudged" if not judged else "match" if i not in mismatches else "other,\nstands" if stands else "other,\ndropped"
-        hatch = "//" if said == "other,\nstands" else "xx" if said == "other,\ndropped" else None
+        label = "not\njudged" if not judged else "match" if i not in mismatches else "other,\nstands" if stands else "other,\ndropped"
+        hatch = "//" if label == "other,\nstands" else "xx" if label == "other,\ndropped" else None
         axes.bar(
             i, 1, 0.9, color="0.85" if not judged else KEPT if stands else "white", hatch=hatch, edgecolor="0.2" if stands else DROPPED
         )
-        colours = {"color": "black", "bbox": {"color": "white", "pad": 1}} if hatch else {"color": "white" if judged else "black"}
-        axes.text(i, 0.5, said, ha="center", va="center", fontsize=7, **colours)
+        colors = {"color": "black", "bbox": {"color": "white", "pad": 1}} if hatch else {"color": "white" if judged else "black"}
+        axes.text(i, 0.5, label, ha="center", va="center", fontsize=7, **colors)
         judged &= stands
     axes.set(yticks=[], xticks=range(size), xlabel="position in the block", xlim=(-0.6, size - 0.4))
     axes.set_title(f"{rule}: another word stands if five matches follow, never among the last {rule.TAIL}", fontsize=8)
@@ -115,7 +115,7 @@ def draw_fly() -> Figure:
 
 
 def draw_decision_tokens() -> Figure:
-    """The disagreement over a text, and where it stands out."""
+    """Draw the disagreement over a text, and where it stands out."""
     rule = DecisionTokens(1.0)
     rng = np.random.default_rng(4)
     figure = Figure(figsize=(7.2, 2.0), layout="constrained")
@@ -124,9 +124,9 @@ def draw_decision_tokens() -> Figure:
     for i in range(40):
         expert = rng.dirichlet(np.full(6, 0.4)) * 0.98 + 0.02 / 6
         drafter = (expert if rng.random() < 0.75 else rng.dirichlet(np.full(6, 0.4))) * 0.9 + 0.1 / 6
-        seen = evidence(drafter, expert, place=Place(trace=trace))
-        asked = bool(rule.defer(seen)[0])
-        trace.append(float(seen.cross_entropy[0]))
+        example = evidence(drafter, expert, place=Place(trace=trace))
+        asked = bool(rule.defer(example)[0])
+        trace.append(float(example.cross_entropy[0]))
         style = {"color": WRITTEN, "hatch": "//", "edgecolor": "0.3"} if asked else {"color": KEPT}
         axes.bar(i, trace[-1], 0.8, label=("asks the expert" if asked else "keeps the draft"), **style)
     usual = [max(rule.tau, float(np.mean(trace[max(0, i - rule.window) : i] or [0]))) for i in range(len(trace))]
@@ -140,7 +140,7 @@ def draw_decision_tokens() -> Figure:
 
 
 def draw_budget() -> Figure:
-    """The running mean of TV over a text, held at the limit."""
+    """Draw the running mean of TV over a text, held at the limit."""
     rule = Budget(0.05)
     rng = np.random.default_rng(1)
     trace: list[float] = []
@@ -149,10 +149,10 @@ def draw_budget() -> Figure:
         expert, drafter = rng.dirichlet(np.full(6, 0.5)), rng.dirichlet(np.full(6, 0.5))
         mixed = 0.7 * expert + 0.3 * drafter
         place = Place(trace=trace, emitted=i)
-        seen = evidence(mixed + 1e-9, expert + 1e-9, place=place)
-        chosen = rule.at(seen)
+        example = evidence(mixed + 1e-9, expert + 1e-9, place=place)
+        chosen = rule.at(example)
         alphas.append(getattr(chosen, "alpha", 0.0))
-        trace.append(rule.remember(Decision(chosen, seen)))
+        trace.append(rule.remember(Decision(chosen, example)))
     figure = Figure(figsize=(7.2, 2.2), layout="constrained")
     axes = figure.subplots()
     axes.plot(np.cumsum(trace) / np.arange(1, len(trace) + 1), color=KEPT, label="mean TV so far")
@@ -168,7 +168,7 @@ def draw_budget() -> Figure:
 
 
 def draw_route(route: Route) -> Figure:
-    """Two answers, their scores, and what becomes of them."""
+    """Draw two answers, their scores, and the decisions."""
     rng = np.random.default_rng(2)
     figure = Figure(figsize=(7.2, 2.1), layout="constrained")
     for axes, sharpness, title in zip(figure.subplots(1, 2, sharey=True), (40.0, 3.0), ("a sure answer", "an unsure answer")):
@@ -194,7 +194,7 @@ def draw_route(route: Route) -> Figure:
 
 
 def draw_calibrated() -> Figure:
-    """An isotonic fit and its threshold."""
+    """Draw an isotonic fit and its threshold."""
     knots, errors, threshold = [0.0, 0.05, 0.12, 0.25, 0.4, 1.0], [0.01, 0.05, 0.3, 0.55, 0.85, 0.95], 0.3
     figure = Figure(figsize=(7.2, 2.0), layout="constrained")
     axes = figure.subplots()
@@ -208,20 +208,20 @@ def draw_calibrated() -> Figure:
 
 
 def picture(name: str) -> Figure:
-    method = registry.METHODS[name]
+    kind = registry.METHODS[name]
     special = {Fly: draw_fly, DecisionTokens: draw_decision_tokens, Budget: draw_budget, Calibrated: draw_calibrated}
-    if method in special:
-        return special[method]()
-    dials = SHOWN.get(name, method.example)
-    made = registry.parse(f"{name}:{dials}" if dials else name)
-    if isinstance(made, Route):
-        return draw_route(made)
-    assert isinstance(made, Rule | TokenCascade)
-    return draw_rule(made)
+    if kind in special:
+        return special[kind]()
+    dials = DIALS.get(name, kind.example)
+    method = registry.parse(f"{name}:{dials}" if dials else name)
+    if isinstance(method, Route):
+        return draw_route(method)
+    assert isinstance(method, Rule | TokenCascade)
+    return draw_rule(method)
 
 
 def table() -> str:
-    """Every method, as ``speccascade rules`` tells it."""
+    """Return the table of all methods, as ``speccascade rules`` prints it."""
     rows = [registry.describe(method) for method in registry.METHODS.values()]
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
     for row in rows:
@@ -231,7 +231,7 @@ def table() -> str:
 
 
 def example() -> str:
-    """The example of a user's own rule, as Markdown."""
+    """Return the example of a user's own rule, as Markdown."""
     return "```python\n" + (DOCS / "examples" / "my_rules.py").read_text(encoding="utf-8") + "```"
 
 
@@ -242,9 +242,9 @@ def main() -> None:
         picture(name).savefig(folder / f"{name}.svg", metadata={"Date": None})
     page = DOCS / "methods.md"
     text = page.read_text(encoding="utf-8")
-    for name, made in (("table", table()), ("my_rules", example())):
+    for name, section in (("table", table()), ("my_rules", example())):
         before, _, rest = text.partition(f"<!-- {name} -->")
-        text = f"{before}<!-- {name} -->\n{made}\n<!-- /{name} -->{rest.partition(f'<!-- /{name} -->')[2]}"
+        text = f"{before}<!-- {name} -->\n{section}\n<!-- /{name} -->{rest.partition(f'<!-- /{name} -->')[2]}"
     page.write_text(text, encoding="utf-8")
 
 

@@ -1,9 +1,9 @@
-"""Writes what follows from the catalog: the JSON schema for editors, and in docs/models.md the table and a transcript of a pull.
+"""Write the JSON schema of models.yaml, and in docs/models.md the table of pairs and a transcript of a pull.
 
-    .venv/bin/python scripts/docs/models.py
+    python scripts/docs/models.py
 
-The transcript is real: the command fetches the bundled models from a hub on this machine (tests/support/local_hub.py), over a connection that
-drops once.
+The transcript is real: the commands fetch the bundled models from a hub on this machine (tests/support/local_hub.py), over a connection
+that drops once.
 """
 
 from __future__ import annotations
@@ -41,29 +41,27 @@ COMMANDS = (ASK, "pull mine", "pull mine", ASK, "pull qwen3-9b")
 
 
 def schema() -> str:
-    """What may stand in a models.yaml, for editors."""
-    made = {"$schema": "https://json-schema.org/draft/2020-12/schema", **CatalogFile.model_json_schema()}
-    return json.dumps(made, indent=1) + "\n"
+    """Return the JSON schema of models.yaml, for editors."""
+    document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **CatalogFile.model_json_schema()}
+    return json.dumps(document, indent=1) + "\n"
 
 
 def table() -> str:
-    """The packaged pairs that are to be fetched, a line each."""
-    lines = ["| pair | drafter | expert | to fetch | context | licence | seen in |", "|---|---|---|---|---|---|---|"]
+    """Return a table of the packaged pairs on the hub, a line each."""
+    lines = ["| pair | drafter | expert | to fetch | context | license |", "|---|---|---|---|---|---|"]
     for pair in catalog.read_file(catalog.packaged_file()).values():
         if pair.seen_in is None:
             continue
         files = [f"[{model.file}](https://huggingface.co/{model.hub})" for model in pair.models.values()]
         size = sum(model.size or 0 for model in pair.models.values())
         licences = ", ".join(dict.fromkeys(model.licence or "?" for model in pair.models.values()))
-        links = [word.strip("();") for word in pair.seen_in.split() if "https://" in word]
-        seen = " ".join(f"[{number}]({link})" for number, link in enumerate(links, 1))
-        context = f"{pair.context:,}" if pair.context else "not seen"
-        lines.append(f"| `{pair.name}` | {files[0]} | {files[1]} | {size / 1e9:.1f} GB | {context} | {licences} | {seen} |")
+        context = f"{pair.context:,}" if pair.context else "unknown"
+        lines.append(f"| `{pair.name}` | {files[0]} | {files[1]} | {size / 1e9:.1f} GB | {context} | {licences} |")
     return "\n".join(lines) + "\n"
 
 
 def transcript(commands: Sequence[str] = COMMANDS) -> str:
-    """What the commands say, run for real in an empty folder; the places of this machine are left out."""
+    """Return what the commands print, run in an empty folder, without the paths of this machine."""
     data = {name: (DEMO / name).read_bytes() for name in ("drafter.gguf", "expert.gguf")}
     with LocalHub({"me/demo": data}) as hub, tempfile.TemporaryDirectory() as folder:
         hub.drop_after = [len(data["drafter.gguf"]), 2_000_000]
@@ -75,14 +73,14 @@ def transcript(commands: Sequence[str] = COMMANDS) -> str:
             "PYTHONPATH": str(ROOT),
             "COLUMNS": "200",
         }
-        told = ["$ cat models.yaml", *MODELS.splitlines()]
+        lines = ["$ cat models.yaml", *MODELS.splitlines()]
         for command in commands:
-            told.append(f"$ speccascade {command}")
+            lines.append(f"$ speccascade {command}")
             shell = f"{sys.executable} -m speccascade_local {command} 2>&1"
             done = subprocess.run(shell, shell=True, cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-            told += done.stdout.replace(folder, "~").replace(str(ROOT), "...").replace(hub.address, "http://hub").splitlines()
-        told.append(f"# the hub sent {hub.sent:,} bytes of {sum(map(len, data.values())):,}")
-    return "```text\n" + "\n".join(told) + "\n```\n"
+            lines += done.stdout.replace(folder, "~").replace(str(ROOT), "...").replace(hub.address, "http://hub").splitlines()
+        lines.append(f"# the hub sent {hub.sent:,} bytes of {sum(map(len, data.values())):,}")
+    return "```text\n" + "\n".join(lines) + "\n```\n"
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""Make the reference pages from the code: docs/cli.md from the verbs, docs/python.md from the public names, docs/http.md from OpenAPI
-and the table of fields.
+"""Write the reference pages from the code: docs/cli.md, docs/python.md and docs/http.md.
 
     python scripts/docs/reference.py
 
-Each page has a few written words, and between its two comments what this script makes. Nothing is loaded and nothing measured.
+The sources are the verbs, the public names, the OpenAPI document and the table of fields. Each page has a written part, and between two
+comments the part that this script writes. The script loads no model.
 """
 
 from __future__ import annotations
@@ -32,10 +32,19 @@ from speccascade_local.server.listing import description
 from speccascade_local.server.openai.fields import FIELDS, RequestField
 
 DOCS = Path(__file__).parents[2] / "docs"
-#: Of an option that so many verbs have, and of that many at once, there is one table for all of them.
+#: Options that at least this many verbs share, and at least this many of them, get one table.
 SHARED = 3
 OWN_PANEL = "Options"
 SETTINGS = "**settings"
+#: Meanings of fields that the table of request fields does not have.
+MEANINGS = {
+    "stream_options.include_usage": "whether a stream ends with its usage",
+    "content": "the text, in llama.cpp's form",
+    "add_special": "whether BOS and EOS are added",
+    "tokens": "the token ids",
+}
+#: Headings of a docstring's sections, and what the page has in their place.
+HEADINGS = {"Args": "Parameters:", "Attributes": "Fields:", "Returns": "Returns:", "Yields": "Yields:", "Raises": "Raises:"}
 
 
 # --- the command line
@@ -43,7 +52,7 @@ SETTINGS = "**settings"
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One line of a table. names: as they are typed; an argument has a placeholder."""
+    """One line of a table. ``names`` are as the user types them; an argument has a placeholder."""
 
     panel: str
     names: str
@@ -56,55 +65,55 @@ class Option:
 
 
 def options_of(verb: str) -> list[Option]:
-    """Of one verb, arguments first."""
+    """Return the options of one verb, arguments first."""
     command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
     annotations = {name: each.annotation for name, each in inspect.signature(in_groups(VERBS[verb])).parameters.items()}
-    found = [_option(parameter, annotations[parameter.name]) for parameter in command.params if parameter.name in annotations]
-    return sorted(found, key=lambda option: option.names.startswith("-"))
+    options = [_option(parameter, annotations[parameter.name]) for parameter in command.params if parameter.name in annotations]
+    return sorted(options, key=lambda option: option.names.startswith("-"))
 
 
 def _option(parameter: Any, annotation: Any) -> Option:
-    value, (told, *_) = get_args(annotation)[0], annotation.__metadata__
-    panel = told.rich_help_panel or OWN_PANEL
+    value, (info, *_) = get_args(annotation)[0], annotation.__metadata__
+    panel = info.rich_help_panel or OWN_PANEL
     if parameter.param_type_name == "argument":
-        default = "required" if parameter.required else _shown(told.show_default, None)
-        return Option(panel, told.metavar or parameter.name.upper(), default, told.help)
+        default = "required" if parameter.required else _default_text(info.show_default, None)
+        return Option(panel, info.metavar or parameter.name.upper(), default, info.help)
     names = ", ".join(sorted(parameter.opts, key=lambda name: (len(name) < 3, name)))
     if parameter.secondary_opts:
         names += " / " + ", ".join(parameter.secondary_opts)
-    takes = told.metavar or ("" if value is bool or told.count else _kind(value))
-    default = "required" if parameter.required else _shown(told.show_default, parameter.default)
-    return Option(panel, f"{names} {takes}".strip(), default, told.help + _range(told))
+    takes = info.metavar or ("" if value is bool or info.count else _kind(value))
+    default = "required" if parameter.required else _default_text(info.show_default, parameter.default)
+    return Option(panel, f"{names} {takes}".strip(), default, info.help + _range(info))
 
 
 def _kind(value: Any) -> str:
-    """What is to be typed behind an option."""
+    """Return a word for the value of an option."""
     inner = next((each for each in get_args(value) if each is not type(None)), value) if get_args(value) else value
     inner = get_args(inner)[0] if get_origin(inner) is list else inner
     return {int: "N", float: "X", Path: "PATH"}.get(inner, "TEXT")
 
 
-def _shown(said: object, value: object) -> str:
-    if isinstance(said, str):
-        return said
+def _default_text(declared: object, value: object) -> str:
+    if isinstance(declared, str):
+        return declared
     if isinstance(value, Enum):
         return f"`{value.value}`"
     if value is True:
         return "on"
-    if said is False or value is None or value is False or isinstance(value, tuple):
+    if declared is False or value is None or value is False or isinstance(value, tuple):
         return ""
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
-def _range(told: Any) -> str:
-    low, high = told.min, told.max
+def _range(info: Any) -> str:
+    low, high = info.min, info.max
     if low is None and high is None:
         return ""
     return f" ({low} or more)" if high is None else f" ({high} or less)" if low is None else f" ({low} to {high})"
 
 
 def cli() -> str:
-    """Every verb with the options that are its own, and behind them those that several verbs share."""
+    """Return all verbs with their own options, and then the options that several verbs share."""
     options = {verb: options_of(verb) for verb in VERBS}
     users: dict[Option, tuple[str, ...]] = {}
     for verb, own in options.items():
@@ -117,19 +126,19 @@ def cli() -> str:
     titles = _titles(list(shared))
     lines = []
     for verb, own in options.items():
-        lines += [f"## {verb}", "", _prose(VERBS[verb]), "", f"```console\n{_usage(verb, own)}\n```", ""]
+        lines += [f"## {verb}", "", prose(VERBS[verb]), "", f"```console\n{_usage(verb, own)}\n```", ""]
         apart = [option for option in own if not any(option in rows for rows in shared.values())]
         lines += [_options_table(apart), ""] if apart else []
         also = [f"[{key[0]}](#{_anchor(titles[key])})" for key in shared if verb in key[1]]
         lines += [f"Also the options of {', '.join(also)}.", ""] if also else []
-    lines += ["## Shared options", "", "The same names, defaults and meaning wherever they are taken.", ""]
+    lines += ["## Shared options", "", "Their names, defaults and meaning are the same for all verbs that take them.", ""]
     for key, rows in shared.items():
         lines += [f"### {titles[key]}", "", f"Of {', '.join(f'`{verb}`' for verb in key[1])}.", "", _options_table(rows), ""]
     return "\n".join(lines)
 
 
 def _titles(groups: Sequence[tuple[str, tuple[str, ...]]]) -> dict[tuple[str, tuple[str, ...]], str]:
-    """A heading each: the panel's name, with the verbs where two groups have the same."""
+    """Return a heading for each group: the panel's name, with the verbs where two groups share it."""
     panels = [panel for panel, _ in groups]
     return {key: key[0] if panels.count(key[0]) == 1 else f"{key[0]}: {', '.join(key[1])}" for key in groups}
 
@@ -147,47 +156,47 @@ def _options_table(rows: Iterable[Option]) -> str:
 
 
 def python() -> str:
-    """Every public name: how it is called, what it says of itself, and a class's fields and methods."""
+    """Return all public names: how each is called, its docstring, and a class's fields and methods."""
     names = sorted(sc.__all__, key=lambda name: (_order(getattr(sc, name)), name))
     calls = [line for name in names for line in _name(name)]
-    settings = ["## Settings", "", f"Where a call takes `{SETTINGS}`, these keywords are meant.", "", _prose(Settings), ""]
+    settings = ["## Settings", "", f"The keywords that `{SETTINGS}` stands for.", "", prose(Settings), ""]
     return "\n".join([*settings, markdown_table([["keyword", "type", "default"], *_fields(Settings)]).strip(), "", *calls])
 
 
 def _order(thing: Any) -> int:
-    """Functions, what they give, what goes wrong."""
+    """Sort functions first, then classes, then errors."""
     return 2 if inspect.isclass(thing) and issubclass(thing, Exception) else 1 if inspect.isclass(thing) else 0
 
 
 def _name(name: str) -> list[str]:
     thing = getattr(sc, name)
     if not inspect.isclass(thing):
-        return [f"## {name}", "", _call(f"sc.{name}", thing), "", _prose(thing), ""]
+        return [f"## {name}", "", _call(f"sc.{name}", thing), "", prose(thing), ""]
     if issubclass(thing, Exception):
         above = next(base.__name__ for base in thing.__mro__[1:] if base.__name__ in (*sc.__all__, "Exception"))
-        return [f"## {name}", "", f"A kind of `{above}`. {_prose(thing)}", ""]
-    lines = [f"## {name}", "", _prose(thing), ""]
+        return [f"## {name}", "", f"A kind of `{above}`. {prose(thing)}", ""]
+    lines = [f"## {name}", "", prose(thing), ""]
     fields = _fields(thing)
     if fields:
         lines += [markdown_table([["field", "type", "default"], *fields]).strip(), ""]
     public = {part: member for part, member in vars(thing).items() if part[0] != "_" and part not in getattr(thing, "_fields", ())}
-    told = [
-        [f"`{part}`", cell(_prose(member))]
+    properties = [
+        [f"`{part}`", cell(prose(member))]
         for part, member in public.items()
         if isinstance(member, (property, cached_property, LazyProperty))
     ]
-    if told:
-        lines += [markdown_table([["property", "what it tells"], *told]).strip(), ""]
+    if properties:
+        lines += [markdown_table([["property", "what it is"], *properties]).strip(), ""]
     for part, member in public.items():
         if isinstance(member, (classmethod, staticmethod)) or inspect.isfunction(member):
             method = getattr(thing, part)
             holder = name if isinstance(member, (classmethod, staticmethod)) else name.lower()
-            lines += [f"### {name}.{part}", "", _call(f"{holder}.{part}", method), "", _prose(method), ""]
+            lines += [f"### {name}.{part}", "", _call(f"{holder}.{part}", method), "", prose(method), ""]
     return lines
 
 
 def _fields(thing: type) -> list[list[str]]:
-    """Of a dataclass or a named tuple."""
+    """Return the fields of a dataclass or a named tuple."""
     if dataclasses.is_dataclass(thing):
         return [[f"`{each.name}`", f"`{_type(each.type).replace(' | ', ' or ')}`", _default(each)] for each in dataclasses.fields(thing)]
     defaults = getattr(thing, "_field_defaults", {})
@@ -205,7 +214,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def _call(name: str, function: Callable[..., Any]) -> str:
-    """The signature as code: on one line, or a parameter each."""
+    """Return the signature as code: on one line, or with a line for each parameter."""
     signature = inspect.signature(function)
     keywords = {field.name for field in dataclasses.fields(Settings)}
     given = [parameter for parameter in signature.parameters.values() if parameter.name not in ("self", "cls")]
@@ -229,76 +238,74 @@ def _call(name: str, function: Callable[..., Any]) -> str:
 
 
 def _value(default: object) -> str:
-    """As it is written, or where it has no such form, dots."""
+    """Return the default as code, or dots where it has no such form."""
     return "..." if "<" in repr(default) else repr(default)
 
 
 def _type(annotation: Any) -> str:
-    said = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
-    return re.sub(r"ForwardRef\('([^']*)'[^)]*\)", r"\1", said)
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    return re.sub(r"ForwardRef\('([^']*)'[^)]*\)", r"\1", text)
 
 
 # --- HTTP
 
 
 def fields() -> str:
-    """Every field that clients send, and what becomes of it."""
-    lines = [[f"`{each.name}`", each.servers, _becomes(each), cell(each.meaning)] for each in FIELDS]
+    """Return the table of all fields that clients send, and their treatment."""
+    lines = [[f"`{each.name}`", each.servers, _treatment(each), cell(each.meaning)] for each in FIELDS]
     intro = (
-        "What becomes of the fields that clients of this and of other servers send. Null is as if a field was not there. A refused one is "
-        "answered with 400 and its name, unless it has a value that changes nothing. What does not stand here is ignored."
+        "How this server treats the fields that clients send. A field that is null counts as absent. A refused field is answered with 400 "
+        "and its name, unless its value changes nothing. Fields that are not in the table are ignored."
     )
     return "\n".join(
-        ["## Fields of requests", "", intro, "", markdown_table([["field", "who has it", "here", "what it asks for"], *lines]).strip(), ""]
+        ["## Fields of requests", "", intro, "", markdown_table([["field", "who has it", "here", "what it means"], *lines]).strip(), ""]
     )
 
 
-def _becomes(row: RequestField) -> str:
+def _treatment(row: RequestField) -> str:
     passes = [f"`{json.dumps(each)}`" for each in row.neutral]
     beside = f" beside {' or '.join(f'`{each}`' for each in row.beside)}" if row.beside else ""
-    told = {
+    treatments = {
         "honoured": "honoured",
         "mapped": f"read as {' or '.join(f'`{each}`' for each in row.to.split(' or '))}",
         "refused": f"refused{beside}" + (f"; passes: {', '.join(passes)}" if passes else ""),
         "ignored": "ignored, it changes no answer",
     }
-    return cell(told[row.ours]) + (f" ({row.routes[0]})" if len(row.routes) == 1 else "")
+    return cell(treatments[row.ours]) + (f" ({row.routes[0]})" if len(row.routes) == 1 else "")
 
 
 # --- all of them
 
 
-def _prose(thing: Any) -> str:
-    """A docstring as Markdown. Where it tells of parameters or fields one after another, each gets a line."""
+def prose(thing: Any) -> str:
+    """Return a docstring as Markdown, with a list for each section in Google style."""
     text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", inspect.getdoc(thing) or "").replace("``", "`")
-    names = {*getattr(thing, "_fields", ()), *getattr(thing, "__dataclass_fields__", ())}
-    if inspect.isfunction(thing):
-        names |= set(inspect.signature(thing).parameters)
-    return "\n\n".join(_listed(paragraph, names) for paragraph in text.split("\n\n"))
+    sections = re.split(rf"^({'|'.join(HEADINGS)}):\n", text, flags=re.MULTILINE)
+    parts = [sections[0].strip()]
+    for heading, body in zip(sections[1::2], sections[2::2]):
+        indented, _, after = re.sub(r"\n(?=\S)", "\0", body.rstrip(), count=1).partition("\0")
+        parts += [_section(heading, inspect.cleandoc("\n" + indented)), after.strip()]
+    return "\n\n".join(part for part in parts if part)
 
 
-def _listed(paragraph: str, names: Iterable[str]) -> str:
-    """``a: this. b 0: that.`` as a list."""
-    name = "|".join(sorted(map(re.escape, names), key=len, reverse=True)) or "(?!)"
-    begin = re.compile(rf"(?:^|(?<=[.;] )|(?<=\.\) ))((?:{name})(?:, (?:{name}))*)((?: [^\s:.]+)?): ")
-    line, _, end = " ".join(paragraph.split()).partition(" Raises ")
-    found = list(begin.finditer(line))
-    if len(found) < 2:
-        return paragraph
-    cuts = [match.start() for match in found] + [len(line)]
-    parts = zip(found, cuts[1:], strict=True)
-    items = [f"- `{match[1]}`{match[2]}: {line[match.end() : cut].strip().removesuffix(';')}" for match, cut in parts]
-    return "\n\n".join(part for part in (line[: cuts[0]].strip(), "\n".join(items), f"Raises {end}" if end else "") if part)
+def _section(heading: str, body: str) -> str:
+    """Return one section of a docstring: entries as a list, what a function returns as a sentence."""
+    if heading in ("Returns", "Yields"):
+        return f"{HEADINGS[heading]} {' '.join(body.split())}"
+    entries = [" ".join(entry.split()) for entry in re.split(r"\n(?=\S)", body) if entry.strip()]
+    items = [re.sub(r"^([\w., *]+?)(?: \([^)]*\))?: ", r"- `\1`: ", entry) for entry in entries]
+    return "\n".join([HEADINGS[heading], "", *items])
 
 
 def _anchor(title: str) -> str:
-    """As forges and the site make it of a heading."""
+    """Return the anchor that code hosts and the site give a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def sections() -> dict[str, str]:
-    """What stands in which page."""
-    return {"cli": cli(), "python": python(), "http": f"{http(description())}\n{fields()}"}
+    """Return the generated section of each page."""
+    meanings = {field.name: field.meaning for field in FIELDS} | MEANINGS
+    return {"cli": cli(), "python": python(), "http": f"{http(description(), meanings)}\n{fields()}"}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Sections of documents that scripts write: they stand between two comments that name them. And what a cell of a table may hold."""
+"""Write the generated sections of documents, which stand between two comments, and cells of tables."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ PIPE = "\\|"
 
 
 def cell(text: str) -> str:
-    """Fit for one cell of a table."""
+    """Return the text as it may stand in a cell of a table."""
     return " ".join(text.split()).replace("|", PIPE).replace("<", "&lt;")
 
 
 def write_section(page: Path, name: str, section: str) -> None:
-    """Put another text between ``<!-- name -->`` and ``<!-- /name -->``. Exits if the page has no such comments."""
+    """Replace the text between ``<!-- name -->`` and ``<!-- /name -->``. Exits if the page has no such comments."""
     opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
     parts = re.split(f"{opening}.*?{closing}", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     if len(parts) == 1:

@@ -1,7 +1,7 @@
-"""What mkdocs needs to know to make a site of documents that are also read where they lie.
+"""Hooks for mkdocs that make a site of documents which are also read in the repository.
 
-Documents link to files outside docs/ by relative paths, as forges want it. Here such a file becomes part of the site, below
-repository/, and the links to it, and its own, lead there. Knows nothing of what the pages say.
+Documents link to files outside docs/ by relative paths, as code hosts want it. Such a file becomes part of the site, below repository/,
+and all links lead there.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ LINK = re.compile(r"(\]\()(?!#|[a-z]+:)([^)\s#]+)")
 
 
 def on_files(files: Files, *, config: Any) -> Files:
-    """Take in what pages link to outside docs/, and what those link to."""
+    """Add the files outside docs/ that pages link to, and those that these link to."""
     waiting = [DOCS / file.src_uri for file in files if file.is_documentation_page()]
     seen = {DOCS / file.src_uri for file in files}
     while waiting:
         for target in _targets(waiting.pop()):
-            if target in seen or not target.is_file():  # mkdocs tells of links that lead nowhere
+            if target in seen or not target.is_file():  # mkdocs warns about broken links
                 continue
             seen.add(target)
             files.append(File.generated(config, _place(target), abs_src_path=str(target)))
@@ -35,14 +35,14 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> str:
-    """Links as they must be in the site."""
+    """Return the page with its links as they are in the site."""
     source = Path(page.file.abs_src_path)
 
-    def moved(link: re.Match[str]) -> str:
+    def in_site(link: re.Match[str]) -> str:
         target = _place(_resolved(source, link[2]))
         return link[1] + os.path.relpath(target, os.path.dirname(page.file.src_uri) or ".")
 
-    return LINK.sub(moved, markdown)
+    return LINK.sub(in_site, markdown)
 
 
 def _targets(page: Path) -> Iterator[Path]:
@@ -55,7 +55,7 @@ def _resolved(page: Path, link: str) -> Path:
 
 
 def _place(target: Path) -> str:
-    """Where a file of the repository stands in the site."""
+    """Return the path of a file of the repository in the site."""
     if target.is_relative_to(DOCS):
         return target.relative_to(DOCS).as_posix()
     return f"repository/{target.relative_to(ROOT).as_posix()}" if target.is_relative_to(ROOT) else target.as_posix()

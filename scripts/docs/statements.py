@@ -1,7 +1,4 @@
-"""The statements of a document: its sentences and rows of tables, and what in each calls for evidence.
-
-Knows how Markdown is read, and nothing of where evidence lies.
-"""
+"""Split a document into statements, its sentences and rows of tables, and find the words in each that need evidence."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from dataclasses import dataclass
 from markdown_it import MarkdownIt  # rich depends on it
 from markdown_it.token import Token
 
-#: What a script writes between its two comments, which has tests of its own.
+#: The generated sections of a document, which have tests of their own.
 GENERATED = re.compile(r"<!-- (\w+) -->.*?<!-- /\1 -->", re.DOTALL)
 SENTENCE_END = re.compile(r"(?:(?<=[.!?])[)\"]?\s+(?=[(\"“]?[A-Z`])|(?<=:)\s+(?=[A-Z][a-z]))")
 CODE = re.compile(r"`[^`]*`")
@@ -40,14 +37,14 @@ class Statement:
     links: tuple[str, ...] = ()
 
     def triggers(self) -> list[tuple[int, int]]:
-        """Where in the text stand the numbers and words that call for evidence; first and behind the last character."""
+        """Return the spans of the numbers and words that need evidence."""
         plain = _masked(NAMES, _masked(CODE, self.text))
-        return [found.span() for found in TRIGGER.finditer(plain)]
+        return [match.span() for match in TRIGGER.finditer(plain)]
 
 
 @dataclass(frozen=True)
 class _Text:
-    """A paragraph or cell. lines: of each character. links: where each ends in the text, and its target."""
+    """A paragraph or cell, with the line of each character, and the end and target of each link."""
 
     text: str
     lines: list[int]
@@ -55,7 +52,7 @@ class _Text:
 
 
 def statements(markdown: str) -> Iterator[Statement]:
-    """All of a document, but for headings, blocks of code, heads of tables and what stands between the comments of a script."""
+    """Yield the statements of a document, without headings, blocks of code, heads of tables and generated sections."""
     markdown = GENERATED.sub(lambda section: "\n" * section[0].count("\n"), markdown)
     line, opened, row = 0, "", list[_Text]()
     for token in MarkdownIt("commonmark").enable("table").parse(markdown):
@@ -90,7 +87,7 @@ def _read(token: Token, line: int) -> _Text:
 
 def _sentences(whole: _Text) -> Iterator[Statement]:
     start = 0
-    for end in [*(found.end() for found in SENTENCE_END.finditer(whole.text)), len(whole.text)]:
+    for end in [*(match.end() for match in SENTENCE_END.finditer(whole.text)), len(whole.text)]:
         if whole.text[start:end].strip():
             targets = tuple(target for at, target in whole.links if start < at <= end)
             yield Statement(whole.lines[start], whole.text[start:end].strip(), targets)
@@ -98,4 +95,4 @@ def _sentences(whole: _Text) -> Iterator[Statement]:
 
 
 def _masked(pattern: re.Pattern[str], text: str) -> str:
-    return pattern.sub(lambda found: "`" * len(found[0]), text)
+    return pattern.sub(lambda match: "`" * len(match[0]), text)

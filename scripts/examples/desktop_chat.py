@@ -1,5 +1,5 @@
-"""A chat window over a loaded pair, ``desktop_chat.py [PAIR]``: colours tell who wrote each token, a dial how far the expert gives way.
-Models load and answer in a thread of their own, which tells by a queue what Tk shows: Tk is used by one thread only, and never waits.
+"""A chat window over a loaded pair: ``desktop_chat.py [PAIR]``. Colors show which model wrote a token; a dial sets the rule.
+Models load and answer in a thread of their own, which queues what Tk shows: one thread only uses Tk, and it never waits.
 """
 
 import queue
@@ -29,7 +29,7 @@ class Window(ttk.Frame):
         self.points = lambda *sizes: [round(size * root.winfo_fpixels("1p")) for size in sizes]  # sizes follow the screen's density
         super().__init__(root, padding=self.points(10))
         self.pack(fill="both", expand=True)
-        self.told, self.worker, self.stop, self.closing = queue.SimpleQueue(), ThreadPoolExecutor(1), threading.Event(), threading.Event()
+        self.acts, self.worker, self.stop, self.closing = queue.SimpleQueue(), ThreadPoolExecutor(1), threading.Event(), threading.Event()
         self.alpha, self.temperature, self.dropped = tk.DoubleVar(value=0.5), tk.DoubleVar(), tk.BooleanVar()
         root.protocol("WM_DELETE_WINDOW", self.close)
         look = ttk.Style(self.root)
@@ -65,7 +65,7 @@ class Window(ttk.Frame):
         self.dropped.trace_add("write", lambda *_: self.text.tag_configure("dropped", elide=not self.dropped.get()))
         ttk.Checkbutton(legend, text="show", variable=self.dropped).grid(row=1, column=3)
         self.busy, self.conversation = True, None
-        self.work = self.worker.submit(sc.load, pair, on_progress=partial(self.tell, self.show_progress))
+        self.work = self.worker.submit(sc.load, pair, on_progress=partial(self.post, self.show_progress))
         self.listen()
 
     def dial(self, place, title, value, end, shown, width) -> None:
@@ -78,15 +78,15 @@ class Window(ttk.Frame):
     def chosen(self) -> dict[str, object]:
         return {"rule": f"token_v3:{a:.2f}" if (a := self.alpha.get()) else "strict", "temperature": self.temperature.get()}
 
-    def tell(self, act, *arguments) -> None:  # the only one that runs in the worker's thread
+    def post(self, act, *arguments) -> None:  # the only one that runs in the worker's thread
         if self.closing.is_set():
-            raise InterruptedError("nobody listens any more")
-        self.told.put(partial(act, *arguments))
+            raise InterruptedError("the window is closed")
+        self.acts.put(partial(act, *arguments))
 
     def listen(self) -> None:
-        done = self.busy and self.work.done()  # before the queue is emptied: what the work told comes first
-        while not self.told.empty():
-            self.told.get()()
+        done = self.busy and self.work.done()  # before the queue is emptied: what the work sent comes first
+        while not self.acts.empty():
+            self.acts.get()()
         if done:
             self.busy = False
             self.progress.pack_forget()
@@ -112,8 +112,8 @@ class Window(ttk.Frame):
             self.write("\n", "", f"{question}\n", "question")
             self.stop.clear()
             self.send.configure(text="Stop")
-            told = {"cancel": self.stop, "on_chunk": partial(self.tell, self.show)}
-            self.busy, self.work = True, self.worker.submit(self.conversation.ask, question, **self.chosen(), **told)
+            hooks = {"cancel": self.stop, "on_chunk": partial(self.post, self.show)}
+            self.busy, self.work = True, self.worker.submit(self.conversation.ask, question, **self.chosen(), **hooks)
 
     def show(self, chunk: sc.Chunk) -> None:
         stats = chunk.stats

@@ -1,7 +1,7 @@
-"""Prints how right the answers under JSON schemas are, and how far from the expert's, for rules that look at confidence.
+"""Print how right the answers under JSON schemas are, and how far from the expert's, for rules that look at confidence.
 
 Each question has one right answer: one of a list, a whole number or a short text. The model is asked twice, without a word about JSON and
-with it. Blocks have a fixed length, so that the figures are no matter of the machine.
+with it. Blocks have a fixed length, so that the figures do not depend on the machine.
 
     python scripts/measure/constrained.py DRAFTER.gguf EXPERT.gguf --rules strict chow:0.3 --temperatures 0 1
 """
@@ -110,8 +110,8 @@ def main() -> None:
                     drafted, kept, tokens, calls = (
                         sum(getattr(count, name) for count in counts) for name in ("drafted", "accepted", "tokens", "expert_calls")
                     )
-                    told = f"{right / len(CASES):7.0%} {sum(tvs) / len(tvs):8.3f}{kept / drafted:21.0%}{tokens / calls:24.2f}"
-                    print(f"{rule:14}{temperature:12g}  {style:16}{told}", flush=True)
+                    figures = f"{right / len(CASES):7.0%} {sum(tvs) / len(tvs):8.3f}{kept / drafted:21.0%}{tokens / calls:24.2f}"
+                    print(f"{rule:14}{temperature:12g}  {style:16}{figures}", flush=True)
 
 
 if __name__ == "__main__":

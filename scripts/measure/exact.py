@@ -1,8 +1,8 @@
-"""Count the answers in which strict at temperature 0 parts from the expert alone, loaded as usual and with exact=True.
+"""Count the answers in which strict at temperature 0 differs from the expert alone, loaded as usual and with exact=True.
 
     python scripts/measure/exact.py --drafter DRAFTER.gguf --expert EXPERT.gguf --answers 200 --tokens 300 | tee docs/results/exact.txt
 
-No answer ends before --tokens. Loads the pair twice, one after the other. The seconds are of one run, whatever else the machine did.
+No answer ends before --tokens. Loads the pair twice, one after the other. The seconds are those of one run and include other load.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ import speccascade_local as sc
 from speccascade_local.bench.questions import choose_questions
 from speccascade_local.bench.rows import commit
 from speccascade_local.bench.run import prompts_of
-from speccascade_local.common.sequences import shared_prefix_length
 from speccascade_local.llama.backend import llama_cpp_version
 from speccascade_local.machine.hardware import cpu_name
-from speccascade_local.tokens.prompt import Prompt
+from speccascade_local.tokens.prompt import Prompt, shared_prefix_length
 
 
 def measured(runtime: sc.Runtime, prompts: list[Prompt], tokens: int, block_size: int) -> list[str]:

@@ -1,14 +1,14 @@
-"""How long the loop takes beside its two models: every method, at temperature 0 and 1, with the account of fidelity.
+"""Measure how long the loop takes beside its two models: every rule, at temperature 0 and 1, with fidelity recorded.
 
     python scripts/measure/overhead.py [--json]                                    # milliseconds of a block
     python scripts/measure/overhead.py --pair FOLDER [--block-size auto] [--json]  # share of the time of real models, and memory
 
-Without a pair toy sessions return prepared rows of a real vocabulary's width, and the time that they take is not counted. The
-rows are such as models give: a broad bulk, a few favourites, the best of them with a probability of 0.2 to 0.95, and a drafter that says
-nearly the same. A method that goes token by token has blocks of one token, and fly, which needs longer blocks, has blocks of 8.
+Without a pair, toy sessions return prepared rows of a real vocabulary's width, and their own time is not counted. The rows resemble a
+model's: a broad bulk, a few favourites, the best with a probability of 0.2 to 0.95, and a drafter that nearly agrees. A rule that goes
+token by token has blocks of one token; fly, which needs longer blocks, has blocks of 8.
 
-With a pair, such as scripts/measure/scale_pair.py writes, what is not spent inside llama_decode is the loop's. Memory is what the process holds
-beside mapped files (Linux only): before models are loaded, when they are and have answered once, and after all methods.
+With a pair, such as scripts/measure/scale_pair.py writes, all time outside llama_decode is the loop's. Memory is what the process holds
+beside mapped files (Linux only): before models are loaded, after one answer, and after all rules.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from rich.table import Table
 import speccascade_local as sc
 from speccascade_local.decoding.fidelity import Recording
 from speccascade_local.decoding.generation import Generation
-from speccascade_local.decoding.loop import Block, decode
+from speccascade_local.decoding.loop import Block, BlockLoop
 from speccascade_local.decoding.stats import Stats
 from speccascade_local.decoding.token_loop import token_cascade
 from speccascade_local.rules.lossy_acceptance import Fly
@@ -95,13 +95,13 @@ def measured(spec: str, temperature: float, rows: tuple[np.ndarray, np.ndarray],
         block_size = 8
     drafter, expert = (Toy(each, n_ctx=10**6) for each in rows)
     generation = Generation([1, 2, 3, 4], Sampler(temperature), np.random.default_rng(1), never_ends)
-    shared = {"max_tokens": 10**6, "stops": never_ends, "stats": stats, "wanted": Recording()}
+    shared = {"max_tokens": 10**6, "stops": never_ends, "stats": stats, "recording": Recording()}
     found: Iterator[Block]
     if isinstance(method, TokenCascade):
         found = token_cascade(generation, drafter, expert, rule=method, **shared)
     else:
         rule = Never() if isinstance(method, Route) else method
-        found = decode(generation, drafter, expert, rule=rule, block_size=block_size, **shared)
+        found = BlockLoop(generation, drafter, expert, rule=rule, block_size=block_size, **shared).decode()
     overheads, faults = [], []
     for _ in range(WARM_UP + blocks):
         before, inside = time.perf_counter(), drafter.seconds + expert.seconds
@@ -145,7 +145,7 @@ class InsideLlama:
 
 
 def held_mb() -> float | None:
-    """Memory of this process that no file stands behind."""
+    """Return the memory of this process that no file backs."""
     try:
         found = re.search(r"^RssAnon:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:
@@ -203,9 +203,9 @@ def show_pair(found: dict[str, Any], block_size: int | str) -> None:
     console.print(table)
     if None not in found["memory_mb"]:
         before, first, last = found["memory_mb"]
-        told = ", ".join(f"{kind} {mb:.0f}" for kind, mb in found["llama_cpp_mb"].items())
+        sizes = ", ".join(f"{kind} {mb:.0f}" for kind, mb in found["llama_cpp_mb"].items())
         console.print(f"MB beside mapped files: {before:.0f} before loading, {first:.0f} after the first answer, {last:.0f} at the end")
-        console.print(f"of these llama.cpp says it holds: {told}; beyond that {last - before - sum(found['llama_cpp_mb'].values()):.0f}")
+        console.print(f"of these llama.cpp says it holds: {sizes}; beyond that {last - before - sum(found['llama_cpp_mb'].values()):.0f}")
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""What going back costs an expert that judges drafts of 5 tokens, of which any number is kept, in each way that its model has.
+"""Measure what rollback costs an expert that judges drafts of 5 tokens and keeps any number of them, for each kind of rollback.
 
     python scripts/measure/rollback.py [--layers 40] [--blocks 150]     # JSON lines
 
-Models with random weights, about 100 MB each. The same blocks are read in turn by a timeline that goes back after each of them, in each
-way, and by one that only reads on, so that what the machine does otherwise hits all alike; times are medians.
+Models have random weights, about 100 MB each. A timeline that rolls back after each block, in each way, and one that only reads on take
+turns with the same blocks, so that other load falls on all alike; times are medians.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 """Write a pair with the distributions of a small one at the cost of a large one: *cost-scaled demonstration models*.
 
-    python scripts/measure/scale_pair.py OUT                                  # the bundled pair: expert as 1 B (1.1 GB), drafter as 30 M (34 MB)
-    python scripts/measure/scale_pair.py OUT --quantization Q4_K_M            # the same with another expert file
-    python scripts/measure/scale_pair.py OUT --random 151936                  # random weights and ids: what a large vocabulary costs
+    python scripts/measure/scale_pair.py OUT                          # the bundled pair: expert as 1 B (1.1 GB), drafter as 30 M (34 MB)
+    python scripts/measure/scale_pair.py OUT --quantization Q4_K_M    # the same with another expert file
+    python scripts/measure/scale_pair.py OUT --random 151936          # random weights and ids: what a large vocabulary costs
 
-Speed depends on the shapes of the matrices, quality on what is in them. So a small model is set into the corner of a large one whose
-every other weight is either multiplied by zero or multiplies zero: hidden states are padded with zeros, norm weights shrink by
-sqrt(d/D) and rms epsilons by d/D because a padded vector has the smaller mean square, extra heads, feed-forward rows and layers do
-their work and are dropped by zeros in the output projections. The large model answers as the small one, and takes its time.
+Speed depends on the shapes of the matrices, quality on what is in them. So a small model is set into the corner of a large one. Every
+other weight of the large one is either multiplied by zero or multiplies zero. Hidden states are padded with zeros. Norm weights shrink by
+sqrt(d/D) and rms epsilons by d/D, because a padded vector has the smaller mean square. Extra heads, feed-forward rows and layers do
+their work, and zeros in the output projections drop it. The large model answers as the small one, and takes its own time.
 
 The weights of a Q8_0 file are copied block by block, so nothing is rounded twice. Other quantizations round the small model's weights
 again, which changes its distributions a little. At the end both files are loaded beside their originals, and the largest difference
-of their logits is told.
+of their logits is printed.
 """
 
 from __future__ import annotations
@@ -256,8 +256,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write expert.gguf and drafter.gguf to")
     parser.add_argument("--quantization", choices=QUANTIZATIONS, default="Q8_0", help="of the expert (the drafter stays Q8_0)")
-    parser.add_argument("--random", type=int, metavar="IDS", help="random weights over so many ids, in place of the bundled pair")
-    parser.add_argument("--hopeless", action="store_true", help="a drafter with random weights, whose drafts nobody wants")
+    parser.add_argument("--random", type=int, metavar="IDS", help="random weights over IDS ids, in place of the bundled pair")
+    parser.add_argument("--hopeless", action="store_true", help="a drafter with random weights, whose drafts are all rejected")
     for name, default in (("expert", EXPERT), ("drafter", DRAFTER)):
         for part in ("width", "layers", "ffn"):
             parser.add_argument(

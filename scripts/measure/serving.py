@@ -1,11 +1,11 @@
-"""What several requests at once gain over one at a time: tokens per second, and whether each text is what the request gets alone.
+"""Measure what several requests at once gain over one at a time: tokens per second, and whether the texts are the same.
 
     python scripts/measure/serving.py [--pair FOLDER] [--clients 4] [--requests 8] [--max-tokens 96] [--rules strict token_v3:0.3] [--json]
 
-The same requests go to the same engine twice, temperature 0: one after the other, and then from so many clients at once, each of which
-asks anew when it has its answer. Without a pair it is the bundled one, which is too small for batches to pay; scripts/measure/scale_pair.py writes
-one at the cost of a large one. Where a text differs, the probabilities of the two tokens where it parts are told: batches of other sizes
-round differently, so two that are nearly equal may change places. At the end stands what the profile says that batches cost.
+The same requests go to the same engine twice, at temperature 0: one after the other, then from all clients at once. A client asks again
+when it has its answer. The default is the bundled pair, which is too small for batches to pay; scripts/measure/scale_pair.py writes one
+at the cost of a large one. Where a text differs, the probabilities of the two tokens are printed: batches of other sizes round
+differently, so two nearly equal tokens may change places. The last lines show what batches cost by the profile.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""How fast lossless drafting could be at best on this machine: with lengths chosen by an oracle, and a loop that costs nothing.
+"""Compute how fast lossless drafting could be at best on this machine: an oracle chooses the lengths, and the loop costs nothing.
 
     python scripts/measure/speed_limit.py --pair PAIR [--per-family 8] [--json]
 
-PAIR is a folder that scripts/measure/scale_pair.py wrote, so its texts are the bundled pair's, and its profile is the clock. At temperature 0 the
-oracle knows how many tokens of the drafter's, and then of a copy from the text, the expert would say too, and never drafts one that is
-not kept; blocks are cut so that the whole takes least. Nothing that drafts with these two models, and leaves the expert's text as it is,
-can be faster by these costs, token by token. The last column is what reading costs: as if every token were read as a prompt is.
+PAIR is a folder that scripts/measure/scale_pair.py wrote. Its texts are the bundled pair's, and its profile is the clock. At temperature 0
+the oracle knows how many tokens of the drafter, and then of a copy from the text, the expert would write too. It never drafts a token
+that is rejected, and cuts blocks so that the sum takes least. No lossless drafting with these two models can be faster at these costs.
+The last column is the cost of reading: as if every token were read as a prompt is.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 import speccascade_local as sc
-from speccascade_local.common.sequences import shared_prefix_length
 from speccascade_local.decoding.lengths import LONGEST_BLOCK
 from speccascade_local.decoding.ngram import NgramIndex
 from speccascade_local.decoding.profile import Profile
+from speccascade_local.tokens.prompt import shared_prefix_length
 
 
 def limit(runtime: sc.Runtime, profile: Profile, question: Question, max_tokens: int) -> tuple[float, float]:
@@ -41,7 +41,7 @@ def limit(runtime: sc.Runtime, profile: Profile, question: Question, max_tokens:
 
 
 def fastest(agreed: list[int], copied: list[int], profile: Profile, depth: int) -> float:
-    """Seconds of the best way to cut the text into blocks of drafted tokens with copied ones behind them, all of which are kept."""
+    """Return the seconds of the best way to cut the text into blocks: drafted tokens, then copied ones, all kept."""
     length, expert, step = len(agreed) - 1, profile.expert, profile.drafter.batch_s(1, depth)
     best = np.full(length + 1, np.inf)  # for all from place i on
     best[length] = 0
@@ -91,21 +91,21 @@ def main() -> None:
     rows = {family: [geometric_mean(column) for column in zip(*each)] for family, each in found.items()}
     rows["all"] = [geometric_mean(column) for column in zip(*(each for family in found.values() for each in family))]
     batches = {n: profile.expert.batch_s(n) / profile.expert.batch_s(1) for n in (1, 2, 4, 8, 16)}
-    told: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "limits": rows,
         "v": batches,
         "drafter": profile.drafter.batch_s(1) / profile.expert.batch_s(1),
         "single_s": profile.expert.batch_s(1),
     }
     if chosen.json:
-        print(json.dumps(told, indent=1))
+        print(json.dumps(figures, indent=1))
         return
     table = Table("family", "× the expert alone, oracle", "× if all were read as a prompt")
     for family, (oracle, reading) in rows.items():
         table.add_row(family, f"{oracle:.2f}", f"{reading:.2f}")
     Console().print(table)
     costs = ", ".join(f"{n}: {cost:.2f}" for n, cost in batches.items())
-    print(f"a batch of n in single tokens: {costs}; a drafted one: {told['drafter']:.3f}")
+    print(f"a batch of n in single tokens: {costs}; a drafted one: {figures['drafter']:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Requests that are meant to stop a server, one kind after the other: what they get, and whether another client and the operator notice.
+"""Send requests that are meant to stop a server, one kind after the other, and report what other clients and the operator notice.
 
     python scripts/verify/attack_server.py [--only NAME] [--write docs/results/attacks.txt]
 
-For each attack a fresh server of the bundled pair. While the attack runs, another client asks for /health and for plain answers all the
-time; the worst of each is shown. Then: the memory of the server and its processes 10 s later, above what it was before. A second server
-is ended by SIGTERM in the middle of the same attack. Ends with 1 where a bar is missed or an answer is a fault of the server.
+Each attack gets a new server of the bundled pair. While it runs, another client asks for /health and for plain answers; the slowest of
+each is shown. Then follows the memory of the server and its processes 10 s later, compared with before. A second server gets SIGTERM
+during the same attack. Exits with 1 where a bar is missed or an answer is a server error.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def ask(server: Server, path: str, content: bytes, seconds: float) -> str:
 
 @contextlib.contextmanager
 def another_client(server: Server, seen: Seen) -> Iterator[None]:
-    """Within the block somebody else asks for /health and for plain answers, and notes the slowest of each."""
+    """Ask for /health and for plain answers from another client within the block, and record the slowest of each."""
     done = threading.Event()
     plain = json.dumps({"model": "demo", "messages": QUESTION, "max_tokens": 8, "temperature": 0}).encode()
 
@@ -208,7 +208,7 @@ def another_client(server: Server, seen: Seen) -> Iterator[None]:
 
 
 def attacked(path: str, content: bytes, at_once: int) -> Seen:
-    """One attack: its answers, another client meanwhile, memory afterwards, and SIGTERM during it."""
+    """Run one attack: check its answers, another client while it runs, memory afterwards, and SIGTERM during it."""
     seen, server = Seen(), Server()
     plain = json.dumps({"model": "demo", "messages": QUESTION, "max_tokens": 8}).encode()
     ask(server, CHAT, plain, 60)

@@ -1,9 +1,9 @@
-"""Simulate ``calibrate``: whether what it says of itself is what new questions get.
+"""Simulate ``calibrate``: does what it reports hold for new questions?
 
     python scripts/verify/calibration.py > docs/results/calibration_bias.txt
 
-Answers are made up, no model runs. The drafter is wrong in 2 to 50 % of the answers, the more the less sure it is; the expert is right in
-95 %. Each trial calibrates with ``speccascade_local.bench.calibrate.fit``. What new questions get is computed from the true error rates.
+Answers are simulated, no model runs. The drafter is wrong in 2 to 50 % of the answers, more often where it is less sure; the expert is
+right in 95 %. Each trial calibrates with ``speccascade_local.bench.calibrate.fit``. The true error rates give what new questions get.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Requests that once broke a server, or could: tests/data/corpus/*.json, for tests and for fuzz_server.py.
+"""Read the requests that once broke a server, or could: tests/data/corpus/*.json, for tests and for fuzz_server.py.
 
-Each has a path and a body. What is long is written short: ``{"times": 3, "of": "a"}`` is a text or a list of so many,
-``{"keys": 3, "of": 1}`` an object of so many keys, and ``{"lines": 3, "of": "r{next} ::= r{this}"}`` a text of numbered lines.
+Each has a path and a body. Long values are written short: ``{"times": 3, "of": "a"}`` is a text or a list of that length,
+``{"keys": 3, "of": 1}`` an object of that many keys, and ``{"lines": 3, "of": "r{next} ::= r{this}"}`` a text of numbered lines.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Thousands of requests, valid and not: none may hang, end the server, or be answered with a fault of ours.
+"""Send thousands of requests, valid and not: none may hang, end the server, or be answered with a server error.
 
     python scripts/verify/fuzz_server.py [--minutes 10] [--clients 8] [--cases 250]
 
-Serves the bundled pair on a port of its own. Clients ask what the table of request fields makes (neutral values, odd ones, several at
-once) and what tests/data/corpus holds, as long as --minutes says. Where schemathesis is installed (pip install "schemathesis>=4,<5") it asks
-beside them what the server's own OpenAPI description makes. Ends with figures as JSON, and with 1 where a request failed, a slot is still
-taken, or memory grew. This file is also what schemathesis calls for each body: every other one names a pair that exists, and none asks
-for more than a few tokens.
+Serves the bundled pair on a port of its own. For --minutes, clients send what the table of request fields makes (neutral values, odd ones,
+several at once) and what tests/data/corpus holds. Where schemathesis is installed (pip install "schemathesis>=4,<5"), it also sends what
+the server's OpenAPI description makes. Prints figures as JSON; exits with 1 where a request failed, a slot is still taken, or memory
+grew. schemathesis calls this file for each body: every other one names a pair that exists, and none asks for more than a few tokens.
 """
 
 from __future__ import annotations
@@ -108,7 +107,7 @@ class Fuzzing:
             self.faults.append(f"{sent.about}: {answer.status_code} {answer.text[:300]}: {sent.body[:300]!r}")
 
     def watch(self) -> None:
-        """How long somebody waits who only asks whether the server lives."""
+        """Return how long /health takes."""
         with httpx.Client(timeout=PATIENCE_S) as client:
             while time.monotonic() < self.ends:
                 begun = time.monotonic()
@@ -123,8 +122,8 @@ class Fuzzing:
         """Whether, soon, nothing is answered and nothing waits, and a question is answered as ever."""
         end = time.monotonic() + END_S
         while time.monotonic() < end:
-            told = httpx.get(f"{self.url}/metrics", timeout=PATIENCE_S).text
-            busy = re.findall(r"^vllm:num_requests_(?:running|waiting)\S* (\S+)", told, re.MULTILINE)
+            metrics = httpx.get(f"{self.url}/metrics", timeout=PATIENCE_S).text
+            busy = re.findall(r"^vllm:num_requests_(?:running|waiting)\S* (\S+)", metrics, re.MULTILINE)
             if busy and not any(map(float, busy)):
                 return httpx.post(self.url + PATHS["chat"], json=PLAIN["chat"], timeout=PATIENCE_S).status_code == 200
             time.sleep(0.5)
@@ -188,7 +187,7 @@ def _fuzzed(url: str, server: psutil.Process, options: argparse.Namespace) -> in
     time.sleep(REST_S)
     after = _figures(server) if server.is_running() else {}
     growth = after.get("mb", float("inf")) - before.get("mb", 0.0)
-    told = {
+    result = {
         "statuses": dict(sorted(fuzzing.statuses.items())),
         "slowest_health_s": round(fuzzing.slowest_health_s, 2),
         "schemathesis": code,
@@ -197,7 +196,7 @@ def _fuzzed(url: str, server: psutil.Process, options: argparse.Namespace) -> in
         "idle": idle,
         "faults": fuzzing.faults[:50],
     }
-    print(json.dumps(told, indent=1, ensure_ascii=False))
+    print(json.dumps(result, indent=1, ensure_ascii=False))
     return int(bool(fuzzing.faults or code or not idle or growth > GROWTH_MB))
 
 

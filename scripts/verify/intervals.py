@@ -1,9 +1,9 @@
-"""How often 95 % intervals of the benchmark hold the truth, and how often equal arms are called different.
+"""Measure how often 95 % intervals of the benchmark hold the truth, and how often equal arms are called different.
 
     python scripts/verify/intervals.py [--trials 10000]
 
 Writes docs/results/coverage.txt. Right and wrong answers are summed over every outcome, which is exact. Seconds are drawn, and a share of
-10,000 trials is right to half a point; grades are drawn a tenth as often. tests/bench/test_intervals.py holds the same functions to limits.
+10,000 trials is right to half a point; grades have a tenth of the draws. tests/bench/test_intervals.py holds the same functions to limits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speccascade_local import Runtime, load
-from speccascade_local.bench.intervals import DRAWS, quality_change, speed_ratio, surely
+from speccascade_local.bench.intervals import DRAWS, quality_change, significant, speed_ratio
 from speccascade_local.bench.questions import Question, built_in_questions
 
 OUT = Path(__file__).resolve().parents[2] / "docs" / "results" / "coverage.txt"
@@ -102,7 +102,7 @@ def false_verdicts(kind: str, cv: float, n: int, trials: int, draws: int = DRAWS
     rng = np.random.default_rng(1)
     draw = SECONDS[kind]
     found = [speed_ratio(draw(rng, cv, n), draw(rng, cv, n), draws=draws) for _ in range(trials)]
-    return float(np.mean([surely(each, 1.0, "faster", "slower") is not None for each in found]))
+    return float(np.mean([significant(each, 1.0, "faster", "slower") is not None for each in found]))
 
 
 def real_seconds(runtime: Runtime, questions: Sequence[Question], seeds: Sequence[int]) -> list[list[float]]:
@@ -121,7 +121,7 @@ def facts() -> list[Question]:
 def real_verdicts(answers: Sequence[Sequence[float]]) -> float:
     """How often one of two seeds is called faster, over all pairs of them."""
     pairs = list(combinations(answers, 2))
-    return sum(surely(speed_ratio(*pair), 1.0, "faster", "slower") is not None for pair in pairs) / len(pairs)
+    return sum(significant(speed_ratio(*pair), 1.0, "faster", "slower") is not None for pair in pairs) / len(pairs)
 
 
 def tables(trials: int) -> Iterator[str]:
@@ -131,8 +131,8 @@ def tables(trials: int) -> Iterator[str]:
     heading = ("questions", "right in one arm only %", "of these lost %", "holds the truth %", "mean width")
     yield _aligned(heading, [(n, 100 * part, 100 * lost, *_percent(*right_or_wrong(part, lost, n))) for n, part, lost in cells])
     yield f"Grades from 0 to 1, in {trials // 10} trials each: the same"
-    told = [(kind, n, *_percent(*graded(kind, n, trials // 10))) for kind in GRADES for n in QUALITY_SIZES]
-    yield _aligned(("grades", "questions", "holds the truth %", "mean width"), told)
+    figures = [(kind, n, *_percent(*graded(kind, n, trials // 10))) for kind in GRADES for n in QUALITY_SIZES]
+    yield _aligned(("grades", "questions", "holds the truth %", "mean width"), figures)
     yield f"Equal arms, seconds drawn anew for both, in {trials} trials each: how often one is called faster or slower, in %"
     found = [(kind, cv, *(f"{100 * false_verdicts(kind, cv, n, trials):.1f}" for n in SPEED_SIZES)) for kind in SECONDS for cv in SPREADS]
     yield _aligned(("seconds", "deviation / mean", *(f"{n} questions" for n in SPEED_SIZES)), found)

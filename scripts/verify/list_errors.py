@@ -1,4 +1,4 @@
-"""Every message that the package raises on purpose, to be read as its user would: what, the value seen, what is allowed, what to do next.
+"""Print every message that the package raises on purpose, to be read as its user would: problem, value, what is allowed, what to do.
 
 python scripts/verify/list_errors.py [MODULE ...]
 """

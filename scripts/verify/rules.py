@@ -1,12 +1,12 @@
-"""Hold every method to its formula and its promises, and write the report.
+"""Check every rule against its formula and its guarantees, and write the report.
 
     python scripts/verify/rules.py            # about two minutes on two CPU cores
     python scripts/verify/rules.py --drafter SMALL.gguf --expert LARGE.gguf      # rows of another pair for what is compared on rows
 
 Writes docs/results/methods.json and docs/results/methods.txt: each rule against the slow reference of tests/support/oracle.py; the rules of
-Google's notebook against its formulas (tests/support/notebook.py); what decision_tokens scores, and its lam as the paper calibrates it; the
-log-probabilities of every kind of token against fresh rows of both models; token-wise against block verification; the fidelity
-budget; answers under a JSON schema. The tests hold the same promises; this tells the figures.
+Google's notebook against its formulas (tests/support/notebook.py); the scores of decision_tokens, and its lam as the paper calibrates it;
+the log-probabilities of every kind of token against fresh rows of both models; token-wise against block verification; the fidelity
+budget; answers under a JSON schema. The tests check the same guarantees; this prints the figures.
 """
 
 from __future__ import annotations
@@ -119,11 +119,11 @@ def notebook_alphas(name: str) -> list[float]:
 
 
 def compared_with_notebook(name: str, rows: Sequence[np.ndarray], temperatures: Sequence[float]) -> dict[str, Any]:
-    """A rule beside the notebook's formulas: target, coin and residual of every token, and which tokens the rule keeps by itself.
+    """Compare a rule with the notebook's formulas: target, coin and residual of every token, and which tokens the rule keeps alone.
 
     rows: pairs of raw logits, drafter and expert, [2, n_vocab] each. The coin of a token is weighed by how often it is drafted. Left out
-    are the notebook's guard against dividing by 0, which ``tests/rules/test_notebook.py`` bounds, and lenience at temperature 0, which differs
-    on purpose.
+    are the notebook's guard against dividing by 0, which ``tests/rules/test_notebook.py`` bounds, and lenience at temperature 0, which
+    differs on purpose.
     """
     tiny = float(np.finfo(np.float64).tiny)
     worst, other, count = 0.0, 0, 0
@@ -216,7 +216,7 @@ def logprobs(runtime: sc.Runtime, n: int = 60) -> dict[str, Any]:
         with recorded(sessions) as seen:
             reply = runtime.generate(prompt, rule=rule, logprobs=5, model_logprobs=True, max_tokens=40, seed=i, block_size=5, **settings)
         places = [len(prompt) + j for j in range(len(reply.tokens))]
-        blank = np.zeros(runtime.n_vocab, np.float32)  # behind an end of text the drafter is not asked; nothing is reported there
+        blank = np.zeros(runtime.n_vocab, np.float32)  # after an end of text the drafter is not asked; nothing is reported there
         given = [np.array([rows.get(place, blank) for place in places]) for rows in seen]
         fresh = fresh_rows(runtime, prompt + reply.token_ids, len(reply.tokens))
         for j, token in enumerate(reply.tokens):
@@ -334,7 +334,7 @@ def schema(runtime: sc.Runtime, runs: int = 10) -> dict[str, Any]:
     return found
 
 
-def told(report: dict[str, Any]) -> str:
+def as_text(report: dict[str, Any]) -> str:
     """The report as text."""
     lines = []
     for title, rows in report["checks"].items():
@@ -393,8 +393,8 @@ def main() -> None:
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "methods.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (RESULTS / "methods.txt").write_text(told(report), encoding="utf-8")
-    print(told(report))
+    (RESULTS / "methods.txt").write_text(as_text(report), encoding="utf-8")
+    print(as_text(report))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""A server under load: patient clients, slow ones and ones that go away, for a while; what came back, how soon, and what it cost.
+"""Put a server under load for a while, with patient, slow and leaving clients, and report texts, waits and memory.
 
     python scripts/verify/server_under_load.py [--slow 64] [--leaving 16] [--seconds 120] [--slots 4]
 
 Serves the bundled pair in a process of its own, whose memory is watched. Slow clients read a line of their stream and then sleep; those
-that leave close the connection within it. Every text that came whole is compared with what the same request got alone (temperature 0).
-Ends with 1 where a text was wrong, a request hung, or something was answered with a fault of ours.
+that leave close the connection in the middle. Every complete text is compared with the reply to the same request alone (temperature 0).
+Exits with 1 where a text was wrong, a request hung, or an answer was a server error.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ async def load(url: str, pid: int, options: argparse.Namespace) -> Seen:
     return seen
 
 
-def told(seen: Seen, seconds: float) -> bool:
+def print_verdict(seen: Seen, seconds: float) -> bool:
     """Print it; whether all was well."""
     half = [(at, size) for at, size in seen.memory if at > seconds / 2]
     slope = np.polyfit(*zip(*half), 1)[0] * 60 / 1e6 if len(half) > 2 else float("nan")
@@ -151,7 +151,7 @@ def main() -> int:
             seen = asyncio.run(load(url[0], server.pid, options))
         finally:
             server.terminate()
-    return 0 if told(seen, options.seconds) else 1
+    return 0 if print_verdict(seen, options.seconds) else 1
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""One loaded pair in mixed use for a while: what it answers stays right, and memory, descriptors and threads stay where they were.
+"""Use one loaded pair in every way for a while: its answers stay right, and memory, descriptors and threads do not grow.
 
     python scripts/verify/soak.py [--minutes 30] [--seed 1] [--write docs/results/soak.txt]
 
-Whole answers, streams that are left, calls cancelled by another thread, Ctrl-C (a signal handler's exception) in the middle, exceptions in
+Whole answers, abandoned streams, calls cancelled by another thread, Ctrl-C (a signal handler's exception) in the middle, exceptions in
 on_chunk, grammars, refused settings, prompts that overflow, and conversations, in random order. After every hundred calls two fixed
-questions are asked again: their answers must not change. Ends with 1 where one does, where a call fails otherwise than it should, or where
+questions are asked again: their answers must not change. Exits with 1 where one does, where a call fails in an unexpected way, or where
 memory or child processes keep growing.
 """
 

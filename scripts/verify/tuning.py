@@ -2,17 +2,18 @@
 
     python scripts/verify/tuning.py > docs/results/confirmation.txt
 
-Answers are made up, no model runs. The expert is right in 80 %. Each candidate is about twice as fast, and loses and wins right answers at
-the rates given. They go through ``speccascade_local.bench.tune.confirm``, all on the same questions.
+Answers are simulated, no model runs. The expert is right in 80 %. Each candidate is about twice as fast, and loses and wins right answers
+at the given rates. They go through ``speccascade_local.bench.tune.confirm``, all on the same questions.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from speccascade_local.bench.goal import Goal
 from speccascade_local.bench.grid import BASE, Arm
 from speccascade_local.bench.rows import Row
-from speccascade_local.bench.tune import Goal, confirm, in_all
+from speccascade_local.bench.tune import confirm, total_questions
 from speccascade_local.rules.position_rules import Strict
 from speccascade_local.rules.token_rules import TokenV3
 from speccascade_local.runtime.settings import DEFAULTS
@@ -65,7 +66,7 @@ def main() -> None:
             for lost, wins in TRUTHS:
                 losses = limit if lost is None else lost
                 cells = "".join(f"{100 * passing(n, limit, losses, wins, many, trials):8.1f}" for many in (1, 3))
-                print(f"{n:12}{in_all(n):6}{limit:8.0%}{losses:12.1%}{wins:11.1%}{cells}", flush=True)
+                print(f"{n:12}{total_questions(n):6}{limit:8.0%}{losses:12.1%}{wins:11.1%}{cells}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
-"""The truth about a pair on the user's own machine and prompts.
+"""Measure pairs on the user's own machine and prompts.
 
-    questions.py   what is asked: the built-in families, the user's JSONL, Spec-Bench
-    graders.py     how good an answer is
-    programs/pattern_search.py    searching patterns in it, as a program of its own
-    grid.py        in which ways it is asked
-    bench/run.py     asking, and what each answer cost; setup.py with what, tokens/rows.py on the disk
-    bench/calibrate.py     both models alone, for calibration
-    intervals.py   how sure a figure is
-    summary.py     what rows say of each way; export.py, charts.py, report.py show it
-    bench/tune.py      the way that gives what the user asked for
-    machine/plan.py    what a pair would bring, before it is loaded
-
-Knows nothing of terminals.
+questions.py   what is asked: the built-in families, the user's JSONL, Spec-Bench
+graders.py     how good an answer is
+grid.py        the arms: the ways of answering that are compared
+run.py         asks, and measures what each answer costs
+rows.py        the measured rows on disk
+intervals.py   comparisons with their uncertainty
+summary.py     the figures of each arm
+export.py, charts.py, report.py   show them
+goal.py, tune.py   the arm that gives what a user asks for
+calibrate.py   when the drafter can be trusted
 """

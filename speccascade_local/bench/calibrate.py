@@ -1,11 +1,7 @@
-"""Puts questions with known answers to both models of a pair, for whoever must know when the drafter's answer can be trusted.
-
-Knows nothing of what the verdicts are used for.
-"""
+"""Learn from judged questions when the drafter's answer can be trusted."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,19 +11,51 @@ import numpy as np
 from ..common.errors import CatalogError, SettingError
 from ..common.files import fingerprint
 from ..common.pip import install_extra
-from ..common.plots import figure_class, writable
+from ..common.plots import check_writable, figure_class
 from ..common.validation import finite_number
 from ..rules.calibrated import Calibration, error_at
 from ..rules.routes import Margin
 from ..runtime.runtime import Runtime
+from .intervals import wilson
 from .questions import Question
 from .run import prompts_of
+
+#: Judged answers, 20 in each part. With so few, new answers fall 3 points short of the target on average
+#: (docs/results/calibration_bias.txt).
+FEWEST_ANSWERS = 60
+
+
+class Outcome(NamedTuple):
+    """One question: the drafter's uncertainty, and whether either model's answer is right."""
+
+    uncertainty: float
+    drafter_right: bool
+    expert_right: bool
+
+
+def require_references(questions: Sequence[Question]) -> None:
+    """Raise CatalogError if the answer to a question cannot be judged."""
+    for question in questions:
+        if not question.reference:
+            raise CatalogError(f"question {question.id} has no reference, so its answer cannot be judged; add one")
+
+
+def require_ready(answers: int, target: float | None, out: Path, picture: Path | None) -> None:
+    """Raise now the errors of ``fit``, ``save`` and ``save_reliability_diagram`` that would come after all questions are asked."""
+    _regression_class(answers, target)
+    if picture:
+        figure_class(picture)
+    for path in filter(None, (out, picture)):
+        check_writable(path)
 
 
 def judge(
     runtime: Runtime, questions: Sequence[Question], *, max_tokens: int, on_step: Callable[[float], None] = lambda fraction: None
 ) -> list[Outcome]:
-    """Ask every question of both models, greedily. Raises PromptError for one that cannot be asked, before any is."""
+    """Ask both models every question, greedily, and return the outcomes.
+
+    Raises PromptError for a question that cannot be asked, before any is.
+    """
     outcomes = []
     for i, (question, prompt) in enumerate(zip(questions, prompts_of(runtime, questions))):
         drafted = runtime.generate(prompt, rule=Margin(0.0), max_tokens=max_tokens, fidelity=False)
@@ -38,33 +66,20 @@ def judge(
     return outcomes
 
 
-def with_references(questions: Sequence[Question]) -> Sequence[Question]:
-    """The questions. Raises CatalogError for one whose answer cannot be judged."""
-    for question in questions:
-        if not question.reference:
-            raise CatalogError(f"question {question.id} has no reference, and only answers that can be judged help here; add one")
-    return questions
-
-
-#: Judged answers, 20 in each part. With so few, new answers fall 3 points short of the target on average
-#: (docs/results/calibration_bias.txt).
-FEWEST_ANSWERS = 60
-
-
-class Outcome(NamedTuple):
-    """One question: the drafter's uncertainty, and whether either model's answer was right."""
-
-    uncertainty: float
-    drafter_right: bool
-    expert_right: bool
-
-
 def fit(outcomes: Sequence[Outcome], *, drafter: Path, expert: Path, target: float | None = None, seed: int = 0) -> Calibration:
-    """Fit on one third of the judged answers, choose the threshold on the next, and measure on the last what new answers get.
+    """Fit on one third of the answers, choose the threshold on the next, and measure on the last.
 
-    The threshold is the largest whose accuracy on the second third reaches ``target``; None stands for the expert's own accuracy there.
-    Raises SettingError when there are too few answers, when even asking the expert always does not reach the target, or without
-    scikit-learn.
+    The threshold is the largest whose accuracy on the second third reaches the target.
+
+    Args:
+        outcomes: The judged answers.
+        drafter: The drafter's file.
+        expert: The expert's file.
+        target: The accuracy to reach; None for the expert's own on the second third.
+        seed: Of the split.
+
+    Raises:
+        SettingError: For too few answers, for a target that even the expert alone does not reach, or without scikit-learn.
     """
     isotonic_regression = _regression_class(len(outcomes), target)
     order = np.random.default_rng(seed).permutation(len(outcomes))
@@ -73,13 +88,13 @@ def fit(outcomes: Sequence[Outcome], *, drafter: Path, expert: Path, target: flo
     regression.fit([row.uncertainty for row in fitting], [not row.drafter_right for row in fitting])
     knots, errors = regression.X_thresholds_.tolist(), regression.y_thresholds_.tolist()
 
-    def predicted(rows: Sequence[Outcome]) -> list[float]:
+    def predict(rows: Sequence[Outcome]) -> list[float]:
         return [error_at(row.uncertainty, knots, errors) for row in rows]
 
-    wanted = _mean([row.expert_right for row in choosing]) if target is None else target
-    threshold = _largest_threshold(choosing, predicted(choosing), wanted)
-    seen = predicted(measuring)
-    right = _route(measuring, seen, threshold)
+    goal = _mean([row.expert_right for row in choosing]) if target is None else target
+    threshold = _largest_threshold(choosing, predict(choosing), goal)
+    predictions = predict(measuring)
+    right = _route(measuring, predictions, threshold)
     accuracy, low, high = wilson(sum(right), len(right))
     return Calibration(
         drafter=fingerprint(drafter),
@@ -87,48 +102,31 @@ def fit(outcomes: Sequence[Outcome], *, drafter: Path, expert: Path, target: flo
         uncertainty=knots,
         error=errors,
         threshold=threshold,
-        target_accuracy=wanted,
+        target_accuracy=goal,
         accuracy=accuracy,
         accuracy_interval=(low, high),
-        kept=_mean([error <= threshold for error in seen]),
+        kept=_mean([error <= threshold for error in predictions]),
         expert_accuracy=_mean([row.expert_right for row in measuring]),
         drafter_accuracy=_mean([row.drafter_right for row in measuring]),
-        validation=[(error, not row.drafter_right) for row, error in zip(measuring, seen)],
+        validation=[(error, not row.drafter_right) for row, error in zip(measuring, predictions)],
         calibrated_on=len(fitting),
         chosen_on=len(choosing),
     )
 
 
-def ready(answers: int, target: float | None, out: Path, picture: Path | None) -> None:
-    """Refuse now what would be refused after all questions were asked. Raises as ``fit``, ``save`` and ``reliability_diagram`` do."""
-    _regression_class(answers, target)
-    if picture:
-        figure_class(picture)
-    for path in filter(None, (out, picture)):
-        writable(path)
-
-
-def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float, float]:
-    """A share and its Wilson 95 % interval."""
-    share = successes / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return share, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
-
-
-def _largest_threshold(rows: Sequence[Outcome], errors: Sequence[float], wanted: float) -> float:
-    """With which at least the share ``wanted`` of these answers is right. Raises SettingError where none reaches it."""
+def _largest_threshold(rows: Sequence[Outcome], errors: Sequence[float], target: float) -> float:
+    """Return the largest threshold with which at least this share of the answers is right. Raises SettingError if there is none."""
     for threshold in sorted({-1.0, 1.0, *errors}, reverse=True):
-        if _mean(_route(rows, errors, threshold)) >= wanted:
+        if _mean(_route(rows, errors, threshold)) >= target:
             return threshold
     raise SettingError(
-        f"no threshold reaches an accuracy of {wanted:.3f} on the {len(rows)} answers that choose it; "
-        f"the expert alone is right in {_mean([row.expert_right for row in rows]):.3f} of them; ask for less with --target"
+        f"no threshold reaches an accuracy of {target:.3f} on the {len(rows)} answers that choose it; "
+        f"the expert alone is right in {_mean([row.expert_right for row in rows]):.3f} of them; lower --target"
     )
 
 
 def _route(rows: Sequence[Outcome], errors: Sequence[float], threshold: float) -> list[bool]:
-    """By answer: whether it is right, where the expert is asked above the threshold."""
+    """Return for each answer whether it is right, if the expert is asked above the threshold."""
     return [row.drafter_right if error <= threshold else row.expert_right for row, error in zip(rows, errors)]
 
 

@@ -1,7 +1,4 @@
-"""How sure a figure is: paired comparisons over prompts with 95 % intervals, and what may be claimed of them.
-
-Knows nothing of how seconds and grades come about.
-"""
+"""Paired comparisons over prompts with 95 % intervals, and what these support."""
 
 from __future__ import annotations
 
@@ -15,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 DRAWS = 10_000
-#: What lies beyond each end of a 95 % interval, and how many standard deviations away that is.
+#: The probability beyond each end of a 95 % interval, and the distance of that end in standard deviations.
 TAIL = 0.025
 Z = NormalDist().inv_cdf(1 - TAIL)
-#: Below so many prompts an interval is wide, and its own width unsure.
+#: With fewer prompts an interval is wide, and its width is itself uncertain.
 FEW = 20
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over n prompts with its 95 % interval, and the median. Both ends equal the value where it holds by definition."""
+    """A mean over n prompts with its 95 % interval, and the median. If the value holds by definition, both ends equal it."""
 
     value: float
     low: float
@@ -37,17 +34,22 @@ class Estimate:
 
     @property
     def exact(self) -> bool:
-        """Whether nothing is estimated, as where the expert alone stands beside itself."""
+        """Whether the value holds by definition, as for the expert alone compared with itself."""
         return self.low == self.value == self.high
 
 
 def speed_ratio(base_seconds: Sequence[float], seconds: Sequence[float], draws: int = DRAWS) -> Estimate:
-    """How many times as fast as the base: the geometric mean of ``base_seconds / seconds``, pair by pair; all of them above 0.
+    """Return the speed relative to the base: the geometric mean of ``base_seconds / seconds``, pair by pair.
 
-    Logarithms of the ratios are drawn with replacement, the same draws for every call with as many pairs. So exchanging the two sides
-    gives the reciprocal of each figure, and neither side of two equal ones comes out ahead, as a mean of ratios would let it. The
-    percentiles lie a little further out than 2.5 and 97.5, because means of few values vary less than they should (the expanded percentile
-    interval, Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 4.3). One pair goes from 0 to infinity.
+    The interval is a bootstrap of the logarithms of the ratios, with the same draws for every call of the same size. Exchanging the sides
+    therefore gives the reciprocal of each figure, and of two equal sides neither comes out ahead, unlike with a mean of ratios. The
+    percentiles lie a little further out than 2.5 and 97.5, because means of few values vary too little (the expanded percentile interval,
+    Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 4.3). The interval of one pair is 0 to infinity.
+
+    Args:
+        base_seconds: Seconds of the base, above 0.
+        seconds: Seconds of the other side, above 0, in the same order.
+        draws: Number of bootstrap draws.
     """
     logs = np.log([base / mine for base, mine in zip(base_seconds, seconds, strict=True)])
     n, mean = len(logs), float(logs.mean())
@@ -60,13 +62,18 @@ def speed_ratio(base_seconds: Sequence[float], seconds: Sequence[float], draws: 
 
 
 def quality_change(mine: Sequence[float], theirs: Sequence[float], draws: int = DRAWS) -> Estimate:
-    """The mean of ``mine - theirs``, pair by pair; all of them from 0 to 1. Never of zero width: finitely many ties prove no equality.
+    """Return the mean of ``mine - theirs``, pair by pair. Its interval always has a width, because finitely many ties prove no equality.
 
     Right and wrong answers (0 and 1) have the score interval of Tango (1998, "Equivalence test and confidence interval for the difference
     in proportions for the paired-sample design", Statistics in Medicine 17). Grades between have the interval of Gaffke (2005, "Three test
     statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative variable", Mathematical Methods of Statistics 14): a
     Bayesian bootstrap of all differences and one more, the worst possible for the lower end and the best possible for the upper one. For a
     proportion that is the interval of Clopper and Pearson.
+
+    Args:
+        mine: Grades from 0 to 1.
+        theirs: Grades to compare with, in the same order.
+        draws: Number of bootstrap draws.
     """
     change = np.array([a - b for a, b in zip(mine, theirs, strict=True)])
     n, value, middle = len(change), float(change.mean()), float(np.median(change))
@@ -77,20 +84,34 @@ def quality_change(mine: Sequence[float], theirs: Sequence[float], draws: int = 
     return Estimate(value, min(low, value), max(high, value), middle, n)
 
 
-def surely(estimate: Estimate, neutral: float, above: str, below: str) -> str | None:
-    """The word that the interval supports: ``above`` or ``below`` if all of it lies there, else None."""
+def wilson(successes: int, n: int) -> tuple[float, float, float]:
+    """Return a share and the ends of its Wilson 95 % interval."""
+    share = successes / n
+    middle = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n)) / (1 + Z * Z / n)
+    return share, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
+
+
+def significant(estimate: Estimate, neutral: float, above: str, below: str) -> str | None:
+    """Return ``above`` or ``below`` if the whole interval lies there, else None."""
     if estimate.low > neutral:
         return above
     return below if estimate.high < neutral else None
 
 
 def too_few(estimate: Estimate) -> str | None:
-    """A warning where there are too few prompts."""
-    return f"only {estimate.n} questions: too few to tell much; {FEW} or more are better" if estimate.n < FEW else None
+    """Return a warning if there are too few prompts."""
+    return f"only {estimate.n} questions: too few for reliable figures; use {FEW} or more" if estimate.n < FEW else None
 
 
 def _score_interval(wins: int, losses: int, n: int) -> tuple[float, float]:
-    """All differences of two shares of right answers that a score test does not refuse, given who was right alone how often."""
+    """Return the ends of all differences of two shares of right answers that a score test accepts.
+
+    Args:
+        wins: Number of pairs in which only the first side is right.
+        losses: Number of pairs in which only the second side is right.
+        n: Number of pairs.
+    """
 
     def plausible(change: float) -> bool:
         # The likeliest share of losses if ``change`` were the truth.
@@ -103,7 +124,7 @@ def _score_interval(wins: int, losses: int, n: int) -> tuple[float, float]:
 
 
 def _edge(plausible: Callable[[float], bool], inside: float, outside: float) -> float:
-    """Where what is plausible ends on the way from inside to outside."""
+    """Return where plausible values end between inside and outside."""
     for _ in range(50):
         middle = (inside + outside) / 2
         inside, outside = (middle, outside) if plausible(middle) else (inside, middle)
@@ -112,19 +133,19 @@ def _edge(plausible: Callable[[float], bool], inside: float, outside: float) -> 
 
 @lru_cache(maxsize=4)
 def _weights(n: int, draws: int) -> NDArray[np.float64]:
-    """[draw, place]: how much each value weighs; every division of 1 into n parts is as likely as another."""
+    """Return the weight of each value, of shape [draws, n]; all divisions of 1 into n parts are equally likely."""
     return np.random.default_rng(0).dirichlet(np.ones(n), draws)
 
 
 @lru_cache(maxsize=4)
 def _counts(n: int, draws: int) -> NDArray[np.float64]:
-    """[draw, place]: how often each value is drawn."""
+    """Return how often each value is drawn, of shape [draws, n]."""
     drawn = np.random.default_rng(0).integers(0, n, (draws, n)) + n * np.arange(draws)[:, None]
     return np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float64)
 
 
 def _level(n: int) -> float:
-    """The lower percentile: 0.025 for many values, less for few."""
+    """Return the lower percentile: 0.025 for many values, less for few."""
     z, freedom = Z, n - 1
     # Student's quantile by Cornish and Fisher's expansion.
     t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)

@@ -1,4 +1,4 @@
-"""What is asked: the built-in families, the user's JSONL, or Spec-Bench's file as it is. Knows nothing of who answers."""
+"""The questions: the built-in families, the user's JSONL, or Spec-Bench's file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..tokens.chat_template import Message
 from .graders import METRICS
 
 HELD_OUT = PACKAGE / "demo" / "heldout.jsonl"
-#: So many of each built-in family are asked where nothing is said.
+#: Questions of each built-in family by default.
 PER_FAMILY = 20
 #: Characters of a line, messages or references of a question, characters of a pattern.
 LONGEST_LINE, MOST_PARTS, LONGEST_PATTERN = 2 << 20, 1000, 1000
@@ -34,10 +34,15 @@ class Turn(BaseModel):
 
 
 class Question(BaseModel):
-    """A question, and what is known about its answer.
+    """A question, and how its answer is graded.
 
-    prompt or messages: one of them. reference: texts (or patterns) that count as right, read as ``metric`` says; without one there is no
-    telling whether an answer is right. family: what kind of question it is, free to choose. id: unique within a set.
+    Args:
+        prompt: The question; either this or messages.
+        messages: A conversation that ends with the question.
+        reference: Texts (or patterns) that count as right; without one an answer cannot be graded.
+        metric: How the reference is compared with an answer; None for the same text.
+        family: The kind of question, a free text.
+        id: Unique in a set of questions.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -51,7 +56,7 @@ class Question(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_text_is_a_list_of_one(cls, data: Any) -> Any:
+    def _normalize(cls, data: Any) -> Any:
         if isinstance(data, dict):
             data = _from_spec_bench(data)
             if isinstance(data.get("reference"), str):
@@ -61,50 +66,52 @@ class Question(BaseModel):
         return data
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> Question:
+    def _check(self) -> Question:
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("a question has a prompt or messages, and not both")
+            raise ValueError("a question has either a prompt or messages")
         if self.metric and not self.reference:
             raise ValueError(f"metric {self.metric} needs a reference")
         for pattern in self.reference if self.metric == "regex" else ():
             if len(pattern) > LONGEST_PATTERN:
-                raise ValueError(f"reference {pattern!r:.40} is a pattern of {len(pattern)} characters; at most {LONGEST_PATTERN} are read")
+                raise ValueError(
+                    f"reference {pattern!r:.40} is a pattern of {len(pattern)} characters; at most {LONGEST_PATTERN} are allowed"
+                )
             try:
                 re.compile(pattern)
-            except (re.error, RecursionError, OverflowError) as error:  # too deep, or a number of repetitions that is too large
-                raise ValueError(f"reference {pattern!r:.40} is no regular expression ({error})") from None
+            except (re.error, RecursionError, OverflowError) as error:  # too deep, or too large a number of repetitions
+                raise ValueError(f"reference {pattern!r:.40} is not a regular expression ({error})") from None
         return self
 
     @property
     def conversation(self) -> list[Message]:
-        """As the chat template takes it."""
+        """The messages for the chat template."""
         if self.messages is not None:
             return [{"role": turn.role, "content": turn.content} for turn in self.messages]
         return [{"role": "user", "content": self.prompt or ""}]
 
     @property
     def plain(self) -> str:
-        """For a pair without a chat template: what is said, one message after the other."""
+        """The texts of all messages, for a pair without a chat template."""
         return "\n".join(message["content"] for message in self.conversation)
 
     def is_right(self, text: str) -> bool:
-        """Whether an answer is as good as can be. A question without a reference has no right answer."""
+        """Return whether an answer has the best grade; without a reference none has."""
         return self.quality(text) == 1.0
 
     def quality(self, text: str) -> float | None:
-        """How good an answer is, 0 to 1; None where there is no reference. Without a metric it must be a reference, word for word."""
+        """Return the grade of an answer, 0 to 1; None without a reference."""
         return METRICS[self.metric or "exact"](text, self.reference) if self.reference else None
 
 
 def built_in_questions() -> list[Question]:
-    """The held-out questions of the bundled pair's five families."""
+    """Return the held-out questions of the bundled pair's five families."""
     return read_questions(HELD_OUT)
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The questions of a JSONL file; empty lines are skipped. Of Spec-Bench's questions the first turn is asked.
+    """Return the questions of a JSONL file, without empty lines; of a question of Spec-Bench's the first turn.
 
-    Raises CatalogError with the line.
+    Raises CatalogError with the number of the wrong line.
     """
     questions: dict[str, Question] = {}
     for number, data in _lines(path):
@@ -117,21 +124,27 @@ def read_questions(path: Path) -> list[Question]:
             ) from error
         question = question.model_copy(update={"id": question.id or f"{question.family or 'question'}-{number}"})
         if question.id in questions:
-            raise CatalogError(f"{path}, line {number}: the id {question.id!r:.40} stands here for the second time; leave one, or none")
+            raise CatalogError(f"{path}, line {number}: the id {question.id!r:.40} is used before; change or omit one")
         questions[question.id] = question
     if not questions:
-        raise CatalogError(f"{path}: no questions; give one JSON object in each line")
+        raise CatalogError(f"{path}: no questions; write one JSON object in each line")
     return list(questions.values())
 
 
 def choose_questions(path: Path | None, per_family: int | None) -> list[Question]:
-    """All of the user's questions, or PER_FAMILY of each built-in family; ``per_family`` if that is given. Families take turns."""
-    usual = PER_FAMILY if path is None else None
-    return in_turns(built_in_questions() if path is None else read_questions(path), per_family or usual)
+    """Return the questions to ask, with the families in turns.
+
+    Args:
+        path: The user's file; None for the built-in questions.
+        per_family: Maximum number per family; None for all of the user's, or PER_FAMILY of the built-in ones.
+    """
+    if path is None:
+        return in_turns(built_in_questions(), per_family or PER_FAMILY)
+    return in_turns(read_questions(path), per_family)
 
 
 def in_turns(questions: Sequence[Question], per_family: int | None = None) -> list[Question]:
-    """One of each family after the other, so that a run which is stopped early has asked some of all; at most so many of each."""
+    """Return the questions with one of each family in turn, so that a run that stops early has asked some of all."""
     families: dict[str, list[Question]] = {}
     for question in questions:
         families.setdefault(question.family, []).append(question)
@@ -142,16 +155,16 @@ def in_turns(questions: Sequence[Question], per_family: int | None = None) -> li
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(read_text(path).split("\n"), start=1):  # not splitlines: JSON texts may hold other line separators
         if len(line) > LONGEST_LINE:
-            raise CatalogError(f"{path}, line {number}: {len(line)} characters; at most {LONGEST_LINE} are read of a question")
+            raise CatalogError(f"{path}, line {number}: {len(line)} characters; at most {LONGEST_LINE} are allowed")
         if line.strip():
             try:
-                yield number, from_json(line)  # refuses what no UTF-8 can hold, too
+                yield number, from_json(line)  # also rejects lone surrogates, which UTF-8 cannot hold
             except ValueError as error:
-                raise CatalogError(f"{path}, line {number}: not JSON ({error}); give one JSON object in each line") from error
+                raise CatalogError(f"{path}, line {number}: not JSON ({error}); write one JSON object in each line") from error
 
 
 def _from_spec_bench(data: dict[str, Any]) -> dict[str, Any]:
-    """A copy, with Spec-Bench's fields as ours (Xia et al. 2401.07851)."""
+    """Return a copy with Spec-Bench's fields (Xia et al. 2401.07851) under our names."""
     if "turns" in data and isinstance(data["turns"], list) and data["turns"]:
         return {"prompt": data["turns"][0], "family": str(data.get("category", "")), "id": str(data.get("question_id", ""))}
     return dict(data)

@@ -1,6 +1,6 @@
-"""Rows -> what each arm is like beside the expert alone: how fast, how good, how true, each with its interval over prompts.
+"""Summarize rows: speed, quality and fidelity of each arm compared with the expert alone, with intervals over prompts.
 
-Repetitions of a question are one observation, their median. Knows nothing of how it is shown.
+Repetitions of a question are one observation, their median.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from pydantic import (
 )
 
 from ..common.errors import CatalogError
-from ..common.sequences import shared_prefix_length
 from ..common.yaml_files import problem
 from ..rules.position_rules import Strict
+from ..tokens.prompt import shared_prefix_length
 from .grid import BASE
 from .intervals import Estimate, quality_change, speed_ratio
 from .rows import Row
@@ -34,15 +34,29 @@ from .rows import Row
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """One arm at one temperature, over the questions that every arm of that temperature has answered.
+    """One arm at one temperature, over the questions that every arm has answered.
 
-    first_s: seconds to the first text, the reading of the prompt included; decode_tokens_per_s: of the text after it. speedup:
-    geometric mean over questions of the expert's seconds per answer over this arm's; speedup_per_token: of its seconds per token, which a
-    longer or shorter text does not change. quality, solved_s: None where no question has a reference; quality_gain: less the expert's;
-    solved_s: seconds of all answers per right one (quality 1), None if none is. mean_tv, logprob: distance from the expert per token,
-    and the expert's log-probability of the text per token; None unless the expert was asked about every token. parted, parted_at: of
-    strict at temperature 0, the share of answers whose tokens are not those of the expert alone, and the median place of the first other
-    token, from 1; None for other rules and temperatures, and parted_at also where no answer parts.
+    Args:
+        arm: Its name.
+        about: Its rule and settings.
+        n: Number of questions.
+        tokens_per_s: All tokens over all seconds.
+        first_s: Mean seconds to the first text, including prefill.
+        decode_tokens_per_s: Tokens per second after the first text.
+        tokens: Mean tokens of an answer.
+        speedup: Geometric mean over questions of the expert's seconds per answer divided by this arm's.
+        speedup_per_token: The same for seconds per token, which the length of the text does not change.
+        quality: Mean grade; None without references.
+        quality_gain: The grade minus the expert's.
+        solved_s: Seconds of all answers divided by the number of right ones; None if none is right.
+        mean_tv: Distance from the expert per token; None unless the expert was asked about every token.
+        logprob: The expert's log-probability per token, in nats; None like mean_tv.
+        parted: Of strict at temperature 0, the share of answers that differ from the expert's; else None.
+        parted_at: The median position, from 1, of the first different token; None without one.
+        expert_calls_per_token: Evaluations of the expert per token.
+        tokens_per_block: Tokens per block.
+        acceptance_rate: Share of drafted tokens that are accepted; None without drafts.
+        deferral_rate: Share of tested positions that are deferred; None without tests.
     """
 
     arm: str
@@ -67,7 +81,7 @@ class ArmSummary:
     deferral_rate: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON and CSV: one level, an interval as values of their own; its ends are None where one question cannot tell them."""
+        """Return all figures on one level, for JSON and CSV; an end of an interval that is infinite is None."""
         figures = {name: value for name, value in asdict(self).items() if name not in ("arm", "about")}
         flat: dict[str, Any] = {"arm": self.arm, **self.about}
         for name, value in figures.items():
@@ -81,10 +95,13 @@ class ArmSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """All arms, temperature by temperature.
+    """All arms of a run.
 
-    left_out: rows of questions that not every arm has answered. alike: arms that gave the same tokens at the same price everywhere, so
-    that nothing here tells them apart. families: the same for each family of questions, where there are several.
+    Args:
+        by_temperature: The arms at each temperature.
+        left_out: Number of rows whose question not every arm has answered.
+        alike: Groups of arms with the same tokens in the same blocks everywhere.
+        families: By family of questions, the arms at each temperature; empty for one family.
     """
 
     by_temperature: dict[float, list[ArmSummary]]
@@ -94,14 +111,14 @@ class Summary:
 
 
 def summarize(rows: Iterable[Row]) -> Summary:
-    """Raises CatalogError where nothing can be compared."""
+    """Return the summary of all rows. Raises CatalogError if nothing can be compared."""
     rows = list(rows)
-    found, used = _by_temperature(rows)
-    if not found:
-        raise CatalogError("no question has been answered by every arm yet; go on by --resume")
+    by_temperature, used = _by_temperature(rows)
+    if not by_temperature:
+        raise CatalogError("no question is answered by every arm yet; continue with --resume")
     names = dict.fromkeys(row["family"] for row in rows)
     parts = {name: _by_temperature([row for row in rows if row["family"] == name])[0] for name in names} if len(names) > 1 else {}
-    return Summary(found, len(rows) - used, _alike(rows), {name: part for name, part in parts.items() if part})
+    return Summary(by_temperature, len(rows) - used, _alike(rows), {name: part for name, part in parts.items() if part})
 
 
 class _Fidelity(BaseModel):
@@ -112,8 +129,8 @@ class _Fidelity(BaseModel):
     judged: NonNegativeInt
 
 
-class _Measured(BaseModel):
-    """What a row must have, whatever else stands in it."""
+class _ValidRow(BaseModel):
+    """The fields that a row must have."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
@@ -142,39 +159,38 @@ class _Measured(BaseModel):
 
 
 def require_measured(rows: Iterable[Row]) -> None:
-    """Refuse rows of a file that no run has written. Raises CatalogError."""
+    """Raise CatalogError for rows that no run has written."""
     for number, row in enumerate(rows, start=1):
         try:
-            _Measured.model_validate(row)
+            _ValidRow.model_validate(row)
         except ValidationError as error:
-            raise CatalogError(
-                f"row {number} is none that 'speccascade bench' wrote: {problem(error, whole='the whole row')}; take its line out"
-            ) from error
+            raise CatalogError(f"row {number} is not valid: {problem(error, whole='the whole row')}; remove its line") from error
 
 
 def _by_temperature(rows: Sequence[Row]) -> tuple[dict[float, list[ArmSummary]], int]:
-    """And of how many rows it is made."""
-    by_temperature: dict[float, list[Row]] = defaultdict(list)
+    """Return the arms at each temperature, and the number of rows that they summarize."""
+    groups: dict[float, list[Row]] = defaultdict(list)
     for row in rows:
-        by_temperature[row["temperature"]].append(row)
-    found, used = {}, 0
-    for temperature, here in sorted(by_temperature.items()):
+        groups[row["temperature"]].append(row)
+    summaries, used = {}, 0
+    for temperature, here in sorted(groups.items()):
         arms = list(dict.fromkeys(row["arm"] for row in here))
         if BASE not in arms:
-            raise CatalogError(f"no rows of {BASE!r} at temperature {temperature:g}, with which all others are compared; measure it too")
+            raise CatalogError(f"no rows of {BASE!r} at temperature {temperature:g}, which all others are compared with; measure it too")
         answered: dict[str, dict[str, list[Row]]] = {arm: defaultdict(list) for arm in arms}
         for row in here:
             answered[row["arm"]][row["question"]].append(row)
         common = [question for question in answered[BASE] if all(question in answered[arm] for arm in arms)]
         if not common:
             continue
-        whole = {arm: [answered[arm][question] for question in common] for arm in arms}
-        used += sum(len(each) for questions in whole.values() for each in questions)
-        found[temperature] = [_summary(arm, whole[arm], whole[BASE]) for arm in arms]
-    return found, used
+        complete = {arm: [answered[arm][question] for question in common] for arm in arms}
+        used += sum(len(each) for questions in complete.values() for each in questions)
+        summaries[temperature] = [_summarize_arm(arm, complete[arm], complete[BASE]) for arm in arms]
+    return summaries, used
 
 
 def _alike(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Return the groups of arms that nothing in the rows distinguishes, except for time."""
     answers: dict[tuple[float, str], list[Any]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: (row["question"], row["repetition"])):
         answers[row["temperature"], row["arm"]].append(
@@ -190,15 +206,16 @@ STRICT = str(Strict())
 ABOUT = ("rule", "alpha", "temperature", "block_size", "top_k", "top_p", "min_p", "verification", "bonus")
 
 
-def _summary(arm: str, mine: Sequence[list[Row]], base: Sequence[list[Row]]) -> ArmSummary:
+def _summarize_arm(arm: str, mine: Sequence[list[Row]], base: Sequence[list[Row]]) -> ArmSummary:
+    """Return the summary of an arm from its rows and the base's, both by question."""
     every, n = [row for rows in mine for row in rows], len(mine)
     wall, base_wall = _medians(mine, _wall), _medians(base, _wall)
     per_token, base_per_token = _medians(mine, _per_token), _medians(base, _per_token)
     quality, base_quality = _qualities(mine), _qualities(base)
     graded = [(a, b) for a, b in zip(quality, base_quality) if a is not None and b is not None]
     solved = sum(row["quality"] == 1 for row in every)
-    promises = arm != BASE and every[0].get("rule") == STRICT and every[0]["temperature"] == 0
-    parted, parted_at = _parting(mine, base) if promises else (None, None)
+    is_exact = arm != BASE and every[0].get("rule") == STRICT and every[0]["temperature"] == 0
+    parted, parted_at = _difference(mine, base) if is_exact else (None, None)
     return ArmSummary(
         arm=arm,
         about={name: every[0].get(name) for name in ABOUT},
@@ -207,8 +224,8 @@ def _summary(arm: str, mine: Sequence[list[Row]], base: Sequence[list[Row]]) -> 
         first_s=_total(every, "first_s") / len(every),
         decode_tokens_per_s=_decode_rate(every),
         tokens=_total(every, "tokens") / len(every),
-        speedup=_itself(1.0, n) if arm == BASE else speed_ratio(base_wall, wall),
-        speedup_per_token=_itself(1.0, n) if arm == BASE else speed_ratio(base_per_token, per_token),
+        speedup=_exactly(1.0, n) if arm == BASE else speed_ratio(base_wall, wall),
+        speedup_per_token=_exactly(1.0, n) if arm == BASE else speed_ratio(base_per_token, per_token),
         quality=mean(a for a, _ in graded) if graded else None,
         quality_gain=_gain(arm, graded),
         solved_s=_total(every, "wall_s") / solved if solved else None,
@@ -223,15 +240,15 @@ def _summary(arm: str, mine: Sequence[list[Row]], base: Sequence[list[Row]]) -> 
     )
 
 
-def _itself(value: float, n: int) -> Estimate:
-    """Of the expert alone beside itself: it holds by definition, so there is nothing to estimate."""
+def _exactly(value: float, n: int) -> Estimate:
+    """Return a value that holds by definition, as for the expert alone compared with itself."""
     return Estimate(value, value, value, value, n)
 
 
 def _gain(arm: str, graded: Sequence[tuple[float, float]]) -> Estimate | None:
     if not graded:
         return None
-    return _itself(0.0, len(graded)) if arm == BASE else quality_change([a for a, _ in graded], [b for _, b in graded])
+    return _exactly(0.0, len(graded)) if arm == BASE else quality_change([a for a, _ in graded], [b for _, b in graded])
 
 
 def _wall(row: Row) -> float:
@@ -253,24 +270,24 @@ def _medians(questions: Sequence[list[Row]], value: Callable[[Row], float]) -> l
 
 
 def _qualities(questions: Sequence[list[Row]]) -> list[float | None]:
-    """Means, because a median of right and wrong would hide what happens now and then."""
+    """Return means, because a median of right and wrong would hide what is rare."""
     return [None if rows[0]["quality"] is None else mean(row["quality"] for row in rows) for rows in questions]
 
 
 def _over_all_tokens(rows: Sequence[Row], value: Callable[[Mapping[str, Any]], float | None]) -> float | None:
-    """A sum over all tokens, per token. None unless the expert was asked about each of them: of the others it is unknown."""
-    told = [value(row["fidelity"]) for row in rows if row["fidelity"] and row["fidelity"]["judged"] == row["tokens"]]
-    known = [each for each in told if each is not None]
+    """Return the sum over all tokens, per token; None unless the expert was asked about each of them."""
+    sums = [value(row["fidelity"]) for row in rows if row["fidelity"] and row["fidelity"]["judged"] == row["tokens"]]
+    known = [each for each in sums if each is not None]
     return sum(known) / _total(rows, "tokens") if len(known) == len(rows) else None
 
 
-def _parting(mine: Sequence[list[Row]], base: Sequence[list[Row]]) -> tuple[float | None, float | None]:
-    """The share of answers that are not the expert's own, and which of their tokens is the first other one, from 1, in the median."""
+def _difference(mine: Sequence[list[Row]], base: Sequence[list[Row]]) -> tuple[float | None, float | None]:
+    """Return the share of answers that differ from the expert's, and the median position, from 1, of the first different token."""
     own = {(row["question"], row["repetition"]): row["token_ids"] for rows in base for row in rows}
     answers = {(row["question"], row["repetition"]): row["token_ids"] for rows in mine for row in rows}
     both = own.keys() & answers.keys()
-    places = [shared_prefix_length(answers[key], own[key]) + 1 for key in both if answers[key] != own[key]]
-    return len(places) / len(both) if both else None, median(places) if places else None
+    positions = [shared_prefix_length(answers[key], own[key]) + 1 for key in both if answers[key] != own[key]]
+    return len(positions) / len(both) if both else None, median(positions) if positions else None
 
 
 def _total(rows: Sequence[Row], name: str) -> float:

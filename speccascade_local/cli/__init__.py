@@ -1,4 +1,4 @@
-"""The command line: verbs, their options, and how things look in a terminal; no algorithm."""
+"""The command line: verbs, their options, and what a terminal shows; no algorithms."""
 
 from .app import main
 

@@ -1,7 +1,7 @@
-"""The command: its verbs by name, and what is said when one fails.
+"""The ``speccascade`` command: its verbs by name, and what happens when one fails.
 
-Model text and results go to stdout, everything else to stderr. Errors that the package raises on purpose become one line and exit
-code 1; wrong usage is exit code 2, Ctrl-C 130. (`check`, whose 1 is an answer, has exit code 2 for both.)
+Model text and results go to stdout, everything else to stderr. An error that the package raises on purpose becomes one line and exit
+code 1. Wrong usage is exit code 2, Ctrl-C 130. For ``check`` exit code 1 is a result, so its errors exit with 2.
 """
 
 from __future__ import annotations
@@ -19,46 +19,33 @@ from ..common.errors import SpeccascadeError
 from ..common.version import __version__
 from .options import in_groups
 from .terminal import print_error, stdout
-from .verbs.bench import bench
-from .verbs.calibrate import calibrate_verb
-from .verbs.chat import chat
-from .verbs.check import check_verb
-from .verbs.compare import compare_verb
-from .verbs.doctor import doctor
-from .verbs.models import models_verb
-from .verbs.plan import plan
-from .verbs.profile import profile_verb
-from .verbs.pull import pull
-from .verbs.rpc_serve import rpc_serve
-from .verbs.rules import rules_verb
-from .verbs.run import run
-from .verbs.serve import serve
-from .verbs.tune import tune
+from .verbs import bench, calibrate, chat, check, compare, doctor, models, plan, profile, pull, rpc_serve, rules, run, serve, tune
 
+#: In the order in which --help lists them.
 VERBS: dict[str, Callable[..., None]] = {
-    "run": run,
-    "chat": chat,
-    "compare": compare_verb,
-    "models": models_verb,
-    "pull": pull,
-    "rules": rules_verb,
-    "calibrate": calibrate_verb,
-    "profile": profile_verb,
-    "plan": plan,
-    "check": check_verb,
-    "bench": bench,
-    "tune": tune,
-    "serve": serve,
-    "rpc-serve": rpc_serve,
-    "doctor": doctor,
+    "run": run.run,
+    "chat": chat.run,
+    "compare": compare.run,
+    "models": models.run,
+    "pull": pull.run,
+    "rules": rules.run,
+    "calibrate": calibrate.run,
+    "profile": profile.run,
+    "plan": plan.run,
+    "check": check.run,
+    "bench": bench.run,
+    "tune": tune.run,
+    "serve": serve.run,
+    "rpc-serve": rpc_serve.run,
+    "doctor": doctor.run,
 }
 
 
 class Verbs(TyperGroup):
-    """Turns what goes wrong in any verb into one line and an exit code."""
+    """The verbs as a group that turns every failure into one line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the verb."""
+        """Run the verb that the command line names."""
         try:
             return super().invoke(ctx)
         except SpeccascadeError as error:
@@ -68,9 +55,9 @@ class Verbs(TyperGroup):
             print("\ninterrupted" if stdout.is_terminal else "interrupted", file=sys.stderr)
             raise typer.Exit(130) from interruption
         except OSError as error:
-            if not isinstance(error, BrokenPipeError):  # else the reader of a pipe has gone; there is nobody to tell
+            if not isinstance(error, BrokenPipeError):  # there the reader of the pipe has left, which is no error
                 print_error(f"{error.filename or 'stdout'}: {error.strerror or error}")
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still unwritten would fail again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest of the buffer would fail again at exit
             raise typer.Exit(1) from error
 
 
@@ -87,7 +74,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def top(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
-    """What stands before the verb."""
+    """Handle the options that stand before the verb."""
     if version:
         print(f"speccascade {__version__}")
         raise typer.Exit
@@ -98,9 +85,9 @@ for name, verb in VERBS.items():
 
 
 def main() -> None:
-    """Entry point of the console command."""
-    with contextlib.suppress(OSError):  # a folder that is gone
-        sys.path.append(os.getcwd())  # where a rule of the user's own is looked for last
+    """Run the console command."""
+    with contextlib.suppress(OSError):  # the working folder may be deleted
+        sys.path.append(os.getcwd())  # the last place where a user's own rule is looked for
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows ? instead of a traceback

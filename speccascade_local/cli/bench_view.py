@@ -1,7 +1,4 @@
-"""How a benchmark looks in a terminal: a few columns of what the files have in full.
-
-Knows nothing of verbs and options.
-"""
+"""A benchmark in a terminal: the most important columns of what the files hold in full."""
 
 from __future__ import annotations
 
@@ -21,21 +18,21 @@ STYLES = {"faster": "green", "better": "green", "slower": "red", "worse": "red"}
 
 
 def print_scores(summary: Summary, setup: Mapping[str, Any]) -> None:
-    """A table for each temperature, and what must be known to trust them."""
+    """Print a table for each temperature, and the notes."""
     console = for_tables()
     for temperature, arms in summary.by_temperature.items():
-        console.print(scores(arms, temperature, console.width))
+        console.print(score_table(arms, temperature, console.width))
         console.print()
     for note in notes(summary, setup):
         console.print(Text(note, "dim"), soft_wrap=not console.is_terminal)
 
 
-def scores(arms: list[ArmSummary], temperature: float, width: int) -> Table:
-    """The arms beside the expert alone, in their order; fits 80 columns by leaving some out."""
+def score_table(arms: list[ArmSummary], temperature: float, width: int) -> Table:
+    """Return a table that compares the arms with the expert alone; below ALL_COLUMNS it drops columns to fit 80."""
     columns: dict[str, Callable[[ArmSummary], str]] = {
-        "× the expert": lambda arm: str(arm.speedup),
+        "speed-up": lambda arm: str(arm.speedup),
         "right": lambda arm: "–" if arm.quality is None else f"{100 * arm.quality:.0f} %",
-        "less, points": lambda arm: points(arm.quality_gain),
+        "right vs. expert,\npoints": lambda arm: points(arm.quality_gain),
         "calls\n/token": lambda arm: f"{arm.expert_calls_per_token:.2f}",
         "TV": lambda arm: "–" if arm.mean_tv is None else f"{arm.mean_tv:.3f}",
     }
@@ -46,7 +43,7 @@ def scores(arms: list[ArmSummary], temperature: float, width: int) -> Table:
     table.add_column("", overflow="fold")
     for name in columns:
         table.add_column(name, justify="right", vertical="bottom", no_wrap=True)
-    table.add_column("surely", vertical="bottom")
+    table.add_column("verdict", vertical="bottom")
     for arm in arms:
         words = Text(", ").join(Text(word, STYLES[word]) for word in verdict(arm).split(", ") if word)
         table.add_row(Text(arm.arm, "bold" if arm.arm == BASE else ""), *(value(arm) for value in columns.values()), words)

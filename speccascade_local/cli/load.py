@@ -1,7 +1,4 @@
-"""What several verbs do before and around their work: read the prompt, load the pair under a progress bar.
-
-Knows nothing of what the verbs then do.
-"""
+"""What several verbs do before and around their work: read the prompt, load the pair, show progress, set the log level."""
 
 from __future__ import annotations
 
@@ -26,7 +23,12 @@ from .terminal import stderr
 
 
 def pair_and_prompt(words: list[str] | None, chosen: ModelOptions) -> tuple[str | None, str]:
-    """The pair that was named, if any, and the prompt, from stdin where it is ``-`` or missing. Raises SettingError and PromptError."""
+    """Return the name of the pair, if any, and the prompt, which comes from stdin if it is ``-`` or missing.
+
+    Raises:
+        SettingError: For too many words.
+        PromptError: For a prompt that is missing, empty or not UTF-8.
+    """
     asked_for_stdin = words is not None and words[-1:] == ["-"]
     words = words or ["-"]
     has_files = chosen.drafter is not None or chosen.expert is not None
@@ -51,17 +53,17 @@ def pair_and_prompt(words: list[str] | None, chosen: ModelOptions) -> tuple[str 
 
 
 def _names_a_pair(word: str, models: Path | None) -> bool:
-    with contextlib.suppress(CatalogError):  # whatever is wrong with a models.yaml matters only to whoever asks for a pair in it
+    with contextlib.suppress(CatalogError):  # a broken models.yaml matters only where a pair of it is named
         return word in catalog.known_pairs(models)
     return False
 
 
 def prompt_ids(runtime: Runtime, prompt: str, raw: bool) -> Prompt:
-    """The prompt through the chat template, or as it is where that is asked for or there is none."""
+    """Return the prompt through the expert's chat template, or unchanged if it is raw or there is no template."""
     if raw:
         return prompt
     if not runtime.has_chat_template:
-        stderr.print("(the expert has no chat template: the prompt is continued as it is, as with --raw)", soft_wrap=True)
+        stderr.print("(the expert has no chat template: it continues the prompt, as with --raw)", soft_wrap=True)
         return prompt
     return runtime.chat_ids([{"role": "user", "content": prompt}])
 
@@ -70,14 +72,14 @@ def prompt_ids(runtime: Runtime, prompt: str, raw: bool) -> Prompt:
 def load_with_progress(
     pair: str | None, chosen: ModelOptions, verbose: int, *, rule: str | None = None, profile: bool = True, timelines: int = 1
 ) -> Iterator[Runtime]:
-    """The pair, loaded under a progress bar and closed afterwards."""
+    """Load a pair under a progress bar, and close it at the end. Parameters are those of :func:`runtime.load.load`."""
     with progress(verbose) as bar:
         tasks: dict[str, TaskID] = {}
 
         def report(role: str, fraction: float) -> None:
             if role not in tasks:
-                doing = "measuring this machine, once" if role == "profile" else f"loading {role}"
-                tasks[role] = bar.add_task(doing, total=1.0)
+                work = "measuring this machine, once" if role == "profile" else f"loading {role}"
+                tasks[role] = bar.add_task(work, total=1.0)
             bar.update(tasks[role], completed=fraction)
 
         runtime = load(
@@ -99,37 +101,37 @@ def load_with_progress(
         yield runtime
 
 
-def tell_rule(rule: Method, seed: int) -> None:
-    """One line about the rule, for whoever asked to be told more."""
+def print_rule(rule: Method, seed: int) -> None:
+    """Print the rule, what it trades, and the seed on stderr."""
     stderr.print(f"rule {rule}: {rule.trade}; seed {seed}", soft_wrap=True)
 
 
 def progress(verbose: int) -> Progress:
-    """A bar on stderr that leaves nothing behind; silent where nobody watches, and where it would wipe out the log."""
+    """Return a progress bar on stderr that vanishes at the end; it is off in a pipe and beside the log."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     return Progress(*columns, console=stderr, transient=True, disable=bool(verbose) or not stderr.is_terminal)
 
 
 @contextlib.contextmanager
-def stepping(doing: str, verbose: int) -> Iterator[Callable[[float], None]]:
-    """Such a bar for one work: what is yielded is called with 0..1 on the way."""
+def progress_of(work: str, verbose: int) -> Iterator[Callable[[float], None]]:
+    """Show one bar; yield a function to call with the fraction of the work that is done."""
     with progress(verbose) as bar:
-        task = bar.add_task(doing, total=1.0)
+        task = bar.add_task(work, total=1.0)
         yield lambda fraction: bar.update(task, completed=fraction)
 
 
-class _Shown(logging.Formatter):
-    """Control characters, which a file's name or an answer may bring into the log, are shown in a terminal."""
+class _PrintableFormatter(logging.Formatter):
+    """A formatter that escapes control characters in a terminal; a file's name or a reply may contain them."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One message."""
+        """Return the text of a record."""
         text = super().format(record)
-        return printable(text) if stderr.obeyed else text
+        return printable(text) if stderr.obeys_controls else text
 
 
 def set_log_level(verbose: int) -> None:
-    """-v for what was decided, -vv for llama.cpp's own log too."""
+    """Log to stderr: warnings, with -v decisions too, with -vv also llama.cpp's own log."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Shown("%(message)s"))
+    handler.setFormatter(_PrintableFormatter("%(message)s"))
     logging.basicConfig(handlers=[handler])
     logging.getLogger("speccascade_local").setLevel([logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)])

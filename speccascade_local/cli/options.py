@@ -1,14 +1,11 @@
-"""The options that verbs share, in groups: one name, one help text, one default each.
-
-Knows nothing of what the verbs do with them.
-"""
+"""The options that verbs share, in groups: one name, one help text, one default each."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -28,58 +25,58 @@ Words = Annotated[
     typer.Argument(
         metavar="[PAIR] PROMPT",
         show_default=False,
-        help=("A pair from models.yaml (default: the bundled one), and the prompt; - reads it from stdin."),
+        help="A pair from models.yaml (default: the bundled one), and the prompt; - reads it from stdin.",
     ),
 ]
 PairName = Annotated[str | None, typer.Argument(metavar="[PAIR]", show_default="the bundled one", help="A pair from models.yaml.")]
-Raw = Annotated[bool, typer.Option("--raw", rich_help_panel="Output", help="Continue the prompt as it is, without the chat template.")]
-Json = Annotated[bool, typer.Option("--json", rich_help_panel="Output", help="One JSON object instead of text.")]
+Raw = Annotated[bool, typer.Option("--raw", rich_help_panel="Output", help="Continue the prompt without the chat template.")]
+Json = Annotated[bool, typer.Option("--json", rich_help_panel="Output", help="Print one JSON object instead of text.")]
 Verbose = Annotated[
     int,
     typer.Option(
-        "--verbose", "-v", count=True, show_default=False, rich_help_panel="Output", help="Tell more; -vv adds llama.cpp's own log."
+        "--verbose", "-v", count=True, show_default=False, rich_help_panel="Output", help="Show more; -vv adds llama.cpp's own log."
     ),
 ]
-MaxTokens = Annotated[int, typer.Option(rich_help_panel="Sampling", help="Longest answer, in tokens.")]
+MaxTokens = Annotated[int, typer.Option(rich_help_panel="Sampling", help="Maximum number of tokens in a reply.")]
 BlockLength = Annotated[
     str,
-    typer.Option(rich_help_panel="Cascade", help="Drafted tokens per block; 0 is the expert alone, auto as many as pay on this machine."),
+    typer.Option(rich_help_panel="Cascade", help="Drafted tokens per block; 0: the expert alone; auto: as many as pay on this machine."),
 ]
 QuestionsFile = Annotated[
     Path | None,
-    typer.Option("--questions", help="JSONL with prompt or messages, reference and metric; Spec-Bench's file is read too."),
+    typer.Option("--questions", help="JSONL with prompt or messages, reference and metric; Spec-Bench's file works too."),
 ]
 PerFamily = Annotated[
     int | None,
-    typer.Option(min=1, show_default=f"all of yours; {PER_FAMILY} of the built-in ones", help="At most so many questions of each family."),
+    typer.Option(min=1, show_default=f"all of yours; {PER_FAMILY} of the built-in ones", help="Maximum number of questions per family."),
 ]
-Heat = Annotated[float, typer.Option(rich_help_panel="Sampling", help="0 is greedy.")]
+Temperature = Annotated[float, typer.Option(rich_help_panel="Sampling", help="Sampling temperature; 0 is greedy.")]
 Models = Annotated[Path | None, typer.Option(rich_help_panel="Models", help="A models.yaml to look in first.")]
 
-#: Bytes of a grammar or a schema in a file.
+#: Bytes of a file with a grammar or a schema.
 _LONGEST_SCHEMA = 4 << 20
 
 
 @dataclass(frozen=True)
 class FileOptions:
-    """Which models, and how much text they hold."""
+    """The models, their context and threads."""
 
     ctx: Annotated[
         int | None,
         typer.Option(
-            "--ctx", show_default="4096, or what both were trained for", rich_help_panel="Models", help=("Tokens that the context holds.")
+            "--ctx", show_default="4096, or what both were trained for", rich_help_panel="Models", help="Size of the context, in tokens."
         ),
     ] = None
     threads: Annotated[
         int | None,
-        typer.Option(show_default="measured", rich_help_panel="Models", help="Threads; fewer where the machine is busy otherwise."),
+        typer.Option(show_default="measured", rich_help_panel="Models", help="Number of threads; use fewer on a busy machine."),
     ] = None
     drafter: Annotated[
         Path | None,
-        typer.Option("--drafter", rich_help_panel="Models", help="The small model's GGUF file, in place of a pair; ngram: none."),
+        typer.Option("--drafter", rich_help_panel="Models", help="GGUF file of the small model, instead of a pair; ngram: no model."),
     ] = None
     expert: Annotated[
-        Path | None, typer.Option("--expert", rich_help_panel="Models", help="The large model's GGUF file, in place of a pair.")
+        Path | None, typer.Option("--expert", rich_help_panel="Models", help="GGUF file of the large model, instead of a pair.")
     ] = None
     models: Models = None
     allow_code: Annotated[
@@ -87,23 +84,23 @@ class FileOptions:
         typer.Option(
             "--allow-code",
             rich_help_panel="Models",
-            help="Run code and use other machines that a models.yaml names which is not your own.",
+            help="Allow a models.yaml that is not your own to run code and use other machines.",
         ),
     ] = False
 
 
 @dataclass(frozen=True)
 class ModelOptions(PlacementOptions, FileOptions):
-    """Which models, and how they are loaded."""
+    """The models, and how they are loaded."""
 
 
 def pair_of(name: str | None, chosen: ModelOptions, *, complete: bool = True) -> Pair:
-    """The pair that would be loaded. complete: False where its files need not be there. Raises SettingError and CatalogError."""
+    """Return the pair that would be loaded; with ``complete`` its files must exist. Raises SettingError and CatalogError."""
     return choose(name, chosen.drafter, chosen.expert, chosen.models, complete=complete)
 
 
 @dataclass(frozen=True)
-class AskingOptions:
+class AnswerOptions:
     """How a question is answered."""
 
     rule: Annotated[
@@ -112,81 +109,91 @@ class AskingOptions:
             "--rule",
             show_default="the pair's own",
             rich_help_panel="Cascade",
-            help=("Deferral rule, such as token_v3:0.3, opt:0.2, strict or never."),
+            help="Deferral rule, such as token_v3:0.3, opt:0.2, strict or never.",
         ),
     ] = None
-    temperature: Heat = DEFAULTS.temperature
+    temperature: Temperature = DEFAULTS.temperature
     top_k: Annotated[int, typer.Option(rich_help_panel="Sampling", help="Keep the k most probable tokens; 0 is off.")] = DEFAULTS.top_k
-    top_p: Annotated[float, typer.Option(rich_help_panel="Sampling", help="Keep the most probable tokens up to this mass; 1 is off.")] = (
-        DEFAULTS.top_p
-    )
+    top_p: Annotated[
+        float, typer.Option(rich_help_panel="Sampling", help="Keep the most probable tokens up to this total probability; 1 is off.")
+    ] = DEFAULTS.top_p
     min_p: Annotated[
         float, typer.Option(rich_help_panel="Sampling", help="Drop tokens below this share of the most probable one; 0 is off.")
     ] = DEFAULTS.min_p
     block_size: BlockLength = str(DEFAULTS.block_size)
     max_tokens: MaxTokens = DEFAULTS.max_tokens
     seed: Annotated[
-        int | None, typer.Option(show_default="a fresh one, told in --json and -v", rich_help_panel="Sampling", help="Repeats an answer.")
+        int | None,
+        typer.Option(
+            show_default="a new one, shown by --json and -v", rich_help_panel="Sampling", help="Seed; the same seed repeats a reply."
+        ),
     ] = None
-    strict_first: Annotated[
-        int, typer.Option(rich_help_panel="Cascade", help="So many first tokens are the expert's, whatever the rule says.")
-    ] = DEFAULTS.strict_first
+    strict_first: Annotated[int, typer.Option(rich_help_panel="Cascade", help="Number of first tokens that are always the expert's.")] = (
+        DEFAULTS.strict_first
+    )
     thinking_rule: Annotated[
         str | None,
-        typer.Option("--thinking-rule", show_default="the same", rich_help_panel="Cascade", help="Rule between <think> and </think>."),
+        typer.Option(
+            "--thinking-rule", show_default="the same", rich_help_panel="Cascade", help="Deferral rule between <think> and </think>."
+        ),
     ] = None
-    presence_penalty: Annotated[float, typer.Option(rich_help_panel="Sampling", help="Lowers tokens that the answer has used.")] = (
-        DEFAULTS.presence_penalty
-    )
+    presence_penalty: Annotated[
+        float, typer.Option(rich_help_panel="Sampling", help="Lower the logits of tokens that the reply contains.")
+    ] = DEFAULTS.presence_penalty
     frequency_penalty: Annotated[
-        float, typer.Option(rich_help_panel="Sampling", help="Lowers tokens by how often the answer has used them.")
+        float, typer.Option(rich_help_panel="Sampling", help="Lower the logits of tokens by their count in the reply.")
     ] = DEFAULTS.frequency_penalty
     repetition_penalty: Annotated[
-        float, typer.Option(rich_help_panel="Sampling", help="Divides logits of tokens in prompt or answer; 1 is off.")
+        float, typer.Option(rich_help_panel="Sampling", help="Divide the logits of tokens in prompt or reply; 1 is off.")
     ] = DEFAULTS.repetition_penalty
     logit_bias: Annotated[
         list[str] | None,
-        typer.Option("--logit-bias", metavar="ID=BIAS", rich_help_panel="Sampling", help="Added to a token's logit; may be repeated."),
+        typer.Option(
+            "--logit-bias", metavar="ID=BIAS", rich_help_panel="Sampling", help="Bias to add to a token's logit; may be repeated."
+        ),
     ] = None
-    grammar: Annotated[Path | None, typer.Option("--grammar", rich_help_panel="Sampling", help="A GBNF file that the answer follows.")] = (
+    grammar: Annotated[Path | None, typer.Option("--grammar", rich_help_panel="Sampling", help="GBNF file that the reply must follow.")] = (
         None
     )
     json_schema: Annotated[
-        Path | None, typer.Option("--json-schema", rich_help_panel="Sampling", help="A JSON schema file that the answer follows.")
+        Path | None, typer.Option("--json-schema", rich_help_panel="Sampling", help="JSON schema file that the reply must follow.")
     ] = None
 
     audit: Annotated[
         bool,
         typer.Option(
-            "--audit", rich_help_panel="Output", help="Let the expert judge afterwards what it was not asked about, so that TV covers all."
+            "--audit", rich_help_panel="Output", help="Let the expert judge the other tokens afterwards, so that TV covers the whole reply."
         ),
     ] = DEFAULTS.audit
 
     def settings(self) -> Settings:
-        """What they mean. Raises SettingError, and CatalogError for a file that cannot be read."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        given |= {"block_size": length(self.block_size), "logit_bias": _biases(self.logit_bias)}
-        given |= {name: read_text(given[name], most=_LONGEST_SCHEMA) for name in ("grammar", "json_schema") if given[name]}
-        return Settings(**given)
+        """Return the settings. Raises SettingError, and CatalogError for a file that cannot be read."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values |= {"block_size": length(self.block_size), "logit_bias": _biases(self.logit_bias)}
+        values |= {name: read_text(values[name], most=_LONGEST_SCHEMA) for name in ("grammar", "json_schema") if values[name]}
+        return Settings(**values)
 
 
 @dataclass(frozen=True)
-class AnswerOptions(AskingOptions):
-    """Asked once."""
+class RunOptions(AnswerOptions):
+    """How one prompt is answered."""
 
     verification: Annotated[
-        str, typer.Option("--verification", rich_help_panel="Cascade", help="token, or block: coins over whole blocks, more kept drafts.")
+        str,
+        typer.Option("--verification", rich_help_panel="Cascade", help="token, or block: test whole blocks, which accepts longer drafts."),
     ] = DEFAULTS.verification
     bonus: Annotated[
         str,
         typer.Option(
-            "--bonus", rich_help_panel="Cascade", help="After a kept draft: the expert's own token, or cascade: one drafted token more."
+            "--bonus",
+            rich_help_panel="Cascade",
+            help="After an accepted draft: expert, for a token of its own, or cascade, for one more drafted token.",
         ),
     ] = DEFAULTS.bonus
     logprobs: Annotated[
         int | None,
         typer.Option(
-            "--logprobs", show_default="none", rich_help_panel="Output", help="With --json: log-probabilities, this many per token."
+            "--logprobs", show_default="none", rich_help_panel="Output", help="With --json: number of log-probabilities per token."
         ),
     ] = None
     logprobs_of: Annotated[
@@ -194,80 +201,80 @@ class AnswerOptions(AskingOptions):
         typer.Option(
             "--logprobs-of",
             rich_help_panel="Output",
-            help="With --logprobs: of what they are; drawn: what the token was drawn from, raw: the model's own row at temperature 1.",
+            help="With --logprobs: drawn, for the distribution of the token, or raw, for the model's own at temperature 1.",
         ),
     ] = DEFAULTS.logprobs_of
     model_logprobs: Annotated[
-        bool, typer.Option("--model-logprobs", rich_help_panel="Output", help="With --logprobs: those of both models too.")
+        bool, typer.Option("--model-logprobs", rich_help_panel="Output", help="With --logprobs: add those of both models.")
     ] = False
 
 
 @dataclass(frozen=True)
-class ChatOptions(AskingOptions):
-    """Asked again and again."""
+class ChatOptions(AnswerOptions):
+    """How each question of a chat is answered."""
 
     max_tokens: MaxTokens = 2048
 
 
 @dataclass(frozen=True)
-class CompareOptions(AskingOptions):
-    """Asked in every way, each with the same seed and blocks of the same length."""
+class CompareOptions(AnswerOptions):
+    """How each arm of a comparison answers: with the same seed and the same block size."""
 
     block_size: BlockLength = str(BLOCK_SIZE)
-    seed: Annotated[int, typer.Option(help="The same for every arm.")] = 0
+    seed: Annotated[int, typer.Option(help="Seed; the same for every arm.")] = 0
     audit: Annotated[
         bool,
         typer.Option(
             "--audit/--no-audit",
             rich_help_panel="Output",
-            help="Let the expert judge afterwards what it was not asked about, so that TV covers all; no part of the times.",
+            help="Let the expert judge the other tokens afterwards, so that TV covers the whole reply; not part of the times.",
         ),
     ] = True
 
 
 def in_groups(verb: Callable[..., None]) -> Callable[..., None]:
-    """A parameter of the verb that is one of the groups above stands for its fields, each an option of its own."""
-    hints = get_type_hints(verb, include_extras=True)
-    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
-    options: list[inspect.Parameter] = []
-    for parameter in inspect.signature(verb).parameters.values():
-        if parameter.name not in groups:
-            options.append(parameter.replace(annotation=hints[parameter.name], kind=parameter.KEYWORD_ONLY))
-            continue
-        group = groups[parameter.name]
-        kinds = get_type_hints(group, include_extras=True)
-        options += [
-            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=kinds[field.name])
-            for field in fields(group)
-        ]
+    """Return the verb as typer takes it: each parameter that is one of the groups above becomes the group's fields."""
+    groups: dict[str, Any] = {name: hint for name, hint in get_type_hints(verb).items() if is_dataclass(hint)}
 
     @wraps(verb)
-    def call(**given: Any) -> None:
-        made = {name: group(**{field.name: given.pop(field.name) for field in fields(group)}) for name, group in groups.items()}
-        verb(**given, **made)
+    def call(**values: Any) -> None:
+        filled = {name: group(**{field.name: values.pop(field.name) for field in fields(group)}) for name, group in groups.items()}
+        verb(**values, **filled)
 
-    call.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]  # what typer reads, and the annotations
+    options: list[Parameter] = []
+    for parameter in _parameters(verb):
+        options += _parameters(groups[parameter.name]) if parameter.name in groups else [parameter]
+    call.__signature__ = Signature(options)  # type: ignore[attr-defined]  # typer reads both this and the annotations
     call.__annotations__ = {option.name: option.annotation for option in options}
     return call
 
 
-def length(given: str) -> BlockSize:
-    """``"auto"``, or ``"5"`` -> 5. Raises SettingError."""
-    if given == "auto":
+def _parameters(source: Callable[..., Any]) -> list[Parameter]:
+    """Return the parameters of a function or a group with their types and options."""
+    hints = get_type_hints(source, include_extras=True)
+    return [
+        parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
+        for parameter in signature(source).parameters.values()
+    ]
+
+
+def length(text: str) -> BlockSize:
+    """Return ``"auto"``, or 5 for ``"5"``. Raises SettingError."""
+    if text == "auto":
         return "auto"
     try:
-        return int(given)
+        return int(text)
     except ValueError:
-        raise SettingError(f"--block-size {given!r:.40} is neither a whole number nor auto") from None
+        raise SettingError(f"--block-size {text!r:.40} is neither a whole number nor auto") from None
 
 
-def _biases(given: list[str] | None) -> dict[int, float]:
-    """``["42=-5"]`` -> ``{42: -5.0}``. Raises SettingError."""
-    found: dict[int, float] = {}
-    for text in given or ():
+def _biases(texts: list[str] | None) -> dict[int, float]:
+    """Return ``{42: -5.0}`` for ``["42=-5"]``. Raises SettingError."""
+    biases: dict[int, float] = {}
+    for text in texts or ():
         token, _, bias = text.partition("=")
         try:
-            found[int(token)] = float(bias)
+            biases[int(token)] = float(bias)
         except ValueError:
             raise SettingError(f"--logit-bias {text!r:.40} is not ID=BIAS, such as 42=-5") from None
-    return found
+    return biases

@@ -1,7 +1,4 @@
-"""The options that say where models are put and how their memory is held, as placements by role.
-
-Knows nothing of which models, or of what is free.
-"""
+"""The options for devices, GPU layers and caches, as placements by role."""
 
 from __future__ import annotations
 
@@ -18,52 +15,60 @@ from ..models.placement import CACHE_TYPES, Placement
 
 @dataclass(frozen=True)
 class PlacementOptions:
-    """How each model is loaded. What is not given is None, and the placement's own default."""
+    """How each model is loaded. None stands for the placement's own default."""
 
     gpu_layers: Annotated[
         str | None,
-        typer.Option(show_default="auto", rich_help_panel="Memory", help="Layers on the GPU: a number, -1 for all, auto for what fits."),
+        typer.Option(
+            show_default="auto", rich_help_panel="Memory", help="Layers on the GPU: a number, -1 for all, auto for as many as fit."
+        ),
     ] = None
     drafter_gpu_layers: Annotated[
-        str | None, typer.Option(show_default="the same", rich_help_panel="Memory", help="Those of the models that draft.")
+        str | None, typer.Option(show_default="the same", rich_help_panel="Memory", help="Layers of the drafter on the GPU.")
     ] = None
     expert_device: Annotated[
-        str | None, typer.Option(show_default="llama.cpp's choice", rich_help_panel="Memory", help="Where the expert's layers go: CUDA0.")
+        str | None,
+        typer.Option(show_default="llama.cpp's choice", rich_help_panel="Memory", help="Device for the expert's layers, such as CUDA0."),
     ] = None
     drafter_device: Annotated[
-        str | None, typer.Option(show_default="llama.cpp's choice", rich_help_panel="Memory", help="Where those go that draft.")
+        str | None, typer.Option(show_default="llama.cpp's choice", rich_help_panel="Memory", help="Device for the drafter's layers.")
     ] = None
     cache_type: Annotated[
-        str | None, typer.Option(show_default="f16", rich_help_panel="Memory", help=f"Type of the caches: {', '.join(CACHE_TYPES)}.")
+        str | None, typer.Option(show_default="f16", rich_help_panel="Memory", help=f"Type of the KV caches: {', '.join(CACHE_TYPES)}.")
     ] = None
     drafter_cache_type: Annotated[
-        str | None, typer.Option(show_default="the same", rich_help_panel="Memory", help="That of the models that draft.")
+        str | None, typer.Option(show_default="the same", rich_help_panel="Memory", help="Type of the drafter's KV cache.")
     ] = None
     flash_attention: Annotated[
-        str | None, typer.Option(show_default="auto", rich_help_panel="Memory", help="on, off, or auto: where it costs no accuracy.")
+        str | None, typer.Option(show_default="auto", rich_help_panel="Memory", help="on, off, or auto: on where it costs no accuracy.")
     ] = None
     expert_lora: Annotated[
-        list[str] | None, typer.Option(metavar="FILE[=SCALE]", rich_help_panel="Models", help="A LoRA on the expert; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="FILE[=SCALE]", rich_help_panel="Models", help="LoRA adapter for the expert; may be repeated."),
     ] = None
     drafter_lora: Annotated[
-        list[str] | None, typer.Option(metavar="FILE[=SCALE]", rich_help_panel="Models", help="A LoRA on the drafter; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="FILE[=SCALE]", rich_help_panel="Models", help="LoRA adapter for the drafter; may be repeated."),
     ] = None
     rpc: Annotated[
         list[str] | None,
-        typer.Option(metavar="HOST:PORT", rich_help_panel="Memory", help="A machine that holds layers of the expert; may be repeated."),
+        typer.Option(metavar="HOST:PORT", rich_help_panel="Memory", help="Another machine for layers of the expert; may be repeated."),
     ] = None
     exact: Annotated[
         bool,
         typer.Option(
-            "--exact", rich_help_panel="Memory", help="strict at temperature 0 is the expert's own text to the last token; slower batches."
+            "--exact", rich_help_panel="Memory", help="Make strict at temperature 0 equal to the expert's own text; batches are slower."
         ),
     ] = False
     check_memory: Annotated[
-        bool, typer.Option("--check-memory/--no-check-memory", rich_help_panel="Memory", help="Refuse what does not fit what is free.")
+        bool,
+        typer.Option(
+            "--check-memory/--no-check-memory", rich_help_panel="Memory", help="Refuse to load what does not fit the free memory."
+        ),
     ] = True
 
     def placements(self) -> dict[str, Placement]:
-        """How each model is loaded, by role. Raises SettingError."""
+        """Return how each model is loaded, by role. Raises SettingError."""
         flash = {"flash_attention": self.flash_attention}
         expert = {"gpu_layers": _layers(self.gpu_layers), "device": self.expert_device, "cache_type": self.cache_type, **flash}
         drafter = {
@@ -78,26 +83,26 @@ class PlacementOptions:
         }
 
 
-def _placement(given: Mapping[str, Any]) -> Placement:
-    """With the defaults for what was not given. Raises SettingError."""
-    return Placement(**{name: value for name, value in given.items() if value is not None})
+def _placement(options: Mapping[str, Any]) -> Placement:
+    """Return the placement, with defaults where an option is None. Raises SettingError."""
+    return Placement(**{name: value for name, value in options.items() if value is not None})
 
 
-def _layers(given: str | None) -> int | str | None:
-    """``"20"`` -> 20. What is no number stays as it is, for Placement to judge."""
+def _layers(text: str | None) -> int | str | None:
+    """Return 20 for ``"20"``; other texts stay, for Placement to check."""
     try:
-        return None if given is None else int(given)
+        return None if text is None else int(text)
     except ValueError:
-        return given
+        return text
 
 
-def _adapters(given: list[str] | None) -> tuple[tuple[Path, float], ...]:
-    """``["style.gguf=0.5"]`` -> that file, with that scale. Raises SettingError."""
-    found = []
-    for text in given or ():
+def _adapters(texts: list[str] | None) -> tuple[tuple[Path, float], ...]:
+    """Return file and scale of each ``"style.gguf=0.5"``. Raises SettingError."""
+    adapters = []
+    for text in texts or ():
         path, _, scale = text.rpartition("=") if "=" in text else (text, "", "1")
         try:
-            found.append((Path(path), float(scale)))
+            adapters.append((Path(path), float(scale)))
         except ValueError:
             raise SettingError(f"the adapter {text!r:.80} is not FILE or FILE=SCALE, such as style.gguf=0.5") from None
-    return tuple(found)
+    return tuple(adapters)

@@ -1,7 +1,6 @@
-"""How replies look in a terminal: colours by origin, the legend, the table of a comparison.
+"""Replies in a terminal: colors by origin, the legend, the tables of a comparison and of a profile.
 
-In a pipe there are no colours, only the text as it is. In a terminal the control characters of what models, files and servers say are
-shown, never obeyed. Knows nothing of verbs and options.
+A pipe receives the plain text. A terminal receives control characters in texts of models, files and servers only as escapes.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from ..rules.routes import Route
 from ..runtime.compare import Row, dropped_pairs
 from ..runtime.reply import Reply, Token
 
-#: How each token's origin is coloured, and what it means.
+#: The color of each token's origin, and its meaning.
 ORIGINS: dict[Origin, tuple[str, str]] = {
-    "accepted": ("green", "draft kept by the rule"),
-    "matched": ("cyan", "draft kept by the strict test"),
-    "corrected": ("bold yellow", "the expert's, for a dropped draft"),
-    "bonus": ("magenta", "the expert's, after a kept draft"),
+    "accepted": ("green", "draft accepted by the rule"),
+    "matched": ("cyan", "draft accepted by the strict test"),
+    "corrected": ("bold yellow", "the expert's, for a rejected draft"),
+    "bonus": ("magenta", "the expert's, after an accepted draft"),
     "expert": ("blue", "the expert's, no draft"),
 }
 DROPPED_STYLE = "strike red"
@@ -40,56 +39,56 @@ LONGEST_ERROR = 1000
 
 
 class PlainConsole(Console):
-    """A console that takes every text as it is, without markup. options: as rich's."""
+    """A console of rich's that prints every text without markup, and control characters as escapes."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     @property
-    def obeyed(self) -> bool:
-        """Whether what is written goes to a terminal, which would obey control characters."""
+    def obeys_controls(self) -> bool:
+        """Whether the output goes to a terminal, which would obey control characters."""
         return self.is_terminal or self.file.isatty()
 
     def render(self, *renderable: Any, **options: Any) -> Iterable[Segment]:
-        """As rich does, but for the control characters that stand in texts."""
+        """Yield rich's segments with the control characters of texts escaped."""
         for segment in super().render(*renderable, **options):
-            yield segment._replace(text=printable(segment.text)) if self.obeyed and not segment.control else segment
+            yield segment._replace(text=printable(segment.text)) if self.obeys_controls and not segment.control else segment
 
 
 stdout, stderr = PlainConsole(), PlainConsole(stderr=True)
 
 
 def for_tables(width: int = IN_A_PIPE) -> Console:
-    """Where a table goes: the terminal, or a pipe in which no line is broken. width: of a pipe."""
+    """Return the terminal, or for a pipe a console of that width."""
     return stdout if stdout.is_terminal else PlainConsole(width=width)
 
 
 def write(text: str, end: str = "\n") -> None:
-    """Put a text on stdout as it is, tabs included; in a terminal with its control characters shown."""
-    stdout.file.write((printable(text) if stdout.obeyed else text) + end)
+    """Write a text to stdout, tabs included; in a terminal with its control characters escaped."""
+    stdout.file.write((printable(text) if stdout.obeys_controls else text) + end)
     stdout.file.flush()
 
 
 def print_error(error: object) -> None:
-    """One line on stderr, whatever a file put into it, and not too long."""
+    """Print an error as one line on stderr, escaped and not longer than LONGEST_ERROR."""
     print("error:", printable(" ".join(str(error).split()), LONGEST_ERROR), file=sys.stderr)
 
 
 def shows_styles() -> bool:
-    """Whether stdout shows styles: without them a dropped draft would read as part of the answer."""
+    """Return whether stdout shows styles; without them a rejected draft would read as part of the reply."""
     return stdout.is_terminal and not stdout.is_dumb_terminal
 
 
-def print_tokens(tokens: Sequence[Token], *, coloured: bool, end: str = "") -> None:
-    """Continue the text on stdout; plain where stdout shows no styles."""
-    if coloured and shows_styles():
-        stdout.print(colour_tokens(tokens), end=end, soft_wrap=True)
+def print_tokens(tokens: Sequence[Token], *, colored: bool, end: str = "") -> None:
+    """Continue the text on stdout, in colors if these are asked for and stdout shows styles."""
+    if colored and shows_styles():
+        stdout.print(color_tokens(tokens), end=end, soft_wrap=True)
     else:
         write("".join(token.text for token in tokens), end)  # not through rich, which would expand tabs
 
 
-def colour_tokens(tokens: Sequence[Token]) -> Text:
-    """Each token in the colour of its origin; the first word of a dropped draft struck through, before what replaced it."""
+def color_tokens(tokens: Sequence[Token]) -> Text:
+    """Return the tokens in the colors of their origins; the first word of a rejected draft stands struck through before its replacement."""
     text = Text()
     for token in tokens:
         if token.dropped:
@@ -100,38 +99,36 @@ def colour_tokens(tokens: Sequence[Token]) -> Text:
 
 
 def legend() -> Text:
-    """One line per colour."""
+    """Return one line for each color."""
     lines = [
         *((str(origin), style, meaning) for origin, (style, meaning) in ORIGINS.items()),
-        ("dropped", DROPPED_STYLE, "draft thrown away"),
+        ("dropped", DROPPED_STYLE, "rejected draft"),
     ]
     return Text("\n").join(Text.assemble((name, style), (f"{'':{11 - len(name)}}{meaning}", "dim")) for name, style, meaning in lines)
 
 
 def print_row(row: Row, *also: str) -> None:
-    """One arm of a comparison: its name, its text in colours, and in words what was thrown away. also: arms with the same text."""
+    """Print one arm of a comparison: its name and those of arms with the same text, its text in colors, and its rejected drafts."""
     reply = row.reply
     stdout.print(Text("; ".join((row.name, *also)), "bold"), soft_wrap=not stdout.is_terminal)
     if shows_styles():
-        stdout.print(colour_tokens(reply.tokens))
+        stdout.print(color_tokens(reply.tokens))
     else:
-        print_tokens(reply.tokens, coloured=False, end="\n")
+        print_tokens(reply.tokens, colored=False, end="\n")
     if isinstance(reply.rule, Route) and reply.confidence is not None and not also:
         threshold = reply.rule.threshold
-        verdict = "keeps the drafter's answer" if reply.confidence >= threshold else "throws it away and asks the expert"
+        verdict = "keeps the drafter's answer" if reply.confidence >= threshold else "discards it and asks the expert"
         stdout.print(Text(f"drafter's confidence {reply.confidence:.3f}, threshold {threshold:g}: {verdict}", "dim"), soft_wrap=True)
     dropped = [] if also else dropped_pairs(reply)
     if dropped:
         draft, instead = dropped[0]
-        stdout.print(
-            Text(f"drafts thrown away: {len(dropped)}; the first was {draft!r}, the expert wrote {instead!r}", "dim"), soft_wrap=True
-        )
+        stdout.print(Text(f"rejected drafts: {len(dropped)}; the first was {draft!r}, the expert wrote {instead!r}", "dim"), soft_wrap=True)
     stdout.print()
 
 
 def print_figures(reply: Reply) -> None:
-    """What an answer came to, on stderr: counters, clocks and account apart, for some of their names are the same."""
-    groups = {"counted": reply.stats.counts(), "seconds": reply.stats.clocks()}
+    """Print the figures of a reply on stderr in groups, because counts and fidelity have names in common."""
+    groups = {"counts": reply.stats.counts(), "seconds": reply.stats.clocks()}
     groups |= {"distance from the expert": reply.fidelity.as_dict()} if reply.fidelity else {}
     for title, figures in groups.items():
         stderr.print(title)
@@ -140,7 +137,7 @@ def print_figures(reply: Reply) -> None:
 
 
 def print_groups(rows: Sequence[Row]) -> None:
-    """Many arms: each text once, under the names of all that wrote it."""
+    """Print each text of many arms once, under the names of all arms that wrote it."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.reply.text, []).append(row)
@@ -149,14 +146,14 @@ def print_groups(rows: Sequence[Row]) -> None:
 
 
 def comparison_table(rows: Sequence[Row]) -> Table:
-    """The arms' counters and times; fits 80 columns, and leaves out some of them where there is less room."""
+    """Return the counts and times of the arms; it fits 80 columns, and in a narrower terminal it drops some."""
     columns: dict[str, Callable[[Row], str]] = {
         "tokens": lambda row: str(row.reply.stats.tokens),
         "expert\ncalls": lambda row: str(row.reply.stats.expert_calls),
         "tokens\n/block": lambda row: number(row.reply.stats.tokens_per_block),
         "accepted": lambda row: _percent(row.reply.stats.acceptance_rate if row.reply.stats.expert_calls else None),
         "deferred": lambda row: _percent(row.reply.stats.deferral_rate if row.reply.stats.expert_calls else None),
-        "TV": lambda row: _distance(row.reply),
+        "TV": lambda row: _mean_tv(row.reply),
         "ms": lambda row: f"{1000 * row.wall_s:.1f}",
         "speed-up": lambda row: f"{row.speedup:.2f}×",
     }
@@ -173,7 +170,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
 
 
 def profile_table(profile: Profile) -> Table:
-    """The seconds of every batch, as milliseconds and in units of a single token, @ so many tokens in the cache."""
+    """Return the times of all batch sizes, in milliseconds and relative to a single token; @ stands for the tokens in the cache."""
     table = Table("n", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for role, speed in (("expert", profile.expert), ("drafter", profile.drafter)):
         for depth in speed.depths:
@@ -191,17 +188,17 @@ def profile_table(profile: Profile) -> Table:
 
 
 def profile_summary(profile: Profile) -> list[str]:
-    """What follows from the times, a line each."""
+    """Return lines that explain the table and what follows from it."""
     expert, drafter = profile.expert, profile.drafter
     best = min(SIZES, key=lambda n: expert.seconds[0][n - 1] / n)
     single, batch, prompt = 1 / expert.seconds[0][0], best / expert.seconds[0][best - 1], 1 / expert.prompt_s
     return [
-        "v(n): a batch of n in units of a single token; @: tokens in the cache; padded to: evaluated as so many, which is faster",
+        "v(n): time of a batch of n relative to a single token; @: tokens in the cache; padded to: a larger batch that is faster",
         f"threads (single tokens / batches): expert {_threads(expert)}, drafter {_threads(drafter)}",
-        f"c, a drafter's step in units of the expert's: {drafter.seconds[0][0] / expert.seconds[0][0]:.3f}",
-        f"the expert writes {number(single)} tokens/s alone, and reads {number(prompt)} of a prompt and {number(batch)} in batches of "
-        f"{best}: no lossless method gains more than {max(prompt, batch) / single:.2f}×",
-        f"overlap {profile.overlap:.2f}: the share of the shorter work that is not saved when both models work at once",
+        f"c, a drafter's step relative to the expert's: {drafter.seconds[0][0] / expert.seconds[0][0]:.3f}",
+        f"the expert generates {number(single)} tokens/s alone, and reads {number(prompt)} tokens/s of a prompt and {number(batch)} in "
+        f"batches of {best}: no lossless method gains more than {max(prompt, batch) / single:.2f}×",
+        f"overlap {profile.overlap:.2f}: the part of the shorter run that is not saved when both models run at once",
     ]
 
 
@@ -210,14 +207,13 @@ def _threads(speed: Speed) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, or all before the point; a dash for a rate that does not exist."""
+    """Return three significant digits, or all digits before the point; a dash for None."""
     if not isinstance(value, float):
         return "–" if value is None else str(value)
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _distance(reply: Reply) -> str:
-    """Mean total variation from the expert, over the reply's tokens."""
+def _mean_tv(reply: Reply) -> str:
     mean = reply.fidelity.mean_tv if reply.fidelity else None
     return "–" if mean is None else f"{mean:.3f}"
 

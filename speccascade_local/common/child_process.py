@@ -1,7 +1,7 @@
-"""Commands that start the programs in ``programs/`` as child processes, in a frozen application too.
+"""Returns the commands that start the programs in ``programs/`` as child processes, also in a frozen application.
 
-In an application that PyInstaller or the like made, ``sys.executable`` is the application itself, which has no ``-m``. There a child is
-the application started with a word of ours, and :func:`freeze_support` runs the program in its place.
+In an application built with PyInstaller, for example, ``sys.executable`` is the application itself, which has no ``-m``. There a child is
+the application started with an argument of this module, and :func:`freeze_support` runs the program in its place.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .files import PACKAGE
 
 Program = Literal["chat_template", "dry_run", "grammar", "pattern_search", "rpc_server", "trial"]
 _WORD = "--run-program-of-speccascade-local"
-#: A program that finds the modules that this process finds, and none that lies in the folder where it is started.
+#: Gives a program this process's module search path, without the folder in which it starts.
 _START = (
     "import json, runpy, sys; sys.path[:] = json.loads(sys.argv[1]); del sys.argv[:2]; runpy.run_path(sys.argv[0], run_name='__main__')"
 )
@@ -28,12 +28,12 @@ def is_frozen() -> bool:
 
 
 def command(program: Program) -> list[str]:
-    """Return the command that starts a program, without its arguments. Unless frozen, run it in the folder that holds this package."""
+    """Return the command that starts a program, without its arguments; unless frozen, run it in the folder that holds this package."""
     return [sys.executable, _WORD, program] if is_frozen() else [sys.executable, "-m", _module(program)]
 
 
 def standalone(program: Program) -> list[str]:
-    """Return the command that starts, from any folder, a program that imports nothing of this package, so that it starts quickly."""
+    """Return the command that starts, from any folder, a program that imports nothing from this package and so starts quickly."""
     if is_frozen():
         return command(program)
     path = (PACKAGE / "programs" / program).with_suffix(".py")
@@ -41,15 +41,15 @@ def standalone(program: Program) -> list[str]:
 
 
 def freeze_support() -> None:
-    """Run a program of this package and exit, where this process is a frozen application that was started as its child.
+    """Run a program of this package and exit, if this process is a frozen application started as a child.
 
-    A frozen application calls it first in its main program, as ``multiprocessing.freeze_support``; everywhere else it does nothing.
+    A frozen application calls it first in its main program, like ``multiprocessing.freeze_support``. Elsewhere it does nothing.
     """
     if not is_frozen() or sys.argv[1:2] != [_WORD]:
         return
     program = sys.argv[2] if len(sys.argv) > 2 else ""
     if program not in get_args(Program):
-        sys.exit(f"error: {_WORD} {program}: no such program; there are {', '.join(get_args(Program))}")
+        sys.exit(f"error: {_WORD} {program}: unknown program; allowed are {', '.join(get_args(Program))}")
     del sys.argv[1:3]
     runpy.run_module(_module(program), run_name="__main__")
     sys.exit()

@@ -1,6 +1,6 @@
-"""``host:port`` of another machine's RPC server: how it is spelled, and whether one answers there.
+"""Parses ``host:port`` of an RPC server on another machine, and checks that one answers there.
 
-Asked before llama.cpp is, which ends the whole process where nobody answers. Knows nothing of models and devices.
+The check comes before llama.cpp connects, because llama.cpp ends the whole process if it gets no answer.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from .errors import SettingError
 from .validation import whole_number
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 50052
-#: So many servers llama.cpp can use at once.
-MOST = 16
-#: Of connecting and of each answer, in seconds.
-PATIENCE = 5.0
-_SPELLED = re.compile(r"(?P<host>[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})):(?P<port>[0-9]{1,5})", re.ASCII)
+#: llama.cpp's limit.
+MAX_SERVERS = 16
+#: For connecting and for each answer.
+TIMEOUT_S = 5.0
+_HOST_PORT = re.compile(r"(?P<host>[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})):(?P<port>[0-9]{1,5})", re.ASCII)
 _IPV6 = re.compile(r"\[?[0-9A-Fa-f.]*(:[0-9A-Fa-f.]*){2,}\]?(:[0-9]+)?")
-_HELLO, _CAPABILITIES = 14, 24  # the command, which is the same in every version; bytes of what it carries
+_HELLO, _CAPABILITIES = 14, 24  # the command, which is the same in every version; the bytes of its argument
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A host's name or IPv4 address, and a port."""
+    """A host name or IPv4 address, and a port."""
 
     host: str
     port: int
@@ -37,56 +37,56 @@ class Endpoint:
 
 
 def parse_endpoint(text: str) -> Endpoint:
-    """``"192.168.1.7:50052"``. Raises SettingError."""
-    found = _SPELLED.fullmatch(text) if isinstance(text, str) else None
-    if found is None:
-        more = "; llama.cpp's servers speak IPv4 only" if _IPV6.fullmatch(str(text)) else ""
-        raise SettingError(f"{text!r:.80} is not HOST:PORT of an RPC server, such as 192.168.1.7:{DEFAULT_PORT}{more}")
-    return Endpoint(found["host"].lower(), whole_number(f"the port of {text!r}", int(found["port"]), 1, 65535))
+    """Return the endpoint of a text such as ``"192.168.1.7:50052"``. Raises SettingError."""
+    match = _HOST_PORT.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        hint = "; llama.cpp's servers speak IPv4 only" if _IPV6.fullmatch(str(text)) else ""
+        raise SettingError(f"{text!r:.80} is not HOST:PORT of an RPC server, such as 192.168.1.7:{DEFAULT_PORT}{hint}")
+    return Endpoint(match["host"].lower(), whole_number(f"the port of {text!r}", int(match["port"]), 1, 65535))
 
 
 def parse_endpoints(texts: Iterable[str]) -> tuple[Endpoint, ...]:
-    """Each of them, in this order. Raises SettingError, also for one that is named twice."""
-    found = tuple(map(parse_endpoint, texts))
-    twice = next((each for each in found if found.count(each) > 1), None)
+    """Return the endpoints in the same order. Raises SettingError, also for one that is named twice."""
+    endpoints = tuple(map(parse_endpoint, texts))
+    twice = next((each for each in endpoints if endpoints.count(each) > 1), None)
     if twice:
-        raise SettingError(f"RPC server {twice} is named twice; name each once: what it holds is shared out by its memory anyway")
-    if len(found) > MOST:
-        raise SettingError(f"{len(found)} RPC servers; llama.cpp uses {MOST} at most")
-    return found
+        raise SettingError(f"RPC server {twice} is named twice; name each once: layers are distributed by free memory anyway")
+    if len(endpoints) > MAX_SERVERS:
+        raise SettingError(f"{len(endpoints)} RPC servers; llama.cpp uses {MAX_SERVERS} at most")
+    return endpoints
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens there."""
+    """Return whether only this machine can reach a server that listens at ``host``."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
 
 
-def greet(endpoint: Endpoint, patience: float = PATIENCE) -> str:
-    """The version of the server's protocol, such as ``7.0.0``. Raises SettingError where no RPC server answers."""
+def greet(endpoint: Endpoint, timeout_s: float = TIMEOUT_S) -> str:
+    """Return the version of the server's protocol, such as ``7.0.0``. Raises SettingError if no RPC server answers."""
     try:
-        with socket.create_connection((endpoint.host, endpoint.port), timeout=patience) as connection:
-            answer = _answer(connection, endpoint, patience)
+        with socket.create_connection((endpoint.host, endpoint.port), timeout=timeout_s) as connection:
+            version = _version(connection, endpoint, timeout_s)
     except socket.gaierror as error:
         raise SettingError(
-            f"RPC server {endpoint}: no such host ({error.strerror or error}); check its name, or give its address"
+            f"RPC server {endpoint}: unknown host ({error.strerror or error}); check its name, or give its address"
         ) from error
     except TimeoutError as error:
         raise SettingError(
-            f"RPC server {endpoint}: no connection within {patience:g} s; is the machine on, and does its firewall let the port through?"
+            f"RPC server {endpoint}: no connection within {timeout_s:g} s; is the machine on, and does its firewall let the port through?"
         ) from error
     except OSError as error:
         raise SettingError(
             f"RPC server {endpoint}: {(error.strerror or str(error)).lower()}; start one there with: "
             f"speccascade rpc-serve --host ADDRESS --port {endpoint.port}"
         ) from error
-    return "{}.{}.{}".format(*answer)
+    return "{}.{}.{}".format(*version)
 
 
-def _answer(connection: socket.socket, endpoint: Endpoint, patience: float) -> bytes:
-    """Major, minor and patch version."""
+def _version(connection: socket.socket, endpoint: Endpoint, timeout_s: float) -> bytes:
+    """Return major, minor and patch version."""
     try:
         connection.sendall(struct.pack("<BQ", _HELLO, _CAPABILITIES) + bytes(_CAPABILITIES))
         length = struct.unpack("<Q", _receive(connection, 8))[0]
@@ -94,23 +94,23 @@ def _answer(connection: socket.socket, endpoint: Endpoint, patience: float) -> b
             return _receive(connection, length)[:3]
     except TimeoutError as error:
         raise SettingError(
-            f"RPC server {endpoint}: connected, but no answer within {patience:g} s; a server serves one client at a time: "
+            f"RPC server {endpoint}: connected, but no answer within {timeout_s:g} s; a server serves one client at a time: "
             "is another one using it?"
         ) from error
     except OSError:
         pass
     raise SettingError(
-        f"RPC server {endpoint}: what answers there is no RPC server of llama.cpp, or one of another version; "
+        f"RPC server {endpoint}: the answer is not that of an RPC server of this version of llama.cpp; "
         "install the same version of llama-cpp-python on both machines"
     )
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:
-    """So many bytes. Raises OSError where the connection ends before."""
-    found = b""
-    while len(found) < size:
-        more = connection.recv(size - len(found))
-        if not more:
+    """Return the next ``size`` bytes. Raises OSError if the connection ends before."""
+    data = b""
+    while len(data) < size:
+        piece = connection.recv(size - len(data))
+        if not piece:
             raise ConnectionError("the connection ended")
-        found += more
-    return found
+        data += piece
+    return data

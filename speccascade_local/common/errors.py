@@ -1,20 +1,20 @@
-"""Everything that can go wrong on purpose, as one tree.
+"""All errors that this package raises on purpose, as one tree.
 
     SpeccascadeError                 catch this to catch them all
     ├── SettingError                 a rule, alpha, temperature, length or other setting outside what is allowed
-    ├── PromptError                  an empty prompt, ids outside the vocabulary, text for a model that has none, a bad chat message
+    ├── PromptError                  an empty prompt, ids outside the vocabulary, text for a model without a tokenizer, a bad chat message
     │   └── ContextOverflowError     more tokens than the context holds
     ├── CatalogError                 a file of ours (models.yaml, a calibration, tasks): missing, malformed, unknown pair or key
-    ├── FetchError                   the hub, the network or the disk stood in the way of a file
-    ├── ModelLoadError               a file that is missing, no GGUF, damaged, or of a kind that cannot work here
+    ├── FetchError                   a file cannot be fetched: the hub, the network or the disk
+    ├── ModelLoadError               a file that is missing, not GGUF, damaged, or of a kind that cannot work here
     ├── PairError                    two models that cannot answer as one
     ├── SessionError                 llama.cpp refused an evaluation or a rollback; a closed or superseded object was used
-    │   └── UnwantedError            work was given up half-way, because whoever asked has cancelled it
+    │   └── UnwantedError            work was stopped half-way, because the request was cancelled
     └── EngineError                  a server that cannot answer now: it is closing
-        ├── EngineBusyError          as many requests wait as may
-        └── EngineTimeoutError       an answer took longer than it was given
+        ├── EngineBusyError          the queue of requests is full
+        └── EngineTimeoutError       a reply took longer than its limit
 
-Every message says what is wrong, the value that was seen, what is allowed and what to do next.
+Every message says what is wrong, the value, what is allowed and what to do next.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class ContextOverflowError(PromptError):
 
 
 class CatalogError(SpeccascadeError):
-    """``models.yaml``, or another file of this package's own kinds, cannot be found, read or understood, or has no such pair."""
+    """``models.yaml``, or another file of this package's own kinds, cannot be found, read or understood, or lacks the pair."""
 
 
 class FetchError(SpeccascadeError):
-    """A file cannot be fetched from the hub, or came otherwise than the hub describes it."""
+    """A file cannot be fetched from the hub, or differs from what the hub describes."""
 
 
 class ModelLoadError(SpeccascadeError):
@@ -57,15 +57,15 @@ class SessionError(SpeccascadeError):
 
 
 class UnwantedError(SessionError):
-    """Work was given up half-way, such as the reading of a long text, because whoever asked has cancelled it."""
+    """Work was stopped half-way, such as reading a long text, because the request was cancelled."""
 
 
 class EngineError(SpeccascadeError):
-    """A server cannot answer this request, for no fault of the request's."""
+    """A server cannot answer this request, which is not the request's fault."""
 
 
 class EngineBusyError(EngineError):
-    """As many requests wait as may. retry_after_s: whole seconds after which there may be room."""
+    """The queue of requests is full; after ``retry_after_s`` whole seconds there may be room."""
 
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
@@ -73,4 +73,4 @@ class EngineBusyError(EngineError):
 
 
 class EngineTimeoutError(EngineError):
-    """An answer took longer than it was given, waiting included."""
+    """A reply took longer than its limit, waiting included."""

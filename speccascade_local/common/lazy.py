@@ -1,7 +1,6 @@
-"""Properties that are computed when they are first asked for.
+"""Properties that are computed when they are first read.
 
-``functools.cached_property`` holds a lock of the class while it computes, up to Python 3.11: a rule that takes its time for one reply would
-hold up all others. Knows nothing of what is computed.
+Up to Python 3.11, ``functools.cached_property`` locks its class while it computes: a slow rule in one reply would block all others.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ Value = TypeVar("Value")
 
 
 class LazyProperty(Generic[Value]):
-    """A decorator for methods of objects that one thread uses at a time; from then on the value is an attribute."""
+    """A decorator for methods of objects that one thread uses at a time; after the first read the value is an attribute."""
 
     def __init__(self, compute: Callable[[Any], Value]) -> None:
         self._compute, self.__doc__ = compute, compute.__doc__

@@ -1,7 +1,7 @@
-"""A child process that answers one request at a time, within limits of time and memory: for work on what a stranger wrote.
+"""A child process that answers one request at a time, within limits of time and memory, for work on untrusted input.
 
-Templates and grammars come out of downloads and requests, and no count of steps bounds what they cost. A process that can be killed bounds
-it on every system. Requests and answers are lines of JSON. Knows nothing of what the programs do.
+Templates and grammars come from downloads and requests, and no count of steps bounds their cost. A process that can be killed bounds it
+on every system. Requests and answers are lines of JSON.
 """
 
 from __future__ import annotations
@@ -23,23 +23,29 @@ import psutil
 
 from .errors import UnwantedError
 
-#: A longer silence than this is looked into: how much memory the child takes, and whether the answer is still wanted.
-_BETWEEN_LOOKS_S = 0.02
+#: While waiting for an answer, the interval between checks of the child's memory and of cancellation.
+_CHECK_INTERVAL_S = 0.02
 
 
 class ChildError(Exception):
-    """The child did not answer. The message is the end of a sentence: what it does, or cannot do."""
+    """The child did not answer. The message ends a sentence whose subject is the caller's, such as "needs more than 5 MB"."""
 
 
 class LimitedChild:
-    """A running program, and the way to ask it. For one thread at a time.
+    """A running program that answers requests, for one thread at a time.
 
-    command: what starts it. memory_bytes: its resident memory at most. After any exception of :meth:`ask` it is of no more use, because an
-    answer that comes later would belong to no request. Raises ChildError where it cannot be started.
+    After any exception of :meth:`ask` it cannot be used again, because a late answer would belong to no request.
+
+    Args:
+        command: What starts it.
+        memory_bytes: The limit of its resident memory.
+
+    Raises:
+        ChildError: It cannot be started.
     """
 
     def __init__(self, command: Sequence[str], memory_bytes: int) -> None:
-        own_group: dict[str, Any] = {"start_new_session": True}  # Ctrl-C in the terminal is not meant for it
+        own_group: dict[str, Any] = {"start_new_session": True}  # keeps Ctrl-C in the terminal away from it
         if sys.platform == "win32":
             own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
         try:
@@ -56,21 +62,28 @@ class LimitedChild:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked: it runs, is a child of this very process, and owes no answer."""
+        """Whether it can be asked: it runs, is a child of this process, and owes no answer."""
         return self._owner == os.getpid() and not self._unanswered and self.process.poll() is None
 
     @property
     def resident_bytes(self) -> int:
-        """The memory that it takes now; 0 when it has ended."""
+        """Its resident memory now; 0 after it has ended."""
         try:
             return int(psutil.Process(self.process.pid).memory_info().rss)
         except psutil.Error:
             return 0
 
     def ask(self, request: Mapping[str, Any], seconds: float, unwanted: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-        """The answer to a request. unwanted: asked now and then whether the caller has given up.
+        """Return the answer to a request.
 
-        Raises ChildError where a limit is exceeded or the child dies, UnwantedError where the caller has given up.
+        Args:
+            request: What is sent, as JSON.
+            seconds: The time limit.
+            unwanted: Called now and then; True stops the work.
+
+        Raises:
+            ChildError: A limit is exceeded, or the child ends.
+            UnwantedError: ``unwanted`` returned True.
         """
         try:
             self._unanswered = True
@@ -82,33 +95,33 @@ class LimitedChild:
             answer: dict[str, Any] = json.loads(self._answer(deadline, seconds, unwanted))
             self._unanswered = False
             return answer
-        except BaseException:  # Ctrl-C too, which may even keep it from being killed: then it owes an answer, and is ended when dropped
+        except BaseException:  # Ctrl-C too, which may even prevent the kill: then it owes an answer, and ends when it is dropped
             self.kill()
             raise
 
     def kill(self) -> None:
-        """End it, whatever it does. Harmless when repeated, and in a fork."""
+        """End it. Harmless when repeated, and in a fork."""
         _end(self.process, self._owner)
 
     def _answer(self, deadline: float, seconds: float, unwanted: Callable[[], bool]) -> str:
         while True:
             with contextlib.suppress(queue.Empty):
-                line = self._lines.get(timeout=_BETWEEN_LOOKS_S)
+                line = self._lines.get(timeout=_CHECK_INTERVAL_S)
                 if line.endswith("\n"):
                     return line
                 code = self.process.wait()
-                # The program ends itself a little later than the caller gives up; a slow caller may see that first.
+                # The program ends itself soon after its time limit; a slow caller may see that first.
                 raise ChildError(_too_slow(seconds) if time.monotonic() >= deadline else f"brought down its process ({_ending(code)})")
             if time.monotonic() >= deadline:
                 raise ChildError(_too_slow(seconds))
             if self.resident_bytes > self._memory_bytes:
                 raise ChildError(f"needs more than {self._memory_bytes // 1_000_000} MB of memory")
             if unwanted():
-                raise UnwantedError("the work was given up, because it was cancelled; ask again")
+                raise UnwantedError("the work was stopped because it was cancelled; ask again")
 
 
 def _start(command: Sequence[str], options: Mapping[str, Any]) -> subprocess.Popen[str]:
-    """Start it in a thread, where no signal comes between a new process and the object that waits for it in the end. Raises OSError."""
+    """Start it in a thread, so that no signal arrives between the new process and the object that waits for it. Raises OSError."""
 
     def start() -> subprocess.Popen[str]:
         pipe = subprocess.PIPE
@@ -123,13 +136,13 @@ def _end(process: subprocess.Popen[str], owner: int) -> None:
         return
     process.kill()
     process.wait()
-    with contextlib.suppress(OSError):  # what was still to be written goes nowhere
+    with contextlib.suppress(OSError):  # unwritten data is lost
         assert process.stdin is not None
         process.stdin.close()
 
 
 def _read(stdout: IO[str], process: weakref.ref[subprocess.Popen[str]], lines: queue.SimpleQueue[str]) -> None:
-    """Put every line into the queue, at the end an empty one. No signal arrives in this thread, so the process is always waited for."""
+    """Put every line into the queue, and an empty one at the end. No signal arrives in this thread, so the process is always waited for."""
     with stdout:
         for line in stdout:
             lines.put(line)
@@ -140,7 +153,7 @@ def _read(stdout: IO[str], process: weakref.ref[subprocess.Popen[str]], lines: q
 
 
 def _too_slow(seconds: float) -> str:
-    return f"does not come to an end within {seconds:g} seconds"
+    return f"does not finish within {seconds:g} seconds"
 
 
 def _ending(code: int) -> str:

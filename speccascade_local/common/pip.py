@@ -1,4 +1,4 @@
-"""The pip commands that errors advise, as this system's shell takes them: an extra, or llama.cpp built with other options."""
+"""Returns the pip commands that errors advise, quoted for this system's shell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PACKAGE = "llama-cpp-python"
 
 
 def pip(*arguments: str, windows: bool = sys.platform == "win32") -> str:
-    """A call of this Python's own pip, whichever environment is active; of any, from an application that has none."""
+    """Return a call of this Python's own pip, or of any ``python`` if this is a frozen application without pip."""
     words = ["python" if is_frozen() else sys.executable, "-m", "pip", *arguments]
     if windows:  # PowerShell
         return "& " + " ".join(f'"{word}"' if set(word) & set(" <>,[];") else word for word in words)
@@ -25,11 +25,11 @@ def install_extra(extra: str) -> str:
 
 
 def rebuild(options: str, *, windows: bool = sys.platform == "win32") -> str:
-    """Compile the version that is installed with CMake options such as ``-DGGML_RPC=on``; takes minutes, and a C++ compiler."""
+    """Return the command that compiles the installed llama.cpp with CMake options such as ``-DGGML_RPC=on``."""
     flags = ("--force-reinstall", "--no-deps", "--no-cache-dir", "--no-binary", PACKAGE)
     try:
         same = f"{PACKAGE}=={metadata.version(PACKAGE)}"
-    except metadata.PackageNotFoundError:  # put on the path by other means
+    except metadata.PackageNotFoundError:  # not installed by pip
         same = PACKAGE
     call = pip("install", *flags, same, windows=windows)
     return f'$env:CMAKE_ARGS = "{options}"; {call}' if windows else f'CMAKE_ARGS="{options}" {call}'

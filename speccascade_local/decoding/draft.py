@@ -1,7 +1,7 @@
-"""Where drafts come from: the small model writes a block, token by token.
+"""Where drafts come from: the drafter writes a block, token by token.
 
-Every drafted token is drawn from the drafter's own sampling distribution, and its raw row travels with it, because the
-rejection test needs the whole distribution and not only the token. Knows nothing of the expert or of rules.
+Every drafted token is drawn from the drafter's own sampling distribution, and its raw row travels with it: the rejection test needs the
+whole distribution and not only the token. Guesses from the text (ngram.py) let the drafter read several tokens in one batch.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from .verify import Draft, verify
 
 
 class Session(Protocol):
-    """One mutable timeline over a model: what the decoding loop needs, and all that it needs.
+    """One mutable timeline over a model: all that the decoding loop needs of it.
 
-    :class:`speccascade_local.llama.session.LlamaSession` is the real one; a toy of ten lines will do in a test.
+    :class:`speccascade_local.llama.session.LlamaSession` is the real one; a toy of ten lines is enough for a test.
     """
 
     @property
@@ -34,12 +34,12 @@ class Session(Protocol):
 
     @property
     def tokens(self) -> list[int]:
-        """What the timeline holds, in order. Not to be changed by the caller."""
+        """What the timeline holds, in order. The caller must not change it."""
 
     def extend(self, tokens: list[int], keep: int) -> Array:
         """Append ``tokens`` and return the logits after each of the last ``keep`` of them (0: none), [keep, n_vocab] float32.
 
-        The rows may be a view that is valid until the next call only.
+        The rows may be a view that is valid only until the next call.
         """
 
     def roll_back(self, length: int) -> None:
@@ -51,7 +51,7 @@ ReadAhead = list[tuple[Rows, int]]
 
 
 def next_row(session: Session, generation: Generation, drafted: Sequence[int] = ()) -> Rows:
-    """The row after the text and ``drafted``, of which the session reads what it had not. Its own copy. [1, n_vocab]"""
+    """Let the session read what it has not read of the text and ``drafted``, and return a copy of the row that follows. [1, n_vocab]"""
     return generation.rows(session.extend(_unread(session, generation, drafted), keep=1).copy(), drafted)
 
 
@@ -67,76 +67,85 @@ def propose(
     *,
     bonus: bool = True,
     look_ahead: bool = False,
-    pace: LengthPolicy | None = None,
+    lengths: LengthPolicy | None = None,
     written: ReadAhead | None = None,
     index: NgramIndex | None = None,
 ) -> Draft:
     """Draft up to ``length`` tokens that continue the text.
 
-    The drafter first reads, in one batch, whatever it has not seen of it, so no token is ever read twice. A draft ends early
-    after an end-of-text token, where what followed could never be used, and where ``pace`` says so. bonus: see ``Pace.begin``.
-    look_ahead: let the drafter read its last token too, for the row that follows it. written: what the drafter has written already behind
-    the text.
+    The drafter first reads, in one batch, what it has not read of the text, so it reads no token twice. A draft ends early after an
+    end-of-text token and where ``lengths`` ends it.
+
+    Args:
+        drafter: the session that writes.
+        generation: the text.
+        length: the most tokens to draft.
+        bonus: see :meth:`LengthPolicy.begin`.
+        look_ahead: whether the drafter reads its last token too, for the row that follows it.
+        lengths: decides where the draft ends; None: after ``length`` tokens.
+        written: what the drafter has written ahead, after the text.
+        index: guesses for the drafter to review. What it submits follows its own rows all the same: it settles guesses by the strict test
+            (a vertical cascade, Chen et al. 2312.11462).
     """
-    text, pace = len(generation.tokens), pace or FixedLength(length)
-    pace.begin(length, text, first=not generation.reply, bonus=bonus)
-    reading = _Reading(drafter, generation, pace, written or [])
+    text, lengths = len(generation.tokens), lengths or FixedLength(length)
+    lengths.begin(length, text, first=not generation.reply, bonus=bonus)
+    reader = _RowReader(drafter, generation, lengths, written or [])
     drafted: list[int] = []
     rows: list[Rows] = []
     ended = False
     while not ended and len(drafted) < length:
         guess = NOTHING if index is None else index.guess(LONGEST_BLOCK, drafted)
-        if not pace.another(guess):
+        if not lengths.wants_row(guess):
             break
-        rows.append(reading.next(drafted, guess, most=length - len(drafted)))
-        if not pace.worth(rows[-1]):
+        rows.append(reader.next(drafted, guess, most=length - len(drafted)))
+        if not lengths.wants_token(rows[-1]):
             break
-        drafted.append(reading.draw(rows[-1]))
+        drafted.append(reader.draw(rows[-1]))
         ended = generation.is_end(drafted[-1])
     if look_ahead and not ended and len(rows) == len(drafted):
-        rows.append(reading.next(drafted, NOTHING, most=1))
-    drafter.roll_back(min(len(drafter.tokens), text + max(len(rows) - 1, 0)))  # a guess may have reached further than the draft
-    return Draft(drafted, rows, calls=reading.calls)
+        rows.append(reader.next(drafted, NOTHING, most=1))
+    drafter.roll_back(min(len(drafter.tokens), text + max(len(rows) - 1, 0)))  # a review may have reached further than the draft
+    return Draft(drafted, rows, calls=reader.calls)
 
 
-class _Reading:
-    """The drafter's rows one after the other, each from the drafter itself or from a batch in which it reviewed a proposal."""
+class _RowReader:
+    """The drafter's rows, one after the other: read alone, or several in a batch in which the drafter reviewed guesses."""
 
-    def __init__(self, drafter: Session, generation: Generation, pace: LengthPolicy, written: ReadAhead) -> None:
-        self._drafter, self._generation, self._pace = drafter, generation, pace
+    def __init__(self, drafter: Session, generation: Generation, lengths: LengthPolicy, written: ReadAhead) -> None:
+        self._drafter, self._generation, self._lengths = drafter, generation, lengths
         self._ready = written
         self._drawn: int | None = None
         self.calls = 0  # batches of the drafter
 
     def next(self, drafted: list[int], guess: Guess, most: int) -> Rows:
-        """The row that follows the text and ``drafted``. guess: how they would be copied on. [1, n_vocab]"""
+        """Return the row that follows the text and ``drafted``. [1, n_vocab]"""
         if not self._ready:
             self.calls += 1
-            proposal = self._proposal(drafted, guess, most - 1)
-            if not proposal.submitted:
+            guessed = self._to_review(drafted, guess, most - 1)
+            if not guessed:
                 self._drawn = None
                 return next_row(self._drafter, self._generation, drafted)
-            self._review(drafted, guess, proposal)
+            self._review(drafted, guessed, guess.match)
         row, self._drawn = self._ready.pop(0)
         return row
 
     def draw(self, row: Rows) -> int:
-        """A token from the row that ``next`` gave."""
+        """Return the token of the row that ``next`` gave."""
         return self._generation.draw(row) if self._drawn is None else self._drawn
 
-    def _proposal(self, drafted: list[int], guess: Guess, most: int) -> Draft:
-        """What the drafter may say next: the part of ``guess`` that is worth reviewing."""
+    def _to_review(self, drafted: list[int], guess: Guess, most: int) -> list[int]:
+        """Return the part of the guess that is worth reviewing."""
         if most < 1:
-            return Draft([])
-        length = min(self._pace.review(Guess(guess.token_ids[:LONGEST], guess.match)), most)
-        guessed = self._generation.count_allowed(drafted, guess.token_ids[:length])
-        return Draft([], guesses=guessed)
+            return []
+        length = min(self._lengths.count_reviewed(Guess(guess.token_ids[:LONGEST], guess.match)), most)
+        return self._generation.allowed_guesses(drafted, guess.token_ids[:length])
 
-    def _review(self, drafted: list[int], guess: Guess, proposal: Draft) -> None:
-        generation, read = self._generation, self._generation.scored(proposal.submitted)
-        rows = self._drafter.extend(_unread(self._drafter, generation, drafted) + read, keep=len(read) + 1).copy()
-        own = generation.rows(rows, drafted, read)
-        verdict = verify(proposal, own, Strict(), generation.sampler, generation.rng)
-        self._pace.learn_review(Guess(proposal.guesses, guess.match), verdict.kept)
+    def _review(self, drafted: list[int], guessed: list[int], match: int) -> None:
+        """Read the guesses in one batch, and keep the rows up to the first that the drafter would not have drawn."""
+        generation, read = self._generation, self._generation.to_score(guessed)
+        logits = self._drafter.extend(_unread(self._drafter, generation, drafted) + read, keep=len(read) + 1).copy()
+        rows = generation.rows(logits, drafted, read)
+        verdict = verify(Draft([], guesses=guessed), rows, Strict(), generation.sampler, generation.rng)
+        self._lengths.learn_review(Guess(guessed, match), verdict.kept)
         self._drafter.roll_back(min(len(self._drafter.tokens), len(generation.tokens) + len(drafted) + verdict.kept))
-        self._ready = [(own.row(j), token) for j, token in enumerate(verdict.token_ids)]
+        self._ready = [(rows.row(j), token) for j, token in enumerate(verdict.token_ids)]

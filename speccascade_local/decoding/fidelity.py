@@ -1,7 +1,7 @@
-"""The account of one emitted token: from which distribution it was drawn, and how far that is from the expert's own.
+"""The fidelity of each emitted token: from which distribution it was drawn, and how far that is from the expert's own.
 
-Notation: π = the target that the token was drawn from, p = expert, q = drafter, all three sampling distributions; *plain* = softmax of
-the raw logits, whatever temperature and filters are. Knows nothing of texts.
+Notation: π is the target that the token was drawn from, p the expert, q the drafter, all three as sampling distributions; *plain* is the
+softmax of the raw logits, whatever temperature and filters are.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from ..rules.rule import Decision
 from ..tokens.rows import Rows
 from ..tokens.sampler import Array, Sampler, most_probable
 
-#: Of what log-probabilities are: of the distribution that the token was drawn from (π), or of a model's raw row at temperature 1.
+#: What log-probabilities are of: the distribution that the token was drawn from (π), or a model's raw row at temperature 1.
 LogprobsOf = Literal["drawn", "raw"]
 LOGPROBS_OF: tuple[LogprobsOf, ...] = get_args(LogprobsOf)
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What is to be recorded of each token. ``top`` costs a pass or two over the vocabulary per token.
+    """What to record of each token.
 
-    top: so many of the most probable tokens; None for no log-probabilities. models: those of p and q too. of: "raw" takes the expert's row
-    wherever it was evaluated, else the drafter's.
+    Attributes:
+        top: number of the most probable tokens, each with its log-probability; None for no log-probabilities. Costs a pass or two over
+            the vocabulary per token.
+        models: whether to record those of p and q too.
+        of: "raw" takes the expert's row wherever it was evaluated, else the drafter's.
     """
 
     top: int | None = None
@@ -42,10 +45,15 @@ class Distribution(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One token's account. None where a model was not evaluated at that position.
+    """What was recorded of one token. None where a model was not evaluated at that position.
 
-    tv: total variation of π and p. expert_logprob, drafter_logprob: plain log-probability of the token, in nats.
-    logprobs: π, or the raw row. expert, drafter: p and q. Each as far as it was wanted.
+    Attributes:
+        tv: total variation of π and p.
+        expert_logprob: the token's plain log-probability under the expert, in nats.
+        drafter_logprob: the same under the drafter.
+        logprobs: of π, or of the raw row.
+        expert: of p.
+        drafter: of q.
     """
 
     tv: float | None
@@ -57,34 +65,34 @@ class Entry(NamedTuple):
 
 
 def make_entry(
-    wanted: Recording, token: int, sampler: Sampler, expert: Rows | None, drafter: Rows | None, decision: Decision | None = None
+    recording: Recording, token: int, sampler: Sampler, expert: Rows | None, drafter: Rows | None, decision: Decision | None = None
 ) -> Entry:
-    """The account of ``token`` from the row that it follows, of each model that gave one.
+    """Return the entry of ``token`` from the row that it follows, of each model that gave one.
 
-    decision: by whose target it was drawn; None where the expert drew it by itself, or the drafter where there is no expert.
+    ``decision`` has the target that it was drawn from; None where the expert drew it alone, or the drafter where there is no expert.
     """
-    found: list[Distribution | None] = [None, None, None]
-    if wanted.top is not None:  # whole distributions are looked at for this alone
-        ranked = partial(_distribution, token=token, k=wanted.top)
+    distributions: list[Distribution | None] = [None, None, None]
+    if recording.top is not None:
+        ranked = partial(_distribution, token=token, k=recording.top)
         own = expert or drafter
-        if own and wanted.of == "raw":
-            found[0] = ranked(own.logits[0], own.logprob)
+        if own and recording.of == "raw":
+            distributions[0] = ranked(own.logits[0], own.logprob)
         elif own:
-            found[0] = ranked(*_sampled_logprobs(decision.target[0] if decision else own.probs(sampler)[0]))
-        if wanted.models:
-            found[1:] = [ranked(*_sampled_logprobs(rows.probs(sampler)[0])) if rows else None for rows in (expert, drafter)]
+            distributions[0] = ranked(*_sampled_logprobs(decision.target[0] if decision else own.probs(sampler)[0]))
+        if recording.models:
+            distributions[1:] = [ranked(*_sampled_logprobs(rows.probs(sampler)[0])) if rows else None for rows in (expert, drafter)]
     return Entry(
         tv=None if expert is None else float(decision.tv[0]) if decision else 0.0,
         expert_logprob=expert.logprob(token) if expert else None,
         drafter_logprob=drafter.logprob(token) if drafter else None,
-        logprobs=found[0],
-        expert=found[1],
-        drafter=found[2],
+        logprobs=distributions[0],
+        expert=distributions[1],
+        drafter=distributions[2],
     )
 
 
 class Judged(Protocol):
-    """What the sums need of each token: an :class:`Entry`, or anything else with these."""
+    """What :class:`Fidelity` needs of each token: an :class:`Entry`, or anything else with these."""
 
     @property
     def tv(self) -> float | None: ...
@@ -96,13 +104,20 @@ class Judged(Protocol):
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How true a reply is to its expert, over all of its ``tokens``.
+    """How close a reply is to its expert, over all of its tokens.
 
-    mean_tv, max_tv: total variation between what each token was drawn from and the expert's own sampling distribution; None unless the
-    expert was evaluated for every token. expert_logprob, drafter_logprob: sums of the plain log-probabilities (nats) of the tokens that the
-    model in question was evaluated for, None where there are none: ``judged`` tokens for the expert, ``drafted`` tokens for the drafter.
-    The drafter does not see the expert's own tokens beforehand; with ``model_logprobs`` it does, and then the two sums are of the same
-    tokens. ``audit=True`` has the expert judge afterwards what it was not asked about.
+    With ``audit=True`` the expert judges afterwards the tokens that it was not asked about.
+
+    Attributes:
+        mean_tv: mean total variation between what each token was drawn from and the expert's own sampling distribution; None unless the
+            expert was evaluated for every token.
+        max_tv: the largest of them; None likewise.
+        expert_logprob: sum of the plain log-probabilities (nats) of the ``judged`` tokens; None where there are none.
+        drafter_logprob: the same of the ``drafted`` tokens under the drafter. It does not read the expert's own tokens before they are
+            emitted; with ``model_logprobs`` it does, and then both sums are of the same tokens.
+        judged: tokens that the expert was evaluated for.
+        drafted: tokens that the drafter was evaluated for.
+        tokens: all tokens.
     """
 
     mean_tv: float | None
@@ -115,26 +130,26 @@ class Fidelity:
 
     @classmethod
     def of(cls, entries: Iterable[Judged]) -> Fidelity:
-        """The sums over a reply."""
+        """Return the sums over a reply."""
         entries = list(entries)
         tvs = [entry.tv for entry in entries if entry.tv is not None]
         experts = [entry.expert_logprob for entry in entries if entry.expert_logprob is not None]
         drafters = [entry.drafter_logprob for entry in entries if entry.drafter_logprob is not None]
         mean, top = (sum(tvs) / len(tvs), max(tvs)) if 0 < len(tvs) == len(entries) else (None, None)
-        expert, drafter = (math.fsum(found) if found else None for found in (experts, drafters))
+        expert, drafter = (math.fsum(logprobs) if logprobs else None for logprobs in (experts, drafters))
         return cls(mean, top, expert, drafter, judged=len(experts), drafted=len(drafters), tokens=len(entries))
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the fields, for JSON."""
         return asdict(self)
 
 
 def _distribution(row: Array, logprob: Callable[[int], float], token: int, k: int) -> Distribution:
-    """row: by what tokens are ranked, [n_vocab]. logprob: of an id."""
+    """Return the ``k`` tokens with the largest values of ``row``, [n_vocab], and ``token``, each with its log-probability."""
     top = ((best, logprob(best)) for best in most_probable(row, k))
     return Distribution(logprob(token), tuple((best, value) for best, value in top if value > -math.inf))
 
 
 def _sampled_logprobs(probs: Array) -> tuple[Array, Callable[[int], float]]:
-    """Probabilities as ``_distribution`` takes them. [n_vocab]"""
+    """Return probabilities, [n_vocab], as ``_distribution`` takes them."""
     return probs, lambda token: math.log(probs[token]) if probs[token] > 0 else -math.inf

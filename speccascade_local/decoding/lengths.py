@@ -1,7 +1,4 @@
-"""Who decides how long drafts are, and the simplest who does: always the same length.
-
-Knows nothing of costs and chances; the controller that weighs them is decoding/auto_length.py.
-"""
+"""What decides the length of drafts, and the simplest policy: always the same length. auto_length.py weighs costs and chances."""
 
 from __future__ import annotations
 
@@ -12,60 +9,65 @@ from .ngram import Guess
 
 #: The longest draft of an automatic block: batches beyond 17 tokens are no cheaper per token on any machine measured so far.
 LONGEST = 16
-#: The longest block with guesses behind its draft: they cost nothing but their place in the batch, and a copy may go on for long.
+#: The longest block with guesses after its draft: a guess costs only its place in the batch, and a copy may be long.
 LONGEST_BLOCK = 48
 
 
 class LengthPolicy(Protocol):
-    """Who decides how long the drafts are. One object per reply; the methods are called in this order, block after block.
+    """Decides how long the drafts of one reply are. The methods are called in this order, block after block.
 
-    A subclass that says nothing of guesses, threads and experience has none.
+    By default a policy uses no guesses, no threads, and learns nothing.
     """
 
-    def beside(self, expert: int, drafter: int) -> bool:
-        """Whether the expert shall read so many tokens of the text in a thread while the drafter reads so many and drafts."""
+    def reads_beside(self, expert: int, drafter: int) -> bool:
+        """Return whether the expert reads ``expert`` tokens of the text in a thread while the drafter reads ``drafter`` and drafts."""
         return False
 
     def begin(self, room: int, depth: int, *, first: bool, bonus: bool = True) -> None:
-        """A block begins. room: the most tokens to draft. depth: length of the text. first: nothing was emitted yet, so the judge reads the
-        prompt together with the draft. (What the caches hold of it already is not told: it must not change an answer.) bonus: whether the
-        judge adds a token of its own to a draft that is kept whole. Without it the block's first ``another`` and ``worth`` are True, unless
-        no draft can make the text another than the judge's.
+        """Begin a block.
+
+        Args:
+            room: the most tokens to draft.
+            depth: length of the text.
+            first: whether nothing was emitted yet, so that the expert reads the prompt together with the draft. (How much of it the
+                caches hold is left out on purpose: it must not change an answer.)
+            bonus: whether the expert adds a token of its own to a draft that is kept whole. Without it the block's first ``wants_row``
+                and ``wants_token`` are True, unless no draft can change the text.
         """
 
-    def another(self, guess: Guess) -> bool:
-        """Whether the drafter shall compute its next row. guess: how the text would be copied on from here."""
+    def wants_row(self, guess: Guess) -> bool:
+        """Return whether the drafter computes its next row. ``guess``: how the index would continue the text here."""
 
-    def review(self, guess: Guess) -> int:
-        """How many guessed tokens the drafter shall read together with what it reads anyway, to draft several tokens at once."""
+    def count_reviewed(self, guess: Guess) -> int:
+        """Return how many guessed tokens the drafter reads together with its next row, to draft several tokens at once."""
         return 0
 
     def learn_review(self, guess: Guess, kept: int) -> None:
-        """``kept`` of the reviewed tokens were what the drafter would have drawn.
+        """Learn that the drafter would have drawn the first ``kept`` of the reviewed tokens.
 
-        This may be told before those tokens are submitted: ``another`` and ``worth`` must not heed it, or they would look ahead.
+        This may happen before those tokens are submitted, so ``wants_row`` and ``wants_token`` must not use it: they would look ahead.
         """
         return
 
-    def worth(self, row: Rows) -> bool:
-        """Whether a token drawn from this row shall be submitted."""
+    def wants_token(self, row: Rows) -> bool:
+        """Return whether a token drawn from this row is submitted."""
         return True
 
-    def tail(self, guess: Guess) -> int:
-        """How many guessed tokens shall follow the draft. Ends the draft."""
+    def count_guesses(self, guess: Guess) -> int:
+        """Return how many guessed tokens follow the draft. Ends the draft."""
         return 0
 
-    def ahead(self, submitted: int) -> int:
-        """How many tokens the drafter shall write on, in a thread, while the expert reads so many."""
+    def count_ahead(self, submitted: int) -> int:
+        """Return how many tokens the drafter writes on, in a thread, while the expert reads ``submitted``."""
         return 0
 
     def learn(self, tested: int, kept: int, guessed: int, right: int, tokens: int) -> None:
-        """What became of the block: so many drafted tokens tested and kept, guesses tested and right, tokens emitted."""
+        """Learn what became of the block: drafted tokens tested and kept, guesses tested and right, tokens emitted."""
         return
 
 
 class FixedLength(LengthPolicy):
-    """Always the same length, and the drafter alone."""
+    """The same length for every draft, and the drafter alone."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -74,6 +76,6 @@ class FixedLength(LengthPolicy):
     def begin(self, room: int, depth: int, *, first: bool, bonus: bool = True) -> None:
         self._left = min(room, self.length)
 
-    def another(self, guess: Guess) -> bool:
+    def wants_row(self, guess: Guess) -> bool:
         self._left -= 1
         return self._left >= 0

@@ -1,9 +1,8 @@
-"""What followed the last time: a drafter that costs nothing.
+"""N-gram guesses from the text: a drafter that costs nothing, good where a text repeats itself or its prompt.
 
-Finds the longest end of a text, up to ``longest`` tokens, that occurred in it before, and guesses that what followed the latest such
-place follows now. That is in the manner of Max-Gram (CS Drafting, Chen et al. 2312.11462) and of prompt lookup decoding. Unlike Max-Gram
-it takes the latest match, looks no further back than ``longest`` tokens, and has no table of the language's bigrams to fall back on.
-Good where a text repeats itself or its prompt. Knows nothing of models or of what the guesses are used for.
+It finds the longest suffix of a text, up to ``longest`` tokens, that occurred in it before, and guesses that what followed the latest
+occurrence follows now. That resembles Max-Gram (CS Drafting, Chen et al. 2312.11462) and prompt lookup decoding. Unlike Max-Gram it takes
+the latest match, matches at most ``longest`` tokens, and has no table of the language's bigrams as a fallback.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.sequences import shared_prefix_length
+from ..tokens.prompt import shared_prefix_length
 
-#: So many matching tokens are counted and no more, be the copy ever so long.
+#: Cap on the number of matching tokens that are counted.
 LONGEST_MATCH = 12
 
 
 class Guess(NamedTuple):
-    """Tokens that may come next, and how many tokens before them had been seen in this order before: the more, the surer.
+    """Tokens that may come next, and the number of matching tokens before them: the more, the surer.
 
-    match: counted up to LONGEST_MATCH, which is more than the index looks for: so a copy that goes on looks surer than one that begins.
+    ``match`` counts up to LONGEST_MATCH, more than the index searches for, so a long copy looks surer than one that begins.
     """
 
     token_ids: list[int]
@@ -35,10 +34,10 @@ NOTHING = Guess([], 0)
 
 
 class NgramIndex:
-    """Every n-gram of a growing text, n = 1..longest, with the place that followed it last.
+    """Every n-gram of a growing text, n = 1..longest, with the position that followed its latest occurrence.
 
-    Each token is entered once, whatever is asked in between; a lookup costs at most ``longest`` dictionary reads. The text grows before the
-    index does and shrinks after it, and each step may be taken twice: an exception in between leaves work for the next call, and no error.
+    Each token is indexed once; a lookup costs at most ``longest`` dictionary reads. The text grows before the index does and shrinks after
+    it, and each step may run twice. So an exception between the two leaves work for the next call, and no error.
     """
 
     def __init__(self, longest: int = 6) -> None:
@@ -46,19 +45,19 @@ class NgramIndex:
         self.text: list[int] = []
         self._follower: dict[tuple[int, ...], int] = {}  # n-gram -> place in the text of what followed its latest occurrence
         self._before: list[list[int | None]] = []  # what stood in the index before each token was entered
-        self._entered = 0  # so many tokens of the text are in the index
+        self._entered = 0  # tokens of the text that are in the index
 
     def __len__(self) -> int:
         return len(self.text)
 
     def begin(self, tokens: list[int]) -> None:
-        """Hold this text; what it shares with the one before is not entered again."""
+        """Index this text; what it shares with the one before is not indexed again."""
         shared = shared_prefix_length(self.text, tokens)
         self.roll_back(shared)
         self.append(tokens[shared:])
 
     def append(self, tokens: Sequence[int]) -> None:
-        """The text has grown by these."""
+        """Append tokens to the text."""
         self.text += tokens
         for end in range(self._entered, len(self.text)):
             keys = self._ending(end)
@@ -83,9 +82,9 @@ class NgramIndex:
         return [tuple(self.text[start:end]) for start in range(max(0, end - self.longest), end)]
 
     def guess(self, length: int, drafted: Sequence[int] = ()) -> Guess:
-        """Up to ``length`` tokens that may follow the text and ``drafted``, which is not entered.
+        """Return up to ``length`` tokens that may follow the text and ``drafted``, which is not indexed; none where nothing matches.
 
-        Where the copied passage reaches the end of the text it goes on with itself, as a loop does. No guess: an empty one.
+        Where the copied passage reaches the end of the text, it repeats itself, as a loop does.
         """
         end = [*self.text[-LONGEST_MATCH:], *drafted][-LONGEST_MATCH:]
         for n in range(min(self.longest, len(end)), 0, -1):
@@ -101,10 +100,9 @@ class NgramIndex:
 
 
 class NgramSession:
-    """An index as a drafter of its own, where there is no second model: a :class:`~speccascade_local.decoding.draft.Session`.
+    """An index as the drafter, where there is no second model: a :class:`~speccascade_local.decoding.draft.Session`.
 
-    Its rows are one-hot at what followed the last time, so a rule that asks how sure the drafter is finds it perfectly sure. Where
-    nothing is known it is perfectly unsure: a flat row.
+    Its rows are one-hot at the guess, so a rule that asks how sure the drafter is finds it perfectly sure. Without a guess the row is flat.
     """
 
     def __init__(self, n_vocab: int, n_ctx: int) -> None:
@@ -113,11 +111,11 @@ class NgramSession:
 
     @property
     def tokens(self) -> list[int]:
-        """What it holds. Not to be changed by the caller."""
+        """The text. The caller must not change it."""
         return self._index.text
 
     def extend(self, tokens: list[int], keep: int) -> NDArray[np.float32]:
-        """Append ``tokens``; the rows after each of the last ``keep`` of them, [keep, n_vocab]."""
+        """Append ``tokens`` and return the rows after each of the last ``keep`` of them. [keep, n_vocab]"""
         rows = np.zeros((keep, self.n_vocab), np.float32)
         for at, token in enumerate(tokens, start=keep - len(tokens)):
             self._index.append([token])

@@ -1,7 +1,4 @@
-"""Plain counters and clocks of one reply; rates are derived from them when asked for.
-
-Counters are exact and repeatable; clocks (``*_s``, seconds) are not. Knows nothing of who counts.
-"""
+"""Counters and clocks of one reply. Counters are exact and repeatable; clocks (``*_s``, seconds) are not."""
 
 from __future__ import annotations
 
@@ -14,31 +11,31 @@ class Stats:
     """What one reply cost. A copy of it travels with every Chunk."""
 
     prompt_tokens: int = 0
-    cached_tokens: int = 0  # prompt tokens whose cache was reused from an earlier call, in the expert (or the drafter, if alone)
-    tokens: int = 0  # emitted, the end-of-text token included
+    cached_tokens: int = 0  # prompt tokens found in the expert's KV cache (the drafter's, if alone)
+    tokens: int = 0  # emitted, including the end-of-text token
     blocks: int = 0
-    drafted: int = 0  # tokens submitted to the expert, by whomever
-    guessed: int = 0  # those of them that an index of the text guessed
-    tested: int = 0  # submitted tokens that were looked at: up to the first rejection; in a token cascade all tokens
+    drafted: int = 0  # tokens submitted to the expert, guesses included
+    guessed: int = 0  # submitted tokens that were guesses from the text
+    tested: int = 0  # submitted tokens up to the first rejection; in a token cascade all tokens
     accepted: int = 0  # submitted tokens that were kept, by the rule or by the coin
-    deferred: int = 0  # tested tokens that were for the expert to decide: those that the rule handed over, and all guesses
-    rejected: int = 0  # drafted tokens that were dropped for a corrected one
+    deferred: int = 0  # tested tokens that the expert decided: by the rule, and all guesses
+    rejected: int = 0  # drafts that a corrected token cut off
     bonus: int = 0
     expert_calls: int = 0  # batches
     drafter_calls: int = 0
-    replayed: int = 0  # tokens read again by recurrent models, after a draft was rejected in part
-    checkpoints: int = 0  # copies that were made of recurrent states
-    audited: int = 0  # tokens that the expert judged when the answer was there, for the account alone
-    draft_s: float = 0.0  # in the drafter, its reading of the prompt included
-    expert_s: float = 0.0  # in the expert, its reading of the prompt included
+    replayed: int = 0  # tokens that recurrent models read again after a rollback
+    checkpoints: int = 0  # copies made of recurrent states
+    audited: int = 0  # tokens that the expert judged after the answer, for their fidelity
+    draft_s: float = 0.0  # in the drafter, its prefill included
+    expert_s: float = 0.0  # in the expert, its prefill included
     verify_s: float = 0.0  # rules and sampling
-    rollback_s: float = 0.0  # copying recurrent states and putting them back, without the reading again; part of draft_s and expert_s
+    rollback_s: float = 0.0  # copying and restoring recurrent states; part of draft_s and expert_s
     wall_s: float = 0.0
     ttft_s: float = 0.0  # time to the first block of text
-    audit_s: float = 0.0  # for the audited tokens; no part of wall_s and expert_s, because the answer did not need it
+    audit_s: float = 0.0  # for the audited tokens; not part of wall_s and expert_s
 
     def clock(self, begun: float, drafted: float, scored: float, ended: float) -> None:
-        """A block took from ``begun`` to ``ended``, in seconds of one clock; its tokens are counted already."""
+        """Add the times of a block, in seconds of one clock; its tokens are counted already."""
         self.draft_s += drafted - begun
         self.expert_s += scored - drafted
         self.verify_s += ended - scored

@@ -10,7 +10,7 @@ from ..rules.routes import TokenCascade
 from .draft import Session, next_row
 from .fidelity import Recording, make_entry
 from .generation import Generation
-from .loop import Block, FinishReason, count
+from .loop import Block, FinishReason, count_block
 from .stats import Stats
 from .verify import Draft, Origin, Verdict
 
@@ -24,11 +24,12 @@ def token_cascade(
     max_tokens: int,
     stops: Callable[[int], bool],
     stats: Stats,
-    wanted: Recording | None = None,
+    recording: Recording | None = None,
 ) -> Iterator[Block]:
-    """Like :func:`cascade.decode`, a token at a time: drafted where the drafter is sure, else drawn from the expert.
+    """Yield blocks of one token: drafted where the drafter is sure, else drawn from the expert.
 
-    The user's filters are the drafter's own where the expert is not asked.
+    The arguments are those of :class:`~speccascade_local.decoding.loop.BlockLoop`. The user's filters apply to the drafter where the
+    expert is not asked.
     """
     budget = min(max_tokens, min(expert.n_ctx, drafter.n_ctx) + 1 - len(generation.tokens))
     finish_reason: FinishReason | None = None
@@ -42,7 +43,7 @@ def token_cascade(
         scored = time.perf_counter()
         origin: Origin = "expert" if unsure else "accepted"
         token = generation.draw(asked or rows)
-        entries = (make_entry(wanted, token, generation.sampler, asked, rows),) if wanted else ()
+        entries = (make_entry(recording, token, generation.sampler, asked, rows),) if recording else ()
         verdict = Verdict((token,), (origin,), (unsure,), entries=entries)
         draft = Draft([] if unsure else [token], [rows])
         budget -= 1
@@ -50,6 +51,6 @@ def token_cascade(
         generation.grow([token])
         stats.drafter_calls += 1
         stats.expert_calls += unsure
-        count(stats, draft, verdict)
+        count_block(stats, draft, verdict)
         stats.clock(begun, drafted, scored, time.perf_counter())
         yield Block(verdict, draft, finish_reason)

@@ -1,12 +1,10 @@
-"""A draft and the expert's rows -> a verdict, exactly distributed as the rule's target.
+"""Turns a draft and the expert's rows into a verdict that is distributed exactly as the rule's target.
 
-Every method is a choice of target π; the executor is always the rejection test of speculative sampling (Leviathan et al.
-2211.17192, Theorem 1): keep x ~ q with probability min(1, π(x)/q(x)), else draw from norm(max(0, π - q)). The emitted token's
-marginal is exactly π, and the probability of a rejection is TV(π, q). Temperature 0 is no special case: one-hot rows make the
-same test exact. Block verification (Sun et al. 2403.10444) draws from the same distribution and keeps at least as many tokens on
-average, by tossing its coins over the block as a whole.
-Where the expert has one row more than there are drafted tokens, a draft that was kept whole earns a bonus token from that row.
-Inside this file q = drafter and p = expert, both as sampling distributions. Knows nothing of sessions, caches or text.
+Every method is a choice of target π. The executor is always the rejection test of speculative sampling (Leviathan et al. 2211.17192,
+Theorem 1): keep x ~ q with probability min(1, π(x)/q(x)), else draw from norm(max(0, π - q)). The emitted token's marginal is exactly π,
+and the probability of a rejection is TV(π, q). Temperature 0 needs no special case: one-hot rows make the same test exact. Block
+verification (Sun et al. 2403.10444) draws from the same distribution and keeps at least as many tokens on average, by tossing its coins
+over the block as a whole. In this file q is the drafter and p the expert, both as sampling distributions.
 """
 
 from __future__ import annotations
@@ -23,29 +21,31 @@ from ..tokens.rows import Float, Rows
 from ..tokens.sampler import Sampler, draw
 from .fidelity import Entry, Recording, make_entry
 
-#: accepted: kept by the rule. matched: deferred, and kept by the strict coin. corrected: drawn in place of a dropped draft, from
-#: the residual, or from the expert's own row in place of a guess. bonus: the expert's own token after a fully kept draft. expert: there
-#: was no draft.
+#: Who wrote a token; :class:`Verdict` has the glossary.
 Origin = Literal["accepted", "matched", "corrected", "bonus", "expert"]
 
-#: token: each position settled on its own. block: the coins are tossed over the whole block.
+#: "token" settles each position on its own; "block" tosses its coins over the whole block.
 Verification = Literal["token", "block"]
 VERIFICATIONS: tuple[Verification, ...] = get_args(Verification)
 
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """γ drafted tokens and the rows they were drawn from, one by one, copied out of the drafter's buffer.
+    """γ drafted tokens and the rows that they were drawn from, copied out of the drafter's buffer.
 
-    There may be one row more: what the drafter would say after its own draft, which the account of a bonus token wants to know.
-    guesses: tokens behind the draft that no model has said, only copied from the text. As a draft each has a one-hot row; the expert
-    settles them by the strict test whatever the rule is, for a rule weighs two models and here speaks only one.
+    Attributes:
+        token_ids: the γ drafted tokens.
+        rows: γ or γ + 1 rows, each [1, n_vocab]; the last of γ + 1 is what the drafter says after its own draft, for the fidelity of a
+            bonus token.
+        guesses: tokens after the draft that no model wrote, copied from the text. Each counts as drafted from a one-hot row. The expert
+            settles them by the strict test whatever the rule is: a rule weighs two models, and here only one speaks.
+        calls: batches of the drafter that the draft took.
     """
 
     token_ids: list[int]
-    rows: Sequence[Rows] = ()  # γ or γ + 1, each [1, n_vocab]
+    rows: Sequence[Rows] = ()
     guesses: list[int] = field(default_factory=list)
-    calls: int = 0  # how many batches of the drafter it took
+    calls: int = 0
 
     @property
     def submitted(self) -> list[int]:
@@ -55,25 +55,52 @@ class Draft:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one block emits. ``deferred[j]``: token j was the expert's to decide, by the rule or as a guess (and may have been kept)."""
+    """What one block emits.
+
+    The origin of a token is one of:
+        accepted: drafted, and kept by the rule.
+        matched: drafted and deferred, or guessed, and kept by the strict test.
+        corrected: drawn in place of a rejected token, from the residual, or from the expert's own row in place of a guess.
+        bonus: the expert's own token after a fully kept draft.
+        expert: the expert's own token where there was no draft.
+
+    Attributes:
+        token_ids: the emitted tokens.
+        origins: one per emitted token.
+        deferred: one per tested position: whether the token was the expert's to decide, by the rule or as a guess. It may be kept.
+        dropped_ids: the rest of the draft, from the rejected token on, which the corrected token replaces.
+        trace: what the rule remembers, one value per tested position; empty for rules that remember nothing.
+        entries: one per emitted token, if recorded.
+    """
 
     token_ids: tuple[int, ...]
     origins: tuple[Origin, ...]
-    deferred: tuple[bool, ...] = ()  # one per tested position
-    dropped_ids: tuple[int, ...] = ()  # the rest of the draft, from the rejected token on, that the corrected one replaces
-    trace: tuple[float, ...] = ()  # what the rule remembers, one per tested position; empty for rules that do not
-    entries: tuple[Entry, ...] = ()  # one per token, if wanted
+    deferred: tuple[bool, ...] = ()
+    dropped_ids: tuple[int, ...] = ()
+    trace: tuple[float, ...] = ()
+    entries: tuple[Entry, ...] = ()
 
     @property
     def kept(self) -> int:
-        """Drafted and guessed tokens that stand."""
+        """Number of drafted and guessed tokens that were kept."""
         return sum(origin in ("accepted", "matched") for origin in self.origins)
 
     def cut(self, length: int) -> Verdict:
-        """The verdict as if the block had ended after ``length`` tokens."""
+        """Return the verdict as if the block had ended after ``length`` tokens."""
         dropped = self.dropped_ids if length == len(self.token_ids) else ()
         return Verdict(
             self.token_ids[:length], self.origins[:length], self.deferred[:length], dropped, self.trace[:length], self.entries[:length]
+        )
+
+    def followed_by(self, other: Verdict) -> Verdict:
+        """Return both in one; what is dropped is what ``other`` drops."""
+        return Verdict(
+            self.token_ids + other.token_ids,
+            self.origins + other.origins,
+            self.deferred + other.deferred,
+            other.dropped_ids,
+            self.trace + other.trace,
+            self.entries + other.entries,
         )
 
 
@@ -86,48 +113,75 @@ def verify(
     *,
     verification: Verification = "token",
     place: Place = Place(),  # noqa: B008  # a frozen value
-    wanted: Recording | None = None,
+    recording: Recording | None = None,
 ) -> Verdict:
-    """Settle γ drafted and guessed tokens against the expert's γ or γ + 1 rows ([.., n_vocab]; the last of γ + 1 is for the bonus token).
+    """Settle a block.
 
-    place: where the block begins. wanted: what to record of each token. A rule that never asks the expert keeps the draft as it is
-    and adds nothing; the expert's rows are then not read.
+    A rule that never asks the expert keeps the draft as it is and adds nothing; the expert's rows are then not read.
+
+    Args:
+        draft: γ drafted and guessed tokens.
+        expert: γ or γ + 1 rows, [.., n_vocab]; the last of γ + 1 is for the bonus token.
+        rule: decides which tokens the expert decides.
+        sampler: temperature and filters of both models.
+        rng: where the coins and tokens come from.
+        verification: see :data:`Verification`.
+        place: where the block begins.
+        recording: what to record of each token; None for nothing.
     """
     drafted = draft.token_ids
     if not rule.asks_expert:
-        entries = tuple(make_entry(wanted, token, sampler, None, row) for token, row in zip(drafted, draft.rows)) if wanted else ()
+        entries = tuple(make_entry(recording, token, sampler, None, row) for token, row in zip(drafted, draft.rows)) if recording else ()
         return Verdict(tuple(drafted), tuple("accepted" for _ in drafted), (False,) * len(drafted), entries=entries)
-    settle = _settle_block if verification == "block" else _settle_tokens
     decisions = _Decisions(draft, expert, rule, sampler, place)
-    kept, corrected = settle(decisions, drafted, rng)
-    judged = decisions.made[: kept + (corrected is not None)]
-    tokens = [*drafted[:kept], *([] if corrected is None else [corrected])]
-    deferred = tuple(decision.defers(token) for decision, token in zip(judged, drafted))
-    origins: list[Origin] = ["matched" if handed_over else "accepted" for handed_over in deferred[:kept]]
-    if corrected is not None:
-        origins.append("corrected")
-    entries = tuple(_make_entries(wanted, token, decision) for token, decision in zip(tokens, judged)) if wanted else ()
-    dropped = draft.submitted[kept:]
-    while corrected is None and len(expert) > len(tokens):
-        # The strict test of a one-hot row: draw the expert's own token, and go on for as long as that is what was guessed.
-        at = len(tokens)
-        guess = draft.guesses[at - len(drafted)] if at < len(draft.submitted) else None
+    kept, corrected = (_settle_block if verification == "block" else _settle_tokens)(decisions, drafted, rng)
+    verdict = _verdict_on_draft(decisions, draft, kept, corrected, recording)
+    return verdict if corrected is not None else verdict.followed_by(_settle_guesses(draft, expert, sampler, rng, recording))
+
+
+def _verdict_on_draft(decisions: _Decisions, draft: Draft, kept: int, corrected: int | None, recording: Recording | None) -> Verdict:
+    """Return the verdict on the drafted tokens, where the first ``kept`` are kept."""
+    rejected = corrected is not None
+    tested = decisions.made[: kept + rejected]
+    tokens = (*draft.token_ids[:kept], *(() if corrected is None else (corrected,)))
+    deferred = tuple(decision.defers(token) for decision, token in zip(tested, draft.token_ids))
+    origins: list[Origin] = ["matched" if is_deferred else "accepted" for is_deferred in deferred[:kept]]
+    entries = tuple(_entry_of(recording, token, decision) for token, decision in zip(tokens, tested)) if recording else ()
+    return Verdict(
+        tokens,
+        (*origins, *(("corrected",) if rejected else ())),
+        deferred,
+        tuple(draft.submitted[kept:]),
+        tuple(decisions.trace[: len(tested)]),
+        entries,
+    )
+
+
+def _settle_guesses(draft: Draft, expert: Rows, sampler: Sampler, rng: np.random.Generator, recording: Recording | None) -> Verdict:
+    """Settle the guesses after a fully kept draft, and add the bonus token.
+
+    The strict test of a one-hot row is: draw the expert's own token, and continue as long as that is the guess.
+    """
+    tokens: list[int] = []
+    origins: list[Origin] = []
+    entries: list[Entry] = []
+    for at in range(len(draft.token_ids), len(expert)):
+        guess = draft.guesses[len(tokens)] if len(tokens) < len(draft.guesses) else None
         row = expert.row(at)
         token = row.draw(sampler, rng)
-        after = draft.rows[at] if at < len(draft.rows) else None  # the drafter is known where it looked that far
-        entries += (make_entry(wanted, token, sampler, row, after),) if wanted else ()
-        deferred += () if guess is None else (True,)
         tokens.append(token)
-        dropped = draft.submitted[at + (token == guess) :]
+        if recording:  # the drafter's row is known where it looked that far
+            entries.append(make_entry(recording, token, sampler, row, draft.rows[at] if at < len(draft.rows) else None))
         if token != guess:
             origins.append("corrected" if guess is not None else "bonus" if draft.submitted else "expert")
             break
         origins.append("matched")
-    return Verdict(tuple(tokens), tuple(origins), deferred, tuple(dropped), tuple(decisions.trace[: len(judged)]), entries)
+    tested, matched = min(len(tokens), len(draft.guesses)), origins.count("matched")
+    return Verdict(tuple(tokens), tuple(origins), (True,) * tested, tuple(draft.guesses[matched:]), entries=tuple(entries))
 
 
 class _Decisions:
-    """The rule's decision at one position after the other, each made when the one before is settled."""
+    """The rule's decisions, position after position, each made when the one before is settled."""
 
     def __init__(self, draft: Draft, expert: Rows, rule: Rule, sampler: Sampler, place: Place) -> None:
         self.made: list[Decision] = []
@@ -148,7 +202,7 @@ class _Decisions:
 
 
 def _settle_tokens(decisions: _Decisions, drafted: list[int], rng: np.random.Generator) -> tuple[int, int | None]:
-    """How many drafted tokens are kept, and the token that replaces the next one, if one was rejected."""
+    """Return how many drafted tokens are kept, and the token that replaces the next one, if one was rejected."""
     for j, (token, decision) in enumerate(zip(drafted, decisions)):
         # A mask's trusted token has π(x) >= q(x) and is kept with certainty, so no coin is needed. A rule that names its target tosses
         # one for every token, so that its lossless end spends the same random numbers as strict and writes the same text.
@@ -163,7 +217,7 @@ def _settle_tokens(decisions: _Decisions, drafted: list[int], rng: np.random.Gen
 
 
 def _settle_block(decisions: _Decisions, drafted: list[int], rng: np.random.Generator) -> tuple[int, int | None]:
-    """The same by block verification: Sun et al. 2403.10444, Algorithm 2, with π in place of the large model."""
+    """Return the same by block verification: Sun et al. 2403.10444, Algorithm 2, with π in place of the large model."""
     made = list(decisions)
     kept, kept_share, share = 0, 1.0, 1.0
     for i, token in enumerate(drafted, start=1):
@@ -186,12 +240,12 @@ def _drafter_prob(decision: Decision, token: int) -> float:
 
 
 def _residual(decision: Decision, share: float = 1.0) -> Float:
-    """What is left to draw from after a kept prefix of which π supports ``share``. [n_vocab]"""
+    """Return the residual to draw from after a kept prefix, where π supports ``share`` of it. [n_vocab]"""
     left: Float = share * decision.target[0]
     left -= decision.evidence.drafter_probs[0]
     return np.maximum(left, 0.0, out=left)
 
 
-def _make_entries(wanted: Recording, token: int, decision: Decision) -> Entry:
+def _entry_of(recording: Recording, token: int, decision: Decision) -> Entry:
     evidence = decision.evidence
-    return make_entry(wanted, token, evidence.sampler, evidence.expert, evidence.drafter, decision)
+    return make_entry(recording, token, evidence.sampler, evidence.expert, evidence.drafter, decision)

@@ -1,7 +1,4 @@
-"""What llama_decode reads: parts of timelines, tokens with their places in a sequence, and after which of them logits are wanted.
-
-Knows nothing of models.
-"""
+"""What llama_decode reads: parts of timelines, tokens with their positions in a sequence, and where logits are computed."""
 
 from __future__ import annotations
 
@@ -12,19 +9,20 @@ from typing import Any, NamedTuple
 import llama_cpp
 import numpy as np
 
+from ..common.errors import ContextOverflowError, PromptError, SessionError, SettingError
+from ..tokens.rows import MAX_ROWS
 from ..tokens.sampler import Array
+from .backend import complaint
 
-#: As many tokens as one llama_decode takes.
+#: The most tokens of one llama_decode.
 BATCH_TOKENS = 512
-
-
-#: So many copies of a recurrent state are kept at most.
-MOST_COPIES = 4
+#: The most copies of a recurrent state.
+MAX_COPIES = 4
 
 
 @dataclass
 class Rollbacks:
-    """What going back has cost so far: recurrent states copied and put back, tokens read again, seconds for the copies alone."""
+    """The cost of rollbacks so far: recurrent states saved and restored, tokens read again, and the seconds of the copies alone."""
 
     saved: int = 0
     restored: int = 0
@@ -34,14 +32,21 @@ class Rollbacks:
 
 @dataclass(eq=False)
 class Timeline:
-    """One sequence of tokens in a context. sequence: its number there. n_vocab: how wide its rows are wanted. tokens: what it stands for.
+    """One sequence of tokens in a context.
 
-    The rest is for going back (llama/rollback.py). held: how many tokens llama.cpp's memory has of it. uncertain: set while that memory is
-    changed, so after an interruption nothing behind ``held`` counts, and of a recurrent state nothing at all. A new one is uncertain:
-    its sequence may hold what an earlier timeline left. batch: how many tokens it read last, in one batch, 0 for unknown. settled:
-    whether it was rewound since. checkpoints: copies of its state.
-
-    aligned: how many of its first tokens lie in the memory as reading them into an empty one writes them (``LlamaContext.aligned``).
+    Attributes:
+        sequence: its number in the context.
+        n_vocab: width of its rows.
+        tokens: what it holds.
+        closed: whether it was released.
+        held: how many of its tokens llama.cpp's memory holds.
+        uncertain: set while that memory changes. After an interruption nothing after ``held`` counts, and nothing of a recurrent state. A
+            new timeline is uncertain: its sequence may hold what an earlier one left.
+        batch: how many tokens it read last, in one batch; 0 for unknown.
+        aligned: how many of its first tokens are in the memory as a cold prefill writes them (``LlamaContext.aligned``).
+        rolled_back: whether it was rolled back since the last read.
+        checkpoints: copies of its state.
+        rollbacks: what rollbacks have cost.
     """
 
     sequence: int
@@ -52,30 +57,46 @@ class Timeline:
     uncertain: bool = True
     batch: int = 0
     aligned: int = 0
-    settled: bool = True
+    rolled_back: bool = True
     checkpoints: list[Any] = field(default_factory=list)
     rollbacks: Rollbacks = field(default_factory=Rollbacks)
 
 
 class Part(NamedTuple):
-    """What one timeline has to read: tokens to append, and after how many of the last ones logits are wanted."""
+    """What one timeline reads: tokens to append, and after how many of the last ones logits are computed."""
 
     timeline: Timeline
     tokens: list[int]
     keep: int
 
+    def check(self, n_vocab: int, n_ctx: int) -> None:
+        """Raise SettingError, PromptError or ContextOverflowError where llama_decode cannot read this."""
+        n_held, n_new = len(self.timeline.tokens), len(self.tokens)
+        most = min(n_new, MAX_ROWS)
+        if not (n_new and 0 <= self.keep <= most):
+            raise SettingError(
+                f"keep is {self.keep}; it must be between 0 and min(number of tokens, {MAX_ROWS}) = {most}, with at least one token"
+            )
+        if not (min(self.tokens) >= 0 and max(self.tokens) < n_vocab):
+            raise PromptError(f"token ids run from {min(self.tokens)} to {max(self.tokens)}; this vocabulary has 0 to {n_vocab - 1}")
+        if n_held + n_new > n_ctx:
+            raise ContextOverflowError(
+                f"{n_held} tokens held and {n_new} more do not fit a context of {n_ctx}; "
+                "shorten the text or load with a larger context (--ctx)"
+            )
+
 
 class Batch:
-    """A ``llama_batch`` whose arrays are numpy's, so nothing is to be freed by hand."""
+    """A ``llama_batch`` over numpy arrays, so nothing needs freeing by hand."""
 
     def __init__(self) -> None:
         self.ids, self.positions, self.owners, self.counts = (np.zeros(BATCH_TOKENS, np.int32) for _ in range(4))
-        self.wanted = np.zeros(BATCH_TOKENS, np.int8)
+        self.outputs = np.zeros(BATCH_TOKENS, np.int8)
         self.counts[:] = 1
         self._views: dict[tuple[int, int], Array] = {}  # by address and number of rows
-        of_ids = ctypes.POINTER(llama_cpp.llama_seq_id)
+        id_pointer = ctypes.POINTER(llama_cpp.llama_seq_id)
         first = self.owners.ctypes.data
-        self._owners = (of_ids * BATCH_TOKENS)(*(ctypes.cast(first + 4 * i, of_ids) for i in range(BATCH_TOKENS)))
+        self._owners = (id_pointer * BATCH_TOKENS)(*(ctypes.cast(first + 4 * i, id_pointer) for i in range(BATCH_TOKENS)))
         self._batch = llama_cpp.llama_batch(
             0,
             self.ids.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token)),
@@ -83,34 +104,54 @@ class Batch:
             self.positions.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_pos)),
             self.counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
             self._owners,
-            self.wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+            self.outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
 
     def put(self, at: int, tokens: list[int], position: int, sequence: int, keep: int = 0) -> int:
-        """These tokens, from place ``at`` of the batch on, stand from ``position`` on in that sequence; logits are wanted after the last
-        ``keep``. Returns the place behind them.
+        """Put tokens into the batch from index ``at``, at ``position`` of a sequence, and return the index after them.
+
+        Logits are computed after the last ``keep`` tokens.
         """
         end = at + len(tokens)
         self.ids[at:end] = tokens
         self.positions[at:end] = np.arange(position, position + len(tokens))
         self.owners[at:end] = sequence
-        self.wanted[at : end - keep] = 0
-        self.wanted[end - keep : end] = 1
+        self.outputs[at : end - keep] = 0
+        self.outputs[end - keep : end] = 1
         return end
 
     def decode(self, context: Any, size: int) -> int:
-        """Evaluate the first ``size`` of them; llama.cpp's return code."""
+        """Evaluate the first ``size`` tokens, and return llama.cpp's code."""
         self._batch.n_tokens = size
         code: int = llama_cpp.llama_decode(context, self._batch)
         return code
 
     def rows(self, context: Any, count: int, n_vocab: int) -> Array:
-        """What was wanted of the last evaluation, [count, n_vocab] float32: a view into llama.cpp's buffer.
+        """Return the rows of the last evaluation, [count, n_vocab] float32: a view into llama.cpp's buffer.
 
-        The array over it is kept: making one takes longer than a small row is worth.
+        Views are cached: making one takes longer than reading a small row.
         """
         buffer = llama_cpp.llama_get_logits(context)
-        place = ctypes.addressof(buffer.contents), count
-        if place not in self._views:
-            self._views[place] = np.ctypeslib.as_array(buffer, (count, n_vocab))
-        return self._views[place]
+        key = ctypes.addressof(buffer.contents), count
+        if key not in self._views:
+            self._views[key] = np.ctypeslib.as_array(buffer, (count, n_vocab))
+        return self._views[key]
+
+
+class InconsistentError(SessionError):
+    """llama.cpp's memory and a timeline differ."""
+
+
+def check_code(code: int, size: int, file: str) -> None:
+    """Raise SessionError unless a llama_decode of ``size`` tokens returned 0."""
+    if code == -1:  # ids are checked, so it is the positions
+        raise InconsistentError(
+            f"{file}: llama_decode returned -1 (invalid batch) for {size} tokens: {complaint()}. "
+            "The KV cache is inconsistent; load the pair again"
+        )
+    if code != 0:
+        meaning = {1: "no room in the KV cache", 2: "aborted"}.get(code, "evaluation failed")
+        raise SessionError(
+            f"{file}: llama_decode returned {code} ({meaning}) for {size} tokens: {complaint()}. "
+            "If memory is short, load with a smaller context (--ctx)"
+        )

@@ -1,7 +1,7 @@
-"""Room for texts over one model, and the batch that evaluates them.
+"""A llama.cpp context: the memory of several timelines over one model, and the batch that evaluates them.
 
-A :class:`LlamaContext` holds the memory of several timelines and evaluates what is appended to any of them in one llama_decode. Checks
-every return code, and frees the context once, before its model. Knows nothing of pairs, rules or sampling.
+What is appended to any of the timelines is evaluated in one llama_decode. Every return code is checked. The context is freed once, before
+its model.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from ..common.errors import ContextOverflowError, ModelLoadError, PromptError, SessionError, SettingError, UnwantedError
+from ..common.errors import ModelLoadError, SessionError, SettingError, UnwantedError
 from ..tokens.rows import MAX_ROWS
 from ..tokens.sampler import Array
 from .backend import complaint, create, forget_complaints, free, in_own_process, require_own_process
-from .batch import BATCH_TOKENS, Batch, Part, Timeline
-from .exactness import LEAST, largest_exact_batch
+from .batch import BATCH_TOKENS, Batch, InconsistentError, Part, Timeline, check_code
+from .exactness import MIN_BATCH, largest_exact_batch
 from .model import LlamaModel, apply_adapters
 from .parameters import SNAPSHOTS, context_parameters
-from .rollback import Rollback, Tail, ways_back
-from .rollback_trial import choose
+from .rollback import Rollback, Tail, possible_rollbacks
+from .rollback_trial import choose_rollback
 
 log = logging.getLogger(__name__)
 
-#: So many that each can ask for all its rows in one batch.
+#: The most timelines: each can then get all its rows from one batch.
 MAX_TIMELINES = BATCH_TOKENS // MAX_ROWS
 
 
-class _InconsistentError(SessionError):
-    """llama.cpp's memory does not stand where the timelines do."""
-
-
 class LlamaContext:
-    """Memory and batch of up to ``n_timelines`` timelines over one model. Must not be used by two threads at once.
+    """Memory and batch of up to ``n_timelines`` timelines over one model, for one thread at a time; a second thread waits.
 
-    Where one uses it all the same, such as one whose caller was interrupted before it could wait for it, the other waits.
+    Args:
+        model: the weights.
+        n_ctx: tokens that each timeline can hold.
+        n_threads: for single tokens and batches alike, until :meth:`set_threads`; None for the model's default.
+        n_timelines: number of timelines.
+        n_snapshots: how many tokens back llama.cpp's snapshots of a recurrent state reach: worth their memory where drafts are scored, not
+            where they are written token by token.
 
-    n_ctx: how many tokens each of them can hold. n_threads: for single tokens and for batches alike (a draft is verified as a batch),
-    until ``set_threads`` says otherwise; None for the model's default. n_snapshots: how many tokens back the snapshots of a recurrent state
-    reach, where llama.cpp makes them: worth their memory where drafts are judged, not where they are written token by token.
-
-    Raises SessionError when the context cannot be made, which mostly means that memory is short, ModelLoadError for a model that keeps no
-    memory of a text, SettingError for more timelines than a batch has room for.
+    Raises:
+        SessionError: the context cannot be made, mostly because memory is short.
+        ModelLoadError: the model keeps no memory of a text.
+        SettingError: more timelines than a batch has room for.
     """
 
     def __init__(
@@ -55,16 +55,16 @@ class LlamaContext:
         if not 1 <= n_timelines <= MAX_TIMELINES:
             raise SettingError(f"n_timelines is {n_timelines}; it must be between 1 and {MAX_TIMELINES}")
         self.model = model
-        self.n_ctx = n_ctx  # llama.cpp rounds the size of a context up; what was asked for is the limit that users see
-        self.named_threads = n_threads  # what the user asked for, if anything
-        #: Asked between the batches of a long text; once it says True, reading ends with an UnwantedError.
+        self.n_ctx = n_ctx  # llama.cpp rounds the size of a context up; this is the limit that users see
+        self.named_threads = n_threads  # the user's choice, if any
+        #: Asked between the batches of a long text; once it returns True, the read ends with an UnwantedError.
         self.unwanted: Callable[[], bool] = lambda: False
         self._padding: Mapping[int, int] = {}
-        #: The largest batch that is read, because its rows are still those of single tokens to the bit; 0 where they need not be.
+        #: The largest batch whose rows equal those of single tokens to the bit, where that is required; else 0.
         self.exact = 0
         self._n_timelines = n_timelines
         self._timelines: weakref.WeakValueDictionary[int, Timeline] = weakref.WeakValueDictionary()  # by sequence, closed ones too
-        #: Held by whatever changes or reads the memory. Its with statement is C code, so no signal arrives between taking and holding it.
+        #: Held by all that changes or reads the memory. Its with statement is C code, so no signal arrives between acquiring and entering.
         self.in_use = threading.RLock()
         threads = n_threads or model.default_threads
         params = context_parameters(model.placement, n_ctx=n_ctx, n_timelines=n_timelines, n_threads=threads, n_snapshots=n_snapshots)
@@ -89,12 +89,12 @@ class LlamaContext:
         self._memory = llama_cpp.llama_get_memory(self._ctx)
         if not self._memory:
             raise ModelLoadError(
-                f"{self.model.path}: this model keeps no memory of a text (an embedding model?); choose one that generates"
+                f"{self.model.path}: this model keeps no memory of a text (an embedding model?); choose one that generates text"
             )
         self._batch = Batch()
         self._step = int(llama_cpp.llama_n_ubatch(self._ctx))
         self.rollback: Rollback = Tail(self.model.path.name, self._memory)
-        choose(self, ways_back(self.model, self._ctx, self._memory))
+        choose_rollback(self, possible_rollbacks(self.model, self._ctx, self._memory))
         if self.model.placement.exact:
             self.exact = largest_exact_batch(self)
 
@@ -105,21 +105,21 @@ class LlamaContext:
                 self._free_ctx()
 
     def open(self, n_vocab: int | None = None) -> Timeline:
-        """A timeline that holds nothing yet. n_vocab: crops its rows to fewer ids, for a partner with a slightly smaller vocabulary.
+        """Return an empty timeline. ``n_vocab`` crops its rows to fewer ids, for a partner with a slightly smaller vocabulary.
 
-        Raises SessionError if there are as many as the context was made for.
+        Raises SessionError where all timelines are in use.
         """
         self.require_open()
         with self.in_use:
             used = {sequence for sequence, timeline in self._timelines.items() if not timeline.closed}
             free = [sequence for sequence in range(self._n_timelines) if sequence not in used]
             if not free:
-                raise SessionError("all timelines of this context are in use; close one, or make the context for more (n_timelines)")
+                raise SessionError("all timelines of this context are in use; close one, or make the context with more (n_timelines)")
             timeline = self._timelines[free[0]] = Timeline(free[0], n_vocab or self.model.n_vocab)
             return timeline
 
     def release(self, timeline: Timeline) -> None:
-        """Make room for another one. Harmless when repeated."""
+        """Close a timeline. Harmless when repeated."""
         if not timeline.closed and self.is_open and in_own_process():
             with self.in_use:
                 self.rollback.clear(timeline)
@@ -127,33 +127,33 @@ class LlamaContext:
 
     @property
     def threads(self) -> int:
-        """For single tokens."""
+        """Threads for single tokens."""
         self.require_open()
         return int(llama_cpp.llama_n_threads(self._ctx))
 
     @property
     def batch_threads(self) -> int:
-        """For two tokens and more."""
+        """Threads for two tokens and more."""
         self.require_open()
         return int(llama_cpp.llama_n_threads_batch(self._ctx))
 
     def set_threads(self, single: int, batch: int) -> None:
-        """Evaluate single tokens and batches by so many threads from now on. Raises SettingError below 1."""
+        """Set the threads for single tokens and for batches. Raises SettingError below 1."""
         self.require_open()
         if min(single, batch) < 1:
-            raise SettingError(f"threads are {single} and {batch}; at least 1 is needed of each")
+            raise SettingError(f"threads are {single} and {batch}; each must be at least 1")
         llama_cpp.llama_set_n_threads(self._ctx, single, batch)
 
     @property
     def padding(self) -> Mapping[int, int]:
-        """What batches are padded to; empty where the model's memory cannot drop a padding."""
+        """The sizes that batches are padded to; empty where the model's memory cannot drop padding."""
         return self._padding
 
     def pad_batches(self, sizes: Mapping[int, int]) -> None:
-        """From now on evaluate n tokens as a batch of ``sizes[n]``, where a larger batch is the faster one; an empty mapping ends it.
+        """Evaluate n tokens as a batch of ``sizes[n]`` from now on, where a larger batch is faster; an empty mapping ends it.
 
-        What is appended is dropped again at once: nobody sees it, and the real tokens, which stand before it, do not either. Where there is
-        no room for it, or the model's memory cannot drop it, it is left out. Raises SettingError for a size below n or above 512.
+        The padding stands after the real tokens and is dropped at once, so it changes no row. It is omitted where there is no room for it,
+        or the model's memory cannot drop it. Raises SettingError for a size below n or above 512.
         """
         for n, size in sizes.items():
             if not 1 <= n <= size <= BATCH_TOKENS:
@@ -161,51 +161,54 @@ class LlamaContext:
         self._padding = dict(sizes) if self.rollback.pads and not self.exact else {}
 
     def aligned(self, timeline: Timeline, length: int) -> int:
-        """How many of its first ``length`` tokens lie in the memory as reading a text into an empty one writes them, to the bit.
+        """Return how many of the first ``length`` tokens the memory holds as a cold prefill writes them, to the bit.
 
-        llama.cpp cuts a long text into pieces (n_ubatch), and rounds by their sizes. So a cold reading makes what was read in whole
-        pieces, counted from the first token and with nothing else beside it; where evaluation is exact, everything. 0 for a recurrent
-        state, which cannot go back to such a place.
+        llama.cpp cuts a long text into pieces (n_ubatch), and rounds by their sizes. So these are the tokens that were read in whole
+        pieces, counted from the first token, with no other timeline in the batch; all tokens where evaluation is exact. 0 for a recurrent
+        state, which cannot roll back there.
         """
-        if self.exact:
-            return length
         if self.exact:
             return length
         return min(timeline.aligned, length) // self._step * self._step if self.rollback.pads else 0
 
     def evaluate(self, parts: Sequence[Part]) -> list[Array]:
-        """Append to several timelines at once; the logits that each part wants, [keep, n_vocab] float32.
+        """Append to several timelines at once, and return the logits of each part, [keep, n_vocab] float32.
 
-        The rows are views into llama.cpp's buffer, valid until the next call on this context. One llama_decode where the batch allows
-        (512 tokens), else several, the kept rows always within the last. If anything fails, or Ctrl-C arrives, every timeline holds
-        what it held before; if another exception arrives while that is seen to, it may stand for the new tokens too, and the next call
-        reads them. A memory that does not stand where its timeline does is read anew, once.
+        The rows are views into llama.cpp's buffer, valid until the next call on this context. One llama_decode reads up to 512 tokens; of
+        several, the last one gives all rows. If anything fails, or Ctrl-C arrives, every timeline holds what it held before. If a second
+        exception arrives during that rollback, a timeline may hold the new tokens too, and the next call reads them. A memory that differs
+        from its timeline is cleared and read again, once.
 
-        Raises SessionError for a closed session or context or a failed evaluation, PromptError for ids outside the vocabulary,
-        ContextOverflowError when a context is too small, SettingError for a ``keep`` outside 0..min(len(tokens), 65).
+        Raises:
+            SessionError: a timeline or the context is closed, or an evaluation fails.
+            PromptError: ids outside the vocabulary.
+            ContextOverflowError: the context is too small.
+            SettingError: ``keep`` is outside 0..min(len(tokens), 65).
+            UnwantedError: the caller gives up during a long text.
         """
         self.require_open()
         if not parts:
             return []
         for part in parts:
-            self._check(part)
+            self.require_open(part.timeline)
+            part.check(self.model.n_vocab, self.n_ctx)
         with self.in_use:
             try:
                 return self._evaluate(parts)
-            except _InconsistentError as error:
-                log.warning("%s; reading anew", error)
+            except InconsistentError as error:
+                log.warning("%s; reading the text again", error)
                 for part in parts:
                     self.rollback.clear(part.timeline)
                 return self._evaluate(parts)
 
     def _evaluate(self, parts: Sequence[Part]) -> list[Array]:
-        held = [len(part.timeline.tokens) for part in parts]
+        lengths = [len(part.timeline.tokens) for part in parts]
         try:
-            todo = [self._due(part) for part in parts]
+            todo = [self._with_unread(part) for part in parts]
             if self.exact:
                 return [self._exact_rows(part) for part in todo]
             while sum(len(part.tokens) for part in todo) > BATCH_TOKENS:
-                # The kept rows must come out of one llama_decode, so what goes before leaves enough of them.
+                # All rows must come from one llama_decode, so earlier ones read only tokens without rows.
                 at, (timeline, tokens, keep) = max(enumerate(todo), key=lambda each: len(each[1].tokens) - each[1].keep)
                 before = len(tokens) - keep
                 size = min(BATCH_TOKENS, before // self._step * self._step or before)  # whole pieces, see ``aligned``
@@ -216,59 +219,43 @@ class LlamaContext:
                 self.rollback.end(part.timeline, len(part.tokens), part.keep)
             return self._rows(parts)
         except BaseException:
-            for part, length in zip(parts, held):
+            for part, length in zip(parts, lengths):
                 self.drop(part.timeline, length)
             raise
 
     def _exact_rows(self, part: Part) -> Array:
-        """Read the part, nothing beside it, in batches that give each token the row it has by itself; copies of the wanted rows."""
+        """Read one part in batches that give each token the row that it has alone, and return copies of its rows."""
         timeline, tokens, keep = part
         rows, first = np.empty((keep, timeline.n_vocab), np.float32), len(tokens) - keep
         for at in range(0, len(tokens), self.exact):
             piece = tokens[at : at + self.exact]
             end = at + len(piece)
-            wanted = min(len(piece), max(0, end - first))
-            if end < len(tokens) and not wanted:
+            n_rows = min(len(piece), max(0, end - first))
+            if end < len(tokens) and not n_rows:
                 self._read_on(Part(timeline, piece, 0))
                 continue
-            self._decode([Part(timeline, piece, wanted)], least=LEAST)
-            if wanted:
-                rows[end - wanted - first : end - first] = self._batch.rows(self._ctx, wanted, self.model.n_vocab)[:, : timeline.n_vocab]
+            self._decode([Part(timeline, piece, n_rows)], least=MIN_BATCH)
+            if n_rows:
+                rows[end - n_rows - first : end - first] = self._batch.rows(self._ctx, n_rows, self.model.n_vocab)[:, : timeline.n_vocab]
         return rows
 
-    def _due(self, part: Part) -> Part:
-        """All that must be read for the part: what its timeline stands for and llama.cpp has no longer goes before."""
+    def _with_unread(self, part: Part) -> Part:
+        """Return the part preceded by the tokens of its timeline that llama.cpp does not hold."""
         timeline, tokens, keep = part
         self.rollback.settle(timeline, len(timeline.tokens))
         timeline.tokens += tokens
         unread = timeline.tokens[timeline.held :]
-        apart = self.rollback.apart(timeline, len(unread), keep)
-        for at in range(0, apart, BATCH_TOKENS):
-            self._read_on(Part(timeline, unread[at : min(at + BATCH_TOKENS, apart)], 0))
+        separate = self.rollback.n_separate(timeline, len(unread), keep)
+        for at in range(0, separate, BATCH_TOKENS):
+            self._read_on(Part(timeline, unread[at : min(at + BATCH_TOKENS, separate)], 0))
         self.rollback.begin(timeline, keep)
-        return Part(timeline, unread[apart:], keep)
+        return Part(timeline, unread[separate:], keep)
 
     def _read_on(self, part: Part) -> None:
-        """One batch of a long text, with more to follow."""
+        """Read one batch of a long text, with more to follow."""
         self._decode([part])
         if self.unwanted():
-            raise UnwantedError("reading was given up, because it was cancelled; ask again to read on")
-
-    def _check(self, part: Part) -> None:
-        timeline, tokens, keep = part
-        self.require_open(timeline)
-        most = min(len(tokens), MAX_ROWS)
-        if not (tokens and 0 <= keep <= most):
-            raise SettingError(
-                f"keep is {keep}; it must be between 0 and min(number of tokens, {MAX_ROWS}) = {most}, and one token at least"
-            )
-        if not (min(tokens) >= 0 and max(tokens) < self.model.n_vocab):
-            raise PromptError(f"token ids run from {min(tokens)} to {max(tokens)}; this vocabulary has 0 to {self.model.n_vocab - 1}")
-        if len(timeline.tokens) + len(tokens) > self.n_ctx:
-            raise ContextOverflowError(
-                f"{len(timeline.tokens)} tokens held and {len(tokens)} more do not fit a context of {self.n_ctx}; "
-                "shorten the text or load with a larger context (--ctx)"
-            )
+            raise UnwantedError("the prefill was cancelled; ask again to continue it")
 
     def _decode(self, parts: Sequence[Part], *, least: int = 1) -> None:
         """Evaluate the parts in one batch, padded to at least ``least`` tokens."""
@@ -279,8 +266,8 @@ class LlamaContext:
             n = batch.put(n, tokens, timeline.held, timeline.sequence, keep)
             timeline.uncertain = True  # until the batch is read
             timeline.batch = 0
-        last, length = parts[-1], ends[-1]  # behind which the padding stands
-        # A piece is padded alike whether whole pieces stand before it in this batch or are held already.
+        last, length = parts[-1], ends[-1]  # the padding stands after it
+        # A piece is padded alike whether whole pieces precede it in this batch or are already held.
         rest = n % self._step if len(parts) == 1 and last.timeline.aligned == last.timeline.held else n
         padded = self._padding.get(rest, rest) if last.keep else rest
         size = max(least, n - rest + padded)
@@ -289,18 +276,7 @@ class LlamaContext:
         if size > n:
             batch.put(n, last.tokens[-1:] * (size - n), length, last.timeline.sequence)
         forget_complaints()
-        code = batch.decode(self._ctx, size)
-        if code == -1:  # ids are checked, so it is the positions
-            raise _InconsistentError(
-                f"{self.model.path.name}: llama_decode returned -1 (invalid batch) for {size} tokens: {complaint()}. "
-                "The cache does not hold what it should; load the pair again"
-            )
-        if code != 0:
-            meaning = {1: "no room in the cache", 2: "aborted"}.get(code, "evaluation failed")
-            raise SessionError(
-                f"{self.model.path.name}: llama_decode returned {code} ({meaning}) for {size} tokens: {complaint()}. "
-                "If memory is short, load with a smaller context (--ctx)"
-            )
+        check_code(batch.decode(self._ctx, size), size, self.model.path.name)
         if len(parts) == 1 and last.timeline.aligned == last.timeline.held:
             last.timeline.aligned = length // self._step * self._step
         for part, end in zip(parts, ends):
@@ -313,14 +289,14 @@ class LlamaContext:
     def _rows(self, parts: Sequence[Part]) -> list[Array]:
         if not any(part.keep for part in parts):
             return [np.empty((0, part.timeline.n_vocab), np.float32) for part in parts]
-        rows, end, found = self._batch.rows(self._ctx, sum(part.keep for part in parts), self.model.n_vocab), 0, []
+        rows, end, views = self._batch.rows(self._ctx, sum(part.keep for part in parts), self.model.n_vocab), 0, []
         for timeline, _, keep in parts:
-            found.append(rows[end : end + keep, : timeline.n_vocab])
+            views.append(rows[end : end + keep, : timeline.n_vocab])
             end += keep
-        return found
+        return views
 
     def drop(self, timeline: Timeline, length: int) -> None:
-        """Forget what it holds after its first ``length`` tokens. Raises SessionError when the model cannot."""
+        """Drop what a timeline holds after its first ``length`` tokens. Raises SessionError when the model cannot."""
         with self.in_use:
             self.rollback.drop(timeline, length)
 
@@ -336,12 +312,12 @@ class LlamaContext:
         return self._free_ctx.alive and not self.model.closed
 
     def require_open(self, timeline: Timeline | None = None) -> None:
-        """Raises SessionError where a use would crash the process, or hang."""
+        """Raise SessionError where a use would crash the process, or hang."""
         require_own_process()
         if not self.is_open or (timeline and timeline.closed):
             raise SessionError(f"{self.model.path.name}: this session is closed; load the pair again")
 
 
 def _free_context(context: Any, _model: LlamaModel) -> None:
-    """A finalizer that holds the model: even when both end up in a reference cycle, the weights are freed after the context."""
+    """Free a context. This finalizer holds the model, so the weights are freed later even where both are in a reference cycle."""
     free(llama_cpp.llama_free, context)

@@ -1,7 +1,4 @@
-"""GGUF weights: a file in memory, loaded once and shared by all contexts over it.
-
-Checks every return code and frees the weights once. Knows nothing of texts in the making.
-"""
+"""GGUF weights: a file in memory, loaded once and shared by all contexts over it. Every return code is checked."""
 
 from __future__ import annotations
 
@@ -17,6 +14,7 @@ from typing import Any
 import llama_cpp
 
 from ..common.errors import ModelLoadError, SessionError
+from ..common.files import expand_user
 from ..models.gguf_header import check_gguf, check_model
 from ..models.placement import Placement
 from .backend import attribute_aborts_to, complaint, create, forget_complaints, free, physical_cores, require_own_process
@@ -25,24 +23,27 @@ from .tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-#: Below this size a model is evaluated faster than threads can meet: one thread is as fast, and does not crawl on a busy machine.
+#: Below this size one thread is as fast as several, which would wait for one another, and much faster on a busy machine.
 ONE_THREAD_BYTES = 8_000_000
 
 
 class LlamaModel:
-    """Weights of one GGUF file, and ``tokenizer``, its vocabulary.
+    """Weights of one GGUF file, and their ``tokenizer``.
 
-    placement: where its layers go, how its cache is held, its adapters. on_progress: called with 0..1 while loading; an exception raised
-    in it, Ctrl-C included, ends the loading cleanly.
+    Args:
+        path: the file.
+        placement: where its layers go, the type of its cache, its adapters.
+        on_progress: called with 0..1 while loading; an exception in it, Ctrl-C included, ends the loading cleanly.
 
-    Raises ModelLoadError for a file that is missing, no GGUF, truncated or refused by llama.cpp, or of an architecture that cannot be
-    used here; SettingError for a device that there is not.
+    Raises:
+        ModelLoadError: the file is missing, no GGUF, truncated, refused by llama.cpp, or of an unsupported architecture.
+        SettingError: an unknown device.
     """
 
     def __init__(
         self, path: str | os.PathLike[str], *, placement: Placement | None = None, on_progress: Callable[[float], None] | None = None
     ) -> None:
-        self.path = Path(os.path.expanduser(path))
+        self.path = expand_user(path)
         self.placement = placement or Placement()
         check_model(self.path)
         params = model_parameters(self.placement)
@@ -53,7 +54,7 @@ class LlamaModel:
             if params.use_extra_bufts
             else "off, because this llama.cpp build has AMX, which crashes on batches (llama.cpp issue 20824)",
         )
-        interruption: list[BaseException] = []
+        interrupts: list[BaseException] = []
 
         @llama_cpp.llama_progress_callback  # type: ignore[untyped-decorator]
         def progress(fraction: float, _user_data: ctypes.c_void_p) -> bool:
@@ -61,25 +62,25 @@ class LlamaModel:
                 if on_progress:
                     on_progress(fraction)
             except BaseException as error:
-                interruption.append(error)
-            return not interruption
+                interrupts.append(error)
+            return not interrupts
 
         params.progress_callback = progress
         forget_complaints()
         load, release = llama_cpp.llama_model_load_from_file, llama_cpp.llama_model_free
         with attribute_aborts_to(self.path):
-            self._model = create(lambda: load(os.fsencode(self.path), params), release, interruption)
+            self._model = create(lambda: load(os.fsencode(self.path), params), release, interrupts)
         if not self._model:
             raise ModelLoadError(
                 f"{self.path}: llama.cpp cannot load this file: {complaint()}. "
-                "The file may be damaged or not fully downloaded; compare its size with the original's, or fetch it again"
+                "The file may be damaged or not fully downloaded; compare its size with the original, or fetch it again"
             )
         self._free = weakref.finalize(self, free, release, self._model)
         if reason := refusal(self._model):
             self.close()
             raise ModelLoadError(f"{self.path}: {reason}; choose a decoder-only model that writes from left to right")
         try:
-            self.adapters = [read_adapter(self._model, Path(os.path.expanduser(path))) for path, _ in self.placement.lora]
+            self.adapters = [read_adapter(self._model, expand_user(path)) for path, _ in self.placement.lora]
         except BaseException:
             self.close()
             raise
@@ -95,7 +96,7 @@ class LlamaModel:
         )
 
     def close(self) -> None:
-        """Free the weights. Sessions over this model must be closed before. Harmless when repeated."""
+        """Free the weights, after all sessions over them. Harmless when repeated."""
         self._free()
 
     @property
@@ -105,13 +106,13 @@ class LlamaModel:
 
     @property
     def handle(self) -> Any:
-        """The ``llama_model`` pointer. Raises SessionError where a use would crash the process: once it is closed, or in a fork."""
+        """The ``llama_model`` pointer. Raises SessionError where its use would crash the process: when closed, or in a fork."""
         require_own_process()
         if self.closed:
             raise SessionError(f"{self.path.name}: this model is closed; load the pair again")
         return self._model
 
-    # ------------------------------------------------------------------ what the file says of itself
+    # ------------------------------------------------------------------ facts of the file
 
     @cached_property
     def description(self) -> str:
@@ -128,12 +129,12 @@ class LlamaModel:
 
     @cached_property
     def is_recurrent(self) -> bool:
-        """Whether all or some of its layers keep a state of the whole text instead of something of each token."""
+        """Whether some of its layers keep one state of the whole text instead of a cache with an entry per token."""
         return bool(llama_cpp.llama_model_is_recurrent(self.handle) or llama_cpp.llama_model_is_hybrid(self.handle))
 
     @cached_property
     def default_threads(self) -> int:
-        """The physical cores; 1 for a model so small that more would not help."""
+        """The physical cores; 1 for a tiny model."""
         return 1 if self.n_bytes < ONE_THREAD_BYTES else physical_cores()
 
     @cached_property
@@ -144,7 +145,7 @@ class LlamaModel:
 
 
 def refusal(model: Any) -> str | None:
-    """Why a loaded ``llama_model`` cannot be drafted for by any means, or None."""
+    """Return why a loaded ``llama_model`` cannot be used with drafts, or None."""
     if llama_cpp.llama_model_has_encoder(model) or not llama_cpp.llama_model_has_decoder(model):
         return "an encoder model cannot continue a text token by token"
     if llama_cpp.llama_model_is_diffusion(model):
@@ -155,20 +156,20 @@ def refusal(model: Any) -> str | None:
 
 
 def metadata(model: Any, name: str) -> str:
-    """What the file of a loaded ``llama_model`` says under this key; empty where it says nothing."""
+    """Return the value of a key of a loaded ``llama_model``'s file; empty where it is missing."""
     buffer = ctypes.create_string_buffer(256)
     length = llama_cpp.llama_model_meta_val_str(model, name.encode(), buffer, len(buffer))
     return buffer.value.decode(errors="replace") if length >= 0 else ""
 
 
 def read_adapter(model: Any, path: Path) -> Any:
-    """An adapter for a loaded ``llama_model``. Raises ModelLoadError for a file that is none, or one of another model."""
+    """Load an adapter for a loaded ``llama_model``. Raises ModelLoadError for a file that is none, or one of another model."""
     check_gguf(path)
     forget_complaints()
     adapter = llama_cpp.llama_adapter_lora_init(model, os.fsencode(path))
     if not adapter:
         raise ModelLoadError(
-            f"{path}: llama.cpp cannot use this adapter: {complaint()}. It must be a LoRA in GGUF form, made for this very model"
+            f"{path}: llama.cpp cannot use this adapter: {complaint()}. It must be a LoRA in GGUF form, made for this model"
         )
     if llama_cpp.llama_adapter_get_alora_n_invocation_tokens(adapter):
         raise ModelLoadError(f"{path}: an adapter that works only after certain words (aLoRA); choose a plain LoRA")
@@ -176,7 +177,7 @@ def read_adapter(model: Any, path: Path) -> Any:
 
 
 def apply_adapters(context: Any, adapters: list[Any], scales: list[float]) -> None:
-    """From now on this context computes with these. Raises SessionError."""
+    """Use adapters in a context from now on. Raises SessionError."""
     handles = (llama_cpp.llama_adapter_lora_p_ctypes * len(adapters))(
         *(ctypes.cast(each, llama_cpp.llama_adapter_lora_p_ctypes) for each in adapters)
     )

@@ -1,14 +1,14 @@
-"""How a context forgets the end of a text, which rejecting a draft needs: in the way that the model's architecture allows.
+"""Rollback: how a context forgets the end of a text after a rejected draft, in the way that the model's architecture allows.
 
-    tail         what llama.cpp keeps of each token can be dropped: attention of all kinds
-    snapshots    llama.cpp keeps the recurrent state behind each of the last tokens of a batch (n_rs_seq)
-    checkpoints  the recurrent state is copied before a draft and put back; what was kept of the draft is read again
+    tail         the cache entries of single tokens are dropped: attention of all kinds
+    snapshots    llama.cpp keeps the recurrent state after each of the last tokens of a batch (n_rs_seq)
+    checkpoints  the recurrent state is copied before a draft and restored; the kept part of the draft is read again
 
-A recurrent state cannot go back by itself, so the latter two forget when something is read next: only then it is known what must be
-read again, and that goes into the same batch. Knows nothing of rows, drafts or rules.
+A recurrent state cannot roll back alone. So the latter two roll back when the next tokens are read: only then it is known what must be
+read again, and that goes into the same batch.
 
-An exception may arrive between any two steps, even while another one is handled. So a timeline is marked as uncertain before its memory is
-changed, what depends on the old state is forgotten before it, and the mark goes last: ``settle`` repairs what was left half done.
+An exception may arrive between any two steps, even while another one is handled. So a timeline is marked as uncertain before its memory
+changes, what depends on the old state is dropped first, and the mark is removed last: ``settle`` repairs what was left incomplete.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from typing import Any, Protocol
 import llama_cpp
 
 from ..common.errors import SessionError
-from .batch import MOST_COPIES, Timeline
+from .batch import MAX_COPIES, Timeline
 from .model import LlamaModel
 
-#: Up to so many tokens are read again together with what is new; more are read by themselves, once, and the state behind them is copied.
-_TOGETHER = 8
-#: No new copy where the last one lies fewer tokens back.
-_APART = 4
-#: Behind more tokens than that, a prompt or a long draft, a copy is kept for later replies too; so many of them.
-_LONG, _LASTING = 32, MOST_COPIES - 1
-_PARTIAL, _ON_DEVICE = 1, 2  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY and _ON_DEVICE, which keeps one copy per sequence
+#: Most tokens that are read again together with new ones; more are read alone, once, and the state after them is copied.
+_MAX_TOKENS_TOGETHER = 8
+#: The least distance of two copies, in tokens.
+_MIN_TOKENS_APART = 4
+#: After more tokens than this, a prompt or a long draft, a copy also serves later replies; and the number of such copies.
+_LONG_TOKENS, _MAX_LASTING = 32, MAX_COPIES - 1
+_PARTIAL, _ON_DEVICE = 1, 2  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY and _ON_DEVICE, which has one copy per sequence
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """The state behind the first ``length`` tokens, in llama.cpp's own format. lasting: kept for later replies too."""
+    """The state after the first ``length`` tokens, in llama.cpp's format. ``lasting``: it serves later replies too."""
 
     length: int
     data: Any
@@ -44,45 +44,42 @@ class Checkpoint:
 
 
 class Rollback(Protocol):
-    """What a context asks for. ``timeline.held``: how many tokens llama.cpp has of it, which may be fewer than it stands for.
+    """A way to roll back. Afterwards llama.cpp may hold fewer tokens (``timeline.held``) than ``timeline.tokens``.
 
-    Whatever is interrupted, ``timeline.tokens`` is what the next reading continues.
+    After any interruption the next read continues ``timeline.tokens``.
     """
 
     name: str
-    #: Whether a batch can be made longer by tokens that are forgotten at once.
+    #: Whether a batch can be padded with tokens that are dropped at once.
     pads: bool
 
     def drop(self, timeline: Timeline, length: int) -> None:
-        """From now on it stands for its first ``length`` tokens."""
+        """Let the timeline end after its first ``length`` tokens."""
 
     def missing(self, timeline: Timeline) -> int:
-        """How many of the tokens that it stands for must be read again."""
+        """Return how many tokens of the timeline must be read again."""
 
     def settle(self, timeline: Timeline, length: int) -> None:
-        """Its memory is to hold nothing behind its first ``length`` tokens: something is about to be read there.
+        """Make the memory end after at most ``length`` tokens, before the next read; ``held`` is then certain."""
 
-        Afterwards ``held`` is at most ``length``, and certain.
-        """
-
-    def apart(self, timeline: Timeline, unread: int, keep: int) -> int:
-        """So many of the unread tokens are to be read by themselves first."""
+    def n_separate(self, timeline: Timeline, unread: int, keep: int) -> int:
+        """Return how many of the unread tokens to read first, in a batch of their own."""
 
     def begin(self, timeline: Timeline, keep: int) -> None:
-        """The last of the unread tokens are about to be read, for ``keep`` rows."""
+        """Prepare the read of the last unread tokens, for ``keep`` rows."""
 
     def end(self, timeline: Timeline, read: int, keep: int) -> None:
-        """They were, the last ``read`` of them in one batch."""
+        """Finish that read; its last ``read`` tokens were one batch."""
 
     def trim(self, timeline: Timeline) -> None:
-        """Its memory is to hold nothing behind what it is known to hold."""
+        """Drop what the memory holds after ``held`` tokens."""
 
     def clear(self, timeline: Timeline) -> None:
-        """Its memory is to hold nothing."""
+        """Empty the memory."""
 
 
 class Tail:
-    """Drops what llama.cpp keeps of the last tokens, at once. Raises SessionError where llama.cpp refuses."""
+    """Drops the cache entries of the last tokens at once. Raises SessionError where llama.cpp refuses."""
 
     name = "tail"
     pads = True
@@ -102,14 +99,14 @@ class Tail:
         if timeline.uncertain:
             self._cut(timeline, length)
 
-    def apart(self, timeline: Timeline, unread: int, keep: int) -> int:
+    def n_separate(self, timeline: Timeline, unread: int, keep: int) -> int:
         return 0
 
     def begin(self, timeline: Timeline, keep: int) -> None:
-        """Nothing to prepare."""
+        """Prepare nothing."""
 
     def end(self, timeline: Timeline, read: int, keep: int) -> None:
-        """Nothing to keep."""
+        """Save nothing."""
 
     def trim(self, timeline: Timeline) -> None:
         self._cut(timeline, timeline.held)
@@ -118,7 +115,7 @@ class Tail:
         self._cut(timeline, 0)
 
     def _cut(self, timeline: Timeline, length: int) -> None:
-        """Its memory holds at most ``length`` tokens, and what it holds is certain."""
+        """Cut the memory to at most ``length`` tokens, and mark it as certain."""
         timeline.uncertain = True
         timeline.held = min(timeline.held, length)
         timeline.aligned = min(timeline.aligned, timeline.held)
@@ -134,11 +131,11 @@ class Tail:
 
 
 class Checkpoints(Tail):
-    """Puts back a copy of the state, or one of llama.cpp's own snapshots (so many tokens back at most) where that reaches.
+    """Restores a copy of the state, or one of llama.cpp's snapshots where these reach back far enough.
 
-    A copy is made where the text is settled. Before every draft a session is rewound to the committed text, even if it holds no more than
-    that; so of what is read first after a rollback all is committed but the last ``keep - 1`` tokens, a draft to be judged.
-    Raises SessionError where llama.cpp can neither copy nor restore.
+    A copy is made where the text is committed. Before every draft a session rolls back to the committed text, even if it holds no more.
+    So of the first read after a rollback all is committed except the last ``keep - 1`` tokens, a draft to score. Raises SessionError where
+    llama.cpp can neither copy nor restore.
     """
 
     pads = False
@@ -147,13 +144,13 @@ class Checkpoints(Tail):
         super().__init__(file, memory)
         self.name = "snapshots" if snapshots else "checkpoints"
         self._context, self._snapshots = context, snapshots
-        # With snapshots a state lies in several pieces. GGML ends the process if a copy on the device has other pieces than the last one.
-        self._brief = _PARTIAL if _snapshots_of(context) else _PARTIAL | _ON_DEVICE
+        # With snapshots a state has several pieces. GGML aborts if a copy on the device has other pieces than the last one.
+        self._brief_flags = _PARTIAL if snapshots_of(context) else _PARTIAL | _ON_DEVICE
 
     def drop(self, timeline: Timeline, length: int) -> None:
         timeline.checkpoints = [each for each in timeline.checkpoints if each.length <= length]
-        timeline.settled = True
-        del timeline.tokens[length:]  # last: a copy never reaches beyond the text that it was made of
+        timeline.rolled_back = True
+        del timeline.tokens[length:]  # last: a copy must never reach beyond its text
 
     def missing(self, timeline: Timeline) -> int:
         length = len(timeline.tokens)
@@ -174,51 +171,51 @@ class Checkpoints(Tail):
         timeline.rollbacks.seconds += time.perf_counter() - started
 
     def _can_step_back(self, timeline: Timeline, length: int) -> bool:
-        """There is a snapshot behind each token of the last batch, and only one step may be taken."""
+        """Return whether a snapshot serves: there is one after each token of the last batch, for one rollback."""
         return not timeline.uncertain and 0 < timeline.held - length <= min(self._snapshots, timeline.batch - 1)
 
     def _restore(self, timeline: Timeline) -> None:
-        """The latest copy; without one the beginning."""
+        """Restore the latest copy, or start from the beginning."""
         start = 0
         timeline.uncertain = True
         if timeline.checkpoints:
             latest = max(timeline.checkpoints, key=lambda each: each.length)
             start, size = latest.length, len(latest.data)
             if llama_cpp.llama_state_seq_set_data_ext(self._context, latest.data, size, timeline.sequence, latest.flags) != size:
-                raise SessionError(f"{self._file}: llama.cpp cannot put back the state behind {start} tokens; load the pair again")
+                raise SessionError(f"{self._file}: llama.cpp cannot restore the state after {start} tokens; load the pair again")
             timeline.rollbacks.restored += 1
         self._remove(timeline, start)
         timeline.held = start
         timeline.batch = 0
         timeline.uncertain = False
 
-    def apart(self, timeline: Timeline, unread: int, keep: int) -> int:
+    def n_separate(self, timeline: Timeline, unread: int, keep: int) -> int:
         before = unread - keep
-        worth = _LONG if self._steps_suffice(keep) else _TOGETHER
-        return before if timeline.settled and keep > 1 and before > worth else 0
+        together = _LONG_TOKENS if self._snapshots_suffice(keep) else _MAX_TOKENS_TOGETHER
+        return before if timeline.rolled_back and keep > 1 and before > together else 0
 
     def begin(self, timeline: Timeline, keep: int) -> None:
-        if timeline.settled and keep > 1:
-            timeline.settled = False
-            if self._since(timeline) >= (_LONG if self._steps_suffice(keep) else _APART):
+        if timeline.rolled_back and keep > 1:
+            timeline.rolled_back = False
+            if self._tokens_since_copy(timeline) >= (_LONG_TOKENS if self._snapshots_suffice(keep) else _MIN_TOKENS_APART):
                 self._save(timeline)
 
     def end(self, timeline: Timeline, read: int, keep: int) -> None:
         timeline.batch = read
-        since = self._since(timeline)
-        if keep == 1 and since >= (_APART if timeline.settled else _LONG):  # a draft may go on for long, if all of it is kept
+        since = self._tokens_since_copy(timeline)
+        if keep == 1 and since >= (_MIN_TOKENS_APART if timeline.rolled_back else _LONG_TOKENS):  # a draft that is written, not scored
             self._save(timeline)
-        timeline.settled = False
+        timeline.rolled_back = False
 
     def clear(self, timeline: Timeline) -> None:
         timeline.checkpoints = []
         timeline.batch = 0
         super().clear(timeline)
 
-    def _steps_suffice(self, keep: int) -> bool:
+    def _snapshots_suffice(self, keep: int) -> bool:
         return keep - 1 <= self._snapshots
 
-    def _since(self, timeline: Timeline) -> int:
+    def _tokens_since_copy(self, timeline: Timeline) -> int:
         return timeline.held - self._latest(timeline)
 
     def _latest(self, timeline: Timeline) -> int:
@@ -226,29 +223,30 @@ class Checkpoints(Tail):
 
     def _save(self, timeline: Timeline) -> None:
         started = time.perf_counter()
-        lasting = self._since(timeline) >= _LONG
-        flags = _PARTIAL if lasting else self._brief
-        kept = [each for each in timeline.checkpoints if each.lasting]
+        lasting = self._tokens_since_copy(timeline) >= _LONG_TOKENS
+        flags = _PARTIAL if lasting else self._brief_flags
+        lasting_copies = [each for each in timeline.checkpoints if each.lasting]
         brief = [each for each in timeline.checkpoints if not each.lasting]
-        timeline.checkpoints = [*brief, *kept[1 - _LASTING :]] if lasting else kept  # the device's only copy is overwritten now
+        # The device has one copy, which the next one overwrites.
+        timeline.checkpoints = [*brief, *lasting_copies[1 - _MAX_LASTING :]] if lasting else lasting_copies
         size = llama_cpp.llama_state_seq_get_size_ext(self._context, timeline.sequence, flags)
         data = (ctypes.c_uint8 * size)()
         if not size or llama_cpp.llama_state_seq_get_data_ext(self._context, data, size, timeline.sequence, flags) != size:
-            raise SessionError(f"{self._file}: llama.cpp cannot copy the state behind {timeline.held} tokens; load the pair again")
+            raise SessionError(f"{self._file}: llama.cpp cannot copy the state after {timeline.held} tokens; load the pair again")
         timeline.checkpoints.append(Checkpoint(timeline.held, data, flags, lasting))
         timeline.rollbacks.saved += 1
         timeline.rollbacks.seconds += time.perf_counter() - started
 
 
-def _snapshots_of(context: Any) -> int:
-    """How many tokens back llama.cpp's snapshots of a recurrent state reach."""
+def snapshots_of(context: Any) -> int:
+    """Return how many tokens back llama.cpp's snapshots of a recurrent state reach."""
     return int(llama_cpp.llama_n_rs_seq(context)) if hasattr(llama_cpp, "llama_n_rs_seq") else 0
 
 
-def ways_back(model: LlamaModel, context: Any, memory: Any) -> list[Rollback]:
-    """Those that may work for a context over this model, the cheapest first."""
+def possible_rollbacks(model: LlamaModel, context: Any, memory: Any) -> list[Rollback]:
+    """Return the ways of rollback that may work for a context over this model, the cheapest first."""
     file = model.path.name
     copies = Checkpoints(file, memory, context)
-    if snapshots := _snapshots_of(context):
+    if snapshots := snapshots_of(context):
         return [Checkpoints(file, memory, context, snapshots), copies]
     return [copies] if model.is_recurrent else [Tail(file, memory), copies]

@@ -1,7 +1,4 @@
-"""Which way of going back a model's memory really has: found by reading, going back, reading on, and comparing.
-
-What a model says of itself is only where to begin. Knows nothing of how llama.cpp does any of it.
-"""
+"""Finds the rollback that a model's memory really supports, by reading, rolling back, reading again, and comparing the rows."""
 
 from __future__ import annotations
 
@@ -16,18 +13,19 @@ from .batch import Part, Timeline
 from .model import LlamaModel
 from .rollback import Rollback
 
-#: Rows that should be the same may differ by this, on the whole and in units of their spread: batches of different sizes sum in different
-#: orders, and a mixture of experts may then choose others. Rows that stand behind another text differ by about 1.
+#: Equal rows may differ by this root mean square, in units of their spread: batches of other sizes sum in other orders, and a mixture of
+#: experts may then choose others. Rows after another text differ by about 1.
 TOLERANCE = 0.25
 _TEXT, _DRAFT, _OTHER = 5, 4, 2
 
 
 class Context(Protocol):
-    """As much of a :class:`~speccascade_local.llama.context.LlamaContext` as is needed here."""
+    """The part of :class:`~speccascade_local.llama.context.LlamaContext` that trials of a new context need."""
 
     model: LlamaModel
     n_ctx: int
     rollback: Rollback
+    exact: int
 
     def open(self) -> Timeline: ...
 
@@ -38,10 +36,10 @@ class Context(Protocol):
     def drop(self, timeline: Timeline, length: int) -> None: ...
 
 
-def choose(context: Context, ways: Sequence[Rollback]) -> None:
-    """Give the context the first of the ways back that works; the first at its word, if there is no room to try.
+def choose_rollback(context: Context, ways: Sequence[Rollback]) -> None:
+    """Give the context the first way of rollback that works; without room for a trial, the first one.
 
-    Raises ModelLoadError when none does, or when a draft cannot be judged.
+    Raises ModelLoadError when none works, or when drafts cannot be scored.
     """
     ids = (np.arange(_TEXT + _DRAFT + _OTHER) * 7 + 3) % context.model.n_vocab
     text, draft, other = (part.tolist() for part in np.split(ids, [_TEXT, _TEXT + _DRAFT]))
@@ -52,34 +50,34 @@ def choose(context: Context, ways: Sequence[Rollback]) -> None:
             return
         whole, single, straight = _straight_rows(context, text, draft[:1], other)
         try:
-            last, judged, again = _rows(context, text, draft, other)
+            last, scored, again = _rows(context, text, draft, other)
         except SessionError as error:
-            reasons.append(f"its memory cannot go back to an earlier token ({error})")
+            reasons.append(f"its memory cannot roll back to an earlier token ({error})")
             continue
-        if not (_agree(last, whole[-1:]) and _agree(judged[:1], single)):
-            reasons = ["it tells other things of a token read by itself than of one read together with others, as drafts are"]
+        if not (_agree(last, whole[-1:]) and _agree(scored[:1], single)):
+            reasons = ["its logits differ between single tokens and batches, so drafts cannot be scored"]
             break
         if _agree(again, straight):
             return
-        reasons.append(f"its memory cannot go back to an earlier token: {way.name} gives other rows")
+        reasons.append(f"its memory cannot roll back to an earlier token: {way.name} gives other rows")
     raise ModelLoadError(f"{context.model.path}: {'; '.join(reasons)}; choose another model")
 
 
 def _rows(context: Context, text: list[int], draft: list[int], other: list[int]) -> tuple[Array, Array, Array]:
-    """The last of a text, those of a draft behind it, and those of what follows the draft's first token instead of the rest."""
+    """Return the last row of a text, the rows of a draft after it, and those of other tokens after the draft's first one."""
     timeline = context.open()
     try:
         last = context.evaluate([Part(timeline, text, 1)])[0].copy()
         context.drop(timeline, len(text))
-        judged = context.evaluate([Part(timeline, draft, len(draft))])[0].copy()
+        scored = context.evaluate([Part(timeline, draft, len(draft))])[0].copy()
         context.drop(timeline, len(text) + 1)
-        return last, judged, context.evaluate([Part(timeline, other, len(other))])[0].copy()
+        return last, scored, context.evaluate([Part(timeline, other, len(other))])[0].copy()
     finally:
         context.release(timeline)
 
 
 def _straight_rows(context: Context, *parts: list[int]) -> list[Array]:
-    """All of each part, one after the other in an empty timeline."""
+    """Return all rows of the parts, read one after the other into an empty timeline."""
     timeline = context.open()
     try:
         return [context.evaluate([Part(timeline, tokens, len(tokens))])[0].copy() for tokens in parts]
@@ -88,5 +86,5 @@ def _straight_rows(context: Context, *parts: list[int]) -> list[Array]:
 
 
 def _agree(rows: Array, expected: Array) -> bool:
-    """False for rows that are not numbers too."""
+    """Return whether rows agree; rows of NaN do not."""
     return bool(np.sqrt(np.square(rows - expected).mean()) <= TOLERANCE * expected.std())

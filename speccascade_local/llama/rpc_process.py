@@ -1,7 +1,6 @@
-"""A child process in which llama.cpp's RPC server runs: started, watched and ended.
+"""Starts, watches and ends the child process of llama.cpp's RPC server.
 
-The server never returns and cannot be interrupted, so it has a process of its own, which ends with the one that started it.
-Knows nothing of clients.
+The server never returns and cannot be interrupted, so it needs a process of its own, which ends with the process that started it.
 """
 
 from __future__ import annotations
@@ -25,15 +24,23 @@ from ..common.files import PACKAGE
 from .devices import device
 from .rpc import check_support
 
-#: Until it must listen, in seconds.
-PATIENCE = 60.0
+#: Seconds until it must listen.
+_START_S = 60.0
 
 
 class Server:
-    """A server that listens when this returns; a context manager that ends it.
+    """A running server, which listens when the constructor returns; a context manager that ends it.
 
-    on_line: called with each line that llama.cpp prints, from another thread. Raises SettingError for a build without RPC, a device that is
-    not there, a port that is taken or an address that is not this machine's, SessionError where the child ends at once.
+    Args:
+        endpoint: where it listens.
+        names: the devices that it offers.
+        threads: for a CPU.
+        cache: a folder that stores weights.
+        on_line: called, from another thread, with each line that llama.cpp prints.
+
+    Raises:
+        SettingError: a build without RPC, an unknown device, a port in use, or an address of another machine.
+        SessionError: the child ends at once.
     """
 
     def __init__(
@@ -69,20 +76,20 @@ class Server:
 
     @property
     def process_id(self) -> int:
-        """Of the child."""
+        """The id of the child process."""
         return self._child.pid
 
     def wait(self) -> None:
-        """Until it ends, which it does not by itself: raises SessionError with its last words."""
+        """Wait until it ends, and raise SessionError with its last lines."""
         code = self._child.wait()
         self._reader.join(timeout=5)
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        words = "; ".join(self._last_lines) or "it said nothing"
-        raise SessionError(f"the RPC server at {self.endpoint} ended {how}: {words}. Start it again")
+        lines = "; ".join(self._last_lines) or "it printed nothing"
+        raise SessionError(f"the RPC server at {self.endpoint} ended {how}: {lines}. Start it again")
 
     def close(self) -> None:
         """End it. Harmless when repeated."""
-        self._child.kill()  # it holds nothing that could be lost: clients find the connection closed either way
+        self._child.kill()  # nothing is lost: clients find the connection closed either way
         self._child.wait()
         if self._child.stdin:
             self._child.stdin.close()
@@ -97,7 +104,7 @@ class Server:
                     on_line(line)
 
     def _wait_until_it_listens(self) -> None:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + _START_S
         here = ("127.0.0.1" if self.endpoint.host == "0.0.0.0" else self.endpoint.host, self.endpoint.port)
         while time.monotonic() < end:
             if self._child.poll() is not None:
@@ -105,11 +112,11 @@ class Server:
             with contextlib.suppress(OSError), socket.create_connection(here, timeout=1):
                 return
             time.sleep(0.05)
-        raise SessionError(f"the RPC server does not listen at {self.endpoint} after {PATIENCE:g} s; try another --port")
+        raise SessionError(f"the RPC server does not listen at {self.endpoint} after {_START_S:g} s; try another --port")
 
 
 def _check_free(endpoint: Endpoint) -> None:
-    """Whether one can listen there; llama.cpp would only say that one cannot."""
+    """Raise SettingError with the reason why one cannot listen there; llama.cpp would give none."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         if os.name == "posix":  # as llama.cpp does: a port that was just left is free
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -117,10 +124,10 @@ def _check_free(endpoint: Endpoint) -> None:
             probe.bind((endpoint.host, endpoint.port))
             probe.listen(1)
         except OSError as error:
-            told = {
-                errno.EADDRINUSE: "another program listens there; choose another --port, or end that one",
+            reasons = {
+                errno.EADDRINUSE: "another program listens there; choose another --port, or end that program",
                 errno.EADDRNOTAVAIL: "not an address of this machine; --host 127.0.0.1 is for this machine only, 0.0.0.0 all its addresses",
                 errno.EACCES: "not allowed; ports from 1024 up are free to use",
             }
-            reason = told.get(error.errno or 0, error.strerror or str(error))
+            reason = reasons.get(error.errno or 0, error.strerror or str(error))
             raise SettingError(f"cannot listen at {endpoint}: {reason}") from error

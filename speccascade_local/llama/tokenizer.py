@@ -1,7 +1,4 @@
-"""Text to token ids and back, as a GGUF file's vocabulary has it.
-
-Knows nothing of weights, but that they must not be freed meanwhile; of what token ids stand for in rules, see tokens/vocabulary.py.
-"""
+"""Text to token ids and back with a GGUF file's vocabulary, and whether two vocabularies fit."""
 
 from __future__ import annotations
 
@@ -17,9 +14,12 @@ from ..tokens.grammar_pool import MatcherPool
 
 
 class Tokenizer:
-    """The vocabulary of one file. name: of that file. pointer: llama.cpp's ``llama_vocab``. freed: what will free the weights.
+    """The vocabulary of one file. After the model is closed, its methods raise SessionError.
 
-    Raises SessionError where the model has been closed, where a use would crash the process.
+    Args:
+        name: of the file.
+        pointer: llama.cpp's ``llama_vocab``.
+        freed: frees the weights, and knows whether it has.
     """
 
     def __init__(self, name: str, pointer: Any, freed: weakref.finalize[..., Any]) -> None:
@@ -35,28 +35,28 @@ class Tokenizer:
 
     @cached_property
     def kind(self) -> int:
-        """llama.cpp's ``llama_vocab_type``; 0 means that the file has ids and no text."""
+        """llama.cpp's ``llama_vocab_type``; 0 for a file that has ids and no text."""
         kind: int = llama_cpp.llama_vocab_type(self._vocab)
         return kind
 
     @property
     def has_text(self) -> bool:
-        """Whether ids can be turned into text and back."""
+        """Whether ids have texts."""
         return self.kind != 0
 
     @cached_property
     def bos_id(self) -> int | None:
-        """The id that this model wants before every text, or None when it wants none."""
+        """The id that the model expects before every text, or None."""
         return llama_cpp.llama_vocab_bos(self._vocab) if llama_cpp.llama_vocab_get_add_bos(self._vocab) else None
 
     @cached_property
     def eos_id(self) -> int | None:
-        """The id that this model wants after every text it reads, or None when it wants none."""
+        """The id that the model expects after every text, or None."""
         return llama_cpp.llama_vocab_eos(self._vocab) if llama_cpp.llama_vocab_get_add_eos(self._vocab) else None
 
     @cached_property
     def special_texts(self) -> dict[str, str]:
-        """``bos_token`` and ``eos_token`` as chat templates know them; empty text where the vocabulary has none."""
+        """``bos_token`` and ``eos_token`` for chat templates; empty where the vocabulary has none."""
         ids = {"bos_token": llama_cpp.llama_vocab_bos(self._vocab), "eos_token": llama_cpp.llama_vocab_eos(self._vocab)}
         return {name: self.token_text(token) if self.has_text and token >= 0 else "" for name, token in ids.items()}
 
@@ -71,7 +71,7 @@ class Tokenizer:
         )
 
     def is_end(self, token: int) -> bool:
-        """Whether this id ends a text or a turn."""
+        """Return whether an id ends a text or a turn."""
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
     @cached_property
@@ -80,17 +80,18 @@ class Tokenizer:
         return tuple(token for token in range(self.n_vocab) if self.is_end(token))
 
     def token_text(self, token: int) -> str:
-        """The vocabulary's entry for an id, as stored in the file (byte-level alphabets are not decoded)."""
+        """Return the vocabulary's entry for an id, as stored in the file (byte-level alphabets are not decoded)."""
         return self.stored_text(token).decode(errors="replace")
 
     def stored_text(self, token: int) -> bytes:
-        """The same as bytes, which need not be UTF-8: two texts that look alike may differ."""
+        """Return the entry as bytes, which need not be UTF-8: two texts that look alike may differ."""
         text: bytes = llama_cpp.llama_vocab_get_text(self._vocab, token)
         return text
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Text -> ids. add_special: let the vocabulary add its BOS/EOS. parse_special: read ``<|...|>`` and the like as control tokens.
+        """Return the ids of a text.
 
+        With ``add_special`` the vocabulary adds its BOS and EOS; with ``parse_special`` texts such as ``<|...|>`` are control tokens.
         Raises PromptError for a vocabulary without text.
         """
         if not self.has_text:
@@ -99,8 +100,7 @@ class Tokenizer:
             data = text.encode()
         except UnicodeEncodeError as error:
             raise PromptError(
-                f"the text holds {text[error.start]!r} at position {error.start}, which is no character; "
-                "it was probably not UTF-8 where it came from"
+                f"the text holds {text[error.start]!r} at position {error.start}, which is no character; its source was probably not UTF-8"
             ) from error
         room = len(data) + 2
         for _ in range(2):
@@ -108,18 +108,16 @@ class Tokenizer:
             count = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, add_special, parse_special)
             if count >= 0:
                 break
-            room = -count  # a vocabulary that normalises text may need more ids than bytes, and says how many
+            room = -count  # a vocabulary that normalizes text may need more ids than bytes; this is the number
         if count < 0:
             raise PromptError(
                 f"llama_tokenize returned {count} for a text of {len(data)} bytes; "
-                "the vocabulary of this file is damaged or unusual, please report it"
+                "the vocabulary of this file is damaged or unusual; please report it"
             )
         return list(ids[:count])
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
-        """The bytes that an id stands for, possibly only a part of a UTF-8 character. special: control tokens as they are written,
-        otherwise they stand for nothing.
-        """
+        """Return the bytes of an id, possibly a part of a UTF-8 character; of a control token none, or with ``special`` its text."""
         if not self.has_text:
             return b""
         buffer = ctypes.create_string_buffer(64)
@@ -131,10 +129,10 @@ class Tokenizer:
 
     @cached_property
     def for_grammars(self) -> MatcherPool:
-        """The vocabulary as grammars need it; made when first asked for. Raises PromptError for a vocabulary without text."""
+        """The vocabulary for grammars, made at the first use. Raises PromptError for a vocabulary without text."""
         if not self.has_text:
-            raise PromptError(f"{self.name} has token ids but no text vocabulary, so no text can be asked to follow a grammar")
-        # llguidance marks control tokens by a byte that no text has.
+            raise PromptError(f"{self.name} has token ids but no text vocabulary, so no answer can follow a grammar")
+        # llguidance marks control tokens with a byte that no text has.
         control = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
         marks = [b"\xff" if llama_cpp.llama_vocab_get_attr(self._vocab, token) & control else b"" for token in range(self.n_vocab)]
         tokens = [mark + self.piece(token, special=True) for token, mark in enumerate(marks)]
@@ -142,7 +140,7 @@ class Tokenizer:
 
 
 MAX_SIZE_DIFFERENCE = 128
-FIRST_COMPARED_ID = 5  # the first few ids are unk, bos, eos and the like, which converters name differently
+FIRST_COMPARED_ID = 5  # the first ids are unk, bos, eos and so on, which converters name differently
 
 _KINDS = {
     0: "no text",
@@ -156,36 +154,37 @@ _KINDS = {
 }
 
 
-def shared_vocab_size(drafter: Tokenizer, expert: Tokenizer, role: str = "drafter") -> int:
-    """The number of ids that both models have; nothing outside is ever emitted.
+def shared_vocab_size(drafter: Tokenizer, expert: Tokenizer) -> int:
+    """Return the number of ids that both models have; no other id is emitted.
 
-    Raises PairError with the first difference when the two cannot be paired. role: what the first of them is called there.
+    Raises PairError with the first difference where the two do not pair.
     """
-    advice = f"choose a {role} of the same model family as the expert"
+    advice = "choose a drafter of the same model family as the expert"
     if drafter.kind != expert.kind:
-        raise PairError(f"the {role}'s vocabulary is {_kind(drafter)}, the expert's {_kind(expert)}; {advice}")
+        raise PairError(f"the drafter's vocabulary is {_kind(drafter)}, the expert's {_kind(expert)}; {advice}")
     for name in ("bos_id", "eos_id"):
         ours, theirs = getattr(drafter, name), getattr(expert, name)
         if ours != theirs:
             raise PairError(
-                f"the models frame a text differently: {name} is {_describe_id(ours)} for the {role}, {_describe_id(theirs)} for the expert; {advice}"
+                f"the models frame a text differently: {name} is {_describe_id(ours)} for the drafter, "
+                f"{_describe_id(theirs)} for the expert; {advice}"
             )
     difference = abs(drafter.n_vocab - expert.n_vocab)
     if difference > MAX_SIZE_DIFFERENCE:
         raise PairError(
-            f"the {role} has {drafter.n_vocab} token ids, the expert {expert.n_vocab}: {difference} apart, "
+            f"the drafter has {drafter.n_vocab} token ids, the expert {expert.n_vocab}: {difference} apart, "
             f"allowed are {MAX_SIZE_DIFFERENCE}; {advice}"
         )
     shared = min(drafter.n_vocab, expert.n_vocab)
     for token in range(FIRST_COMPARED_ID, shared) if drafter.has_text else ():
         ours, theirs = drafter.stored_text(token), expert.stored_text(token)
         if ours != theirs:
-            raise PairError(f"token id {token} is {_quote(ours)} for the {role} and {_quote(theirs)} for the expert; {advice}")
+            raise PairError(f"token id {token} is {_quote(ours)} for the drafter and {_quote(theirs)} for the expert; {advice}")
     return shared
 
 
 def _quote(text: bytes) -> str:
-    """As text, or as bytes where it is none: two that differ never look the same."""
+    """Return a text for a message, or bytes where it is none, so that two different ones never look alike."""
     try:
         return repr(text.decode())
     except UnicodeDecodeError:

@@ -25,11 +25,11 @@ from pydantic import TypeAdapter
 
 from ..common.child_process import command
 from ..common.errors import CatalogError, ModelLoadError, SettingError
-from ..common.files import PACKAGE, read_json, replace_file
+from ..common.files import PACKAGE, expand_user, read_json, replace_file
 from ..llama.backend import llama_cpp_version
-from ..llama.batch import MOST_COPIES
+from ..llama.batch import MAX_COPIES
 from ..models.gguf_header import check_model
-from ..models.gguf_layout import shards_of
+from ..models.gguf_layout import shard_paths
 from ..models.placement import Placement
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class ModelPlan:
     @property
     def copies(self) -> int:
         """The most that copies of a recurrent state take."""
-        return MOST_COPIES * self.state
+        return MAX_COPIES * self.state
 
     @property
     def total(self) -> int:
@@ -177,7 +177,7 @@ def _with_absolute_paths(placement: Placement) -> Placement:
 
 
 def _absolute(path: Path) -> str:
-    return os.path.abspath(os.path.expanduser(path))
+    return os.path.abspath(expand_user(path))
 
 
 @dataclass
@@ -221,7 +221,7 @@ class _Child:
                 raise ModelLoadError(f"{path}: not read within {timeout_s:g} seconds; the file is damaged, or this machine is very busy")
             end = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
             raise ModelLoadError(
-                f"{path}: llama.cpp gave up on this file ({end}): {stderr.last_lines()}. Fetch it again, or choose another"
+                f"{path}: llama.cpp aborted on this file ({end}): {stderr.last_lines()}. Fetch it again, or choose another"
             )
         return self.plans
 
@@ -274,7 +274,7 @@ class _StderrReader(threading.Thread):
 def _cache_file(path: Path, n_ctx: int | None, placement: Placement) -> Path | None:
     """Return the file for a dry run of this file, version of llama.cpp, context and placement; None where the model is missing."""
     try:
-        states = [_file_state(each) for each in (*shards_of(path), *(adapter for adapter, _ in placement.lora))]
+        states = [_file_state(each) for each in (*shard_paths(path), *(adapter for adapter, _ in placement.lora))]
     except (OSError, ValueError):
         return None
     key = json.dumps([FORMAT, llama_cpp_version(), os.path.abspath(path), states, n_ctx, placement.as_dict()])

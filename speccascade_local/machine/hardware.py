@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from ..llama.backend import allowed_processors
+
 _ROOT = Path("/")
 _PCI_VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD"}
 #: Older control groups write "no limit" as a number above this.
@@ -64,10 +66,9 @@ class Memory:
 def processors(root: Path = _ROOT) -> Processors:
     """Return the processors of this machine."""
     logical = os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
     physical = psutil.cpu_count(logical=False) or logical
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return Processors(cpu_name(root), physical, logical, allowed, _cpu_quota(root), load, frozenset(_features(root)))
+    return Processors(cpu_name(root), physical, logical, allowed_processors(), _cpu_quota(root), load, frozenset(_features(root)))
 
 
 def memory(root: Path = _ROOT) -> Memory:

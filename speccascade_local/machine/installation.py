@@ -76,7 +76,7 @@ def folders() -> tuple[Folder, ...]:
     """Return the folders that this package uses."""
     return (
         _folder("measurements", platformdirs.user_cache_path("speccascade")),
-        _folder("your models.yaml", catalog.users_own().parent),
+        _folder("your models.yaml", catalog.user_file().parent),
         _folder("Hugging Face's cache", cache_folder()),
     )
 

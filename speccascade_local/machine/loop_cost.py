@@ -12,7 +12,7 @@ from ..decoding.draft import Session
 from ..decoding.fidelity import Recording
 from ..decoding.generation import Generation
 from ..decoding.history import AcceptanceHistory
-from ..decoding.loop import decode
+from ..decoding.loop import BlockLoop
 from ..decoding.ngram import Guess, NgramIndex, NgramSession
 from ..decoding.profile import FREE, Profile
 from ..decoding.stats import Stats
@@ -40,10 +40,10 @@ def _block_s(drafter: _StopwatchSession, expert: _StopwatchSession, block_size: 
     room = expert.n_ctx - len(generation.tokens)
     if room < 1:
         return 0.0
-    blocks = decode(
+    blocks = BlockLoop(
         generation, drafter, expert, rule=Strict(), block_size=min(block_size, room // 2), max_tokens=room, stops=lambda _: False,
-        stats=Stats(), wanted=Recording(), pace=_AlwaysDraft(Profile(FREE, FREE, 1.0, {}), AcceptanceHistory()), index=NgramIndex(),
-    )  # fmt: skip
+        stats=Stats(), recording=Recording(), lengths=_AlwaysDraft(Profile(FREE, FREE, 1.0, {}), AcceptanceHistory()), index=NgramIndex(),
+    ).decode()  # fmt: skip
     seconds: list[float] = []
     end = perf_counter() + MAX_S
     for _ in range(MAX_BLOCKS):
@@ -60,28 +60,23 @@ def _block_s(drafter: _StopwatchSession, expert: _StopwatchSession, block_size: 
 class _AlwaysDraft(AutoLength):
     """Weighs each draft as automatic lengths do, and drafts whatever the outcome."""
 
-    def another(self, guess: Guess) -> bool:
-        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
-        super().another(guess)
+    def wants_row(self, guess: Guess) -> bool:
+        super().wants_row(guess)
         return True
 
-    def worth(self, row: Rows) -> bool:
-        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
-        super().worth(row)
+    def wants_token(self, row: Rows) -> bool:
+        super().wants_token(row)
         return True
 
-    def review(self, guess: Guess) -> int:
-        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
-        super().review(guess)
+    def count_reviewed(self, guess: Guess) -> int:
+        super().count_reviewed(guess)
         return 0
 
-    def tail(self, guess: Guess) -> int:
-        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
-        super().tail(guess)
+    def count_guesses(self, guess: Guess) -> int:
+        super().count_guesses(guess)
         return 0
 
-    def ahead(self, submitted: int) -> int:
-        """See :class:`~speccascade_local.decoding.lengths.LengthPolicy`."""
+    def count_ahead(self, submitted: int) -> int:
         return 0
 
 
@@ -94,11 +89,9 @@ class _StopwatchSession:
 
     @property
     def tokens(self) -> list[int]:
-        """See :class:`~speccascade_local.decoding.draft.Session`."""
         return self._session.tokens
 
     def extend(self, tokens: list[int], keep: int) -> Array:
-        """See :class:`~speccascade_local.decoding.draft.Session`."""
         started = perf_counter()
         try:
             return self._session.extend(tokens, keep)
@@ -106,5 +99,4 @@ class _StopwatchSession:
             self.seconds += perf_counter() - started
 
     def roll_back(self, length: int) -> None:
-        """See :class:`~speccascade_local.decoding.draft.Session`."""
         self._session.roll_back(length)

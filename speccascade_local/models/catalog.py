@@ -1,7 +1,6 @@
-"""``models.yaml`` -> checked pairs.
+"""Reads pairs from ``models.yaml``: two models each, and the rule that suits them.
 
-A pair names two models and the rule that suits them. Several files may exist; they are read in a fixed order and the first one that
-has a pair of that name wins. Knows nothing of what is inside a GGUF file, and fetches nothing.
+Several such files may exist. They are read in a fixed order, and the first one that has a pair of a name wins.
 """
 
 from __future__ import annotations
@@ -16,24 +15,33 @@ from pathlib import Path
 import platformdirs
 
 from ..common.errors import CatalogError
-from ..common.files import PACKAGE
+from ..common.files import PACKAGE, expand_user
 from ..common.yaml_files import LineOf, read_yaml_with_lines
 from ..rules.registry import is_custom
 from .catalog_schema import CALIBRATED, CatalogFile, PairEntry
 from .hub_cache import is_file
 from .source import NGRAM, ModelSource, model_source, resolve_path
 
-#: The pair that ships with the package, used where none is named.
+#: The pair that ships with the package, used if none is named.
 BUNDLED_PAIR = "demo"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models, and where they were named (None: by the caller).
+    """Two models, and what a ``models.yaml`` says about them.
 
-    drafter: may be ``ngram`` in place of a file. models: by role, what else was
-    said of each. context: tokens that the catalog says both were trained for. seen_in: where the catalog's facts come from. rpc: machines
-    that share the expert. code_line, rpc_line: where ``source`` names code as the rule, and such machines; None where it does not.
+    Attributes:
+        drafter: The file of the small model, or ``ngram``.
+        expert: The file of the large model.
+        rule: The rule that suits the pair.
+        source: The ``models.yaml`` that defines it; None if the caller named two files.
+        models: More about each model, by role.
+        family: The family of both models.
+        context: Tokens that both were trained for.
+        seen_in: The source of these facts.
+        rpc: Machines that share the expert, ``host:port`` each.
+        code_line: The line of ``source`` that names code as the rule, if one does.
+        rpc_line: The line of ``source`` that names such machines, if one does.
     """
 
     name: str
@@ -56,94 +64,91 @@ class Pair:
 
     @property
     def files(self) -> dict[str, Path]:
-        """The model files by role, from the smallest model to the largest."""
-        named = {"drafter": None if str(self.drafter) == NGRAM else self.drafter, "expert": self.expert}
-        return {role: path for role, path in named.items() if path}
+        """The model files by role, the drafter first."""
+        return ({} if str(self.drafter) == NGRAM else {"drafter": self.drafter}) | {"expert": self.expert}
 
     @property
     def missing(self) -> list[Path]:
-        """The files that are not there, adapters and shards among them."""
+        """The files that are not on this machine, adapters and shards included."""
         return [path for model in self.models.values() for source in model.sources for path in source.missing]
 
     @property
     def demands(self) -> dict[str, str]:
-        """What the pair wants beyond data, in words, under "code" and "rpc"; empty where the user's own file, or the package's, says so."""
+        """What a stranger's file demands beyond data, in words: "code" to run, and "rpc" machines to send text to."""
         if self.source is None or not (self.code_line or self.rpc_line):
             return {}
-        if self.source.resolve() in (users_own().resolve(), packaged_file().resolve()):
+        if self.source.resolve() in (user_file().resolve(), packaged_file().resolve()):
             return {}
-        wants = {
+        demands = {
             "code": (self.code_line, f"runs code, the rule {self.rule}"),
             "rpc": (self.rpc_line, f"sends what it reads to other machines, {', '.join(self.rpc)}"),
         }
-        return {name: f"{self.source}, line {line}: pair {self.name!r} {what}" for name, (line, what) in wants.items() if line}
+        return {name: f"{self.source}, line {line}: pair {self.name!r} {what}" for name, (line, what) in demands.items() if line}
 
     def check_files(self) -> None:
-        """Refuse what was named and cannot be used. Raises CatalogError, which says what to do.
+        """Refuse model files that cannot be used. A plain path without a file passes: opening it gives a better reason.
 
-        A plain path with nothing there passes: whoever opens it knows more.
+        Raises CatalogError.
         """
         for role, model in self.models.items():
             for source in model.sources:
                 problem = source.problem()
                 if problem:
                     what = role if source is model else f"{role}'s LoRA adapter"
-                    todo = f"; fetch it: speccascade pull {shlex.quote(self.name)}" if source.hub and not source.trouble else ""
-                    raise CatalogError(f"pair {self.name!r}, {what}: {problem}{todo}")
+                    advice = f"; fetch it: speccascade pull {shlex.quote(self.name)}" if source.hub and not source.trouble else ""
+                    raise CatalogError(f"pair {self.name!r}, {what}: {problem}{advice}")
                 if source is not model and source.missing:
                     raise CatalogError(f"pair {self.name!r}, {role}'s LoRA adapter: {source.path}: no such file; check its path")
 
 
 def search_path(models: str | os.PathLike[str] | None = None) -> list[Path]:
-    """Where ``models.yaml`` is looked for, first to last.
+    """Return the ``models.yaml`` files in the order in which they are read.
 
-    ``models``, $SPECCASCADE_MODELS, the current folder, the user's configuration folder, this package. The first two must exist
-    when given; the others may be absent. Raises CatalogError.
+    They are ``models``, $SPECCASCADE_MODELS, and those of the current folder, the user's configuration folder and this package. The first
+    two must exist if they are named. Raises CatalogError.
     """
-    named = [(models, "--models"), (os.environ.get("SPECCASCADE_MODELS"), "$SPECCASCADE_MODELS")]
-    found: list[Path] = []
-    for value, origin in named:
+    files: list[Path] = []
+    for value, origin in ((models, "--models"), (os.environ.get("SPECCASCADE_MODELS"), "$SPECCASCADE_MODELS")):
         if value:
-            path = _expand(value)
+            path = expand_user(value)
             if not is_file(path):
                 kind = "no such file" if not os.path.exists(path) else "a folder" if os.path.isdir(path) else "no plain file"
                 raise CatalogError(f"{path}: {kind} (named by {origin}); give the path of a models.yaml")
-            found.append(path)
-    found += [path for path in (Path("models.yaml"), users_own()) if is_file(path)]
+            files.append(path)
+    files += [path for path in (Path("models.yaml"), user_file()) if is_file(path)]
     distinct: dict[Path, Path] = {}
-    for path in [*found, packaged_file()]:
-        distinct.setdefault(path.resolve(), path)  # a file named twice counts where it is named first
+    for path in [*files, packaged_file()]:
+        distinct.setdefault(path.resolve(), path)  # a file that is named twice has its first place
     return list(distinct.values())
 
 
 def read_file(path: Path) -> dict[str, Pair]:
-    """The pairs of one file. Raises CatalogError with file, key path and line."""
+    """Return the pairs of one file by name. Raises CatalogError with file, line and key."""
     catalog, line_of = read_yaml_with_lines(path, CatalogFile)
     return {name: _pair(name, entry, path, line_of) for name, entry in catalog.pairs.items()}
 
 
 def _pair(name: str, entry: PairEntry, path: Path, line_of: LineOf) -> Pair:
-    named = {"drafter": entry.drafter, "expert": entry.expert}
-    models = {role: model_source(each, path.parent) for role, each in named.items()}
+    models = {role: model_source(getattr(entry, role), path.parent) for role in ("drafter", "expert")}
     return Pair(
         name,
         models["drafter"].path,
         models["expert"].path,
         _rule(entry.rule, path),
         entry.description,
-        path,
-        models,
-        entry.family,
-        entry.context,
-        entry.source,
-        tuple(entry.rpc),
-        line_of(("pairs", name, "rule")) if entry.rule and is_custom(entry.rule) else None,
-        line_of(("pairs", name, "rpc")) if entry.rpc else None,
+        source=path,
+        models=models,
+        family=entry.family,
+        context=entry.context,
+        seen_in=entry.source,
+        rpc=tuple(entry.rpc),
+        code_line=line_of(("pairs", name, "rule")) if entry.rule and is_custom(entry.rule) else None,
+        rpc_line=line_of(("pairs", name, "rpc")) if entry.rpc else None,
     )
 
 
 def known_pairs(models: str | os.PathLike[str] | None = None) -> dict[str, Pair]:
-    """All pairs of all files on the search path, by name. Raises CatalogError."""
+    """Return all pairs of all files on the search path, by name. Raises CatalogError."""
     pairs: dict[str, Pair] = {}
     for path in search_path(models):
         for name, pair in read_file(path).items():
@@ -152,7 +157,7 @@ def known_pairs(models: str | os.PathLike[str] | None = None) -> dict[str, Pair]
 
 
 def find(name: str, models: str | os.PathLike[str] | None = None) -> Pair:
-    """The pair of this name, from the first file that has it. Raises CatalogError with the nearest names."""
+    """Return the pair of this name from the first file that has it. Raises CatalogError with the nearest names."""
     files = search_path(models)
     for path in files:
         pairs = read_file(path)
@@ -168,7 +173,7 @@ def find(name: str, models: str | os.PathLike[str] | None = None) -> Pair:
 
 
 def _near(name: str, known: list[str]) -> list[str]:
-    """Up to three names like this one: spelt alike, or with it as a part."""
+    """Return up to three names like this one: spelled alike, or containing it."""
     folded = {each.casefold(): each for each in known}
     close = difflib.get_close_matches(name.casefold(), folded, n=3)
     within = sorted(each for each in folded if name and name.casefold() in each and each not in close)
@@ -176,37 +181,29 @@ def _near(name: str, known: list[str]) -> list[str]:
 
 
 def default() -> Pair:
-    """The pair where none is named: the bundled one, with the rule that the user's own file may give it; no other file is looked at.
-
-    Raises CatalogError for a file of the user's own that cannot be read.
-    """
-    own = read_file(users_own()) if users_own().exists() else {}
+    """Return the bundled pair, as the user's own file redefines it if it does. No other file is read. Raises CatalogError."""
+    own = read_file(user_file()) if user_file().exists() else {}
     return own.get(BUNDLED_PAIR) or bundled_pair()
 
 
 def bundled_pair() -> Pair:
-    """The pair that ships with the package, whatever other files say."""
+    """Return the pair that ships with the package, whatever other files say."""
     return read_file(packaged_file())[BUNDLED_PAIR]
 
 
-def users_own() -> Path:
-    """The user's models.yaml, which need not exist."""
+def user_file() -> Path:
+    """Return the path of the user's models.yaml, which need not exist."""
     return platformdirs.user_config_path("speccascade") / "models.yaml"
 
 
 def packaged_file() -> Path:
-    """The models.yaml of this package."""
+    """Return the path of this package's models.yaml."""
     inside = PACKAGE / "models.yaml"
-    return inside if inside.exists() else PACKAGE.parent / "models.yaml"  # in a checkout the one copy stands at the top
+    return inside if inside.exists() else PACKAGE.parent / "models.yaml"  # in a checkout the only copy is at the top
 
 
 def _rule(text: str | None, source: Path) -> str | None:
-    """A calibration's path starts at the file's folder too."""
+    """Return the rule; the path of a calibration starts at the file's folder, as those of models do."""
     if text is None or not text.startswith(CALIBRATED):
         return text
     return f"{CALIBRATED}{resolve_path(text.removeprefix(CALIBRATED), source.parent)}"
-
-
-def _expand(text: str | os.PathLike[str]) -> Path:
-    """``~`` resolved; a home that does not exist stays as it is written, and the file is then missing."""
-    return Path(os.path.expanduser(text))

@@ -1,7 +1,4 @@
-"""Changes a pair's rule in a models.yaml, and nothing else there: comments, order and spelling stay.
-
-Knows nothing of what rules mean.
-"""
+"""Changes a pair's rule in a models.yaml, or adds a pair. Comments, order and spelling of everything else stay."""
 
 from __future__ import annotations
 
@@ -21,90 +18,75 @@ from .catalog_schema import CatalogFile
 
 
 def set_rule(path: Path, pair: str, rule: str, *, comment: str = "") -> None:
-    """Write ``rule`` under the pair, with a comment behind it. Raises CatalogError, and the file is as it was."""
-    read_yaml(path, CatalogFile)  # a file that is wrong already is told of as usual
+    """Write ``rule`` into the pair's entry, with a comment after it. Raises CatalogError and then leaves the file as it was."""
+    read_yaml(path, CatalogFile)  # reports what is wrong already
     text = read_text(path)
-    entry = _entry(path, text, pair)
-    value = json.dumps(rule) + (f"  # {comment}" if comment else "")
-    changed = _replace(text, entry, value) if _value(entry, "rule") is not None else _append(text, entry, value)
+    entry = _value(_value(yaml.compose(text, Loader=yaml.SafeLoader), "pairs"), pair)
+    if entry is None:
+        raise CatalogError(f"{path}: has no pair {pair!r} to write a rule for")
+    changed = _splice(text, entry, json.dumps(rule), f"  # {comment}" if comment else "")
     _check(path, text, changed, pair, rule)
     _write(path, changed)
 
 
 def add_pair(path: Path, pair: str, entry: Mapping[str, Any], *, comment: str = "") -> None:
-    """Append a pair to a file that need not exist yet. Raises CatalogError."""
-    lines = [f"  {pair}:", *(f"    {name}: {json.dumps(value)}" for name, value in entry.items())]
-    if comment:
-        lines[-1] += f"  # {comment}"
-    text = read_text(path) if path.exists() else "pairs:\n"
+    """Append a pair to a file, which need not exist yet. Raises CatalogError."""
+    text = "pairs:"
     if path.exists():
-        known = read_yaml(path, CatalogFile).pairs
-        if pair in known:
+        if pair in read_yaml(path, CatalogFile).pairs:
             raise CatalogError(f"{path}: has a pair {pair!r} already; change its rule there")
-    _write(path, text.rstrip("\n") + "\n" + "\n".join(lines) + "\n")
+        text = read_text(path).rstrip("\n")
+    lines = [text, f"  {pair}:", *(f"    {name}: {json.dumps(value)}" for name, value in entry.items())]
+    _write(path, "\n".join(lines) + (f"  # {comment}" if comment else "") + "\n")
     read_yaml(path, CatalogFile)
 
 
 def entry_of(path: Path, pair: str) -> dict[str, Any]:
-    """What stands under a pair, as it is written. Raises CatalogError."""
+    """Return the keys and values of a pair as the file has them. Raises CatalogError."""
     read_yaml(path, CatalogFile)
     return dict(yaml.safe_load(read_text(path))["pairs"][pair])
 
 
-def _entry(path: Path, text: str, pair: str) -> yaml.MappingNode:
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    pairs = _value(root, "pairs") if isinstance(root, yaml.MappingNode) else None
-    entry = _value(pairs, pair) if isinstance(pairs, yaml.MappingNode) else None
-    if not isinstance(entry, yaml.MappingNode):
-        raise CatalogError(f"{path}: has no pair {pair!r} to write a rule for")
-    return entry
+def _value(mapping: Any, name: str) -> Any:
+    return next((value for key, value in mapping.value if key.value == name), None)
 
 
-def _value(node: Any, name: str) -> Any:
-    return next((value for key, value in node.value if key.value == name), None)
+def _splice(text: str, entry: yaml.MappingNode, value: str, comment: str) -> str:
+    """Return the text with another value for the entry's rule, or with a rule after its last key."""
+    rule, last = _value(entry, "rule"), _last_leaf(entry)
+    if entry.flow_style:  # {…} has no place for a comment
+        if rule is None:
+            return text[: last.end_mark.index] + f", rule: {value}" + text[last.end_mark.index :]
+        return text[: rule.start_mark.index] + value + text[rule.end_mark.index :]
+    if rule is None:
+        start = end = _line_end(text, last.end_mark.index if last.end_mark.column else last.end_mark.index - 1)
+        value = "\n" + " " * entry.value[0][0].start_mark.column + f"rule: {value}"
+    else:  # the comment on the old value goes
+        start, end = rule.start_mark.index, _line_end(text, rule.end_mark.index)
+    return text[:start] + value + comment + text[end:]
 
 
-def _replace(text: str, entry: yaml.MappingNode, value: str) -> str:
-    """The old value, and a comment that stands behind it, make room."""
-    old = _value(entry, "rule")
-    start: int = old.start_mark.index
-    end: int = old.end_mark.index
-    if entry.flow_style:
-        return text[:start] + value.split("  #")[0] + text[end:]
-    line_end = text.find("\n", end)
-    return text[:start] + value + text[line_end if line_end >= 0 else len(text) :]
+def _last_leaf(node: yaml.Node) -> yaml.Node:
+    """Return the last value inside a node. A block's own end mark is of no use: it is at whatever follows the block."""
+    last = node.value[-1][1] if isinstance(node, yaml.MappingNode) else node.value[-1]
+    is_block = isinstance(last, yaml.MappingNode | yaml.SequenceNode) and not last.flow_style
+    return _last_leaf(last) if is_block else last
 
 
-def _append(text: str, entry: yaml.MappingNode, value: str) -> str:
-    """Behind the last key of the entry."""
-    key, last = entry.value[-1]
-    if entry.flow_style:
-        return text[: last.end_mark.index] + f", rule: {value.split('  #')[0]}" + text[last.end_mark.index :]
-    last = _innermost_last(last)
-    line_end = text.find("\n", last.end_mark.index if last.end_mark.column else last.end_mark.index - 1)
-    at: int = line_end if line_end >= 0 else len(text)
-    indented = " " * key.start_mark.column
-    return f"{text[:at]}\n{indented}rule: {value}{text[at:]}"
-
-
-def _innermost_last(node: yaml.Node) -> yaml.Node:
-    """Where a value in block style ends: its own mark stands before whatever comes next."""
-    while isinstance(node, yaml.MappingNode | yaml.SequenceNode) and not node.flow_style:
-        last = node.value[-1]
-        node = last[1] if isinstance(node, yaml.MappingNode) else last
-    return node
+def _line_end(text: str, index: int) -> int:
+    return (text + "\n").index("\n", index)
 
 
 def _check(path: Path, before: str, after: str, pair: str, rule: str) -> None:
-    """That nothing else has changed: this file is the user's."""
+    """Refuse a change of anything else, such as of a pair that shares its entry by an alias. Raises CatalogError."""
     expected = yaml.safe_load(before)
     expected["pairs"] = {name: dict(entry) for name, entry in expected["pairs"].items()}  # two may share one by an alias
     expected["pairs"][pair]["rule"] = rule
     try:
-        found = yaml.safe_load(after)
+        changed = yaml.safe_load(after)
     except yaml.YAMLError:
-        found = None
-    if found != expected:
+        changed = None
+    if changed != expected:
         raise CatalogError(
             f"{path}: the rule of {pair!r} cannot be changed without touching more; write it yourself: rule: {json.dumps(rule)}"
         )
@@ -112,7 +94,7 @@ def _check(path: Path, before: str, after: str, pair: str, rule: str) -> None:
 
 def _write(path: Path, text: str) -> None:
     try:
-        if path.exists() and not os.access(path, os.W_OK):  # a new file in its place would not ask
+        if path.exists() and not os.access(path, os.W_OK):  # replacing a read-only file would succeed
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         replace_file(path, text)
     except OSError as error:

@@ -1,7 +1,4 @@
-"""What may stand in a ``models.yaml``: its keys, their kinds, and what does not go together.
-
-Says nothing of where the file is, and of whether the files that it names are there.
-"""
+"""The schema of a ``models.yaml``: its keys, their types, and which do not go together."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ CALIBRATED = "calibrated:"
 
 
 def _is_rule(text: str) -> str:
-    """Checked as far as that runs no code and opens no file of the user's; the rest when the pair is loaded."""
+    """Check a rule as far as that runs no code and opens no file; loading the pair checks the rest."""
     if registry.is_custom(text) or text.startswith(CALIBRATED):
         return text
     try:

@@ -1,8 +1,8 @@
-"""Fetches files from the Hugging Face hub into the cache that ``huggingface_hub`` keeps, where all its users find them.
+"""Fetches files from the Hugging Face hub into the cache of ``huggingface_hub``, where all its users find them.
 
-The library speaks to the hub (addresses, tokens, retries, $HF_ENDPOINT); here it is added that a download which broke off is gone on
-with in a later run, that there is room before it begins, and that the file has the hash that the hub tells before anyone sees it. Plain
-HTTP, because only that resumes. This and models/hub_header.py are all that uses the network; knows nothing of pairs and terminals.
+The library speaks to the hub: addresses, tokens, retries, $HF_ENDPOINT. This module resumes interrupted downloads in a later run, checks
+the free space first, and makes a file visible only after its hash matches the hub's. It uses plain HTTP, because only that resumes.
+Apart from this module and models/hub_header.py, nothing uses the network.
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class RemoteFile:
     """A file as the hub describes it, at one commit of its repository.
 
-    revision: what was asked for. size: bytes. digest: SHA-256 of a large file, git's SHA-1 of a small one, as hex.
+    Attributes:
+        revision: The branch, tag or commit that was requested.
+        commit: The commit that it stands for.
+        name: The file's path in the repository.
+        size: Bytes.
+        digest: SHA-256 of a large file, git's SHA-1 of a small one, as hex.
     """
 
     repository: str
@@ -48,60 +53,66 @@ class RemoteFile:
 
     @property
     def path(self) -> Path:
-        """Where it lies once it is fetched."""
+        """The path of the fetched file."""
         return repository_folder(self.repository) / "snapshots" / self.commit / self.name
 
     @property
     def blob(self) -> Path:
-        """Where its bytes lie."""
+        """The path of its contents."""
         return repository_folder(self.repository) / "blobs" / self.digest
 
     @property
     def partial(self) -> Path:
-        """Where those lie that have come so far."""
+        """The path of the contents fetched so far."""
         return self.blob.with_name(f"{self.digest}.incomplete")
 
     @property
-    def to_come(self) -> int:
-        """Bytes that are still to be fetched."""
+    def missing_bytes(self) -> int:
+        """Bytes that remain to be fetched."""
         if is_file(self.blob) or is_file(self.path):
             return 0
-        come = self.partial.stat().st_size if is_file(self.partial) else 0
-        return self.size - come if come <= self.size else self.size
+        return self.size - self.fetched_bytes if self.fetched_bytes <= self.size else self.size
+
+    @property
+    def fetched_bytes(self) -> int:
+        """Bytes of the partial file."""
+        return self.partial.stat().st_size if is_file(self.partial) else 0
 
 
 def describe_files(sources: Sequence[FileSource]) -> list[RemoteFile]:
-    """What the hub tells of these files, each shard for itself. Raises FetchError."""
+    """Return what the hub says about these files, one entry for each shard. Raises FetchError."""
     infos: dict[tuple[str, str], Any] = {}
-    found = []
+    files = []
     for source in sources:
         if source.hub is None:
             raise FetchError(f"{source.file}: no hub repository is named, so it cannot be fetched; add hub: owner/name")
-        place = (source.hub, source.revision or MAIN)
-        if place not in infos:
-            infos[place] = _info(*place)
-        found += [_remote_file(*place, infos[place], name) for name in source.names_on_hub]
-    return list(dict.fromkeys(found))
+        key = (source.hub, source.revision or MAIN)
+        if key not in infos:
+            infos[key] = _info(*key)
+        files += [_remote_file(*key, infos[key], name) for name in source.names_on_hub]
+    return list(dict.fromkeys(files))
 
 
 def check_space(files: Sequence[RemoteFile]) -> None:
-    """Refuse what there is no room for, before anything is fetched. Raises FetchError."""
-    needed = sum(file.to_come for file in files)
+    """Refuse files for which there is no room on the disk. Raises FetchError."""
+    needed = sum(file.missing_bytes for file in files)
     folder = cache_folder()
-    there = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))).free
     if needed > free:
         raise FetchError(
-            f"{folder}: {decimal(free)} are free there, and {decimal(needed)} are to be fetched; "
-            "make room, or name another folder with HF_HOME"
+            f"{folder}: {decimal(free)} are free there, and {decimal(needed)} are needed; make room, or name another folder with HF_HOME"
         )
 
 
 def fetch(file: RemoteFile, on_progress: Callable[[str, int], None]) -> None:
-    """Fetch one file, or the rest of it, check it, and put it in its place; a branch or tag then means its commit.
+    """Fetch one file, or the rest of it, check it, put it in its place, and note its commit as that of the branch or tag.
 
-    on_progress: called with "fetching" or "checking" and the bytes done. Raises FetchError; what has come stays, for the next run, unless
-    it is wrong.
+    Args:
+        file: The file as the hub describes it.
+        on_progress: Called with "fetching" or "checking", and the bytes done.
+
+    Raises:
+        FetchError: It cannot be fetched, and the partial file stays for the next run; or its hash is wrong, and it is removed.
     """
     library = hub()
     with _explain_errors(file):
@@ -109,7 +120,7 @@ def fetch(file: RemoteFile, on_progress: Callable[[str, int], None]) -> None:
             file.blob.parent.mkdir(parents=True, exist_ok=True)
             lock = cache_folder() / ".locks" / repository_folder(file.repository).name / f"{file.digest}.lock"
             lock.parent.mkdir(parents=True, exist_ok=True)
-            with library.utils.WeakFileLock(lock):  # that of the library: nobody else writes this blob meanwhile
+            with library.utils.WeakFileLock(lock):  # the library's own lock: no other process writes this blob now
                 if not is_file(file.blob):
                     _download(library, file, on_progress)
                     _check(file, on_progress)
@@ -120,7 +131,7 @@ def fetch(file: RemoteFile, on_progress: Callable[[str, int], None]) -> None:
 
 
 def _info(repository: str, revision: str) -> Any:
-    """What the hub tells of a repository and its files. Raises FetchError."""
+    """Return what the hub says about a repository and its files. Raises FetchError."""
     library = hub()
     seconds = library.constants.HF_HUB_DOWNLOAD_TIMEOUT
     try:
@@ -130,7 +141,7 @@ def _info(repository: str, revision: str) -> Any:
 
 
 def _remote_file(repository: str, revision: str, info: Any, name: str) -> RemoteFile:
-    """One file out of that. Raises FetchError for what is not there, or cannot be fetched and checked."""
+    """Return one of its files. Raises FetchError if it is missing, or cannot be fetched and checked."""
     files = {each.rfilename: each for each in info.siblings or ()}
     if name not in files:
         models = [each for each in files if each.endswith(".gguf")] or list(files)
@@ -139,50 +150,50 @@ def _remote_file(repository: str, revision: str, info: Any, name: str) -> Remote
         raise FetchError(f"{repository} has no file {name!r} at revision {revision}{nearest}")
     size, digest = files[name].size, files[name].lfs.sha256 if files[name].lfs else files[name].blob_id
     constants = hub().constants
-    if not (is_commit(info.sha) and isinstance(size, int) and _DIGEST.fullmatch(str(digest))):  # they become names of files here
-        raise FetchError(f"{constants.ENDPOINT} does not tell size and hash of {name} of {repository} as a hub does; look at HF_ENDPOINT")
+    if not (is_commit(info.sha) and isinstance(size, int) and _DIGEST.fullmatch(str(digest))):  # they become file names here
+        raise FetchError(f"{constants.ENDPOINT} does not report size and hash of {name} of {repository} as a hub does; check HF_ENDPOINT")
     if size > constants.MAX_HTTP_DOWNLOAD_SIZE:
         raise FetchError(
-            f"{name} of {repository} has {decimal(size)}, which the hub does not send over plain HTTP; "
-            f"fetch it with its own tool, and it is found here: hf download {repository} {name}"
+            f"{name} of {repository} has {decimal(size)}, too much for plain HTTP; "
+            f"fetch it with the hub's own tool, which uses the same cache: hf download {repository} {name}"
         )
     return RemoteFile(repository, revision, info.sha, name, size, digest)
 
 
 def _download(library: Any, file: RemoteFile, on_progress: Callable[[str, int], None]) -> None:
-    """Write what is missing of the partial file; a dropped connection is taken up again a few times."""
-    if is_file(file.partial) and file.partial.stat().st_size > file.size:
+    """Append what the partial file lacks; the library resumes a dropped connection a few times."""
+    if file.fetched_bytes > file.size:
         file.partial.unlink()
-    with file.partial.open("ab") as out, _fine_and_quiet(library):
-        come = out.tell()
-        on_progress("fetching", come)
+    with file.partial.open("ab") as out, _small_and_silent_pieces(library):
+        start = out.tell()
+        on_progress("fetching", start)
         library.file_download.http_get(
             library.hf_hub_url(file.repository, file.name, revision=file.commit),
             _Counted(out, lambda done: on_progress("fetching", done)),
-            resume_size=come,
+            resume_size=start,
             headers=library.utils.build_hf_headers(library_name="speccascade-local"),
             expected_size=file.size,
         )
 
 
 def _check(file: RemoteFile, on_progress: Callable[[str, int], None]) -> None:
-    """That the partial file is what the hub means; else it is removed. Raises FetchError."""
+    """Remove the partial file if its hash is not the hub's. Raises FetchError."""
     large = len(file.digest) == hashlib.sha256().digest_size * 2
     digest = hashlib.sha256() if large else hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
-    with file.partial.open("rb") as come:
-        while piece := come.read(_PIECE):
+    with file.partial.open("rb") as partial:
+        while piece := partial.read(_PIECE):
             digest.update(piece)
-            on_progress("checking", come.tell())
+            on_progress("checking", partial.tell())
     if digest.hexdigest() != file.digest:
         file.partial.unlink()
         raise FetchError(
             f"{file.name} of {file.repository}: what came has the {'SHA-256' if large else 'git hash'} {digest.hexdigest()}, and the hub "
-            f"says {file.digest}; it was removed and is not used. Fetch it again; if that does not help, the hub or a proxy is at fault"
+            f"says {file.digest}; it was removed. Fetch it again; if that does not help, the hub or a proxy is at fault"
         )
 
 
 def _put_in_place(file: RemoteFile) -> None:
-    """A link to the bytes, as the library makes it; where there are no links the bytes themselves."""
+    """Link to the contents, as the library does; where links are not possible, move them."""
     file.path.parent.mkdir(parents=True, exist_ok=True)
     file.path.unlink(missing_ok=True)  # a link whose bytes are gone
     try:
@@ -193,14 +204,14 @@ def _put_in_place(file: RemoteFile) -> None:
 
 @contextlib.contextmanager
 def _explain_errors(file: RemoteFile) -> Iterator[None]:
-    """Whatever goes wrong with a file, in words. Raises FetchError."""
+    """Turn errors of the hub, the network and the disk into a FetchError that says what to do."""
     library = hub()
     try:
         yield
     except library.errors.HTTPError as error:
         raise FetchError(f"{explain(error, file.repository, file.revision, file.name)}{_resume_note(file)}") from None
     except OSError as error:
-        if error.errno is None:  # the network's, whose errors the library makes
+        if error.errno is None:  # an error of the network, from the library
             what = explain(error, file.repository, file.revision, file.name)
         elif error.errno in _FULL:
             what = f"{cache_folder()}: no room for {file.name} ({error.strerror}); make room, or name another folder with HF_HOME"
@@ -211,13 +222,13 @@ def _explain_errors(file: RemoteFile) -> Iterator[None]:
 
 
 def _resume_note(file: RemoteFile) -> str:
-    come = file.partial.stat().st_size if is_file(file.partial) else 0
-    return f"; {decimal(come)} of {decimal(file.size)} have come and are kept: the next run goes on from there" if come else ""
+    done = file.fetched_bytes
+    return f"; {decimal(done)} of {decimal(file.size)} are kept: the next run resumes there" if done else ""
 
 
 @contextlib.contextmanager
-def _fine_and_quiet(library: Any) -> Iterator[None]:
-    """The library writes smaller pieces, so that a dropped connection loses less, and shows no bars: the caller tells how far it is."""
+def _small_and_silent_pieces(library: Any) -> Iterator[None]:
+    """Make the library write smaller pieces, so that a dropped connection loses less, and show no progress bars of its own."""
     usual, were_off = library.constants.DOWNLOAD_CHUNK_SIZE, library.utils.are_progress_bars_disabled()
     library.constants.DOWNLOAD_CHUNK_SIZE = min(usual, _PIECE)
     library.utils.disable_progress_bars()
@@ -230,7 +241,7 @@ def _fine_and_quiet(library: Any) -> Iterator[None]:
 
 
 class _Counted:
-    """A file open for writing that tells how long it is after each write."""
+    """A file open for writing that reports its length after each write."""
 
     def __init__(self, file: IO[bytes], on_length: Callable[[int], None]) -> None:
         self._file, self._on_length = file, on_length

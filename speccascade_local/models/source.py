@@ -1,14 +1,12 @@
-"""One model as ``models.yaml`` names it -> the files it stands for.
+"""Finds the files of one model that ``models.yaml`` names.
 
-A model is a path, a glob that fits one model, the first of several shards, ``bundled:NAME``, or a file of a repository on the Hugging
-Face hub; with it may go LoRA adapters, and how it is placed on the machine. Looks what is there and fetches nothing; knows nothing of
-pairs and of what is inside a file.
+A model is a path, a glob that matches one model, the first of several shards, ``bundled:NAME``, or a file of a repository on the Hugging
+Face hub. LoRA adapters and a placement on the machine may go with it. Nothing is fetched.
 """
 
 from __future__ import annotations
 
 import glob
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,23 +17,23 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchem
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from ..common.files import PACKAGE
-from .gguf_layout import shards
+from ..common.files import PACKAGE, expand_user
+from .gguf_layout import shard_names, shard_paths
 from .hub_cache import REVISION, cached_file, is_file
+from .placement import CacheType
 
 #: In place of a drafter's file: no second model, drafts are copied from the text.
 NGRAM = "ngram"
 BUNDLED = "bundled:"
 _MAGIC = re.compile(r"[*?\[]")
 
-CacheType = Literal["f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]  # those of Placement
 Repository = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")]
 Revision = Annotated[str, Field(pattern=REVISION)]
 Name = Annotated[str, Field(min_length=1)]
 
 
 class FileEntry(BaseModel):
-    """A file as it stands in ``models.yaml``: its name alone, or a mapping with more."""
+    """A file in ``models.yaml``: its name, or a mapping."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -66,7 +64,7 @@ class FileEntry(BaseModel):
 
 
 class AdapterEntry(FileEntry):
-    """A LoRA adapter as it stands in ``models.yaml``."""
+    """A LoRA adapter in ``models.yaml``."""
 
     scale: float = Field(1.0, allow_inf_nan=False, description="How strongly it is applied; 1 is as it was trained.")
 
@@ -76,7 +74,7 @@ def _as_list(value: Any) -> Any:
 
 
 class ModelEntry(FileEntry):
-    """A model as it stands in ``models.yaml``."""
+    """A model in ``models.yaml``."""
 
     size: Annotated[int, Field(gt=0)] | None = Field(None, description="Bytes of the file, or of all its shards, as its source says.")
     licence: Name | None = Field(None, description="As the repository's card names it.")
@@ -90,10 +88,14 @@ class ModelEntry(FileEntry):
 
 @dataclass(frozen=True)
 class FileSource:
-    """A file, and where it was named.
+    """A file, and how it was named.
 
-    path: where it lies, or would lie; of shards the first. file: as it was written. trouble: why what was written stands for no one
-    file, in words ("" where it does).
+    Attributes:
+        path: Its path, or that of the first shard, whether it is there or not.
+        file: The name in ``models.yaml``.
+        hub: The repository on the hub.
+        revision: The branch, tag or commit of the repository.
+        trouble: Why the name stands for no single file; "" if it does.
     """
 
     path: Path
@@ -104,23 +106,21 @@ class FileSource:
 
     @property
     def parts(self) -> list[Path]:
-        """The file, or all shards of it."""
-        names = shards(self.path.name)
-        return [self.path.parent / name for name in names] if len(names) > 1 else [self.path]
+        """The file, or all its shards."""
+        return shard_paths(self.path)
 
     @property
     def missing(self) -> list[Path]:
-        """Those that are not there."""
+        """The parts that are not on this machine."""
         return [path for path in self.parts if not is_file(path)]
 
     @property
     def names_on_hub(self) -> list[str]:
-        """What has to be fetched from the repository."""
-        folder, _, name = self.file.rpartition("/")
-        return [f"{folder}/{each}" if folder else each for each in shards(name)]
+        """The names in the repository of all its parts."""
+        return shard_names(self.file)
 
     def problem(self) -> str:
-        """Why it cannot be used though it was named, and what to do; "" where it can, or is just a path with nothing there."""
+        """Return why it cannot be used, and what to do; "" if it can, or if it is a plain path without a file."""
         missing = self.missing
         if self.trouble or not missing:
             return self.trouble
@@ -128,16 +128,22 @@ class FileSource:
             part = f"{len(missing)} of {len(self.parts)} shards of " if len(self.parts) > 1 else ""
             return f"{part}{self.file} of {self.hub} {'are' if len(missing) > 1 else 'is'} not on this machine"
         if len(missing) < len(self.parts):
-            there = len(self.parts) - len(missing)
-            return f"{self.path}: {there} of {len(self.parts)} shards are there; missing: {_several(path.name for path in missing)}"
+            n_present = len(self.parts) - len(missing)
+            return f"{self.path}: {n_present} of {len(self.parts)} shards are there; missing: {_several(path.name for path in missing)}"
         return ""
 
 
 @dataclass(frozen=True)
 class ModelSource(FileSource):
-    """A model, and all that ``models.yaml`` says of it; None: not said.
+    """A model, and what ``models.yaml`` says about it; None for what it does not say.
 
-    size: bytes, as its source says. adapters: its LoRA files with their scales. gpu_layers: -1 for all.
+    Attributes:
+        size: Bytes, as its source says.
+        licence: As the repository's card names it.
+        adapters: LoRA files with their scales.
+        gpu_layers: -1 for all.
+        device: llama.cpp's name of the device.
+        cache_type: The type of the KV cache.
     """
 
     size: int | None = None
@@ -159,23 +165,23 @@ class ModelSource(FileSource):
 
 
 def model_source(entry: ModelEntry, folder: Path) -> ModelSource:
-    """What an entry stands for. folder: where relative paths start."""
+    """Return the model that an entry stands for; relative paths start at ``folder``."""
     adapters = tuple((FileSource(**_find(each, folder)), each.scale) for each in entry.lora)
-    said = {name: getattr(entry, name) for name in ("size", "licence", "gpu_layers", "device", "cache_type")}
-    return ModelSource(**_find(entry, folder), adapters=adapters, **said)
+    fields = {name: getattr(entry, name) for name in ("size", "licence", "gpu_layers", "device", "cache_type")}
+    return ModelSource(**_find(entry, folder), adapters=adapters, **fields)
 
 
 def resolve_path(text: str, folder: Path) -> Path:
-    """The path that is written so. ``~`` is resolved; a home that does not exist stays as it is written, and the file is missing."""
+    """Return the path of a name in ``models.yaml``, which may be ``bundled:NAME`` or begin with ``~``."""
     if text.startswith(BUNDLED):
         return PACKAGE / "demo" / text.removeprefix(BUNDLED)
-    return folder / os.path.expanduser(text)
+    return folder / expand_user(text)
 
 
 def _find(entry: FileEntry, folder: Path) -> dict[str, Any]:
-    """The fields of a FileSource."""
+    """Return the fields of a FileSource."""
     if entry.hub:
-        path, trouble = cached_file(entry.hub, entry.revision, entry.file), _wrong_shard(entry.file)
+        path, trouble = cached_file(entry.hub, entry.revision, entry.file), _shard_trouble(entry.file)
     elif entry.file == NGRAM:
         path, trouble = Path(NGRAM), ""
     else:
@@ -184,11 +190,11 @@ def _find(entry: FileEntry, folder: Path) -> dict[str, Any]:
 
 
 def _match(path: Path) -> tuple[Path, str]:
-    """The one model that a path or glob stands for, and what is wrong."""
+    """Return the model that a path or glob stands for, and what is wrong, if anything."""
     if is_file(path) or not _MAGIC.search(str(path)):
-        return path, _wrong_shard(path.name)
+        return path, _shard_trouble(path.name)
     matches = sorted(Path(match) for match in _glob(str(path)) if is_file(Path(match)))
-    models = sorted({_first_shard(match) for match in matches})
+    models = sorted({shard_paths(match)[0] for match in matches})
     if len(models) == 1:
         return models[0], ""
     if not models:
@@ -208,10 +214,6 @@ def _several(names: Iterable[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _first_shard(path: Path) -> Path:
-    return path.parent / shards(path.name)[0]
-
-
-def _wrong_shard(name: str) -> str:
-    first = shards(name.rpartition("/")[2])[0]
-    return "" if name.endswith(first) else f"{name}: one of several shards, but not the first; name {first}"
+def _shard_trouble(name: str) -> str:
+    first = shard_names(name)[0]
+    return "" if name == first else f"{name}: one of several shards, but not the first; name {first}"

@@ -1,9 +1,8 @@
-"""A program of its own: renders Jinja chat templates, which come out of downloaded files, one request per line.
+"""The child process of tokens/template_process.py: renders Jinja chat templates from downloaded files, one request per line.
 
-Reads ``{"source": template, "variables": mapping or null}`` from stdin and answers ``{"text": ...}``, ``{"refused": ...}`` where the
-template fails, or ``{"broken": ...}`` where it does not compile, each as one line of JSON. A request that takes longer than the seconds
-of the first argument ends the process, even inside of one long operation; the second argument is the most characters that are answered.
-Imports nothing of this package, so that it starts quickly, and knows nothing of who asks (tokens/template_process.py) or of what messages are.
+Input, a line of JSON each: ``{"source": template, "variables": mapping or null}``. Output: ``{"text": ...}``, ``{"refused": ...}`` where
+the template fails, or ``{"broken": ...}`` where it does not compile. Arguments: the seconds after which a request ends the process, even
+inside one long operation, and the most characters of an answer. It imports nothing of this package, so that it starts quickly.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
 class Generation(Extension):
-    """``{% generation %}...{% endgeneration %}``, by which training code finds the assistant's part: here only what is inside."""
+    """``{% generation %}...{% endgeneration %}``, which marks the assistant's part for training code: here only its content."""
 
     tags = {"generation"}  # noqa: RUF012  # as jinja2 declares it
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        """The statements between both tags."""
+        """Return the statements between both tags."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
@@ -36,23 +35,23 @@ class Generation(Extension):
 def to_json(
     value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None, sort_keys: bool = False
 ) -> str:
-    """Plain JSON, as chat templates expect; Jinja's own filter escapes for HTML."""
+    """Return plain JSON, as chat templates expect; Jinja's own filter escapes for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def refuse(message: Any) -> NoReturn:
-    """What a template calls to refuse its messages."""
+    """Refuse the messages; a template calls this."""
     raise jinja2.TemplateError(str(message))
 
 
 def now(form: str) -> str:
-    """What a template calls for the date."""
+    """Return the date; a template calls this."""
     return datetime.datetime.now().strftime(form)
 
 
 @lru_cache(maxsize=8)
 def compile_template(source: str) -> jinja2.Template:
-    """A template in the sandbox, with what published chat templates use. Raises what Jinja raises."""
+    """Compile a template in the sandbox, with the functions that published chat templates use. Raises what Jinja raises."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation])
     environment.filters["tojson"] = to_json
     environment.globals.update(raise_exception=refuse, strftime_now=now)
@@ -60,7 +59,7 @@ def compile_template(source: str) -> jinja2.Template:
 
 
 def answer(request: dict[str, Any], most: int) -> dict[str, str]:
-    """What is answered to a request. A stranger's program may fail in any way, and none of them is a fault of ours."""
+    """Answer one request. A stranger's template may fail in any way, and every failure becomes an answer."""
     try:
         template = compile_template(request["source"])
     except Exception as error:
@@ -75,7 +74,7 @@ def answer(request: dict[str, Any], most: int) -> dict[str, str]:
 
 
 def main(seconds: float, most: int) -> None:
-    """Answer until stdin ends."""
+    """Answer requests until stdin ends."""
     for line in sys.stdin:
         faulthandler.dump_traceback_later(seconds, exit=True)  # a thread that Python's own lock cannot hold back
         reply = json.dumps(answer(json.loads(line), most))

@@ -1,7 +1,6 @@
-"""The child process of machine/dry_run.py: gives files to llama.cpp without their weights, and reports what it makes of them.
+"""The child process of machine/dry_run.py: loads files in llama.cpp without their weights, and reports what they need.
 
-Reads one JSON question from stdin and writes one JSON line for each model begun, done or refused. Whatever else is printed, by llama.cpp
-or anyone, goes to stderr. Knows nothing of who asks.
+Input: one question as JSON. Output: a line of JSON for each model begun, done or refused. Everything else that is printed goes to stderr.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ import llama_cpp
 import psutil
 
 from ..common.errors import ModelLoadError, PairError, SpeccascadeError
-from ..llama import backend
+from ..llama import backend, parameters
 from ..llama.devices import has_gpu
 from ..llama.model import apply_adapters, metadata, read_adapter, refusal
-from ..llama.parameters import context_parameters, model_parameters, snapshots
+from ..llama.parameters import context_parameters, model_parameters
+from ..llama.rollback import snapshots_of
 from ..llama.tokenizer import Tokenizer, shared_vocab_size
-from ..models.placement import Placement
+from ..models.placement import DEFAULT_CONTEXT, Placement
 from ..tokens.rows import MAX_ROWS
 
-_DEFAULT_CONTEXT = 4096
 _LEAST_MEMORY = 4 << 30
 _MIB = 1 << 20
 _OF_TOKENS = b"load: "
@@ -40,8 +39,8 @@ _REORDERED = re.compile(r"_(REPACK|AMX|KLEIDIAI)\S* model buffer size")
 _COMPUTE = re.compile(r"(\S+) compute buffer size = +([\d.]+) MiB")
 
 
-class Heard:
-    """What llama.cpp logs, but for what it says of single tokens, which may be a million lines."""
+class LogLines:
+    """What llama.cpp logs, except lines about single tokens, which may be a million."""
 
     def __init__(self) -> None:
         self._lines: list[bytes] = []
@@ -63,24 +62,24 @@ def main() -> None:
     with _reports_only() as out:
         _limit_memory()
         backend.system_info()
-        heard = Heard()
-        backend.listen(heard.take)
-        _dry_run(question, heard, out)
+        lines = LogLines()
+        backend.listen(lines.take)
+        _dry_run(question, lines, out)
 
 
-def _dry_run(question: dict[str, Any], heard: Heard, out: TextIO) -> None:
+def _dry_run(question: dict[str, Any], lines: LogLines, out: TextIO) -> None:
     def report(**what: Any) -> None:
         out.write(json.dumps(what) + "\n")
         out.flush()
 
-    models: dict[str, Trial] = {}
+    models: dict[str, LoadTrial] = {}
     facts: dict[str, dict[str, Any]] = {}
     for role, path in question["files"].items():
         report(role=role)
         given = question["placements"].get(role)
         try:
-            models[role] = Trial(Path(path), Placement.from_dict(given) if given else Placement(), heard)
-            facts[role] = models[role].facts(question["n_ctx"], snapshots(role))
+            models[role] = LoadTrial(Path(path), Placement.from_dict(given) if given else Placement(), lines)
+            facts[role] = models[role].facts(question["n_ctx"], parameters.snapshots(role))
         except SpeccascadeError as error:
             report(role=role, error=str(error), kind=type(error).__name__)
             return
@@ -90,38 +89,38 @@ def _dry_run(question: dict[str, Any], heard: Heard, out: TextIO) -> None:
 
 
 def _shared_vocab_size(role: str, tokenizers: dict[str, Tokenizer]) -> dict[str, Any]:
-    """What this role's vocabulary has in common with the expert's."""
-    judge = tokenizers.get("expert")
-    if judge is None or role == "expert":
+    """Return the number of ids that a role shares with the expert, or the difference."""
+    expert = tokenizers.get("expert")
+    if expert is None or role == "expert":
         return {}
     try:
-        return {"n_shared": shared_vocab_size(tokenizers[role], judge, role)}
+        return {"n_shared": shared_vocab_size(tokenizers[role], expert)}
     except PairError as error:
         return {"difference": str(error)}
 
 
-class Trial:
+class LoadTrial:
     """One file, loaded without weights. Nothing is freed: the process ends."""
 
-    def __init__(self, path: Path, placement: Placement, heard: Heard) -> None:
-        self.path, self.placement, self.heard = path, placement, heard
-        self.before, start = _resident(), len(heard)
+    def __init__(self, path: Path, placement: Placement, lines: LogLines) -> None:
+        self.path, self.placement, self.lines = path, placement, lines
+        self.before, start = _resident(), len(lines)
         backend.forget_complaints()
         self.handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_parameters(placement, weights=False))
         if not self.handle:
             raise ModelLoadError(
                 f"{path}: llama.cpp cannot load this file: {backend.complaint()}. "
-                "The file may be damaged or not fully downloaded; compare its size with the original's, or fetch it again"
+                "The file may be damaged or not fully downloaded; compare its size with the original, or fetch it again"
             )
-        self.reordered = any(map(_REORDERED.search, heard.since(start)))
+        self.reordered = any(map(_REORDERED.search, lines.since(start)))
         self.adapters = [read_adapter(self.handle, adapter) for adapter, _ in placement.lora]
         self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
         self.tokenizer = Tokenizer(path.name, self.vocab, weakref.finalize(self, int))
 
     def facts(self, n_ctx: int | None, n_snapshots: int) -> dict[str, Any]:
-        """A RehearsedModel's fields as JSON has them."""
+        """Return the fields of a ModelPlan, for JSON."""
         trained = llama_cpp.llama_model_n_ctx_train(self.handle)
-        size = max(1, min(_DEFAULT_CONTEXT if n_ctx is None else n_ctx, trained))
+        size = max(1, min(DEFAULT_CONTEXT if n_ctx is None else n_ctx, trained))
         refused = refusal(self.handle)
         plan = _NO_MEMORY | {"refused": refused} if refused else self._context(size, n_snapshots)
         plan["other"] = max(0, _resident() - self.before - plan["recurrent"])
@@ -148,7 +147,7 @@ class Trial:
         }
 
     def _context(self, n_ctx: int, n_snapshots: int) -> dict[str, Any]:
-        start = len(self.heard)
+        start = len(self.lines)
         backend.forget_complaints()
         params = context_parameters(self.placement, n_ctx=n_ctx, n_threads=backend.physical_cores(), n_snapshots=n_snapshots)
         context = llama_cpp.llama_init_from_model(self.handle, params)
@@ -160,41 +159,41 @@ class Trial:
             apply_adapters(context, self.adapters, [scale for _, scale in self.placement.lora])
         if not llama_cpp.llama_get_memory(context):
             return _NO_MEMORY | {"refused": "this model keeps no memory of a text (an embedding model?)"}
-        lines = self.heard.since(start)
+        lines = self.lines.since(start)
         compute: Counter[str] = Counter()
-        for found in filter(None, map(_COMPUTE.search, lines)):
-            compute[found[1]] += _bytes(found[2])
-        kept = llama_cpp.llama_n_rs_seq(context) if hasattr(llama_cpp, "llama_n_rs_seq") else 0
-        recurrent = sum(_bytes(found[1] or found[2]) for found in filter(None, map(_RECURRENT.search, lines)))
+        for match in filter(None, map(_COMPUTE.search, lines)):
+            compute[match[1]] += _bytes(match[2])
+        snapshots = snapshots_of(context)
+        recurrent = sum(_bytes(match[1] or match[2]) for match in filter(None, map(_RECURRENT.search, lines)))
         changing = llama_cpp.llama_model_is_recurrent(self.handle) or llama_cpp.llama_model_is_hybrid(self.handle)
         return {
-            "cache": sum(_bytes(found[1]) for found in filter(None, map(_CACHE.search, lines))),
+            "cache": sum(_bytes(match[1]) for match in filter(None, map(_CACHE.search, lines))),
             "recurrent": recurrent,
-            "state": recurrent // (1 + kept),
+            "state": recurrent // (1 + snapshots),
             "compute": dict(compute),
             "refused": None,
-            "rollback": "snapshots" if kept else "checkpoints" if changing else "tail",
+            "rollback": "snapshots" if snapshots else "checkpoints" if changing else "tail",
         }
 
     def _tokenizer_facts(self) -> dict[str, Any]:
         tokenizer, pointer = self.tokenizer, self.vocab
         special = {"bos_id": llama_cpp.llama_vocab_bos(pointer), "eos_id": llama_cpp.llama_vocab_eos(pointer)}
-        named = {name: token if token >= 0 else None for name, token in special.items()}
+        ids = {name: token if token >= 0 else None for name, token in special.items()}
         ends = tokenizer.end_ids
-        shown = {token for token in (*ends, *named.values()) if token is not None} if tokenizer.has_text else set()
+        special_ids = {token for token in (*ends, *ids.values()) if token is not None} if tokenizer.has_text else set()
         return {
             "kind": tokenizer.kind,
             "pre": metadata(self.handle, "tokenizer.ggml.pre"),
-            **named,
+            **ids,
             "adds_bos": bool(llama_cpp.llama_vocab_get_add_bos(pointer)),
             "adds_eos": bool(llama_cpp.llama_vocab_get_add_eos(pointer)),
             "end_ids": ends,
-            "texts": {token: tokenizer.token_text(token) for token in sorted(shown)},
+            "texts": {token: tokenizer.token_text(token) for token in sorted(special_ids)},
         }
 
 
 def _resident() -> int:
-    """Bytes of memory that this process has."""
+    """Return the resident memory of this process, in bytes."""
     return int(psutil.Process().memory_info().rss)
 
 
@@ -204,7 +203,7 @@ def _bytes(mebibytes: str) -> int:
 
 @contextlib.contextmanager
 def _reports_only() -> Any:
-    """The process's stdout, for reports only: who else writes there, in whatever language, writes to stderr."""
+    """Yield stdout, for reports only: whatever else writes there goes to stderr."""
     own = os.dup(1)
     os.dup2(2, 1)
     with open(own, "w", encoding="utf-8") as out:
@@ -212,7 +211,7 @@ def _reports_only() -> Any:
 
 
 def _limit_memory() -> None:
-    """A file that asks for more than the machine has must not take others down: where Linux runs out, this process goes first."""
+    """Limit this process's memory, and let Linux end it before others, so that no file can take the machine down."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     if not sys.platform.startswith("linux") or has_gpu():

@@ -1,9 +1,8 @@
-"""A program of its own: compiles a grammar and makes its token masks, which hostile grammars turn into endless work or a crash.
+"""The child process of tokens/grammar.py: compiles grammars and makes token masks; a hostile grammar can make that endless, or crash.
 
-The first line on stdin is the vocabulary. Then each line is a request: ``{"grammar": source}`` for a new grammar and its first mask, or
-``{"keep": n, "tokens": [...]}`` to go back to the first n tokens, read more, and make the mask behind them. ``seconds`` in a request is a
-limit after which the process ends, even inside one long operation. Masks are bits, lowest first, in base64. Imports nothing of this
-package; tokens/grammar.py is the one that asks.
+Input: a line with the vocabulary, then a line per request: ``{"grammar": source}`` for a new grammar and its first mask, or ``{"keep": n,
+"tokens": [...]}`` to roll back to the first n tokens, read more, and make the mask after them. After ``seconds`` of a request the process
+ends, even inside one long operation. Output: masks as bits, lowest first, in base64. It imports nothing of this package.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from typing import Any
 
 import llguidance
 
-#: Room for rules that are spelled out character by character, over large vocabularies.
+#: Enough for rules that are written character by character, over large vocabularies.
 LIMITS = llguidance.LLParserLimits(step_max_items=5_000_000, step_lexer_fuel=5_000_000, verbose_errors=False)
-#: llguidance recurses along references; a stack of this size lets it go deeper than its caller allows. Only what is used takes memory.
+#: llguidance recurses along references; a stack of this size lets it go deeper than its caller allows. Only the used part takes memory.
 STACK_BYTES = 256 << 20
 
 
 class Vocabulary:
-    """What llguidance asks of a tokenizer. It never encodes: masks come from the tokens' bytes alone."""
+    """What llguidance needs of a tokenizer. It never encodes: masks come from the tokens' bytes alone."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
@@ -36,19 +35,19 @@ class Vocabulary:
         self.tokens, self.eos_token_id = tokens, ends[0] if ends else 0
 
     def __call__(self, text: bytes) -> list[int]:
-        """No ids."""
+        """Return no ids."""
         return []
 
 
 class Matcher:
-    """A grammar, and how far a text has got in it."""
+    """A grammar, and the position of a text in it."""
 
     def __init__(self, tokenizer: llguidance.LLTokenizer, source: str) -> None:
         self._matcher = llguidance.LLMatcher(tokenizer, source, log_level=0, limits=LIMITS)
         self._read = 0
 
-    def go_on(self, keep: int, tokens: list[int]) -> dict[str, Any]:
-        """Go back to the first ``keep`` tokens and read more: ``read``, how many the grammar allows, and the ``mask`` behind those."""
+    def advance(self, keep: int, tokens: list[int]) -> dict[str, Any]:
+        """Roll back to the first ``keep`` tokens and read more; return how many the grammar allows, and the mask after those."""
         self._matcher.rollback(self._read - keep)
         consumed = self._matcher.try_consume_tokens(tokens)
         self._read = keep + consumed
@@ -60,16 +59,16 @@ class Matcher:
 
 
 def _read_vocabulary(line: str) -> llguidance.LLTokenizer:
-    given = json.loads(line)
-    data, tokens, at = base64.b64decode(given["bytes"]), [], 0
-    for length in given["lengths"]:
+    vocabulary = json.loads(line)
+    data, tokens, at = base64.b64decode(vocabulary["bytes"]), [], 0
+    for length in vocabulary["lengths"]:
         tokens.append(data[at : at + length])
         at += length
-    return llguidance.LLTokenizer(Vocabulary(tokens, given["ends"]), eos_token=given["ends"] or None)  # type: ignore[arg-type]
+    return llguidance.LLTokenizer(Vocabulary(tokens, vocabulary["ends"]), eos_token=vocabulary["ends"] or None)  # type: ignore[arg-type]
 
 
 def answer() -> None:
-    """Answer until stdin ends."""
+    """Answer requests until stdin ends."""
     tokenizer, matcher = _read_vocabulary(sys.stdin.readline()), None
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
@@ -79,13 +78,13 @@ def answer() -> None:
         if "grammar" in request:
             matcher = Matcher(tokenizer, request["grammar"])
         assert matcher is not None
-        reply = matcher.go_on(request.get("keep", 0), request.get("tokens", []))
+        reply = matcher.advance(request.get("keep", 0), request.get("tokens", []))
         faulthandler.cancel_dump_traceback_later()
         print(json.dumps(reply | {"cpu_s": time.process_time() - begun}), flush=True)
 
 
 def main() -> None:
-    """Answer on a large stack, and end with the same exit code whatever goes wrong there."""
+    """Answer on a large stack; exit code 3 for any error."""
     failed: list[BaseException] = []
 
     def work() -> None:

@@ -1,7 +1,7 @@
-"""A program of its own: whether a pattern is found in a text. Python's search may take exponential time and cannot be ended from within.
+"""The child process of bench/graders.py: searches patterns in a text. Python's search may take exponential time and cannot be stopped.
 
-Reads ``{"patterns": [...], "text": ...}`` from stdin, a line each, and answers ``{"found": true}`` where any of the patterns is found, else
-``{"found": false}``. Imports nothing of this package, so that it starts quickly, and knows nothing of who asks (graders.py).
+Input, a line of JSON each: ``{"patterns": [...], "text": ...}``. Output: ``{"found": true}`` where any pattern is found, else
+``{"found": false}``. It imports nothing of this package, so that it starts quickly.
 """
 
 from __future__ import annotations
@@ -12,6 +12,6 @@ import sys
 
 if __name__ == "__main__":
     for line in sys.stdin:
-        asked = json.loads(line)
-        found = any(re.search(pattern, asked["text"], re.MULTILINE) for pattern in asked["patterns"])
+        request = json.loads(line)
+        found = any(re.search(pattern, request["text"], re.MULTILINE) for pattern in request["patterns"])
         print(json.dumps({"found": found}), flush=True)

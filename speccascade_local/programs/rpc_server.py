@@ -1,4 +1,4 @@
-"""A child process that runs llama.cpp's RPC server until its parent ends."""
+"""The child process of llama/rpc_process.py: runs llama.cpp's RPC server until its parent ends."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..llama.rpc import serve
 
 
 def _end_with_parent() -> None:
-    """The pipe from the parent ends with it, however it ended."""
+    """End with the parent: its end closes the pipe, whatever the cause."""
     sys.stdin.buffer.read()
     os._exit(0)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The child: HOST:PORT THREADS CACHE DEVICE ..., CACHE empty for none."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this one
+    """Serve. Arguments: HOST:PORT THREADS CACHE DEVICE ..., where CACHE is empty for none."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, and ends this process
     endpoint, threads, cache, *names = arguments
     threading.Thread(target=_end_with_parent, daemon=True).start()
     serve(parse_endpoint(endpoint), [device(name) for name in names], int(threads), Path(cache) if cache else None)

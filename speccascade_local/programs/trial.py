@@ -1,4 +1,4 @@
-"""A child process of the doctor: loads the bundled pair and asks it one question."""
+"""The child process of machine/trial.py: loads the bundled pair, asks it one question, and prints the answer as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..runtime.load import load
 
 
 def answer() -> Mapping[str, str]:
-    """In the child: two batches of several tokens at least, so that what crashes on batches does."""
+    """Return the answer, or the error. It takes at least two batches of several tokens, because some builds crash only on batches."""
     pair = catalog.bundled_pair()
     try:
         with load(drafter=pair.drafter, expert=pair.expert, rule="strict", profile=False) as runtime:

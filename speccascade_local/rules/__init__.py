@@ -1,1 +1,1 @@
-"""When the expert is asked: the rules of the paper, of other papers, and of users."""
+"""Rules that decide when the expert is asked: those of the paper, of other papers, and of users."""

@@ -1,8 +1,13 @@
 """What a rule may look at: the rows of both models at some positions, and where in a reply these stand.
 
-Notation, here and in all rules: q = drafter, p = expert; ``plain`` = what may be said at temperature 1 (penalties, logit bias and grammar
-applied to both models alike, nothing filtered), which confidence tests read; ``probs`` = the sampling distributions (temperature and
-filters applied too), which divergences read. Everything is computed when first asked for. Knows nothing of rules.
+Notation, here and in all rules:
+
+- q: the drafter.
+- p: the expert.
+- ``plain``: distributions at temperature 1, with penalties, logit bias and grammar applied but no filters. Confidence tests read these.
+- ``probs``: sampling distributions, with temperature and filters applied too. Divergences read these.
+
+Everything is computed on first use.
 """
 
 from __future__ import annotations
@@ -23,27 +28,27 @@ from ..tokens.vocabulary import Vocabulary
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where in a reply a position stands; what rules that look beyond their own row read."""
+    """Where in a reply a position stands, for rules that look beyond their own row."""
 
     text: Sequence[int] = ()  # prompt and reply up to the block
     emitted: int = 0  # tokens of the reply before this position
     drafted: Sequence[int] = ()  # the whole block's draft
     position: int = 0  # in the block, from 0
     expert: Rows | None = None  # the expert's rows of the whole block
-    trace: Sequence[float] = ()  # what the rule remembers of the tested positions before this one, see Rule.remember
+    trace: Sequence[float] = ()  # what Rule.remember returned for the tested positions before this one
     vocabulary: Vocabulary | None = None
-    #: What rules found out about ``text`` and need not find out again; the same one for a whole reply, whose text only grows.
+    #: A cache that rules keep about ``text``; the same one for a whole reply, whose text only grows.
     notes: MutableMapping[Any, Any] = field(default_factory=dict)
 
     @property
     def tokens(self) -> list[int]:
-        """Prompt and reply up to this position."""
+        """Prompt and reply up to this position, as token ids."""
         return [*self.text, *self.drafted[: self.position]]
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Both models' rows at k positions. ``place`` tells of one position, so k is 1 wherever a rule uses it."""
+    """Both models' rows at k positions. ``place`` describes one position, so k is 1 wherever a rule uses it."""
 
     drafter: Rows  # [k, n_vocab]
     expert: Rows  # [k, n_vocab]
@@ -52,29 +57,29 @@ class Evidence:
 
     @property
     def drafter_probs(self) -> Float:
-        """Sampling distribution of the drafter. [k, n_vocab]"""
+        """The drafter's sampling distribution. [k, n_vocab]"""
         return self.drafter.probs(self.sampler)
 
     @property
     def expert_probs(self) -> Float:
-        """Sampling distribution of the expert. [k, n_vocab]"""
+        """The expert's sampling distribution. [k, n_vocab]"""
         return self.expert.probs(self.sampler)
 
     @LazyProperty
     def expert_support(self) -> Mask:
-        """Tokens that the user's filters and grammar let the expert say. [k, n_vocab]"""
+        """The tokens that the user's filters and grammar allow the expert. [k, n_vocab]"""
         support = self.expert.support(self.sampler)
         support.flags.writeable = False
         return support
 
     @property
     def drafter_plain(self) -> Float:
-        """What the drafter may say, at temperature 1 and unfiltered. [k, n_vocab]"""
+        """The drafter's distribution at temperature 1, unfiltered. [k, n_vocab]"""
         return self.drafter.plain.probs
 
     @property
     def expert_plain(self) -> Float:
-        """What the expert may say, at temperature 1 and unfiltered. [k, n_vocab]"""
+        """The expert's distribution at temperature 1, unfiltered. [k, n_vocab]"""
         return self.expert.plain.probs
 
     @property
@@ -106,7 +111,7 @@ class Evidence:
     def cross_entropy(self) -> Float:
         """-sum q log p of the plain distributions, in nats; a token that the expert rules out counts as p = 1e-300. [k]
 
-        How much a token of the drafter surprises the expert on average: the drafter's entropy, plus its divergence KL(q || p).
+        It is how much the drafter's tokens surprise the expert on average: the drafter's entropy plus its divergence KL(q || p).
         """
         expert = self.expert.plain
         log_p = np.subtract(self.expert.shaped, (expert.top + np.log1p(expert.rest))[:, None], dtype=np.float64)
@@ -137,15 +142,15 @@ class Evidence:
         return rows.entropy if self.sampler.plain else entropy(rows.probs(self.sampler))
 
     def tokens_where(self, predicate: Callable[[str], bool]) -> Mask:
-        """For which ids ``predicate`` holds of the token's text (remembered per predicate: give a named function). [n_vocab]
+        """Return for which ids ``predicate`` holds of the token's text. [n_vocab]
 
-        Raises SettingError where the texts of the tokens are not known.
+        The answer is remembered per predicate, so give a named function. Raises SettingError where the texts of the tokens are not known.
         """
         return self.vocabulary.where(predicate)
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """What the ids stand for. Raises SettingError where that is not known, as in ``target_probs``."""
+        """The texts of the token ids. Raises SettingError where they are not known, as in ``target_probs``."""
         if self.place.vocabulary is None:
-            raise SettingError("this rule looks at the texts of tokens, and here are only rows; use it on a loaded pair")
+            raise SettingError("this rule looks at the texts of tokens, and only rows are given; use it on a loaded pair")
         return self.place.vocabulary

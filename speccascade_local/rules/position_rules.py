@@ -1,7 +1,6 @@
-"""The deferral rules of the speculative-cascades family that decide about a whole place: one small frozen class each.
+"""Rules of the speculative-cascades family that decide about a whole position: keep the drafted token, or ask the expert.
 
-Notation as in rules/evidence.py: q = drafter, p = expert; entropies in nats. Rules that decide token by token are in rules/token_rules.py, lossy
-acceptances of other papers in rules/lossy_acceptance.py, rules made of rules in rules/combined.py.
+Notation as in rules/evidence.py: q = drafter, p = expert; entropies in nats.
 
 Main source: Narasimhan et al., "Faster Cascades via Speculative Decoding", arXiv 2405.19261 (ICLR 2025).
 """
@@ -9,29 +8,25 @@ Main source: Narasimhan et al., "Faster Cascades via Speculative Decoding", arXi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from ..tokens.sampler import Mask
 from .evidence import Evidence
-from .rule import ANY, NON_NEGATIVE, AlphaRule, Dial, Rule
+from .rule import ANY, NON_NEGATIVE, AlphaRule, Dial, Dials, Rule
 
 
 @dataclass(frozen=True)
 class Strict(Rule):
-    """Always defer: speculative decoding, exactly the expert's distribution.
+    """Always defer: speculative decoding, exactly the expert's distribution."""
 
-    Lossless: always
-    Keeps every draft: never
-    Temperature 0: the expert's own greedy text, up to near-ties
-    Source: Leviathan et al. 2211.17192; Chen et al. 2302.01318
-    """
-
-    name: ClassVar[str] = "strict"
-    trade: ClassVar[str] = "exactly the expert's distribution; drafted tokens survive only as far as the expert would say them"
+    name = "strict"
+    trade = "exactly the expert's distribution; drafted tokens survive only as far as the expert would say them"
+    lossless = "always"
+    keeps_every_draft = "never"
+    at_temperature_0 = "the expert's own greedy text, up to near-ties"
+    source = "Leviathan et al. 2211.17192; Chen et al. 2302.01318"
 
     def defer(self, evidence: Evidence) -> Mask:
         return np.ones(len(evidence.drafter), dtype=bool)
@@ -39,18 +34,16 @@ class Strict(Rule):
 
 @dataclass(frozen=True)
 class Never(Rule):
-    """Never defer: the drafter alone. The expert is not evaluated at all.
+    """Never defer: the drafter alone. The expert is not evaluated at all."""
 
-    Lossless: never
-    Keeps every draft: always
-    Temperature 0: the drafter's own greedy text
-    Source: the small model as it is
-    """
-
-    name: ClassVar[str] = "never"
-    trade: ClassVar[str] = "the drafter alone: fastest, and only as good as the drafter"
-    asks_expert: ClassVar[bool] = False
-    in_blocks: ClassVar[bool] = False
+    name = "never"
+    trade = "the drafter alone: fastest, and only as good as the drafter"
+    lossless = "never"
+    keeps_every_draft = "always"
+    at_temperature_0 = "the drafter's own greedy text"
+    source = "the small model as it is"
+    asks_expert = False
+    in_blocks = False
 
     def defer(self, evidence: Evidence) -> Mask:
         return np.zeros(len(evidence.drafter), dtype=bool)
@@ -58,19 +51,16 @@ class Never(Rule):
 
 @dataclass(frozen=True)
 class Chow(AlphaRule):
-    """Defer iff max q < 1 - alpha.
+    """Defer iff max q < 1 - alpha."""
 
-    Lossless: alpha 0
-    Keeps every draft: alpha 1
-    Temperature 0: the same test
-    Source: Narasimhan et al. 2405.19261; Jitkrittum et al. 2307.02764
-    """
-
-    name: ClassVar[str] = "chow"
-    trade: ClassVar[str] = "keeps what the drafter is sure of, without looking at the expert's opinion"
-    dials: ClassVar[Mapping[str, Dial]] = {"alpha": Dial(0, 1)}
-    ends: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    example: ClassVar[str] = "0.2"
+    name = "chow"
+    trade = "keeps what the drafter is sure of, without looking at the expert's opinion"
+    dials = Dials(alpha=Dial(0, 1))
+    example = "0.2"
+    lossless = "alpha 0"
+    keeps_every_draft = "alpha 1"
+    at_temperature_0 = "the same test"
+    source = "Narasimhan et al. 2405.19261; Jitkrittum et al. 2307.02764"
 
     def defer(self, evidence: Evidence) -> Mask:
         return evidence.drafter_doubt > self.alpha
@@ -78,19 +68,16 @@ class Chow(AlphaRule):
 
 @dataclass(frozen=True)
 class ChowLog(AlphaRule):
-    """Defer iff H(q) > alpha, H being the entropy in nats.
+    """Defer iff H(q) > alpha, H being the entropy in nats."""
 
-    Lossless: alpha 0
-    Keeps every draft: alpha at log n_vocab or above
-    Temperature 0: the same test
-    Source: Narasimhan et al. 2405.19261
-    """
-
-    name: ClassVar[str] = "chow_log"
-    trade: ClassVar[str] = "like chow, judging the drafter's doubt by the whole of its distribution"
-    dials: ClassVar[Mapping[str, Dial]] = {"alpha": NON_NEGATIVE}
-    ends: ClassVar[tuple[float, float]] = (0.0, math.inf)
-    example: ClassVar[str] = "0.5"
+    name = "chow_log"
+    trade = "like chow, judging the drafter's doubt by the whole of its distribution"
+    dials = Dials(alpha=NON_NEGATIVE)
+    example = "0.5"
+    lossless = "alpha 0"
+    keeps_every_draft = "alpha at log n_vocab or above"
+    at_temperature_0 = "the same test"
+    source = "Narasimhan et al. 2405.19261"
 
     def defer(self, evidence: Evidence) -> Mask:
         return evidence.drafter_entropy > self.alpha
@@ -98,19 +85,16 @@ class ChowLog(AlphaRule):
 
 @dataclass(frozen=True)
 class Diff(AlphaRule):
-    """Defer iff max q < max p - alpha.
+    """Defer iff max q < max p - alpha."""
 
-    Lossless: alpha -1
-    Keeps every draft: alpha 1
-    Temperature 0: the same test
-    Source: Narasimhan et al. 2405.19261
-    """
-
-    name: ClassVar[str] = "diff"
-    trade: ClassVar[str] = "keeps the draft where the expert is hardly surer than the drafter"
-    dials: ClassVar[Mapping[str, Dial]] = {"alpha": Dial(-1, 1)}
-    ends: ClassVar[tuple[float, float]] = (-1.0, 1.0)
-    example: ClassVar[str] = "0.1"
+    name = "diff"
+    trade = "keeps the draft where the expert is hardly surer than the drafter"
+    dials = Dials(alpha=Dial(-1, 1))
+    example = "0.1"
+    lossless = "alpha -1"
+    keeps_every_draft = "alpha 1"
+    at_temperature_0 = "the same test"
+    source = "Narasimhan et al. 2405.19261"
 
     def defer(self, evidence: Evidence) -> Mask:
         return evidence.drafter_max < evidence.expert_max - self.alpha
@@ -118,19 +102,16 @@ class Diff(AlphaRule):
 
 @dataclass(frozen=True)
 class DiffLog(AlphaRule):
-    """Defer iff H(q) > H(p) + alpha, H being the entropy in nats.
+    """Defer iff H(q) > H(p) + alpha, H being the entropy in nats."""
 
-    Lossless: alpha below -log n_vocab
-    Keeps every draft: alpha at log n_vocab or above
-    Temperature 0: the same test
-    Source: Narasimhan et al. 2405.19261
-    """
-
-    name: ClassVar[str] = "diff_log"
-    trade: ClassVar[str] = "like diff, comparing the doubt of both models by their whole distributions"
-    dials: ClassVar[Mapping[str, Dial]] = {"alpha": ANY}
-    ends: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
-    example: ClassVar[str] = "0.2"
+    name = "diff_log"
+    trade = "like diff, comparing the doubt of both models by their whole distributions"
+    dials = Dials(alpha=ANY)
+    example = "0.2"
+    lossless = "alpha below -log n_vocab"
+    keeps_every_draft = "alpha at log n_vocab or above"
+    at_temperature_0 = "the same test"
+    source = "Narasimhan et al. 2405.19261"
 
     def defer(self, evidence: Evidence) -> Mask:
         return evidence.drafter_entropy > evidence.expert_entropy + self.alpha
@@ -143,22 +124,18 @@ class Opt(AlphaRule):
     Deferring costs one rejection, which happens with probability TV: more disagreement means *less* deferral.
 
     The optimal rule for whole positions compares the expected losses of both models, which are not known. This is the paper's plug-in
-    estimate of it: 1 - max q and 1 - max p stand for these losses. So it is as good as both models' confidence, and a rule for single
-    tokens can do better.
-
-    Lossless: alpha to minus infinity
-    Keeps every draft: alpha to infinity
-    Temperature 0: diff: where the two tokens differ, TV is 1
-    Source: Narasimhan et al. 2405.19261, the plug-in estimate of its optimal rule for whole positions
+    estimate: 1 - max q and 1 - max p stand for these losses. So the rule is only as good as both models' confidence, and a rule for
+    single tokens can do better.
     """
 
-    name: ClassVar[str] = "opt"
-    trade: ClassVar[str] = (
-        "like diff, and forgives more where deferring costs a rejection: an estimate of the paper's optimal rule for whole places"
-    )
-    dials: ClassVar[Mapping[str, Dial]] = {"alpha": ANY}
-    ends: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
-    example: ClassVar[str] = "0.2"
+    name = "opt"
+    trade = "like diff, and forgives more where deferring costs a rejection: an estimate of the paper's optimal rule for whole places"
+    dials = Dials(alpha=ANY)
+    example = "0.2"
+    lossless = "alpha to minus infinity"
+    keeps_every_draft = "alpha to infinity"
+    at_temperature_0 = "diff: where the two tokens differ, TV is 1"
+    source = "Narasimhan et al. 2405.19261, the plug-in estimate of its optimal rule for whole positions"
 
     def defer(self, evidence: Evidence) -> Mask:
         return evidence.drafter_max < evidence.expert_max - self.alpha * evidence.tv
@@ -168,19 +145,17 @@ class Opt(AlphaRule):
 class OptLog(AlphaRule):
     """Defer iff H(q) > H(p) + alpha * TV(q, p), H being the entropy in nats.
 
-    H(q) estimates the expected logarithmic loss, as 1 - max q in ``opt`` does the expected 0-1 loss.
-
-    Lossless: alpha to minus infinity
-    Keeps every draft: alpha to infinity
-    Temperature 0: diff_log: where the two tokens differ, TV is 1
-    Source: Narasimhan et al. 2405.19261
+    H(q) estimates the expected logarithmic loss, as 1 - max q in ``opt`` estimates the expected 0-1 loss.
     """
 
-    name: ClassVar[str] = "opt_log"
-    trade: ClassVar[str] = "like opt, comparing the doubt of both models by their whole distributions"
-    dials: ClassVar[Mapping[str, Dial]] = {"alpha": ANY}
-    ends: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
-    example: ClassVar[str] = "0.4"
+    name = "opt_log"
+    trade = "like opt, comparing the doubt of both models by their whole distributions"
+    dials = Dials(alpha=ANY)
+    example = "0.4"
+    lossless = "alpha to minus infinity"
+    keeps_every_draft = "alpha to infinity"
+    at_temperature_0 = "diff_log: where the two tokens differ, TV is 1"
+    source = "Narasimhan et al. 2405.19261"
 
     def defer(self, evidence: Evidence) -> Mask:
         return evidence.drafter_entropy > evidence.expert_entropy + self.alpha * evidence.tv
@@ -188,19 +163,16 @@ class OptLog(AlphaRule):
 
 @dataclass(frozen=True)
 class Fuzzy(AlphaRule):
-    """Defer iff JS(q, p) >= alpha, the Jensen-Shannon divergence of the sampling distributions in nats.
+    """Defer iff JS(q, p) >= alpha, the Jensen-Shannon divergence of the sampling distributions in nats."""
 
-    Lossless: alpha 0
-    Keeps every draft: alpha log 2, but where the two share no token
-    Temperature 0: strict: two different tokens share nothing, JS is log 2
-    Source: Holsman et al. 2502.20704 (Fuzzy Speculative Decoding)
-    """
-
-    name: ClassVar[str] = "fuzzy"
-    trade: ClassVar[str] = "keeps the draft where the two models agree in their distributions"
-    dials: ClassVar[Mapping[str, Dial]] = {"alpha": Dial(0, math.log(2), "a number from 0 to log 2 = 0.6931")}
-    ends: ClassVar[tuple[float, float]] = (0.0, math.log(2))
-    example: ClassVar[str] = "0.2"
+    name = "fuzzy"
+    trade = "keeps the draft where the two models agree in their distributions"
+    dials = Dials(alpha=Dial(0, math.log(2), "a number from 0 to log 2 = 0.6931"))
+    example = "0.2"
+    lossless = "alpha 0"
+    keeps_every_draft = "alpha log 2, but where the two share no token"
+    at_temperature_0 = "strict: two different tokens share nothing, JS is log 2"
+    source = "Holsman et al. 2502.20704 (Fuzzy Speculative Decoding)"
 
     def defer(self, evidence: Evidence) -> Mask:
         return evidence.js >= self.alpha

@@ -1,11 +1,11 @@
-"""Every method by its name: what the command line, YAML, Python and result files write as one line of text.
+"""Every method by its name, and how one line of text names it on the command line, in YAML, in Python and in result files.
 
     token_v3:0.3                                    a name, and its dials with commas
     token_v3:0.3+strict_first:8+thinking:opt:0.5    with a strict beginning, and another rule inside <think>...</think>
     budget:0.02,diff                                a fidelity budget, moving another rule than its own
     my_rules:Digits(0.3)                            the user's own: a module, and a class or function in it that makes a rule
 
-Also the public :func:`target_probs`. Knows nothing of models or files but calibrations.
+The public :func:`target_probs` is here too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .routes import Route
 from .rule import Decision, Method, Rule
 from .user_rule import CUSTOM, CustomRule, CustomTarget, custom_rule
 
-#: By name, in the order in which docs and command line list them.
+#: By name, in the order of docs and command line.
 RULES: dict[str, type[Rule]] = {
     rule.name: rule
     for rule in (
@@ -58,70 +58,75 @@ ROUTES: dict[str, type[Route]] = {
     route.name: route for route in (routes.ChowSum, routes.ChowAverage, routes.ChowQuantile, routes.Margin, Calibrated)
 }
 METHODS: Mapping[str, type[Method]] = {**RULES, **ROUTES}
-#: Characters of a rule that is written as text: a long path has room.
+#: The longest text of a rule in characters, which has room for a long path.
 LONGEST = 10_000
-#: Where neither the user nor models.yaml names one.
+#: The rule where neither the user nor models.yaml names one.
 DEFAULT = token_rules.TokenV3(0.3)
 
-#: The user's own rule, but for the parentheses.
+#: A user's own rule without its parentheses.
 _CALLED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(?=\(|$)")
-_GUARD = re.compile(r"\+(strict_first|thinking):")
+_COMBINED = re.compile(r"\+(strict_first|thinking):")
 
 
 def parse(spec: str | Method) -> Method:
-    """``"token_v3:0.3"`` -> ``TokenV3(0.3)``; a method is returned as it is. Raises SettingError with what is known and allowed.
+    """Return the method that a text names: ``"token_v3:0.3"`` -> ``TokenV3(0.3)``.
 
-    An object of another kind that has ``defer`` or ``target`` is taken as the user's own rule.
+    A method is returned as it is. Another object with ``defer`` or ``target`` is the user's own rule. Raises SettingError, which lists
+    what is known and allowed.
     """
-    if isinstance(spec, (CustomRule, CustomTarget, combined.Guarded)) or type(spec) in METHODS.values():
+    if isinstance(spec, (CustomRule, CustomTarget, combined.RegionalRule)) or type(spec) in METHODS.values():
         return spec  # type: ignore[return-value]
     if not isinstance(spec, str):
         kind = type(spec)
-        said = f"{kind.__qualname__}(...)" if kind.__repr__ is object.__repr__ else repr(spec)  # not an address in memory
-        return custom_rule(spec, origin=f"{kind.__module__}:{said}")
+        text = f"{kind.__qualname__}(...)" if kind.__repr__ is object.__repr__ else repr(spec)  # not an address in memory
+        return custom_rule(spec, origin=f"{kind.__module__}:{text}")
     if len(spec) > LONGEST:
-        raise SettingError(f"rule {spec[:40]!r}... has {len(spec)} characters; at most {LONGEST} are read")
-    first, *guarded = _GUARD.split(spec)
+        raise SettingError(f"rule {spec[:40]!r}... has {len(spec)} characters; at most {LONGEST} are allowed")
+    first, *rest = _COMBINED.split(spec)
     method = _parse_one(first, spec)
-    if not guarded:
+    if not rest:
         return method
-    found = dict(zip(guarded[0::2], guarded[1::2]))
-    if 2 * len(found) < len(guarded):
-        raise SettingError(f"rule {spec!r}: strict_first and thinking may each stand once")
-    return guard(method, found.get("strict_first", 0), found.get("thinking"))
+    parts = dict(zip(rest[0::2], rest[1::2]))
+    if 2 * len(parts) < len(rest):
+        raise SettingError(f"rule {spec!r}: strict_first and thinking may each occur once")
+    return combine(method, parts.get("strict_first", 0), parts.get("thinking"))
 
 
-def guard(rule: str | Method, strict_first: object, thinking: str | Method | None) -> Method:
-    """``rule`` with a strict beginning and another rule for thinking; itself where both are off. Raises SettingError."""
+def combine(rule: str | Method, strict_first: object, thinking: str | Method | None) -> Method:
+    """Return ``rule`` with a strict beginning and another rule for thinking; itself where both are off. Raises SettingError."""
     if isinstance(strict_first, str):
         if not re.fullmatch("[0-9]{1,9}", strict_first):
             raise SettingError(f"strict_first is {strict_first!r:.40}; it must be a whole number, 0 or more")
         strict_first = int(strict_first)
     outer, inner = parse(rule), None if thinking is None else parse(thinking)
     if not strict_first and inner is None:
-        combined.Guarded.dials["strict_first"].check("strict_first", strict_first)
+        combined.RegionalRule.dials["strict_first"].check("strict_first", strict_first)
         return outer
     for method in (outer, inner):
-        if isinstance(method, combined.Guarded):
-            raise SettingError(f"strict_first and a thinking rule are in the rule {str(method)!r} already; give them there or beside it")
+        if isinstance(method, combined.RegionalRule):
+            raise SettingError(
+                f"strict_first and a thinking rule are in the rule {str(method)!r} already; give them in the rule or as settings"
+            )
         if method is not None and not method.in_blocks:
-            raise SettingError(f"strict_first and a thinking rule go with rules that are settled block by block, and {method} is not one")
-    return combined.Guarded(outer, strict_first, inner)  # type: ignore[arg-type]
+            raise SettingError(
+                f"strict_first and a thinking rule need rules that verify blocks of drafts, and {method} does not; choose another"
+            )
+    return combined.RegionalRule(outer, strict_first, inner)  # type: ignore[arg-type]
 
 
 def with_dial(method: Method, value: float) -> Method:
-    """The method with its first dial, mostly called alpha, at another value. Raises SettingError for one without, or outside its range."""
-    if isinstance(method, combined.Guarded):
+    """Return the method with its first dial, mostly alpha, at another value. Raises SettingError for no dial or a value out of range."""
+    if isinstance(method, combined.RegionalRule):
         return replace(method, rule=with_dial(method.rule, value))  # type: ignore[arg-type]  # a rule stays a rule
     dials = list(method.dials)
     if not dials:
-        raise SettingError(f"rule {method} has no alpha or other dial to turn; choose one that has, such as '{DEFAULT}'")
+        raise SettingError(f"rule {method} has no alpha or other dial; choose a rule that has one, such as '{DEFAULT}'")
     return replace(method, **{dials[0]: value})  # type: ignore[type-var]  # all methods are dataclasses
 
 
 def is_custom(spec: str) -> bool:
-    """Whether a line of text names the user's own code."""
-    return bool(CUSTOM.search(spec[:LONGEST]))  # a longer one is refused before it is read
+    """Return whether a line of text names the user's own code."""
+    return bool(CUSTOM.search(spec[:LONGEST]))  # parse refuses a longer one
 
 
 def _parse_one(text: str, spec: str) -> Method:
@@ -129,13 +134,13 @@ def _parse_one(text: str, spec: str) -> Method:
         return custom_rule(text, origin=text)
     name, colon, dials = text.partition(":")
     if name not in METHODS and (called := _CALLED.match(text)):
-        raise SettingError(f"rule {spec!r}: a rule of your own is written with both its parentheses, such as '{called[0]}()'")
+        raise SettingError(f"rule {spec!r}: a rule of your own needs both its parentheses, such as '{called[0]}()'")
     if name not in METHODS:
         close = difflib.get_close_matches(name, METHODS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise SettingError(
             f"unknown rule {spec!r}; {hint}a rule of your own is written package.module:Name(...); known are "
-            f"{', '.join(map(usage, METHODS.values()))}; 'speccascade rules' tells what each does"
+            f"{', '.join(map(usage, METHODS.values()))}; 'speccascade rules' shows what each does"
         )
     method = METHODS[name]
     allowed = _fields(method)
@@ -167,34 +172,33 @@ def _range(method: type[Method], dial: str) -> str:
 
 
 def _fields(method: type[Method]) -> list[Field[Any]]:
-    """What is written after the name."""
+    """Return the fields that are written after the name."""
     return [field for field in fields(method) if field.init]  # type: ignore[arg-type]  # all methods are dataclasses
 
 
 def usage(method: type[Method]) -> str:
-    """How a method is written, with its dials in capitals: ``chow:ALPHA``."""
+    """Return how a method is written, with its dials in capitals: ``chow:ALPHA``."""
     dials = ",".join(field.name.upper() for field in _fields(method))
     return f"{method.name}:{dials}" if dials else method.name
 
 
 def examples() -> Iterable[str]:
-    """One line of text for each method that needs no file, with typical dials."""
+    """Yield one line of text for each method that needs no file, with typical dials."""
     for method in METHODS.values():
         if method is not Calibrated:
             yield f"{method.name}:{method.example}" if method.example else method.name
 
 
 def describe(method: type[Method]) -> dict[str, str]:
-    """One row of the table of methods: how it is written, what it does, its range, both ends, temperature 0, its source."""
-    documented = method.documented()
+    """Return one row of the table of methods, by the titles of its columns."""
     return {
         "method": usage(method),
-        "what it does": documented["summary"],
+        "what it does": " ".join((method.__doc__ or "").partition("\n\n")[0].split()),
         "range": "; ".join(f"{name}: {dial.allowed()}" for name, dial in method.dials.items()) or "–",
-        "lossless": documented["Lossless"],
-        "keeps every draft": documented["Keeps every draft"],
-        "at temperature 0": documented["Temperature 0"],
-        "source": documented["Source"],
+        "lossless": method.lossless,
+        "keeps every draft": method.keeps_every_draft,
+        "at temperature 0": method.at_temperature_0,
+        "source": method.source,
     }
 
 
@@ -209,11 +213,26 @@ def target_probs(
     min_p: float = Sampler.min_p,
     top_n_sigma: float = Sampler.top_n_sigma,
 ) -> Float:
-    """The exact distribution π of the token that ``rule`` emits at a drafted position, given both models' raw logits.
+    """Return the exact distribution π of the token that a rule emits at a drafted position.
 
-    Both arrays are [k, n_vocab] (or [n_vocab], read as k = 1); the result is [k, n_vocab] float64 with rows that sum to 1. Each row
-    stands for itself: a rule that looks at its past sees none. Raises SettingError for an unknown rule, one that has no target at a
-    single position (whole-answer cascades, fly), a value out of range, or arrays of different or unusable shape.
+    Each row stands alone: a rule that looks at its own past sees none.
+
+    Args:
+        rule: A rule as text or as an object.
+        drafter_logits: The drafter's raw logits, [k, n_vocab], or [n_vocab] for k = 1.
+        expert_logits: The expert's raw logits, of the same shape.
+        temperature: 0 for the greedy token.
+        top_k: Keep this many tokens; 0 for all.
+        top_p: Keep the most probable tokens up to this mass.
+        min_p: Drop tokens below this share of the largest probability.
+        top_n_sigma: Drop tokens more than this many standard deviations below the largest logit; 0 for none.
+
+    Returns:
+        float64, [k, n_vocab]; each row sums to 1.
+
+    Raises:
+        SettingError: The rule is unknown or has no target at a single position (whole-answer cascades, fly), a value is out of range,
+            or the arrays differ in shape or cannot be used.
     """
     method = parse(rule)
     if not isinstance(method, Rule):

@@ -1,7 +1,7 @@
-"""One reply in the making: the decoding loop with text, account and statistics around it, as chunks.
+"""One reply: the decoding loop with text, fidelity and statistics around it, as chunks.
 
-Chooses the loop that a method needs: blocks (decoding/loop.py), single tokens or whole answers (rules/routes.py). Knows nothing of how calls
-take turns, and leaves both sessions fit for the next one after every chunk.
+:class:`_ReplyMaker` chooses the loop that the method needs: blocks (decoding/loop.py), single tokens (decoding/token_loop.py) or whole
+answers (rules/routes.py). After every chunk both sessions are fit for the next call.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import astuple, dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from ..common.errors import SettingError
-from ..common.sequences import shared_prefix_length
 from ..decoding.audit import Audit
 from ..decoding.auto_length import AutoLength
 from ..decoding.draft import Session
 from ..decoding.fidelity import Distribution, Entry
 from ..decoding.generation import Generation
 from ..decoding.history import AcceptanceHistory
-from ..decoding.lengths import LengthPolicy
-from ..decoding.loop import Block, decode
+from ..decoding.loop import Block, BlockLoop
 from ..decoding.ngram import NgramIndex, NgramSession
 from ..decoding.overlap import wait_for
 from ..decoding.profile import Profile
@@ -35,21 +34,30 @@ from ..rules.position_rules import Never, Strict
 from ..rules.routes import Route, Signals, TokenCascade
 from ..rules.rule import Method, Rule
 from ..tokens.grammar import Grammar
+from ..tokens.prompt import shared_prefix_length
 from ..tokens.shaping import ForbiddenIds, Shaper
 from ..tokens.text_stream import TextStream
 from ..tokens.vocabulary import Vocabulary
 from .reply import Candidate, Chunk, Logprobs, Token
 from .settings import Settings
 
-#: Tokens per block where no expert checks them, so that their number is of no consequence.
+#: Tokens per block where no expert checks them, so that their number does not matter.
 UNCHECKED_BLOCK = 5
 
 
 @dataclass(eq=False)
 class LoadedPair:
-    """What a reply is made with: the sessions, the expert's tokenizer, and what is known about lengths.
+    """What a reply is made with.
 
-    profile: of drafter and expert; None as long as nobody has asked for automatic lengths. learnt: by rule and temperature; start: what it was when the pair was loaded.
+    Attributes:
+        drafter: its session.
+        expert: its session.
+        tokenizer: the expert's, which serves both.
+        vocabulary: the texts of the ids.
+        profile: seconds of both models; None until a call asks for automatic lengths.
+        start: the histories of acceptance when the pair was loaded, by rule and temperature.
+        learnt: the same histories as they are now.
+        index: guesses from the text.
     """
 
     drafter: Session
@@ -64,21 +72,21 @@ class LoadedPair:
     def __post_init__(self) -> None:
         self.learnt = deepcopy(self.start)
 
-    def beside(self, sessions: Mapping[str, LlamaSession]) -> LoadedPair:
-        """The same models with other timelines, by role. What it learns is its own, beginning with what was known when loading."""
+    def with_sessions(self, sessions: Mapping[str, LlamaSession]) -> LoadedPair:
+        """Return the same models with other timelines, by role. Its histories are its own, and begin as when the pair was loaded."""
         drafter = sessions.get("drafter") or NgramSession(self.expert.n_vocab, self.expert.n_ctx)
         return replace(self, drafter=drafter, expert=sessions["expert"], index=NgramIndex())
 
     @property
     def sessions(self) -> list[Session]:
-        """All timelines."""
+        """Both timelines."""
         return [self.drafter, self.expert]
 
     @property
     def rollbacks(self) -> Rollbacks:
-        """What going back has cost all models so far."""
-        spent = [session.rollbacks for session in self.sessions if isinstance(session, LlamaSession)]
-        return Rollbacks(*(sum(figures) for figures in zip(*map(astuple, spent))))
+        """What rollbacks have cost both models so far."""
+        costs = [session.rollbacks for session in self.sessions if isinstance(session, LlamaSession)]
+        return Rollbacks(*(sum(figures) for figures in zip(*map(astuple, costs))))
 
 
 def answer(
@@ -92,34 +100,39 @@ def answer(
     unwanted: Callable[[], bool] = lambda: False,
     cold: bool | None = None,
 ) -> Iterator[Chunk | None]:
-    """Continue ``ids``, chunk by chunk; None for a block that shows nothing yet, because it is not decided who answers.
+    """Continue ``ids``, chunk by chunk; None for a block that shows nothing yet, because it is undecided who answers.
 
-    grammar: that of the settings, where it is compiled already; else it is compiled before this returns. The rest is done when the first
-    chunk is asked for. unwanted: asked while a grammar works whether the caller has given up. cold: keep of the caches only what
-    a cold reading would have written; None: where the settings name a seed. Raises SettingError and UnwantedError.
+    The grammar is compiled before this returns; the rest is done when the first chunk is asked for.
+
+    Args:
+        pair: the loaded pair.
+        ids: the prompt.
+        settings: how the reply is made.
+        method: what these settings ask for on this pair.
+        seed: of the random numbers.
+        grammar: the settings' own, where it is compiled already.
+        unwanted: asked, while a grammar compiles, whether the caller has given up.
+        cold: use of the caches only what a cold prefill would have written; None: where the settings name a seed.
+
+    Raises:
+        SettingError: the grammar or an id is wrong.
+        UnwantedError: the caller has given up.
     """
-    n_vocab = pair.expert.n_vocab
-    unended = _forbid_end(pair, settings)
-    constraint = grammar or compile_grammar(settings, pair.tokenizer, n_vocab, unwanted) or unended
-    shaper = Shaper(n_vocab, ids, settings.penalties, constraint)
-    cold = settings.seed is not None if cold is None else cold
-    audit = Audit(ids, settings.sampler, shaper, settings.wanted) if settings.audit and settings.wanted else None
-    if isinstance(method, Route):
-        chunks = _route(pair, ids, settings, method, seed, shaper, audit, cold)
-    else:
-        assert isinstance(method, Rule)
-        chunks = (chunk for chunk, _ in _decode(pair, ids, settings, method, seed, shaper, audit, cold))
-    return chunks if audit is None else _audit(pair, chunks, audit)
+    constraint = grammar or compile_grammar(settings, pair.tokenizer, pair.expert.n_vocab, unwanted) or _forbid_end(pair, settings)
+    shaper = Shaper(pair.expert.n_vocab, ids, settings.penalties, constraint)
+    audit = Audit(ids, settings.sampler, shaper, settings.recording) if settings.audit and settings.recording else None
+    maker = _ReplyMaker(pair, ids, settings, seed, shaper, audit, settings.seed is not None if cold is None else cold)
+    return maker.chunks(method)
 
 
 def compile_grammar(settings: Settings, tokenizer: Tokenizer, n_vocab: int, unwanted: Callable[[], bool]) -> Grammar | None:
-    """The grammar that the settings name, ready for one reply; None without one. Raises SettingError and UnwantedError."""
+    """Return the grammar of the settings, ready for one reply; None without one. Raises SettingError and UnwantedError."""
     source = settings.constraint
     return None if source is None else Grammar(tokenizer.for_grammars, source, n_vocab, unwanted)
 
 
 def _forbid_end(pair: LoadedPair, settings: Settings) -> ForbiddenIds | None:
-    """What keeps the reply from ending, if anything; never beside a grammar, see runtime/settings.py. Raises SettingError."""
+    """Return what keeps the reply from ending, if anything; never used with a grammar, see settings.py. Raises SettingError."""
     n_vocab, own = pair.expert.n_vocab, settings.stop_token_ids
     if own and max(own) >= n_vocab:
         raise SettingError(f"stop_token_ids names token id {max(own)}; the ids that both models have are 0 to {n_vocab - 1}")
@@ -129,147 +142,164 @@ def _forbid_end(pair: LoadedPair, settings: Settings) -> ForbiddenIds | None:
     return ForbiddenIds(n_vocab, early=[*ends, *own], least=settings.min_tokens, always=ends if settings.ignore_eos else ())
 
 
-def _ends(pair: LoadedPair, settings: Settings) -> Callable[[int], bool]:
-    """Whether an id ends this reply."""
-    own = frozenset(settings.stop_token_ids)
-    return (lambda token: token in own or pair.tokenizer.is_end(token)) if own else pair.tokenizer.is_end
+@dataclass(frozen=True, eq=False)
+class _ReplyMaker:
+    """Makes one reply; its fields are what each of its steps needs."""
 
+    pair: LoadedPair
+    ids: list[int]
+    settings: Settings
+    seed: int
+    shaper: Shaper
+    audit: Audit | None
+    cold: bool
 
-def _decode(
-    pair: LoadedPair, ids: list[int], settings: Settings, rule: Rule, seed: int, shaper: Shaper, audit: Audit | None, cold: bool
-) -> Iterator[tuple[Chunk, Block]]:
-    """The loop with text around it."""
-    stats = Stats(prompt_tokens=len(ids))
-    text = TextStream(pair.tokenizer.piece, _ends(pair, settings), settings.stop, partial(pair.tokenizer.piece, special=True))
-    shared = {session: roll_back_to_prefix(session, ids, cold=cold) for session in pair.sessions}
-    stats.cached_tokens = shared[pair.expert if rule.asks_expert else pair.drafter]
-    before = pair.rollbacks
-    for block in _blocks(pair, list(ids), settings, rule, seed, shaper, text, stats, len(ids) - 1 if cold else None):
-        if audit is not None:
-            audit.keep(block)
-        if block.finish_reason is not None:
-            text.finish()
-        now = pair.rollbacks
-        stats.replayed, stats.checkpoints = now.replayed - before.replayed, now.saved - before.saved
-        stats.rollback_s = now.seconds - before.seconds
-        yield _chunk(pair, block, text, stats, rule, seed), block
+    def chunks(self, method: Method) -> Iterator[Chunk | None]:
+        """Yield the chunks of the reply; see :func:`answer`."""
+        if isinstance(method, Route):
+            chunks = self._route(method)
+        else:
+            assert isinstance(method, Rule)
+            chunks = (chunk for chunk, _ in self._decode(method))
+        return chunks if self.audit is None else self._with_audit(chunks, self.audit)
 
+    def _decode(self, rule: Rule) -> Iterator[tuple[Chunk, Block]]:
+        """Run the loop with text around it."""
+        pair, settings, tokenizer = self.pair, self.settings, self.pair.tokenizer
+        stats = Stats(prompt_tokens=len(self.ids))
+        text = TextStream(tokenizer.piece, self._is_end, settings.stop, partial(tokenizer.piece, special=True))
+        cached = {session: roll_back_to_prefix(session, self.ids, cold=self.cold) for session in pair.sessions}
+        stats.cached_tokens = cached[pair.expert if rule.asks_expert else pair.drafter]
+        before = pair.rollbacks
+        for block in self._blocks(rule, text, stats):
+            if self.audit is not None:
+                self.audit.keep(block)
+            if block.finish_reason is not None:
+                text.finish()
+            now = pair.rollbacks
+            stats.replayed, stats.checkpoints = now.replayed - before.replayed, now.saved - before.saved
+            stats.rollback_s = now.seconds - before.seconds
+            yield self._chunk(block, text, stats, rule), block
 
-def _blocks(
-    pair: LoadedPair,
-    tokens: list[int],
-    settings: Settings,
-    rule: Rule,
-    seed: int,
-    shaper: Shaper,
-    text: TextStream,
-    stats: Stats,
-    unread: int | None,
-) -> Iterator[Block]:
-    generation = Generation(tokens, settings.sampler, np.random.default_rng(seed), _ends(pair, settings), shaper)
-    if isinstance(rule, TokenCascade):
-        return token_cascade(
+    def _blocks(self, rule: Rule, text: TextStream, stats: Stats) -> Iterator[Block]:
+        pair, settings = self.pair, self.settings
+        generation = Generation(list(self.ids), settings.sampler, np.random.default_rng(self.seed), self._is_end, self.shaper)
+        common: dict[str, Any] = {"max_tokens": settings.max_tokens, "stops": text.feed, "stats": stats, "recording": settings.recording}
+        if isinstance(rule, TokenCascade):
+            return token_cascade(generation, pair.drafter, pair.expert, rule=rule, **common)
+        lengths = self._lengths(rule)
+        return BlockLoop(
             generation,
             pair.drafter,
             pair.expert,
             rule=rule,
-            max_tokens=settings.max_tokens,
-            stops=text.feed,
-            stats=stats,
-            wanted=settings.wanted,
+            block_size=UNCHECKED_BLOCK if settings.block_size == "auto" and not rule.asks_expert else settings.longest_block,
+            verification=settings.verification,
+            bonus=settings.bonus,
+            vocabulary=pair.vocabulary,
+            lengths=lengths,
+            index=None if lengths is None else pair.index,
+            **common,
+        ).decode()
+
+    def _is_end(self, token: int) -> bool:
+        return token in self.settings.stop_token_ids or self.pair.tokenizer.is_end(token)
+
+    def _lengths(self, rule: Rule) -> AutoLength | None:
+        """Return what decides how long drafts are; None where that is fixed."""
+        pair, settings = self.pair, self.settings
+        if settings.block_size != "auto" or not rule.asks_expert:
+            return None
+        assert pair.profile is not None
+        key = f"{rule} at temperature {settings.temperature:g}"
+        # A seed repeats an answer, whatever was asked since the pair was loaded.
+        histories = pair.learnt if settings.seed is None else deepcopy({key: pair.start[key]} if key in pair.start else {})
+        return AutoLength(
+            pair.profile,
+            histories.setdefault(key, AcceptanceHistory()),
+            has_drafter=not (isinstance(pair.drafter, NgramSession) and isinstance(rule, Strict)),
+            prompt=len(self.ids) - 1 if self.cold else None,
         )
-    pace, index = _lengths(pair, settings, rule, unread)
-    block_size = UNCHECKED_BLOCK if settings.block_size == "auto" and not rule.asks_expert else settings.longest_block
-    return decode(
-        generation,
-        pair.drafter,
-        pair.expert,
-        rule=rule,
-        block_size=block_size,
-        max_tokens=settings.max_tokens,
-        stops=text.feed,
-        stats=stats,
-        verification=settings.verification,
-        bonus=settings.bonus,
-        wanted=settings.wanted,
-        vocabulary=pair.vocabulary,
-        pace=pace,
-        index=index,
-    )
 
+    def _with_audit(self, chunks: Iterator[Chunk | None], audit: Audit) -> Iterator[Chunk | None]:
+        """Yield the chunks, and a last one with the fidelity of all tokens; None after each batch that the expert reads for it."""
+        tokens: list[Token] = []
+        for chunk in chunks:
+            tokens += chunk.tokens if chunk is not None else ()
+            if chunk is None or chunk.finish_reason is None or not audit.due:
+                yield chunk
+                continue
+            yield replace(chunk, finish_reason=None)
+            stats = replace(chunk.stats)
+            for entries in audit.entries(self.pair.expert, stats):
+                for place, entry in entries.items():
+                    tokens[place] = self._with_entry(tokens[place], entry)
+                yield None
+            yield replace(chunk, tokens=(), stats=stats, audited=tuple(tokens))
 
-def _lengths(pair: LoadedPair, settings: Settings, rule: Rule, unread: int | None) -> tuple[LengthPolicy | None, NgramIndex | None]:
-    """Who decides how long the drafts are, and the index that guesses come from."""
-    if settings.block_size != "auto" or not rule.asks_expert:
-        return None, None
-    assert pair.profile is not None
-    key = f"{rule} at temperature {settings.temperature:g}"
-    learnt = pair.learnt
-    if settings.seed is not None:  # a seed repeats an answer, whatever was asked in between
-        learnt = {key: deepcopy(pair.start[key])} if key in pair.start else {}
-    pace = AutoLength(
-        pair.profile,
-        learnt.setdefault(key, AcceptanceHistory()),
-        has_drafter=not (isinstance(pair.drafter, NgramSession) and isinstance(rule, Strict)),
-        prompt=unread,
-    )
-    return pace, pair.index
-
-
-def _audit(pair: LoadedPair, chunks: Iterator[Chunk | None], audit: Audit) -> Iterator[Chunk | None]:
-    """All text as it comes, and behind it a last chunk with the complete account; None after each batch that the expert has read for it."""
-    tokens: list[Token] = []
-    for chunk in chunks:
-        tokens += chunk.tokens if chunk is not None else ()
-        if chunk is None or chunk.finish_reason is None or not audit.due:
-            yield chunk
-            continue
-        yield replace(chunk, finish_reason=None)
-        stats = replace(chunk.stats)
-        for entries in audit.entries(pair.expert, stats):
-            for place, entry in entries.items():
-                tokens[place] = _token_of(tokens[place], entry, pair.vocabulary)
+    def _route(self, route: Route) -> Iterator[Chunk | None]:
+        """Yield the drafter's whole answer or, where its score is too low, the expert's, with statistics of both."""
+        chunks: list[Chunk] = []
+        signals: list[Signals] = []
+        drafting = replace(self, settings=replace(self.settings, block_size=self.settings.block_size or UNCHECKED_BLOCK))
+        for chunk, block in drafting._decode(Never()):
+            chunks.append(chunk)
+            signals.append(Signals.of(chunk.token_ids, block.draft.rows))
             yield None
-        yield replace(chunk, tokens=(), stats=stats, audited=tuple(tokens))
-
-
-def _route(
-    pair: LoadedPair, ids: list[int], settings: Settings, route: Route, seed: int, shaper: Shaper, audit: Audit | None, cold: bool
-) -> Iterator[Chunk | None]:
-    """The drafter's whole answer, or, where its score is too low, the expert's; its statistics then tell of the drafter too."""
-    chunks: list[Chunk] = []
-    signals: list[Signals] = []
-    drafting = replace(settings, block_size=settings.block_size or UNCHECKED_BLOCK)
-    for chunk, block in _decode(pair, ids, drafting, Never(), seed, shaper, audit, cold):
-        chunks.append(chunk)
-        signals.append(Signals.of(chunk.token_ids, block.draft.rows))
-        yield None
-    score = route.score(Signals.join(signals))
-    wasted = chunks[-1].stats
-    if score >= route.threshold:
-        for chunk in chunks:  # nothing was to be seen before the whole answer was there
-            stats = replace(chunk.stats, wall_s=wasted.wall_s, ttft_s=wasted.wall_s)
+        score = route.score(Signals.join(signals))
+        spent = chunks[-1].stats
+        if score >= route.threshold:
+            for chunk in chunks:  # none of it could be shown before the whole answer was there
+                yield replace(chunk, stats=replace(chunk.stats, wall_s=spent.wall_s, ttft_s=spent.wall_s), rule=route, confidence=score)
+            return
+        if self.audit is not None:
+            self.audit.clear()
+        alone = replace(self, settings=replace(self.settings, block_size=0), audit=None)
+        for chunk, _ in alone._decode(Strict()):
+            stats = replace(
+                chunk.stats,
+                drafter_calls=spent.drafter_calls,
+                draft_s=spent.draft_s,
+                verify_s=spent.verify_s + chunk.stats.verify_s,
+                wall_s=spent.wall_s + chunk.stats.wall_s,
+                ttft_s=spent.wall_s + chunk.stats.ttft_s,
+            )
             yield replace(chunk, stats=stats, rule=route, confidence=score)
-        return
-    if audit is not None:
-        audit.clear()
-    alone = replace(settings, block_size=0)
-    for chunk, _ in _decode(pair, ids, alone, Strict(), seed, shaper, None, cold):
-        stats = replace(
-            chunk.stats,
-            drafter_calls=wasted.drafter_calls,
-            draft_s=wasted.draft_s,
-            verify_s=wasted.verify_s + chunk.stats.verify_s,
-            wall_s=wasted.wall_s + chunk.stats.wall_s,
-            ttft_s=wasted.wall_s + chunk.stats.ttft_s,
+
+    def _chunk(self, block: Block, text: TextStream, stats: Stats, rule: Rule) -> Chunk:
+        verdict = block.verdict
+        pieces = text.pieces[len(text.pieces) - len(verdict.token_ids) :]
+        tokens = [Token(*fields) for fields in zip(verdict.token_ids, pieces, verdict.origins)]
+        if verdict.dropped_ids:
+            dropped = b"".join(map(self.pair.tokenizer.piece, verdict.dropped_ids))
+            tokens[-1] = tokens[-1]._replace(dropped=dropped.decode(errors="replace"))
+        if verdict.entries:
+            tokens = list(map(self._with_entry, tokens, verdict.entries))
+        return Chunk(tuple(tokens), block.finish_reason, replace(stats), rule, self.seed)
+
+    def _with_entry(self, token: Token, entry: Entry) -> Token:
+        return token._replace(
+            tv=entry.tv,
+            expert_logprob=entry.expert_logprob,
+            drafter_logprob=entry.drafter_logprob,
+            logprobs=self._logprobs(entry.logprobs),
+            expert_logprobs=self._logprobs(entry.expert),
+            drafter_logprobs=self._logprobs(entry.drafter),
         )
-        yield replace(chunk, stats=stats, rule=route, confidence=score)
+
+    def _logprobs(self, distribution: Distribution | None) -> Logprobs | None:
+        if distribution is None:
+            return None
+        pieces = [(token, self.pair.vocabulary.pieces[token], logprob) for token, logprob in distribution.top]
+        top = (Candidate(token, piece.decode(errors="replace"), piece, logprob) for token, piece, logprob in pieces)
+        return Logprobs(distribution.logprob, tuple(top))
 
 
 def roll_back_to_prefix(session: Session, ids: list[int], *, cold: bool = False) -> int:
-    """Keep what the session holds of ``ids``, all but the last, which must be evaluated anew. Returns how much needs no reading again.
+    """Roll the session back to what it shares with ``ids`` except the last, which must be evaluated again.
 
-    cold: keep only what an empty cache would come to hold too, to the bit, so that the rows do not depend on earlier calls.
+    With ``cold`` only what a cold prefill would have written stays, to the bit, so that rows do not depend on earlier calls. Returns the
+    number of tokens that need no reading again.
     """
     wait_for(session)
     shared = shared_prefix_length(session.tokens, ids[:-1])
@@ -277,34 +307,3 @@ def roll_back_to_prefix(session: Session, ids: list[int], *, cold: bool = False)
         shared = session.aligned(shared)
     session.roll_back(shared)
     return shared - (session.missing if isinstance(session, LlamaSession) else 0)
-
-
-def _chunk(pair: LoadedPair, block: Block, text: TextStream, stats: Stats, rule: Rule, seed: int) -> Chunk:
-    verdict = block.verdict
-    pieces = text.pieces[len(text.pieces) - len(verdict.token_ids) :]
-    tokens = [Token(*fields) for fields in zip(verdict.token_ids, pieces, verdict.origins)]
-    if verdict.dropped_ids:
-        dropped = b"".join(map(pair.tokenizer.piece, verdict.dropped_ids))
-        tokens[-1] = tokens[-1]._replace(dropped=dropped.decode(errors="replace"))
-    if verdict.entries:
-        tokens = [_token_of(token, entry, pair.vocabulary) for token, entry in zip(tokens, verdict.entries)]
-    return Chunk(tuple(tokens), block.finish_reason, replace(stats), rule, seed)
-
-
-def _token_of(token: Token, entry: Entry, vocabulary: Vocabulary) -> Token:
-    return token._replace(
-        tv=entry.tv,
-        expert_logprob=entry.expert_logprob,
-        drafter_logprob=entry.drafter_logprob,
-        logprobs=_name_ids(entry.logprobs, vocabulary),
-        expert_logprobs=_name_ids(entry.expert, vocabulary),
-        drafter_logprobs=_name_ids(entry.drafter, vocabulary),
-    )
-
-
-def _name_ids(distribution: Distribution | None, vocabulary: Vocabulary) -> Logprobs | None:
-    if distribution is None:
-        return None
-    pieces = [(token, vocabulary.pieces[token], logprob) for token, logprob in distribution.top]
-    top = (Candidate(token, piece.decode(errors="replace"), piece, logprob) for token, piece, logprob in pieces)
-    return Logprobs(distribution.logprob, tuple(top))

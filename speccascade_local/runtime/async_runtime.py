@@ -1,10 +1,10 @@
-"""A runtime for an event loop, and for a thread that wants to go on: replies are made by a thread of its own.
+"""A runtime for an event loop, or for a thread that must not wait: a thread of its own makes the replies.
 
     async for chunk in AsyncRuntime(runtime).stream("Once upon a time"):
         print(chunk.text, end="")
 
-The loop is never waited in: chunks wake it. Without an event loop, :meth:`AsyncRuntime.start` gives a reply that can be read and cancelled
-from any thread, and calls back with each chunk. Knows nothing of how replies are made.
+Chunks wake the loop, which never blocks. Without an event loop, :meth:`AsyncRuntime.start` returns a reply that any thread can read and
+cancel, and calls back with each chunk.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from ..common.errors import SessionError
 from .pending_reply import PendingReply
 from .reply import Chunk, Reply
 from .runtime import Question, Runtime
-from .settings import Settings
+from .settings import Settings, settings_with
 
 
 class AsyncRuntime:
-    """Replies of one runtime, one after the other in the order they were asked for. Use it as a context manager, or close it.
+    """Makes the replies of one runtime one after the other, in the order of the calls. Use it as a context manager, or close it.
 
-    While it works nobody else should ask the runtime, which the caller closes. Forking a process that has loaded models leaves the child
-    without llama.cpp's threads: start processes by "spawn", and load there.
+    While it works, use the runtime only through it; the caller closes the runtime. A fork of a process that has loaded models has none of
+    llama.cpp's threads: start processes with "spawn", and load there.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -38,49 +38,61 @@ class AsyncRuntime:
     def start(
         self,
         prompt: Question,
+        settings: Settings | None = None,
         *,
         on_chunk: Callable[[Chunk], None] | None = None,
         timeout_s: float | None = None,
-        **chosen: Any,
+        **overrides: Any,
     ) -> PendingReply:
-        """Ask, and return at once. A text or ids are continued, a list of messages is answered.
+        """Ask, and return at once.
 
-        on_chunk: called with each chunk, in the thread that makes it. timeout_s: waiting included. The other keywords are those of
-        :class:`~speccascade_local.runtime.settings.Settings`, wrong ones of which are refused here (SettingError); a bad prompt is told to whoever
-        reads. Raises SessionError when closed.
+        Args:
+            prompt: a text or ids to continue, or a list of messages to answer.
+            settings: how the reply is made; None for the defaults.
+            on_chunk: called with each chunk, in the thread that makes it.
+            timeout_s: seconds, waiting included.
+            overrides: fields of :class:`~speccascade_local.Settings`, in place of those of ``settings``.
+
+        Raises:
+            SettingError: a wrong setting. A bad prompt is raised to the reader instead.
+            SessionError: this object is closed.
         """
-        settings, pending = Settings(**chosen), PendingReply(timeout_s=timeout_s, on_chunk=on_chunk)
+        settings, pending = settings_with(settings, overrides), PendingReply(timeout_s=timeout_s, on_chunk=on_chunk)
         if self._closed:
-            raise SessionError("this AsyncRuntime is closed; make another one of the same runtime")
+            raise SessionError("this AsyncRuntime is closed; make a new one from the same runtime")
         self._asked.add(pending)
         self._pool.submit(self._make, pending, prompt, settings)
         return pending
 
-    async def stream(self, prompt: Question, *, timeout_s: float | None = None, **chosen: Any) -> AsyncIterator[Chunk]:
-        """Chunk by chunk. Leaving the loop early, or cancelling the task, ends the decoding within one block."""
-        pending = self.start(prompt, timeout_s=timeout_s, **chosen)
+    async def stream(
+        self, prompt: Question, settings: Settings | None = None, *, timeout_s: float | None = None, **overrides: Any
+    ) -> AsyncIterator[Chunk]:
+        """Yield chunk after chunk. Leaving the loop early, or cancelling the task, ends the decoding within one block."""
+        pending = self.start(prompt, settings, timeout_s=timeout_s, **overrides)
         try:
             async for chunk in pending:
                 yield chunk
         finally:
             pending.cancel()  # now, and not when the inner generator is collected
 
-    async def generate(self, prompt: Question, *, timeout_s: float | None = None, **chosen: Any) -> Reply:
-        """The whole reply."""
-        pending = self.start(prompt, timeout_s=timeout_s, **chosen)
+    async def generate(
+        self, prompt: Question, settings: Settings | None = None, *, timeout_s: float | None = None, **overrides: Any
+    ) -> Reply:
+        """Return the whole reply."""
+        pending = self.start(prompt, settings, timeout_s=timeout_s, **overrides)
         async for _ in pending:
             pass
         return pending.reply()
 
     def close(self) -> None:
-        """Cancel what was asked for, and wait for the block that is being made. Harmless when repeated."""
+        """Cancel all replies, and wait for the block that is being decoded. Harmless when repeated."""
         self._closed = True
         for pending in list(self._asked):
             pending.cancel()
         self._pool.shutdown(wait=True)
 
     async def aclose(self) -> None:
-        """Like :meth:`close`, without waiting in the loop."""
+        """Close without blocking the loop."""
         await asyncio.to_thread(self.close)
 
     async def __aenter__(self) -> AsyncRuntime:
@@ -98,7 +110,7 @@ class AsyncRuntime:
     def _make(self, pending: PendingReply, prompt: Question, settings: Settings) -> None:
         try:
             if not pending.should_stop:
-                pending.follow(self._runtime.stream(self._runtime.transcript_of(prompt).ids, **vars(settings)))
+                pending.follow(self._runtime.stream(self._runtime.transcript_of(prompt).ids, settings))
         except BaseException as error:
             pending.end(error)
         finally:

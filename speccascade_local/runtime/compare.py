@@ -1,7 +1,4 @@
-"""The same question asked several ways over one loaded pair, so that the ways can be seen side by side.
-
-Every arm starts with cold caches. Knows nothing of how the result is shown.
-"""
+"""Asks one question in several ways of one loaded pair. Each arm starts with cold caches."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from .reply import Reply
 from .runtime import Runtime
 from .settings import DEFAULTS, BlockSize, Settings
 
-#: Rules are compared at the same length of drafts.
+#: Drafted tokens per block, the same for all arms.
 BLOCK_SIZE = 5
 #: The rule of the paper, shown beside the pair's own.
 PAPER_RULE = Opt(0.2)
@@ -33,7 +30,7 @@ DEFAULT_THRESHOLD = 0.9
 
 @dataclass(frozen=True)
 class Row:
-    """One arm's answer. wall_s: median over the repetitions, in seconds; speedup: against the expert alone of the same run."""
+    """One arm's answer. ``wall_s``: median over the repetitions, in seconds. ``speedup``: relative to the expert alone of the same run."""
 
     name: str
     reply: Reply
@@ -43,18 +40,18 @@ class Row:
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens of the answer per second of wall time."""
+        """Tokens per second of wall time."""
         return self.reply.stats.tokens / self.wall_s
 
     def as_dict(self) -> dict[str, Any]:
-        """For result files."""
+        """Return the fields of a result file."""
         measured = {"wall_s": self.wall_s, "tokens_per_s": self.tokens_per_s, "speedup": self.speedup}
         more = {"dropped": dropped_pairs(self.reply), "block_size": self.block_size}
         return {"arm": self.name, **self.reply.as_dict(), **more, **measured}
 
 
 def dropped_pairs(reply: Reply) -> list[tuple[str, str]]:
-    """What was drafted and thrown away, with the word that stands there instead."""
+    """Return each rejected rest of a draft, with the word that replaced it."""
     pairs = []
     for i, token in enumerate(reply.tokens):
         if token.dropped is not None:
@@ -64,8 +61,8 @@ def dropped_pairs(reply: Reply) -> list[tuple[str, str]]:
 
 
 def few_arms(settings: Settings, rule: Method, threshold: float) -> dict[str, Settings]:
-    """Drafter, expert, sequential cascade, speculative decoding and speculative cascade, by name."""
-    cascades = dict.fromkeys([rule, PAPER_RULE])  # once each, should they be the same
+    """Return drafter, expert, sequential cascade, speculative decoding and speculative cascade, by name."""
+    cascades = dict.fromkeys([rule, PAPER_RULE])
     return {
         **_alone(settings),
         "sequential cascade": _by(settings, Margin(threshold)),
@@ -75,11 +72,11 @@ def few_arms(settings: Settings, rule: Method, threshold: float) -> dict[str, Se
 
 
 def all_arms(settings: Settings, rule: Method) -> dict[str, Settings]:
-    """Every method but ``calibrated``, which needs a file, with its typical dials, and the variations of speculative decoding.
+    """Return every method with its typical dials except ``calibrated``, which needs a file, and variants of speculative decoding.
 
-    ``min-p`` is the control: truncation by itself sharpens a text and can look like the gain of a lossy rule (arXiv 2607.26627), so
-    the expert alone and speculative decoding are also asked under min-p 1 - alpha, alpha being token_v3's. Rules that mean nothing
-    under these settings are left out, such as fly above temperature 0.
+    ``min-p`` is the control. Truncation alone sharpens a text and can look like the gain of a lossy rule (arXiv 2607.26627). So the expert
+    alone and speculative decoding also answer under min-p 1 - alpha, with token_v3's alpha. Rules that these settings exclude are omitted,
+    such as fly above temperature 0.
     """
     control = 1 - max(rule.alpha if isinstance(rule, TokenV3) else registry.DEFAULT.alpha, 0.0)
     arms = {
@@ -113,7 +110,7 @@ def _alone(settings: Settings) -> dict[str, Settings]:
 
 
 def _by(settings: Settings, method: Method, **changes: Any) -> Settings:
-    """The settings with another method; a strict beginning and a thinking rule go only where blocks are settled."""
+    """Return the settings with another method; a strict beginning and a thinking rule only where it works in blocks."""
     guards = {} if method.in_blocks else {"strict_first": DEFAULTS.strict_first, "thinking_rule": DEFAULTS.thinking_rule}
     return replace(settings, **{"rule": method, **guards, **changes})
 
@@ -126,17 +123,23 @@ def compare(
     repeat: int,
     on_step: Callable[[float], None] = lambda fraction: None,
 ) -> list[Row]:
-    """Answer ``prompt`` in every way of ``arms``, which must hold an "expert alone" to compare with.
+    """Answer ``prompt`` in every way of ``arms``, and return a row for each.
 
-    The arms take turns ``repeat`` times, so that a slow moment of the machine does not fall on one of them; ``on_step`` is told the
-    fraction done.
+    The arms take turns, so that a slow moment of the machine does not hit only one of them.
+
+    Args:
+        runtime: the pair.
+        prompt: a text or ids.
+        arms: settings by name; must include "drafter alone" and "expert alone".
+        repeat: answers per arm.
+        on_step: called with the progress, 0..1.
     """
-    for warm_up in ("drafter alone", "expert alone"):  # the first evaluations of a process are slow; they count for nobody
-        runtime.generate(prompt, **vars(replace(arms[warm_up], max_tokens=2)))
+    for warm_up in ("drafter alone", "expert alone"):  # the first evaluations of a process are slow, so they do not count
+        runtime.generate(prompt, replace(arms[warm_up], max_tokens=2))
     replies: dict[str, list[Reply]] = {name: [] for name in arms}
     for turn, name in enumerate(name for _ in range(repeat) for name in arms):
         runtime.reset()
-        replies[name].append(runtime.generate(prompt, **vars(arms[name])))
+        replies[name].append(runtime.generate(prompt, arms[name]))
         on_step((turn + 1) / (repeat * len(arms)))
     walls = {name: median(reply.stats.wall_s for reply in answers) for name, answers in replies.items()}
     return [Row(name, replies[name][0], each.block_size, walls[name], walls["expert alone"] / walls[name]) for name, each in arms.items()]

@@ -1,7 +1,4 @@
-"""Files -> a loaded pair: which two, whether they fit, how much context, and who frees them if anything fails.
-
-Knows nothing of how replies are made.
-"""
+"""Loads a pair: which files, whether they fit, how much context, and what is freed if anything fails."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import CatalogError, ModelLoadError, SettingError
+from ..common.files import expand_user
 from ..common.validation import whole_number
 from ..decoding.ngram import NgramSession
 from ..llama.context import MAX_TIMELINES, LlamaContext
@@ -34,6 +32,7 @@ from ..models.placement import DEFAULT_CONTEXT, QUANTIZED, Placement
 from ..models.source import NGRAM
 from ..rules import registry
 from ..rules.rule import Method
+from ..tokens.sampler import keep_freed_pages
 from .runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -59,23 +58,33 @@ def load(
 ) -> Runtime:
     """Load a pair: by name from ``models.yaml`` (None: the bundled one), or by the paths of two GGUF files.
 
-    drafter: may be ``"ngram"``: no second model, drafts are copied from the text.
-    models: a ``models.yaml`` to look in first. n_ctx: tokens that all contexts hold (default: 4096, or what all models were trained for).
-    n_threads: default what is fastest (1 for tiny models). placement: layers on the GPU, devices, type of the caches, adapters, for all
-    models or by role. check_memory: refuse before loading what does not fit what is free. rule: in place of the pair's own. profile:
-    measure now how fast the models are on this machine, or read it where that was done before; False puts it off until automatic lengths
-    need it. learnt: what :meth:`Runtime.learnt` of an earlier runtime gave. timelines: how many texts the models have room for at once, of
-    ``n_ctx`` tokens each, for :meth:`Runtime.shared`; their caches take so many times the memory. on_progress: called with (
-    "drafter", "expert" or "profile", 0..1). allow_code: run code that a ``models.yaml`` names as a pair's rule, and use the machines of its
-    ``rpc``, also where the file is not the user's own. exact: the expert's rows are the same to the bit in batches and alone, so that under
-    ``strict`` at temperature 0 drafts change no token of its text; its batches are slower, and loading takes a while longer.
+    Args:
+        pair: a name; None for the bundled pair, unless two files are given.
+        drafter: a file, or ``"ngram"``: no second model, drafts are copied from the text.
+        expert: a file.
+        models: a ``models.yaml`` to look in first.
+        n_ctx: tokens that both contexts hold; default 4096, or what both models were trained for.
+        n_threads: default what is fastest (1 for tiny models).
+        placement: layers on the GPU, devices, cache types and adapters, for both models or by role.
+        check_memory: refuse before loading what does not fit the free memory.
+        rule: in place of the pair's own.
+        profile: measure now how fast the models are on this machine, or read an earlier measurement; False waits until automatic lengths
+            need it.
+        learnt: what :meth:`Runtime.learnt` of an earlier runtime returned.
+        timelines: how many texts of ``n_ctx`` tokens the models hold at once, for :meth:`Runtime.shared`; multiplies the caches' memory.
+        on_progress: called with "drafter", "expert" or "profile", and the progress, 0..1.
+        allow_code: run code that a ``models.yaml`` names as a pair's rule, and use the machines of its ``rpc``, even where the file is not
+            the user's own.
+        exact: make the expert's rows equal to the bit in batches and alone, so that under ``strict`` at temperature 0 drafts change no
+            token of its text. Batches are slower, and loading takes longer.
 
-    Raises CatalogError, ModelLoadError, PairError, SettingError or SessionError; whatever was loaded by then is freed.
+    Raises:
+        CatalogError, ModelLoadError, PairError, SettingError, SessionError: what was loaded until then is freed.
     """
     chosen = choose(pair, drafter, expert, models)
     require_allowed(chosen, allow_code, rule, placement)
     own = registry.parse(rule) if rule else _own_rule(chosen)  # refused before anything is loaded
-    known = read_histories(learnt or {})
+    histories = read_histories(learnt or {})
     if n_threads is not None:
         whole_number("n_threads (--threads)", n_threads, 1, 1024)
     whole_number("timelines", timelines, 1, MAX_TIMELINES)
@@ -88,20 +97,20 @@ def load(
         return model
 
     def open_session(role: str, model: LlamaModel) -> LlamaSession:
-        kept = snapshots(role)
-        context = LlamaContext(model, n_ctx=size, n_threads=n_threads, n_timelines=timelines, n_snapshots=kept)
+        context = LlamaContext(model, n_ctx=size, n_threads=n_threads, n_timelines=timelines, n_snapshots=snapshots(role))
         resources.callback(context.close)
         return LlamaSession(context, n_vocab=n_vocab)
 
+    keep_freed_pages()
     with ExitStack() as resources:  # frees in the order contexts, models, if anything below fails
         opened = {role: open_model(role, path) for role, path in chosen.files.items()}
-        judge = opened["expert"].tokenizer
-        others = {role: model.tokenizer for role, model in opened.items() if role != "expert"}
-        names = {"drafter": "drafter", "small": "small model"}
-        n_vocab = min((shared_vocab_size(each, judge, names[role]) for role, each in others.items()), default=judge.n_vocab)
+        expert_tokenizer = opened["expert"].tokenizer
+        n_vocab = expert_tokenizer.n_vocab
+        if "drafter" in opened:
+            n_vocab = shared_vocab_size(opened["drafter"].tokenizer, expert_tokenizer)
         sessions = {role: open_session(role, model) for role, model in opened.items()}
         drafting = sessions["drafter"] if "drafter" in sessions else NgramSession(n_vocab, size)
-        runtime = Runtime(chosen, own, drafting, sessions["expert"], resources.pop_all(), known)
+        runtime = Runtime(chosen, own, drafting, sessions["expert"], resources.pop_all(), histories)
     try:
         if profile:
             runtime.profile(on_step=(lambda fraction: on_progress("profile", fraction)) if on_progress else lambda _: None)
@@ -119,26 +128,26 @@ def _plan(
     timelines: int,
     exact: bool,
 ) -> tuple[dict[str, Placement], int]:
-    """How each model is loaded, and with how much context: tried without weights first, so that what cannot work ends here.
+    """Return how each model is loaded, and the size of the contexts. A dry run without weights refuses here what cannot work.
 
     Raises ModelLoadError and SettingError.
     """
-    files, wanted = pair.files, placements_of(pair, placement)
+    files, given = pair.files, placements_of(pair, placement)
     if exact:
-        wanted["expert"] = replace(wanted["expert"], exact=True)
+        given["expert"] = replace(given["expert"], exact=True)
     askable = n_ctx if isinstance(n_ctx, int) and n_ctx >= 1 else None
-    there = (*devices(), *connect(wanted["expert"].rpc))
-    models = plan_models(files, n_ctx=askable, placements={role: replace(each, rpc=()) for role, each in wanted.items()})
+    there = (*devices(), *connect(given["expert"].rpc))
+    models = plan_models(files, n_ctx=askable, placements={role: replace(each, rpc=()) for role, each in given.items()})
     for model in models.values():
         if model.refused:
             raise ModelLoadError(f"{model.path}: {model.refused}; choose a model that writes from left to right")
     shortest, trained = min(((role, model.n_ctx_train) for role, model in models.items()), key=lambda each: each[1])
     most = f", which is what the models were trained for (pair {pair.name}: its {shortest} for {trained})"
     size = min(DEFAULT_CONTEXT, trained) if n_ctx is None else whole_number("n_ctx (--ctx)", n_ctx, 1, trained, most)
-    if wanted.get("drafter", Placement()).cache_type in QUANTIZED:
-        log.warning("a quantized cache of the drafter can halve how many of its tokens are kept; f16 costs little memory there")
+    if given.get("drafter", Placement()).cache_type in QUANTIZED:
+        log.warning("a quantized cache of the drafter can halve how many of its tokens are accepted; f16 costs little memory there")
     layers = {role: layers_of(path) for role, path in files.items()} if any(device.is_gpu for device in there) else {}
-    placements = choose_layers(wanted, models, layers, size, there, timelines)
+    placements = choose_layers(given, models, layers, size, there, timelines)
     if check_memory:
         counts = {role: gpu_layers(placement) for role, placement in placements.items()}
         needs = {role: memory_need(model, size, layers.get(role), counts[role], timelines) for role, model in models.items()}
@@ -147,40 +156,40 @@ def _plan(
 
 
 def placements_of(pair: Pair, given: Placement | Mapping[str, Placement] | None) -> dict[str, Placement]:
-    """How each model is wanted: as given, for all or by role, and where that says nothing as ``models.yaml`` says. Raises SettingError."""
+    """Return the placement of each model: as given, for both or by role, else as ``models.yaml`` says. Raises SettingError."""
     usual = Placement()
     wanted = given if isinstance(given, Mapping) else dict.fromkeys(pair.files, given or usual)
     if unknown := wanted.keys() - {"drafter", "expert"}:
         raise SettingError(f"placement names the role {min(unknown)!r:.40}; roles are drafter and expert")
-    found = {}
+    placements = {}
     for role, source in pair.models.items():
         names = ("gpu_layers", "device", "cache_type", "lora")
-        said: dict[str, Any] = {name: getattr(source, name) for name in names} | {"rpc": pair.rpc if role == "expert" else ()}
+        named: dict[str, Any] = {name: getattr(source, name) for name in names} | {"rpc": pair.rpc if role == "expert" else ()}
         own = wanted.get(role, usual)
-        open_to = {name for name, value in said.items() if value not in (None, ()) and getattr(own, name) == getattr(usual, name)}
-        found[role] = replace(own, **{name: said[name] for name in open_to})
-    if any(placement.rpc for role, placement in found.items() if role != "expert"):
-        raise SettingError("rpc is given to a model that drafts; only the expert's layers are worth the way to another machine")
-    return found
+        open_to = {name for name, value in named.items() if value not in (None, ()) and getattr(own, name) == getattr(usual, name)}
+        placements[role] = replace(own, **{name: named[name] for name in open_to})
+    if any(placement.rpc for role, placement in placements.items() if role != "expert"):
+        raise SettingError("rpc is given for the drafter; only the expert's layers are worth sending to another machine")
+    return placements
 
 
 def require_allowed(pair: Pair, allow_code: bool, rule: str | Method | None, placement: Placement | Mapping[str, Placement] | None) -> None:
-    """Refuse what the pair's file may not ask for, unless it is allowed or the caller named something else in its place.
+    """Refuse code and machines that the pair's file names, unless they are allowed or the caller replaces them.
 
-    Raises CatalogError with the file and the line, and how to allow it.
+    Raises CatalogError with the file, the line, and how to allow it.
     """
     expert = placement.get("expert") if isinstance(placement, Mapping) else placement
     replaced = {"code": bool(rule), "rpc": bool(expert and expert.rpc)}
     for name, demand in pair.demands.items():
         if not (allow_code or replaced[name]):
             raise CatalogError(
-                f"{demand:.500}; a file that is not your own may not: allow it by --allow-code (in Python allow_code=True), "
-                f"or put the pair into {catalog.users_own()}"
+                f"{demand:.500}; only your own file may do that: allow it with --allow-code (in Python allow_code=True), "
+                f"or put the pair into {catalog.user_file()}"
             )
 
 
 def _own_rule(pair: Pair) -> Method:
-    """The pair's own; one of the user's code is looked for beside the file that names it too."""
+    """Return the pair's own rule. The folder of the file that names it is searched for the user's code too."""
     if pair.rule is None or pair.source is None:
         return registry.DEFAULT
     beside = str(pair.source.parent.resolve())
@@ -204,9 +213,9 @@ def choose(
     *,
     complete: bool = True,
 ) -> Pair:
-    """The pair that :func:`load` would load for these arguments. Raises SettingError and CatalogError.
+    """Return the pair that :func:`load` would load for these arguments. Raises SettingError and CatalogError.
 
-    complete: False for whoever can do with a pair whose files are not all there.
+    With ``complete`` all its files must exist.
     """
     chosen = _choose_pair(pair, drafter, expert, models)
     if complete:
@@ -225,9 +234,9 @@ def _choose_pair(
             return catalog.default()
         return catalog.find(catalog.BUNDLED_PAIR if pair is None else pair, models)
     if drafter is None or expert is None:
-        raise SettingError("a drafter file needs an expert file and the other way round; name both, or a pair")
+        raise SettingError("a drafter file needs an expert file, and vice versa; name both, or a pair")
     if pair is not None or models is not None:
-        raise SettingError("two files were named, and a pair or a models.yaml too; name one or the other")
+        raise SettingError("two files were named, and a pair or a models.yaml as well; name one or the other")
     if str(expert) == NGRAM:
-        raise SettingError("the expert is 'ngram', which copies and knows nothing; only the drafter may be")
-    return Pair("custom", Path(os.path.expanduser(drafter)), Path(os.path.expanduser(expert)))
+        raise SettingError("the expert is 'ngram', which only copies; only the drafter may be")
+    return Pair("custom", expand_user(drafter), expand_user(expert))

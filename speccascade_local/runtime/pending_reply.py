@@ -1,7 +1,7 @@
-"""A reply that another thread makes: read from a thread or from an event loop, and cancelled from anywhere.
+"""A reply that another thread makes: a thread or an event loop reads it, and any thread cancels it.
 
-Whoever makes it puts chunks in and asks between blocks whether to stop. Nothing is lost and nobody waits for a slow reader: chunks are kept
-until the object goes, and each reading begins with the first. Knows nothing of models, and of chunks only that they join to a reply.
+The maker puts chunks in, and asks between blocks whether to stop. It never waits for a slow reader: the chunks stay until the object is
+freed, and each reading begins with the first.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from .reply import Chunk, Reply
 
 
 class PendingReply:
-    """Iterate over it, by ``for`` in a thread or by ``async for`` in an event loop, for the chunks as they come.
+    """A reply in progress. Iterate over it, with ``for`` in a thread or ``async for`` in an event loop, for the chunks as they come.
 
-    timeout_s: seconds from now, after which it fails with EngineTimeoutError. on_chunk: called with each chunk by the thread that makes it.
-    An iteration ends behind the last chunk, raises what went wrong, and after :meth:`cancel` simply ends.
+    An iteration ends after the last chunk, raises what went wrong, and simply ends after :meth:`cancel`.
+
+    Args:
+        timeout_s: seconds from now until it fails with EngineTimeoutError.
+        on_chunk: called with each chunk by the thread that makes it.
     """
 
     def __init__(self, *, timeout_s: float | None = None, on_chunk: Callable[[Chunk], None] | None = None) -> None:
@@ -38,25 +41,25 @@ class PendingReply:
 
     @property
     def done(self) -> bool:
-        """Whether nothing will come any more, and nobody works on it."""
+        """Whether no more chunks come, and no thread works on it."""
         return self._ended
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody has cancelled it."""
+        """Whether it was cancelled."""
         return self._cancelled
 
     def cancel(self) -> None:
-        """End it: readers at once, the decoding within one block. Harmless when repeated, or too late; from any thread."""
+        """End it: readers at once, the decoding within one block. Any thread may call it; harmless when repeated or late."""
         if not self._is_whole:
             self._cancelled = True
-            self._tell()
+            self._notify()
 
     def __iter__(self) -> Iterator[Chunk]:
         read = 0
         while True:
             with self._changed:
-                self._changed.wait_for(partial(self._has_news, read), self._left_s())
+                self._changed.wait_for(partial(self._has_news, read), self._seconds_left())
             self.expire()
             fresh = self._chunks[read:]
             yield from fresh
@@ -65,11 +68,11 @@ class PendingReply:
                 return
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
-        """Like ``__iter__``; the loop is only ever woken, never waited in. A reader that goes away early cancels the reply."""
+        """Yield the chunks without blocking the loop. A reader that leaves early cancels the reply."""
         loop, woken, read = asyncio.get_running_loop(), asyncio.Event(), 0
 
         def wake() -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody reads any more
+            with suppress(RuntimeError):  # the loop is closed, so it has no reader
                 loop.call_soon_threadsafe(woken.set)
 
         self._listeners.append(wake)
@@ -78,7 +81,7 @@ class PendingReply:
                 woken.clear()
                 if not self._has_news(read):
                     with suppress(asyncio.TimeoutError):
-                        await asyncio.wait_for(woken.wait(), self._left_s())
+                        await asyncio.wait_for(woken.wait(), self._seconds_left())
                 self.expire()
                 for chunk in self._chunks[read:]:
                     read += 1
@@ -90,38 +93,38 @@ class PendingReply:
             self.cancel()
 
     def reply(self) -> Reply:
-        """Wait for all of it. Raises what went wrong, and SessionError where it was cancelled before anything came."""
+        """Wait for the whole reply. Raises what went wrong, and SessionError where it was cancelled before the first chunk."""
         if not list(self):
-            raise SessionError("the reply was cancelled before anything of it was made")
+            raise SessionError("the reply was cancelled before its first chunk")
         return self.reply_so_far
 
     @property
     def reply_so_far(self) -> Reply:
-        """What has come, which must be something."""
+        """The chunks so far, at least one, as a reply."""
         return Reply.of(list(self._chunks))
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until nobody works on it any more; whether that is so."""
+        """Wait until no thread works on it, and return whether that is so."""
         with self._changed:
             return self._changed.wait_for(lambda: self._ended, timeout_s)
 
-    # ------------------------------------------------------------------ for whoever makes it
+    # ------------------------------------------------------------------ for the maker
 
     @property
     def should_stop(self) -> bool:
-        """Whether nobody wants more of it: asked between blocks."""
+        """Whether no more of it is wanted; asked between blocks."""
         self.expire()
         return self._cancelled or self._ended
 
     def put(self, chunk: Chunk) -> None:
-        """One chunk more."""
+        """Add a chunk."""
         self._chunks.append(chunk)
         if self._on_chunk is not None:
             self._on_chunk(chunk)
-        self._tell()
+        self._notify()
 
     def follow(self, chunks: Iterator[Chunk | None]) -> None:
-        """Put in chunk after chunk, None being a block that shows nothing, until the last one, or until nobody wants more."""
+        """Add chunk after chunk until the last one, or until no more are wanted; None is a block that shows nothing."""
         while not self.should_stop:
             chunk = next(chunks)
             if chunk is not None:
@@ -130,19 +133,19 @@ class PendingReply:
                     return
 
     def end(self, error: BaseException | None = None) -> None:
-        """Nothing more will come. The first error counts."""
+        """End it. The first error counts."""
         self.error = self.error or error
         self._ended = True
-        self._tell()
+        self._notify()
 
     def expire(self) -> None:
-        """Fail if the time is over."""
+        """Fail if its time is over."""
         if self._deadline is not None and time.monotonic() >= self._deadline and not self._cancelled:
             why = f"no whole answer within {self.timeout_s:g} s, waiting included; allow more time or ask for fewer tokens"
             self.stop_for(EngineTimeoutError(why))
 
     def stop_for(self, error: BaseException) -> None:
-        """Cancel it, and tell its readers why."""
+        """Cancel it with an error for its readers."""
         if not self._is_whole:
             self.error = self.error or error
             self.cancel()
@@ -151,23 +154,23 @@ class PendingReply:
 
     @property
     def _is_whole(self) -> bool:
-        """Whether there is nothing left to cancel."""
+        """Whether nothing is left to cancel."""
         return self._ended or (bool(self._chunks) and self._chunks[-1].finish_reason is not None)
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         with self._changed:
             self._changed.notify_all()
         for listener in list(self._listeners):
             listener()
 
-    def _left_s(self) -> float | None:
+    def _seconds_left(self) -> float | None:
         return None if self._deadline is None or self._cancelled else max(0.0, self._deadline - time.monotonic())
 
     def _has_news(self, read: int) -> bool:
         return len(self._chunks) > read or self._ended or self._cancelled
 
     def _is_over(self, read: int) -> bool:
-        """Whether whoever has read so many chunks is at the end. Raises what went wrong."""
+        """Return whether a reader of ``read`` chunks is at the end. Raises what went wrong."""
         if not (self._ended or self._cancelled) or len(self._chunks) > read:
             return False
         if self.error is not None:

@@ -1,7 +1,7 @@
-"""A conversation on disk: messages, settings, the ids that were used, and what both caches held, so that it goes on without reading anew.
+"""Session files: a conversation with its messages, settings, ids and both KV caches, so that it continues without another prefill.
 
-Written whole or not at all, and read whole or not at all: a first line that names the kind, a header as JSON, the caches as they are, and a
-checksum of everything. Knows nothing of loaded models, only how their files are told apart.
+A file is written whole or not at all, and read whole or not at all: a first line with its kind, a header as JSON, the caches, and a
+checksum of everything.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ModelMark(BaseModel):
 
     @classmethod
     def of(cls, path: Path) -> ModelMark:
-        """That of a file. Raises CatalogError when it cannot be read any more."""
+        """Return the mark of a file. Raises CatalogError when it cannot be read."""
         try:
             return cls(name=path.name, fingerprint=fingerprint(path))
         except OSError as error:
@@ -50,7 +50,7 @@ class ModelMark(BaseModel):
 
 @dataclass(frozen=True)
 class SavedChat:
-    """A conversation as a value. settings: as JSON has them. forgotten: so many of the oldest turns are no longer part of the prompt."""
+    """A conversation as a value. ``settings``: as JSON has them. ``forgotten``: oldest turns that are no longer part of the prompt."""
 
     messages: list[dict[str, str]]
     system: str | None = None
@@ -69,7 +69,7 @@ class _Cache(BaseModel):
 
 
 class _Header(BaseModel):
-    """What stands before the caches."""
+    """The JSON before the caches."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -84,7 +84,7 @@ class _Header(BaseModel):
 
 
 def require_place(path: Path) -> None:
-    """Find out now whether a file can be written there. Raises CatalogError."""
+    """Check now that a file can be written there. Raises CatalogError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -94,38 +94,38 @@ def require_place(path: Path) -> None:
 
 
 def write(path: Path, chat: SavedChat) -> None:
-    """Put it into a file, in place of an older session. Raises CatalogError, and then the file is as it was."""
+    """Write the conversation to a file, in place of an older session. Raises CatalogError, and then the file is unchanged."""
     try:
         if path.exists() and path.stat().st_size and not _is_session(path):
-            raise CatalogError(f"{path}: there is such a file already, and it is no session; choose another name")
+            raise CatalogError(f"{path}: this file exists and is no session; choose another name")
         replace_file(path, _add_checksum(_content(chat)))
     except OSError as error:
         raise CatalogError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
 
 
 def read(path: Path) -> SavedChat:
-    """What is in a file. Raises CatalogError for one that is missing, cut off, damaged, of another kind or of a newer version."""
+    """Return the conversation in a file. Raises CatalogError for one that is missing, cut off, damaged, of another kind or newer."""
     try:
         with path.open("rb") as file:
             return _read(path, file, os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise CatalogError(f"{path}: cannot be read ({error.strerror}); give a file that /save or --session wrote") from error
     except MemoryError as error:
-        raise CatalogError(f"{path}: this machine has no memory for its caches; free some, or take another session") from error
+        raise CatalogError(f"{path}: this machine lacks the memory for its caches; free some, or use another session") from error
 
 
 def _read(path: Path, file: BinaryIO, size: int) -> SavedChat:
-    """Nothing is believed before the checksum is right, and nothing is set aside that the file does not have."""
+    """Read after checking the checksum, and allocate no more than the file holds."""
     begin = file.read(len(_MAGIC))
     if begin != _MAGIC:
         raise CatalogError(f"{path}: no session file: it begins with {begin!r}; give a file that /save or --session wrote")
-    damaged = CatalogError(f"{path}: cut off or damaged: the checksum does not fit its {size} bytes; take a copy of it that is whole")
+    damaged = CatalogError(f"{path}: cut off or damaged: the checksum does not fit its {size} bytes; use an intact copy")
     n_header, caches_at = int.from_bytes(file.read(_LENGTH_BYTES), "big"), len(_MAGIC) + _LENGTH_BYTES
     caches_at += n_header
     if caches_at + _SUM_BYTES > size or _checksum(file, size - _SUM_BYTES) != file.read():
         raise damaged
     if n_header > _MOST_HEADER:
-        raise CatalogError(f"{path}: {n_header} bytes stand before its caches; at most {_MOST_HEADER} are read; take another session")
+        raise CatalogError(f"{path}: {n_header} bytes stand before its caches; at most {_MOST_HEADER} are read; use another session")
     file.seek(caches_at - n_header)
     try:
         header = _Header.model_validate_json(file.read(n_header), strict=False)
@@ -145,7 +145,7 @@ def _read(path: Path, file: BinaryIO, size: int) -> SavedChat:
 
 
 def _checksum(file: BinaryIO, length: int) -> bytes:
-    """Of so many bytes from the beginning; the file is left behind them."""
+    """Return the SHA-256 of the first ``length`` bytes, and leave the file after them."""
     file.seek(0)
     digest = hashlib.sha256()
     while length and (piece := file.read(min(length, _PIECE))):
@@ -172,12 +172,12 @@ def _content(chat: SavedChat) -> Iterator[bytes]:
     )
     text = header.model_dump_json().encode()
     if len(text) > _MOST_HEADER:
-        raise CatalogError(f"this conversation is {len(text)} bytes long, and a session file has room for {_MOST_HEADER}; begin a new one")
+        raise CatalogError(f"this conversation is {len(text)} bytes long, and a session file holds {_MOST_HEADER}; begin a new one")
     yield from chain([_MAGIC, len(text).to_bytes(_LENGTH_BYTES, "big"), text], (cache.state for cache in chat.caches.values()))
 
 
 def _add_checksum(content: Iterator[bytes]) -> Iterator[bytes]:
-    """The same, and its checksum behind it."""
+    """Yield the content, and its checksum after it."""
     digest = hashlib.sha256()
     for piece in content:
         digest.update(piece)

@@ -1,8 +1,8 @@
-"""Several replies at once over the same models: what they want read at the moment goes into one batch of each context.
+"""Several replies at once over the same models: the tokens that they need evaluated now go into one batch of each context.
 
-Replies are made in threads of their own, by sessions that look like any others. Where one of them reads, its thread waits until the others
-want something too or have not come for a while; then one of the waiting threads evaluates for all, in common batches where these are
-cheaper than one after the other. Nothing here changes what a reply reads, only with whom. Knows nothing of pairs, rules or drafts.
+Each reply has a thread of its own, and a session that looks like any other. Where a session reads, its thread waits until the others
+request something too, or for ``PATIENCE_S``. Then one of the waiting threads evaluates for all, in common batches where these are cheaper
+than one after the other. Nothing here changes what a reply reads, only in which batch.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from ..llama.context import LlamaContext
 from ..llama.session import LlamaSession
 from ..tokens.sampler import Array
 
-#: What a batch of so many tokens takes.
+#: Returns the seconds of a batch by its number of tokens.
 Seconds = Callable[[int], float]
 
-#: So long the others wait for a reply that is at work between two readings, such as in a slow rule of the user's own.
+#: Seconds that the others wait for a participant that is busy between two reads, such as in a slow rule of the user's own.
 PATIENCE_S = 0.02
-#: After so many evaluations of cheaper models, as many as write a draft, whoever waits for a dearer one goes first.
+#: Evaluations of cheaper models, as many as write a draft, after which a request for a dearer one goes first.
 MOST_PASSED = 16
-#: Longer texts are read in such pieces, so that others get their turn, and their end, meanwhile.
+#: Tokens of a piece: longer texts are read in pieces, so that others get their turn, and a cancelled one ends.
 PIECE = 128
 
 
 class Participant:
-    """Where one reply at a time is made. stopped: asked between the pieces of a long text whether anybody still wants it."""
+    """A place for one reply at a time. ``stopped`` is asked, between the pieces of a long text, whether its caller has given up."""
 
     def __init__(self) -> None:
         self.stopped: Callable[[], bool] = lambda: False
@@ -46,96 +46,98 @@ def _silent_bell() -> threading.Lock:
 
 @dataclass(eq=False)
 class _Request:
-    """What one timeline is to read. held: how many tokens it stands for before. bell: released when there may be news."""
+    """What one timeline must read. ``held``: its tokens before. ``bell``: released when something may have changed."""
 
-    seat: Participant
+    participant: Participant
     context: LlamaContext
     part: Part
     held: int
     since: float = field(default_factory=time.monotonic)
-    passed: int = 0  # so many batches went before it
+    passed: int = 0  # batches that went before it
     rows: Array | None = None
     error: BaseException | None = None
     bell: threading.Lock = field(default_factory=_silent_bell)
 
     @property
-    def settled(self) -> bool:
+    def is_done(self) -> bool:
         return self.rows is not None or self.error is not None
 
 
 class _Work(NamedTuple):
-    """An evaluation: the wish of the thread that evaluates, and all wishes that it evaluates for."""
+    """An evaluation: the request of the thread that evaluates, and all requests that it evaluates."""
 
     by: _Request
-    wishes: list[_Request]
+    requests: list[_Request]
 
 
 class SharedBatches:
-    """Evaluates for all who share some contexts. No context is used by two threads at once.
+    """Evaluates for all participants that share some contexts. No context is used by two threads at once.
 
-    seconds: for each context, what a batch of so many tokens takes. The first context goes first: a drafter's, so that the expert then
-    finds all drafts ready. one_at_a_time: for contexts that compete for the same processor.
+    A thread that is interrupted anywhere removes its own request and nothing else: a request stays in the list until its own thread leaves,
+    and an evaluation counts only as long as the request of the thread that evaluates is in the list.
 
-    A thread that is interrupted anywhere takes its wish with it and nothing else: a wish stands in the list until its own thread leaves,
-    and an evaluation counts only as long as the wish of the thread that evaluates stands there.
+    Args:
+        seconds: for each context, the seconds of a batch. The first context goes first: a drafter's, so that the expert then finds all
+            drafts ready.
+        one_at_a_time: whether the contexts compete for the same processor.
     """
 
     def __init__(self, seconds: Mapping[LlamaContext, Seconds], *, one_at_a_time: bool = True) -> None:
         self._seconds, self._one_at_a_time = seconds, one_at_a_time
         self._lock = threading.Lock()
         self._work: dict[LlamaContext | None, _Work] = {}  # by context, or by None where there is one at a time
-        self._seats: set[Participant] = set()
-        self._wishes: dict[Timeline, _Request] = {}
+        self._participants: set[Participant] = set()
+        self._requests: dict[Timeline, _Request] = {}
 
     @contextmanager
-    def join_as(self, seat: Participant) -> Iterator[None]:
-        """A reply is made there: the others wait for what it wants to read."""
-        self._seats.add(seat)
+    def join_as(self, participant: Participant) -> Iterator[None]:
+        """Take part for one reply: the others wait for what it reads."""
+        self._participants.add(participant)
         try:
             yield
         finally:
-            self._seats.discard(seat)
+            self._participants.discard(participant)
             self._ring()
 
-    def read(self, seat: Participant, context: LlamaContext, part: Part) -> Array:
-        """As ``LlamaContext.evaluate`` for one part. The rows are the caller's own. What goes wrong is told to whose part it was."""
-        wish = _Request(seat, context, part, len(part.timeline.tokens))
+    def read(self, participant: Participant, context: LlamaContext, part: Part) -> Array:
+        """Evaluate one part as ``LlamaContext.evaluate`` does, and return rows of the caller's own. Raises only what concerns this part."""
+        request = _Request(participant, context, part, len(part.timeline.tokens))
         try:
-            self._wishes[part.timeline] = wish
+            self._requests[part.timeline] = request
             self._ring()
-            while not wish.settled:
-                if not self._evaluate_due(wish):
-                    wish.bell.acquire(timeout=PATIENCE_S)
+            while not request.is_done:
+                if not self._evaluate_due(request):
+                    request.bell.acquire(timeout=PATIENCE_S)
         finally:
-            self._wishes.pop(part.timeline, None)
+            self._requests.pop(part.timeline, None)
             self._ring()
-        if wish.error is not None:
-            raise wish.error
-        assert wish.rows is not None
-        return wish.rows
+        if request.error is not None:
+            raise request.error
+        assert request.rows is not None
+        return request.rows
 
     def _ring(self) -> None:
-        """Wake all who wait."""
+        """Wake all waiting threads."""
         with self._lock:
-            for wish in list(self._wishes.values()):
-                if wish.bell.locked():
-                    wish.bell.release()
+            for request in list(self._requests.values()):
+                if request.bell.locked():
+                    request.bell.release()
 
     def _evaluate_due(self, own: _Request) -> bool:
-        """Evaluate what is due, for all who want it, while others may come and wish. False where nothing is."""
+        """Evaluate what is due, for all that request it, while others may come. Returns False where nothing is due."""
         with self._lock:
             context = self._due()
             if context is None:
                 return False
             waiting = self._waiting()
-            wishes = [wish for wish in waiting if wish.context is context]
-            for wish in waiting:
-                wish.passed += wish.context is not context
+            requests = [request for request in waiting if request.context is context]
+            for request in waiting:
+                request.passed += request.context is not context
             place = self._place(context)
-            self._work[place] = work = _Work(own, wishes)
+            self._work[place] = work = _Work(own, requests)
         try:
-            for group in group_parts([len(wish.part.tokens) for wish in wishes], self._seconds[context]):
-                _evaluate(context, [wishes[at] for at in group])
+            for group in group_parts([len(request.part.tokens) for request in requests], self._seconds[context]):
+                _evaluate(context, [requests[at] for at in group])
                 self._ring()
         finally:
             with self._lock:
@@ -149,38 +151,38 @@ class SharedBatches:
 
     def _is_free(self, context: LlamaContext) -> bool:
         work = self._work.get(self._place(context))
-        return work is None or not self._stands(work.by)
+        return work is None or not self._is_current(work.by)
 
-    def _stands(self, wish: _Request) -> bool:
-        return self._wishes.get(wish.part.timeline) is wish
+    def _is_current(self, request: _Request) -> bool:
+        return self._requests.get(request.part.timeline) is request
 
     def _waiting(self) -> list[_Request]:
-        """Those that nobody evaluates, whoever came first in front."""
-        begun = [wish for work in self._work.values() if self._stands(work.by) for wish in work.wishes]
-        waiting = [wish for wish in list(self._wishes.values()) if not wish.settled and wish not in begun]
-        return sorted(waiting, key=lambda wish: wish.since)
+        """Return the requests that no thread evaluates, the oldest first."""
+        begun = [request for work in self._work.values() if self._is_current(work.by) for request in work.requests]
+        waiting = [request for request in list(self._requests.values()) if not request.is_done and request not in begun]
+        return sorted(waiting, key=lambda request: request.since)
 
     def _due(self) -> LlamaContext | None:
-        """Where to evaluate now, if anywhere."""
+        """Return the context to evaluate now, if any."""
         waiting = self._waiting()
-        wanted = {wish.context for wish in waiting if self._is_free(wish.context)}
+        wanted = {request.context for request in waiting if self._is_free(request.context)}
         if not wanted:
             return None
-        here = {wish.seat for wish in waiting}
-        if not self._seats <= here and time.monotonic() - waiting[0].since < PATIENCE_S:
+        here = {request.participant for request in waiting}
+        if not self._participants <= here and time.monotonic() - waiting[0].since < PATIENCE_S:
             return None
-        late = [wish.context for wish in waiting if wish.passed >= MOST_PASSED and wish.context in wanted]
+        late = [request.context for request in waiting if request.passed >= MOST_PASSED and request.context in wanted]
         return next(iter(late + [each for each in self._seconds if each in wanted]), None)
 
 
 def group_parts(sizes: Sequence[int], seconds: Seconds) -> list[list[int]]:
-    """Which parts of so many tokens are cheapest to read together, by their places; whoever came first is in the first group.
+    """Return which parts are cheapest to read together, by their places in ``sizes``; the first part is in the first group.
 
-    Parts of like sizes go together: what a batch takes is a staircase, so four times one token may be cheaper one by one, and four times
-    five in one batch.
+    Parts of similar sizes go together. The cost of a batch is a staircase: four single tokens may be cheaper one by one, and four times
+    five tokens in one batch.
     """
     order = sorted(range(len(sizes)), key=lambda at: sizes[at])
-    best: list[tuple[float, list[list[int]]]] = [(0.0, [])]  # of the first so many in that order
+    best: list[tuple[float, list[list[int]]]] = [(0.0, [])]  # of the first 0, 1, ... in that order
     for end in range(1, len(order) + 1):
         ways = [(best[start], order[start:end]) for start in range(end)]
         best.append(
@@ -189,52 +191,52 @@ def group_parts(sizes: Sequence[int], seconds: Seconds) -> list[list[int]]:
     return sorted((sorted(group) for group in best[-1][1]), key=lambda group: group[0])
 
 
-def _evaluate(context: LlamaContext, wishes: Sequence[_Request]) -> None:
-    """In one batch; if that fails, one by one, so that everybody gets what is wrong with their own.
+def _evaluate(context: LlamaContext, requests: Sequence[_Request]) -> None:
+    """Evaluate in one batch; if that fails, one by one, so that each request gets its own error.
 
-    An interruption is nobody's but this thread's: it is raised, and who waits for the others' rows evaluates anew.
+    An interruption concerns only this thread: it is raised, and the threads of the other requests evaluate again.
     """
-    for wish in wishes:
-        if len(wish.part.timeline.tokens) > wish.held:  # read, but the rows were lost
-            context.drop(wish.part.timeline, wish.held)
+    for request in requests:
+        if len(request.part.timeline.tokens) > request.held:  # read, but the rows were lost
+            context.drop(request.part.timeline, request.held)
     try:
-        for wish, rows in zip(wishes, [rows.copy() for rows in context.evaluate([wish.part for wish in wishes])]):
-            wish.rows = rows
+        for request, rows in zip(requests, [rows.copy() for rows in context.evaluate([request.part for request in requests])]):
+            request.rows = rows
     except Exception as error:
-        if len(wishes) == 1:
-            wishes[0].error = error
+        if len(requests) == 1:
+            requests[0].error = error
             return
-        for wish in wishes:
-            _evaluate(context, [wish])
+        for request in requests:
+            _evaluate(context, [request])
 
 
 class SharedSession(LlamaSession):
-    """A timeline that is read together with those of other seats. Used by one thread at a time, like any session.
+    """A session whose timeline is read together with those of other participants; for one thread at a time, like any session.
 
-    timeline: its place in the context, if it has one already.
+    ``timeline``: its place in the context, if it has one already.
     """
 
     def __init__(
         self,
         context: LlamaContext,
-        gathering: SharedBatches,
-        seat: Participant,
+        batches: SharedBatches,
+        participant: Participant,
         *,
         n_vocab: int | None = None,
         timeline: Timeline | None = None,
     ) -> None:
-        self._gathering, self._seat = gathering, seat
+        self._batches, self._participant = batches, participant
         super().__init__(context, n_vocab=n_vocab, timeline=timeline)
 
     def extend(self, tokens: list[int], keep: int) -> Array:
-        """See :meth:`LlamaSession.extend`. Raises SessionError too where nobody wants the rest of a long text any more."""
+        """Read as :meth:`LlamaSession.extend` does. Raises SessionError too where the caller gives up during a long text."""
         held, start = len(self.tokens), 0
         try:
             while len(tokens) - keep - start > PIECE:
                 self._read(tokens[start : start + PIECE], 0)
                 start += PIECE
-                if self._seat.stopped():
-                    raise SessionError("the reading of a text was ended, because nobody waits for it any more")
+                if self._participant.stopped():
+                    raise SessionError("the prefill was ended, because its caller has given up")
             return self._read(tokens[start:], keep)
         except BaseException:
             if len(self.tokens) > held:
@@ -242,4 +244,4 @@ class SharedSession(LlamaSession):
             raise
 
     def _read(self, tokens: list[int], keep: int) -> Array:
-        return self._gathering.read(self._seat, self.context, Part(self.timeline, tokens, keep))
+        return self._batches.read(self._participant, self.context, Part(self.timeline, tokens, keep))

@@ -1,7 +1,4 @@
-"""A loaded pair for several replies at once: timelines beside its own ones, all over the same models.
-
-Knows nothing of threads, turns or who asks for replies.
-"""
+"""A loaded pair for several replies at once: further timelines over the same models."""
 
 from __future__ import annotations
 
@@ -13,43 +10,48 @@ from ..llama.session import LlamaSession
 from .answer import LoadedPair
 from .shared_batches import Participant, SharedBatches, SharedSession
 
-#: From this overlap on two models had better compute one after the other.
+#: From this overlap on, two models compute faster one after the other.
 _COMPETING = 0.5
 
 
 class SharedPair:
-    """Room for ``count`` replies, each with a seat and a pair of its own for :func:`~speccascade_local.runtime.answer.answer`.
+    """Room for ``count`` replies, each with a participant and a pair of its own for :func:`~speccascade_local.runtime.answer.answer`.
 
-    sessions: the pair's own, by role, on which the first reply stands. Its profile must be known. Raises SessionError where a context has
-    not so many timelines.
+    Args:
+        pair: the loaded pair; its profile must be known.
+        sessions: its sessions by role, which the first reply uses.
+        count: number of replies at once.
+
+    Raises:
+        SessionError: a context has too few timelines.
     """
 
     def __init__(self, pair: LoadedPair, sessions: Mapping[str, LlamaSession], count: int) -> None:
         assert pair.profile is not None
         speeds = _speeds(pair)
         seconds = {session.context: speeds[role].batch_s for role, session in sessions.items()}
-        self.gathering = SharedBatches(seconds, one_at_a_time=pair.profile.overlap > _COMPETING)
+        self.batches = SharedBatches(seconds, one_at_a_time=pair.profile.overlap > _COMPETING)
         self.pairs: dict[Participant, LoadedPair] = {}
         with ExitStack() as opened:
             for _ in range(count):
-                seat = Participant()
-                beside = {role: self._session(seat, own, opened) for role, own in sessions.items()}
-                self.pairs[seat] = pair.beside(beside)
+                participant = Participant()
+                timelines = {role: self._session(participant, own, opened) for role, own in sessions.items()}
+                self.pairs[participant] = pair.with_sessions(timelines)
             self._opened = opened.pop_all()
 
-    def _session(self, seat: Participant, own: LlamaSession, opened: ExitStack) -> SharedSession:
+    def _session(self, participant: Participant, own: LlamaSession, opened: ExitStack) -> SharedSession:
         first = not self.pairs
-        session = SharedSession(own.context, self.gathering, seat, n_vocab=own.n_vocab, timeline=own.timeline if first else None)
+        session = SharedSession(own.context, self.batches, participant, n_vocab=own.n_vocab, timeline=own.timeline if first else None)
         if not first:
             opened.callback(session.close)
         return session
 
     def close(self) -> None:
-        """Leave the pair only its own timelines."""
+        """Free all timelines except the pair's own."""
         self._opened.close()
 
 
 def _speeds(pair: LoadedPair) -> dict[str, Speed]:
-    """What the profiles say, by role."""
+    """Return the speeds of the profile, by role."""
     assert pair.profile is not None
     return {"drafter": pair.profile.drafter, "expert": pair.profile.expert}

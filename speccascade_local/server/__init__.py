@@ -1,4 +1,4 @@
-"""The server: several people's requests to loaded pairs, over the protocol that desktop apps, editors and chat clients speak.
+"""The server: requests of several clients to loaded pairs, over OpenAI's protocol.
 
-Needs the extra ``serve``, but for the engine, which decides who is answered when.
+All of it but the engine needs the extra ``serve``.
 """

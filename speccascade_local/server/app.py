@@ -1,4 +1,4 @@
-"""All routes as one ASGI application: text by OpenAI's protocol, what there is, how it fares, and the page. Knows nothing of ports."""
+"""The server as one ASGI application: routes, error responses, access checks and the page."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from .engine import Engine
 from .errors import RefusedError, refusal_of
 from .http.large_requests import LargeRequests
 from .http.policy import Policy
-from .http.security import Guard, ProtectedAnswers
-from .listing import Listing, description
+from .http.security import Guard, ProtectedResponses
+from .listing import ENDPOINTS, Listing, description
 from .metrics import CONTENT_TYPE, Metrics
 from .request_settings import ServedPairs
 from .streams import ClientGoneError
 
 PAGE = Path(__file__).parent / "page"
-Endpoint = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(
@@ -42,60 +42,66 @@ def make_app(
     aliases: Mapping[str, str] | None = None,
     any_model: bool = False,
 ) -> ASGIApp:
-    """The application over an engine, which the caller closes.
+    """Return the application over an engine, which the caller closes.
 
-    policy: who may ask; without one, programs of this machine. rules: the user's own, by the names that requests use.
-    timeout_s: for each request, waiting included. aliases: further names of pairs. any_model: answer every name by the only pair. Raises
-    SettingError for names that do not go together.
+    Args:
+        engine: Answers the requests.
+        policy: Who may ask; by default programs on this machine.
+        rules: The user's own rules, by the names that requests use.
+        timeout_s: Limit for each request in seconds, waiting included.
+        aliases: More names of pairs, each with the pair's own name.
+        any_model: Answer every model name with the only pair.
+
+    Raises:
+        SettingError: Names that cannot be served together.
     """
     policy = policy or Policy()
-    offer, metrics = ServedPairs(engine.pairs, rules or {}, aliases or {}, any_model), Metrics(engine)
-    large = LargeRequests()
-    asking, listing = Completions(engine, offer, metrics, timeout_s, large), Listing(offer, int(time.time()), large)
+    models, metrics, large = ServedPairs(engine.pairs, rules or {}, aliases or {}, any_model), Metrics(engine), LargeRequests()
+    completions, listing = Completions(engine, models, metrics, timeout_s, large), Listing(models, int(time.time()), large)
 
-    async def metered(_: Request) -> Response:
+    async def show_metrics(_: Request) -> Response:
         return Response(await asyncio.to_thread(metrics.text), media_type=CONTENT_TYPE)
 
-    async def health(_: Request) -> Response:
+    async def show_health(_: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
-    async def described(_: Request) -> Response:
+    async def show_description(_: Request) -> Response:
         return JSONResponse(description())
 
-    async def page(_: Request) -> Response:
+    async def show_page(_: Request) -> Response:
         return FileResponse(PAGE / "index.html")
 
-    async def no_embeddings(_: Request) -> Response:
+    async def refuse_embeddings(_: Request) -> Response:
         raise RefusedError(400, "a pair of language models makes no embeddings; ask a server with an embedding model", code="not_supported")
 
-    posts: dict[str, Endpoint] = {
-        "/v1/chat/completions": asking.chat,
-        "/v1/completions": asking.complete,
-        "/v1/embeddings": no_embeddings,
+    handlers: dict[str, Handler] = {
+        "/v1/chat/completions": completions.chat,
+        "/v1/completions": completions.complete,
+        "/v1/embeddings": refuse_embeddings,
         "/tokenize": listing.tokenize,
         "/detokenize": listing.detokenize,
-    }
-    gets: dict[str, Endpoint] = {
         "/v1/models": listing.models,
-        "/v1/models/{model:path}": listing.model,
+        "/v1/models/{model}": listing.model,
         "/api/pairs": listing.pairs,
-        "/metrics": metered,
-        "/health": health,
-        "/v1/health": health,
-        "/openapi.json": described,
+        "/metrics": show_metrics,
+        "/health": show_health,
+        "/v1/health": show_health,
+        "/openapi.json": show_description,
     }
-    routes: list[BaseRoute] = [Route(path, _json_response(each, metrics), methods=["POST"]) for path, each in posts.items()]
-    routes += [Route(path, _json_response(each, metrics), methods=["GET"]) for path, each in gets.items()]
+    routes: list[BaseRoute] = [
+        Route(path.replace("{model}", "{model:path}"), _with_errors(handlers[path], metrics), methods=[endpoint.method])
+        for path, endpoint in ENDPOINTS.items()
+    ]
     if PAGE.is_dir():
-        routes += [Route("/", page, methods=["GET"]), Mount("/static", StaticFiles(directory=PAGE))]
-    app: ASGIApp = _with_single_slashes(Guard(Starlette(routes=routes, exception_handlers={HTTPException: _refusal_response}), policy))
+        routes += [Route("/", show_page, methods=["GET"]), Mount("/static", StaticFiles(directory=PAGE))]
+    app: ASGIApp = _with_single_slashes(Guard(Starlette(routes=routes, exception_handlers={HTTPException: _routing_error}), policy))
     if policy.origins:
         app = CORSMiddleware(app, policy.origins, allow_methods=["GET", "POST"], allow_headers=["*"])  # clients add headers of their own
-    return ProtectedAnswers(app)
+    return ProtectedResponses(app)
 
 
 def _with_single_slashes(app: ASGIApp) -> ASGIApp:
-    """``//v1/models`` is ``/v1/models``: clients put a path behind a base that ends with a slash."""
+    """Read ``//v1/models`` as ``/v1/models``: clients append a path to a base URL that ends with a slash."""
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, "path": re.sub("/{2,}", "/", scope["path"])} if scope["type"] == "http" else scope, receive, send)
@@ -103,27 +109,26 @@ def _with_single_slashes(app: ASGIApp) -> ASGIApp:
     return call
 
 
-def _json_response(endpoint: Endpoint, metrics: Metrics) -> Endpoint:
-    """Whatever goes wrong is answered too."""
+def _with_errors(handler: Handler, metrics: Metrics) -> Handler:
+    """Turn every exception of a handler into an error response."""
 
-    async def answer(request: Request) -> Response:
+    async def respond(request: Request) -> Response:
         try:
-            return await endpoint(request)
+            return await handler(request)
         except ClientGoneError:
-            return Response(status_code=499)  # for the log alone
+            return Response(status_code=499)  # only the log sees it
         except Exception as error:
             refusal = refusal_of(error)
-            metrics.refused(refusal.status)
+            metrics.count_refusal(refusal.status)
             return refusal.response
 
-    return answer
+    return respond
 
 
-async def _refusal_response(request: Request, error: Exception) -> Response:
-    """No such route, or not by that method."""
+async def _routing_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     messages = {
-        404: f"there is nothing at {request.url.path:.80}; /openapi.json lists what there is",
-        405: f"{request.url.path:.80} does not answer to {request.method:.20}",
+        404: f"there is nothing at {request.url.path:.80}; /openapi.json lists the routes",
+        405: f"{request.url.path:.80} does not support the method {request.method:.20}",
     }
     return RefusedError(error.status_code, messages.get(error.status_code, error.detail), code=None, headers=error.headers or {}).response

@@ -1,7 +1,7 @@
-"""What goes wrong as OpenAI's clients expect it: a status and an error object, ``{"error": {message, type, param, code}}``.
+"""Exceptions as OpenAI's clients expect them: a status and an error object, ``{"error": {message, type, param, code}}``.
 
-What the package raises on purpose is told in its own words, without the paths of this machine; anything else is one sentence, and the rest
-of it goes into the log. Knows nothing of routes.
+Errors that the package raises on purpose keep their message, without paths of this machine. Of any other the client gets one sentence, and
+the log the rest.
 """
 
 from __future__ import annotations
@@ -23,21 +23,19 @@ from ..common.errors import (
     SettingError,
     SpeccascadeError,
 )
-from ..common.validation import printable
+from ..common.validation import printable, short_repr
 
 log = logging.getLogger(__name__)
 
 INVALID, SERVER_ERROR = "invalid_request_error", "server_error"
-#: An absolute path of this machine, of at least two parts; or one that begins with a drive.
+#: An absolute path of at least two parts, or one that begins with a drive.
 _PATH = re.compile(r"(?<![\w.:/])(?:/[\w.+@~-]+){2,}/?|\b[A-Za-z]:\\[^\s'\";,]+")
-#: Most of what pydantic was given that is told again.
-_SHOWN = 60
-#: Characters of an error, in which a downloaded file or a template may speak.
-_LONGEST = 1000
+#: Maximum number of characters of a message, parts of which may come from a model file or its template.
+_MAX_MESSAGE = 1000
 
 
 class RefusedError(Exception):
-    """An answer that is an error. param: the field that is wrong; code: which of OpenAI's, if it is one of theirs."""
+    """A response that is an error: ``param`` is the wrong field, ``code`` names the error for programs."""
 
     def __init__(
         self,
@@ -54,22 +52,20 @@ class RefusedError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """The error object."""
         return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
 
     @property
     def response(self) -> JSONResponse:
-        """As it is sent."""
         return JSONResponse(self.body, self.status, self.headers)
 
 
 def refusal_of(error: BaseException) -> RefusedError:
-    """What is answered for an error, whatever it is."""
+    """Return the error response for any exception."""
     if isinstance(error, RefusedError):
         return error
     if isinstance(error, ValidationError):
         return _invalid(error)
-    message = printable(without_paths(" ".join(str(error).split())), _LONGEST)
+    message = printable(without_paths(" ".join(str(error).split())), _MAX_MESSAGE)
     if isinstance(error, EngineBusyError):
         seconds = str(max(1, round(error.retry_after_s)))
         return RefusedError(429, message, kind="rate_limit_error", code="queue_full", headers={"Retry-After": seconds})
@@ -84,45 +80,39 @@ def refusal_of(error: BaseException) -> RefusedError:
     if isinstance(error, SpeccascadeError):
         log.warning("a request failed: %s", " ".join(str(error).split()))
         return RefusedError(503, message, kind=SERVER_ERROR)
-    log.error("a request failed, and the server goes on", exc_info=error)
-    return RefusedError(500, "something went wrong inside the server; its log says what", kind=SERVER_ERROR)
+    log.error("a request failed; the server continues", exc_info=error)
+    return RefusedError(500, "something went wrong inside the server; see its log", kind=SERVER_ERROR)
 
 
 def without_paths(message: str) -> str:
-    """The same message without where things lie on this machine."""
+    """Return a message with every path of this machine replaced."""
     return _PATH.sub("(a path)", message)
 
 
 def _invalid(error: ValidationError) -> RefusedError:
-    """The first field that is wrong, and all that may stand there. (Lists end at their first wrong item, so errors are few.)"""
-    found = error.errors(include_url=False, include_context=False)
-    param = _param(found[0]["loc"])
-    reasons = dict.fromkeys(_reason(each) for each in found if _param(each["loc"]) == param)
-    given = f"; it is {shown(found[0]['input'])}" if found[0]["type"] not in ("missing", "value_error", "extra_forbidden") else ""
+    """Return a refusal that names the first wrong field and all that it may hold."""
+    problems = error.errors(include_url=False, include_context=False)  # few, because lists end at their first wrong item
+    first, param = problems[0], _param(problems[0]["loc"])
+    reasons = dict.fromkeys(_reason(each) for each in problems if _param(each["loc"]) == param)
+    value = f"; it is {short_repr(first['input'], 60)}" if first["type"] not in ("missing", "value_error", "extra_forbidden") else ""
     where = f"{param}: " if param else ""
-    return RefusedError(400, f"{where}{', or '.join(reasons)}{given}", param=param, code="invalid_value")
+    return RefusedError(400, f"{where}{', or '.join(reasons)}{value}", param=param, code="invalid_value")
 
 
-def _reason(found: Mapping[str, Any]) -> str:
-    if found["type"] == "missing":
+def _reason(problem: Mapping[str, Any]) -> str:
+    if problem["type"] == "missing":
         return "this field is required"
-    if found["type"] == "extra_forbidden":
-        return "there is no such field; fields are rule, alpha, block_size, fidelity, audit, origins, logprobs_of and model_logprobs"
-    text: str = found["msg"]
+    if problem["type"] == "extra_forbidden":
+        return "unknown field; allowed are rule, alpha, block_size, fidelity, audit, origins, logprobs_of and model_logprobs"
+    text: str = problem["msg"]
     return text.removeprefix("Value error, ")
 
 
-def _param(place: Sequence[str | int]) -> str | None:
-    """``messages.0.content``; what pydantic adds to tell the kinds of a union apart is left out."""
-    parts = [part for before, part in zip((None, *place), place) if before != "response_format"]  # behind it stands its kind
+def _param(location: Sequence[str | int]) -> str | None:
+    """Return ``messages.0.content`` for a pydantic location, without the tags that it adds for the members of a union."""
+    parts = [part for before, part in zip((None, *location), location) if before != "response_format"]  # its member follows it
     names = [str(part) for part in parts if isinstance(part, int) or (re.fullmatch(r"[a-z_]+", part) and part not in _KINDS)]
     return ".".join(names) or None
 
 
 _KINDS = {"str", "int", "float", "bool", "none", "text", "list", "dict"}
-
-
-def shown(value: object) -> str:
-    """A value that somebody sent, short."""
-    text = repr(value) if not isinstance(value, (list, dict)) else f"{type(value).__name__} of {len(value)}"
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

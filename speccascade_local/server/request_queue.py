@@ -1,9 +1,8 @@
-"""Who is answered next: a bounded queue that takes turns between conversations.
+"""Who is answered next: a bounded queue that takes turns between conversations, and the slots that answer.
 
-Each conversation is a line of its own, of which one job at a time is answered, in the order they came; conversations with somebody waiting
-take turns. A job of no conversation is one of its own, so that without any the queue is first come, first served. Clients take turns too,
-and none takes all places, so that no client keeps another out. A job that has to be prepared first keeps its place meanwhile, and lets
-others pass. Knows nothing of models, threads of its own or protocols.
+Each conversation is a line. Of a line one job at a time is answered, in the order of arrival; lines take turns. A job without a
+conversation is a line of its own, so that such jobs are first come, first served. Clients take turns too, and none can fill the queue.
+A job that must be prepared first keeps its place while others pass it.
 """
 
 from __future__ import annotations
@@ -15,55 +14,59 @@ from collections.abc import Hashable, Mapping
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from ..common.errors import EngineBusyError, EngineError
-from ..common.sequences import shared_prefix_length
 from ..runtime.answer import LoadedPair
 from ..runtime.shared_batches import Participant
+from ..tokens.prompt import shared_prefix_length
 
-#: How much of what earlier jobs took is left in the average after one more.
-_FORGETTING = 0.8
-#: How many clients' turns are remembered, the latest.
-_REMEMBERED_CLIENTS = 1024
+#: Weight of earlier jobs in the average of seconds per job.
+_DECAY = 0.8
+#: Maximum number of clients whose turns are kept, the latest ones.
+_MAX_CLIENTS = 1024
 
 
 class Waiting(Protocol):
-    """What stands in the queue."""
+    """What waits in the queue."""
 
     @property
     def line(self) -> Hashable:
-        """Jobs of equal lines are answered one after the other."""
+        """Items of equal lines are answered one after the other."""
 
     @property
     def client(self) -> Hashable:
-        """Who asks, where clients can be told apart; None where they cannot."""
+        """Who asks; None if clients cannot be distinguished."""
 
     @property
     def ready(self) -> bool:
-        """Whether it can be answered now; else it has to be prepared."""
+        """Whether it can be answered now; otherwise it must be prepared first."""
 
     @property
     def heavy(self) -> bool:
-        """Whether answering it may take long in ways that its length does not show."""
+        """Whether answering may take longer than its length suggests."""
 
 
 Item = TypeVar("Item", bound=Waiting)
 
 
 class FairQueue(Generic[Item]):
-    """bound: how many may wait. servers: how many are answered at once; heavy jobs leave one of several servers to others, and so does each
-    client, which also takes no more than half of the places to wait.
+    """A queue that is fair to conversations and clients.
 
-    Of jobs that have to be prepared no more are taken ahead than can be answered soon, because a prepared one takes memory.
+    Heavy items leave one of several servers to others. So does each client, which also takes at most half of the queue. Only as many items
+    are prepared in advance as can be answered soon, because a prepared one takes memory.
+
+    Args:
+        bound: Maximum number of waiting items.
+        servers: Number of items that are answered at once.
     """
 
     def __init__(self, bound: int, servers: int = 1) -> None:
         self._bound, self._servers = bound, servers
         self._lines: OrderedDict[Hashable, deque[Item]] = OrderedDict()  # in the order of their turns
         self._running: list[Item] = []
-        self._prepared: list[Item] = []  # those that are being prepared, or were and wait
-        self._served: OrderedDict[Hashable, None] = OrderedDict()  # clients, the one whose turn was last at the end
+        self._prepared: list[Item] = []  # in preparation, or prepared and waiting
+        self._clients: OrderedDict[Hashable, None] = OrderedDict()  # in the order of their latest turns
         self._changed = threading.Condition()
         self._closed = False
-        self._usual_s = 1.0
+        self._average_s = 1.0
 
     def __len__(self) -> int:
         with self._changed:
@@ -74,25 +77,25 @@ class FairQueue(Generic[Item]):
         return sum(map(len, self._lines.values()))
 
     def put(self, item: Item) -> None:
-        """At the end of its line. Raises EngineBusyError where as many wait as may, EngineError when closed."""
+        """Append an item to its line. Raises EngineBusyError if the queue is full, EngineError if it is closed."""
         with self._changed:
             if self._closed:
                 raise EngineError("the server is closing and takes no more requests; ask again when it is back")
             own = sum(each.client == item.client for line in self._lines.values() for each in line)
             if self._length >= self._bound or (item.client is not None and own >= max(1, self._bound // 2)):
-                retry = max(1, math.ceil(self._length / self._servers * self._usual_s))
+                retry = max(1, math.ceil(self._length / self._servers * self._average_s))
                 of = "" if self._length >= self._bound else " of one client"
                 raise EngineBusyError(
-                    f"{own if of else self._length} requests{of} are waiting, which is as many as may; try again in {retry} s", retry
+                    f"{own if of else self._length} requests{of} are waiting, which is the maximum; try again in {retry} s", retry
                 )
             self._lines.setdefault(item.line, deque()).append(item)
             self._changed.notify_all()
 
     def take(self) -> Item | None:
-        """The next one that is ready, whose line is busy from now on; waits for one. None when closed."""
+        """Wait for the next item that is ready, and return it. Its line is busy until :meth:`finish`. None if closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._next() is not None)
-            line = self._next()
+            self._changed.wait_for(lambda: self._closed or self._next_line() is not None)
+            line = self._next_line()
             if self._closed or line is None:
                 return None
             item = self._lines[line].popleft()
@@ -100,16 +103,16 @@ class FairQueue(Generic[Item]):
                 self._lines.move_to_end(line)
             else:
                 del self._lines[line]
-            self._forget(item)
+            self._release(item)
             self._running.append(item)
-            self._served[item.client] = None
-            self._served.move_to_end(item.client)
-            if len(self._served) > _REMEMBERED_CLIENTS:
-                self._served.popitem(last=False)
+            self._clients[item.client] = None
+            self._clients.move_to_end(item.client)
+            if len(self._clients) > _MAX_CLIENTS:
+                self._clients.popitem(last=False)
             return item
 
     def take_unready(self) -> Item | None:
-        """The next one that has to be prepared, which keeps its place until :meth:`prepared`; waits for one. None when closed."""
+        """Wait for the next item to prepare, and return it. It keeps its place until :meth:`finish_preparing`. None if closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._next_unready() is not None)
             item = self._next_unready()
@@ -118,22 +121,22 @@ class FairQueue(Generic[Item]):
             self._prepared.append(item)
             return item
 
-    def prepared(self, item: Item) -> None:
-        """It is ready, or was withdrawn because it cannot be."""
+    def finish_preparing(self, item: Item) -> None:
+        """Note that an item is ready, or was withdrawn because it cannot be."""
         with self._changed:
             if item not in self._lines.get(item.line, ()):
-                self._forget(item)
+                self._release(item)
             self._changed.notify_all()
 
-    def finished(self, item: Item, seconds: float) -> None:
-        """What was taken has been answered, in so many seconds."""
+    def finish(self, item: Item, seconds: float) -> None:
+        """Note that an item was answered, and how long that took."""
         with self._changed:
             self._running.remove(item)
-            self._usual_s = _FORGETTING * self._usual_s + (1 - _FORGETTING) * seconds
+            self._average_s = _DECAY * self._average_s + (1 - _DECAY) * seconds
             self._changed.notify_all()
 
     def withdraw(self, item: Item) -> bool:
-        """Take it out; whether it was still waiting."""
+        """Take an item out of the queue. Return whether it was still waiting."""
         with self._changed:
             line = self._lines.get(item.line)
             if line is None or item not in line:
@@ -141,79 +144,79 @@ class FairQueue(Generic[Item]):
             line.remove(item)
             if not line:
                 del self._lines[item.line]
-            if item.ready:  # else whoever prepares it says when that is over
-                self._forget(item)
+            if item.ready:  # otherwise finish_preparing releases it
+                self._release(item)
             self._changed.notify_all()
             return True
 
     def close(self) -> list[Item]:
-        """No more; returns who is left waiting."""
+        """Refuse new items, and return those that were waiting."""
         with self._changed:
             self._closed = True
-            left = [item for line in self._lines.values() for item in line]
+            waiting = [item for line in self._lines.values() for item in line]
             self._lines.clear()
             self._changed.notify_all()
-            return left
+            return waiting
 
-    def _next(self) -> Hashable | None:
-        """Of the lines that may go, the first one of the client whose last turn is the longest ago."""
-        turns = {client: turn for turn, client in enumerate(self._served, start=1)}
-        able = [(turns.get(jobs[0].client, 0), line) for line, jobs in self._lines.items() if self._may_go(line, jobs[0])]
-        return min(able, key=lambda each: each[0])[1] if able else None
+    def _next_line(self) -> Hashable | None:
+        """Return the first line that may go, of the client whose latest turn is the longest ago."""
+        turns = {client: turn for turn, client in enumerate(self._clients, start=1)}
+        lines = [line for line, items in self._lines.items() if self._may_go(line, items[0])]
+        return min(lines, key=lambda line: turns.get(self._lines[line][0].client, 0), default=None)
 
     def _may_go(self, line: Hashable, item: Item) -> bool:
-        most = max(1, self._servers - 1)
-        is_greedy = item.client is not None and sum(each.client == item.client for each in self._running) >= most
-        is_heavy = item.heavy and sum(each.heavy for each in self._running) >= most
-        return item.ready and not is_greedy and not is_heavy and all(each.line != line for each in self._running)
+        limit = max(1, self._servers - 1)
+        is_greedy = item.client is not None and sum(each.client == item.client for each in self._running) >= limit
+        is_too_heavy = item.heavy and sum(each.heavy for each in self._running) >= limit
+        return item.ready and not is_greedy and not is_too_heavy and all(each.line != line for each in self._running)
 
     def _next_unready(self) -> Item | None:
         if len(self._prepared) > self._servers:
             return None
-        heads = (jobs[0] for jobs in self._lines.values())
+        heads = (items[0] for items in self._lines.values())
         return next((item for item in heads if not item.ready and item not in self._prepared), None)
 
-    def _forget(self, item: Item) -> None:
+    def _release(self, item: Item) -> None:
         if item in self._prepared:
             self._prepared.remove(item)
             self._changed.notify_all()
 
 
 class Slot(NamedTuple):
-    """A place: its seat among those that read together, and its timelines."""
+    """A place to answer in: its participant of the common batches, and its timelines of both models."""
 
-    seat: Participant
+    participant: Participant
     pair: LoadedPair
 
 
 class Slots:
-    """As many as there are pairs; the caller sees to it that no more are taken."""
+    """The free slots of one pair. The caller takes at most as many as there are."""
 
     def __init__(self, pairs: Mapping[Participant, LoadedPair]) -> None:
-        self._free = [Slot(seat, pair) for seat, pair in pairs.items()]  # the least recently used first
+        self._free = [Slot(participant, pair) for participant, pair in pairs.items()]  # the least recently used first
         self._owners: dict[Participant, Hashable] = dict.fromkeys(pairs)
         self._lock = threading.Lock()
 
     def take(self, ids: list[int], owner: Hashable = None) -> Slot:
-        """The owner's free one that shares the longest beginning with these ids; of equals the one not used for the longest time."""
+        """Take the owner's slot that shares the longest prefix with these ids, or the least recently used one."""
         with self._lock:
-            best = max(self._free, key=lambda slot: self._shared(slot, ids, owner))
+            best = max(self._free, key=lambda slot: self._shared_tokens(slot, ids, owner))
             self._free.remove(best)
             return best
 
     def hand_over(self, slot: Slot, owner: Hashable) -> None:
-        """Forget what another owner's text left in a slot that was taken. Raises SessionError."""
-        if self._owners[slot.seat] != owner:
+        """Roll back what a taken slot holds of another owner's text. Raises SessionError."""
+        if self._owners[slot.participant] != owner:
             for session in slot.pair.sessions:
                 session.roll_back(0)
-            self._owners[slot.seat] = owner
+            self._owners[slot.participant] = owner
 
-    def _shared(self, slot: Slot, ids: list[int], owner: Hashable) -> int:
-        if self._owners[slot.seat] != owner:
+    def _shared_tokens(self, slot: Slot, ids: list[int], owner: Hashable) -> int:
+        if self._owners[slot.participant] != owner:
             return 0
         return sum(shared_prefix_length(session.tokens, ids[:-1]) for session in slot.pair.sessions)
 
     def give_back(self, slot: Slot) -> None:
-        """It is free again, and the most recently used."""
+        """Free a slot, as the most recently used one."""
         with self._lock:
             self._free.append(slot)

@@ -1,4 +1,4 @@
-"""Server-sent events, and clients that go away. Knows nothing of models and of what the events say."""
+"""Server-sent events, and clients that disconnect."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from starlette.types import Receive, Scope, Send
 
 from .errors import refusal_of
 
-#: So long a client may leave what was sent unread, until its answer is given up; the decoding waits for nobody.
+#: Seconds that a client may leave an event unread before its stream ends; decoding never waits for a client.
 READ_WITHIN_S = 60.0
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 Events = AsyncGenerator[Mapping[str, Any], None]
 
 
 class ClientGoneError(Exception):
-    """Nobody is there any more whom an answer could reach."""
+    """The client disconnected before its response was complete."""
 
 
-async def run_while_connected(receive: Receive, work: Coroutine[Any, Any, Made]) -> Made:
-    """What the work makes; when the client goes away meanwhile the work is cancelled. Raises ClientGoneError."""
-    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(_wait_until_gone(receive))
+async def run_while_connected(receive: Receive, coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Return the coroutine's result. If the client disconnects first, cancel it and raise ClientGoneError."""
+    work, watch = asyncio.ensure_future(coroutine), asyncio.ensure_future(_wait_until_gone(receive))
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
+        await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
             raise ClientGoneError
-        return await working
+        return await work
     finally:
-        for task in (working, watching):
+        for task in (work, watch):
             task.cancel()
         with contextlib.suppress(BaseException):
-            await working
+            await work
 
 
 async def _wait_until_gone(receive: Receive) -> None:
@@ -44,9 +44,10 @@ async def _wait_until_gone(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """``data: {...}`` for each event, ``data: [DONE]`` at the end. first: the first event, made before, so that errors have a status.
+    """Sends ``data: {...}`` for each event and ``data: [DONE]`` at the end.
 
-    An error on the way becomes the last event. When the client goes away, or does not read, the events are closed.
+    The first event exists before the response begins, so that earlier errors have a status. A later error becomes the last event. The
+    events are closed if the client disconnects or does not read.
     """
 
     media_type = "text/event-stream"
@@ -57,14 +58,13 @@ class EventStream(Response):
         self._first, self._events = first, events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send all of it."""
         try:
             with contextlib.suppress(ClientGoneError):
-                await run_while_connected(receive, self._sent(send))
+                await run_while_connected(receive, self._send_all(send))
         finally:
             await self._events.aclose()
 
-    async def _sent(self, send: Send) -> None:
+    async def _send_all(self, send: Send) -> None:
         async def write(text: str, *, more: bool = True) -> None:
             await asyncio.wait_for(send({"type": "http.response.body", "body": text.encode(), "more_body": more}), READ_WITHIN_S)
 

@@ -1,8 +1,8 @@
-"""llama.cpp's grammar notation, GBNF, read and rewritten for llguidance.
+"""Rewrites llama.cpp's grammar notation, GBNF, for llguidance.
 
-llguidance has a reader of its own, which takes the longest match for each literal, so that ``("a" | "ab") "bc"`` would not allow "abc", and
-lets an alternative begin that can never end. Here a token is allowed exactly if its text keeps the text a beginning of a sentence, as in
-llama.cpp, whose own engine ends the process when it is fed a token too many. Knows nothing of tokens and masks.
+llguidance's own converter has two faults. Literals take the longest match, so ``("a" | "ab") "bc"`` does not allow "abc". An alternative
+may begin that can never end. Here a token is allowed exactly if the text stays the beginning of a sentence, as in llama.cpp, whose own
+engine ends the process at a token too many.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from functools import lru_cache
 from typing import NoReturn
 
 from ..common.errors import SettingError
-from .lark import Chars, Choice, InOrder, Node, Repeated, RuleName, to_lark
+from .lark import Characters, Choice, Concatenation, Node, Reference, Repetition, to_lark
 
 
 def from_gbnf(text: str) -> str:
-    """A grammar in llama.cpp's GBNF -> llguidance's own form. Raises SettingError with the place that cannot be read.
+    """Return a grammar in GBNF in llguidance's form. Raises SettingError, which names the place that cannot be read.
 
-    Left recursion is fine; alternatives that could never end are dropped.
+    Left recursion is allowed; alternatives that can never end are dropped.
     """
     if not isinstance(text, str) or not text.strip():
         raise SettingError(f"grammar is {text!r:.40}; it must be a text in GBNF with a rule named root")
@@ -28,7 +28,7 @@ def from_gbnf(text: str) -> str:
 
 @lru_cache(maxsize=4)
 def _rewrite(text: str) -> str:
-    """Remembered, because the same settings are checked and used several times."""
+    """Return the grammar; cached, because the same settings are checked and used several times."""
     try:
         return to_lark(_Reader(text).rules())
     except RecursionError:
@@ -41,39 +41,39 @@ _BLANK_LINES = re.compile(r"(?:\s|#[^\r\n]*)*")
 _REPETITION = re.compile(r"[*+?]|\{\s*([0-9]{1,9})\s*(?:(,)\s*([0-9]{0,9})\s*)?\}")
 _CHARACTER = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|([trn\\\"\[\]]))|([^\\])", re.DOTALL)
 _ESCAPES = {"t": "\t", "r": "\r", "n": "\n"}
-_ANY = Chars(((0, 0x10FFFF),))
+_ANY = Characters(((0, 0x10FFFF),))
 
 
 class _Reader:
-    """A GBNF text, read from left to right."""
+    """A parser of GBNF that reads a text from left to right."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._at = 0
-        self._mentioned: dict[str, int] = {}  # rule -> where it is asked for
+        self._references: dict[str, int] = {}  # rule -> where it is first referred to
 
     def rules(self) -> dict[str, Node]:
-        """Every rule by its name."""
-        found: dict[str, Node] = {}
+        """Return every rule by its name."""
+        rules: dict[str, Node] = {}
         self._skip(_BLANK_LINES)
         while self._at < len(self._text):
             start = self._at
             name = self._name()
-            if name in found:
+            if name in rules:
                 self._fail(f"rule {name!r} is defined twice", start)
             self._skip(_BLANKS)
             self._expect("::=")
             self._skip(_BLANK_LINES)
-            found[name] = self._choice(_BLANKS)
+            rules[name] = self._choice(_BLANKS)
             if self._at < len(self._text) and self._text[self._at] not in "\r\n":
                 self._fail("a rule, or the end of a line, was expected here")
             self._skip(_BLANK_LINES)
-        if "root" not in found:
-            raise SettingError("the grammar is not valid GBNF: it has no rule named root; name the one that it begins with so")
-        for name, place in self._mentioned.items():
-            if name not in found:
+        if "root" not in rules:
+            raise SettingError("the grammar is not valid GBNF: it has no rule named root; give its first rule that name")
+        for name, place in self._references.items():
+            if name not in rules:
                 self._fail(f"there is no rule named {name!r:.40}", place)
-        return found
+        return rules
 
     def _choice(self, blanks: re.Pattern[str]) -> Node:
         parts = [self._sequence(blanks)]
@@ -88,16 +88,16 @@ class _Reader:
         while (part := self._part()) is not None:
             self._skip(blanks)
             while repetition := _REPETITION.match(self._text, self._at):
-                part = self._repeated(part, repetition)
+                part = self._repetition(part, repetition)
                 self._skip(blanks)
             parts.append(part)
-        return parts[0] if len(parts) == 1 else InOrder(tuple(parts))
+        return parts[0] if len(parts) == 1 else Concatenation(tuple(parts))
 
     def _part(self) -> Node | None:
         start = self._at
         following = self._peek()
         if following == '"':
-            return InOrder(tuple(Chars(((code, code),)) for code in self._until('"')))
+            return Concatenation(tuple(Characters(((code, code),)) for code in self._until('"')))
         if following == "[":
             return self._set()
         if following == "(":
@@ -111,11 +111,11 @@ class _Reader:
             return _ANY
         if _NAME.match(self._text, start):
             name = self._name()
-            self._mentioned.setdefault(name, start)
-            return RuleName(name)
+            self._references.setdefault(name, start)
+            return Reference(name)
         return None
 
-    def _repeated(self, part: Node, repetition: re.Match[str]) -> Node:
+    def _repetition(self, part: Node, repetition: re.Match[str]) -> Node:
         counts = {"*": (0, None), "+": (1, None), "?": (0, 1)}.get(repetition[0])
         if counts is None:
             least = int(repetition[1])
@@ -124,9 +124,9 @@ class _Reader:
                 self._fail(f"{repetition[0]} asks for at most {most} and at least {least}")
             counts = least, most
         self._at = repetition.end()
-        return Repeated(part, *counts)
+        return Repetition(part, *counts)
 
-    def _set(self) -> Chars:
+    def _set(self) -> Characters:
         start = self._at
         negated = self._text.startswith("[^", start)
         self._at += negated
@@ -142,10 +142,10 @@ class _Reader:
             ranges.append((first, last))
         if not ranges and not negated:
             self._fail("this set of characters is empty", start)
-        return Chars(tuple(ranges), negated) if ranges else _ANY
+        return Characters(tuple(ranges), negated) if ranges else _ANY
 
     def _until(self, closing: str) -> Iterator[int]:
-        """The code points of the characters behind this one, up to and with the closing one."""
+        """Yield the code points of the characters after this one, and read the closing one."""
         start = self._at
         self._at += 1
         while self._peek() != closing:
@@ -159,7 +159,7 @@ class _Reader:
             code = next((int(digits, 16) for digits in codes if digits), None)
             code = ord(_ESCAPES.get(escaped, escaped) if escaped else plain) if code is None else code
             if code > 0x10FFFF or 0xD800 <= code <= 0xDFFF:
-                self._fail("this is no character")
+                self._fail("this is not a character")
             self._at = character.end()
             yield code
         self._at += 1

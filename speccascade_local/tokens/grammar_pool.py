@@ -1,7 +1,4 @@
-"""Processes that compile grammars over one vocabulary and make their masks: taken for one grammar, given back for the next.
-
-Knows nothing of grammars; programs/grammar.py is the program.
-"""
+"""A pool of processes that compile grammars over one vocabulary and compute their masks; programs/grammar.py is the program."""
 
 from __future__ import annotations
 
@@ -15,19 +12,21 @@ from collections.abc import Callable, Sequence
 from ..common.child_process import standalone
 from ..common.limited_child import LimitedChild
 
-#: The resident memory of a process at most, its vocabulary included.
+#: The most resident memory of a process, with its vocabulary.
 MEMORY_BYTES = 768_000_000
-#: For a large vocabulary to be read by a new process, on a busy machine.
+#: The time in which a new process must read its vocabulary: enough for a large one on a busy machine.
 START_S = 60.0
-#: How many processes wait for the next grammar, and for how long. Each holds the vocabulary, 30 to 100 MB; one that has grown by more than
-#: IDLE_GROWTH bytes since it started is ended instead.
+#: How many processes wait for the next grammar, and how long. Each holds the vocabulary, 30 to 100 MB. A process that has grown by more
+#: than IDLE_GROWTH bytes is ended instead.
 IDLE_PROCESSES, IDLE_S, IDLE_GROWTH = 4, 3.0, 32_000_000
 
 
 class MatcherPool:
-    """Processes that know one vocabulary and serve one grammar at a time. May be used from any thread.
+    """Processes that know one vocabulary and serve one grammar at a time. Thread-safe.
 
-    tokens: what each id stands for, control tokens behind a byte that no text has (0xff). ends: the ids that end a text.
+    Args:
+        tokens: The bytes of each id; those of control tokens follow 0xff, a byte that no text has.
+        ends: The ids that end a text.
     """
 
     def __init__(self, tokens: Sequence[bytes], ends: Sequence[int]) -> None:
@@ -36,13 +35,13 @@ class MatcherPool:
             "bytes": base64.b64encode(b"".join(tokens)).decode(),
             "ends": list(ends),
         }
-        self._idle: deque[tuple[LimitedChild, float]] = deque()  # each since when
-        self._fresh_bytes = 0  # what a process takes at its start
+        self._idle: deque[tuple[LimitedChild, float]] = deque()  # each with the time of its return
+        self._fresh_bytes = 0  # the memory of a new process
         self._watching = False
-        self._lock = threading.RLock()  # giving back may happen anywhere, even within itself, where a grammar is collected
+        self._lock = threading.RLock()  # the garbage collector may call give_back anywhere, even within itself
 
     def take(self, unwanted: Callable[[], bool]) -> LimitedChild:
-        """A process that waits, or a new one. Raises ChildError and UnwantedError."""
+        """Return an idle process, or a new one. Raises ChildError and UnwantedError."""
         while True:
             try:
                 child, _ = self._idle.pop()
@@ -56,9 +55,9 @@ class MatcherPool:
         return child
 
     def give_back(self, child: LimitedChild) -> None:
-        """It may serve the next grammar."""
-        grown = child.resident_bytes - self._fresh_bytes
-        if not child.alive or len(self._idle) >= IDLE_PROCESSES or grown > IDLE_GROWTH:
+        """Keep a process for the next grammar, or end it."""
+        growth = child.resident_bytes - self._fresh_bytes
+        if not child.alive or len(self._idle) >= IDLE_PROCESSES or growth > IDLE_GROWTH:
             child.kill()
             return
         with self._lock:
@@ -67,7 +66,7 @@ class MatcherPool:
                 self._watch()
 
     def _watch(self) -> None:
-        """Look again after a while, in a thread, what has waited for too long by then."""
+        """Check after a while, in a thread, which processes have waited too long."""
         watcher = threading.Timer(IDLE_S, self._end_idle)
         watcher.daemon = self._watching = True
         watcher.start()

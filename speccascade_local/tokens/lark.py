@@ -1,4 +1,4 @@
-"""A grammar as a tree, and its spelling in llguidance's form of Lark. Knows nothing of other notations."""
+"""A grammar as a tree, and its spelling in llguidance's dialect of Lark."""
 
 from __future__ import annotations
 
@@ -10,18 +10,29 @@ from typing import TypeAlias
 
 from ..common.errors import SettingError
 
-#: Tokens are allowed by their text alone. llguidance would else ask for one spelling where the text is certain, and hide the others.
+#: Tokens are allowed by their text alone. Otherwise llguidance asks for one spelling where the text is certain, and hides the others.
 HEADER = '%llguidance {"no_forcing": true}\n'
-#: How many references may follow one another. llguidance recurses along them, and would run out of stack at a few thousand.
+#: The most references that may follow one another. llguidance recurses along them and runs out of stack at a few thousand.
 MOST_STEPS = 1000
 
 
 @dataclass(frozen=True)
-class Chars:
+class Characters:
     """One character of a set. ``ranges``: the first and last code points of each part of it."""
 
     ranges: tuple[tuple[int, int], ...]
     negated: bool = False
+    parts = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no character is in the set. The codes D800 to DFFF are none."""
+        covered = 0
+        for low, high in sorted([*self.ranges, (0xD800, 0xDFFF)]):
+            if low > covered:
+                break
+            covered = max(covered, high + 1)
+        return self.negated and covered > 0x10FFFF
 
     def __str__(self) -> str:
         ranges = "".join(rf"\x{{{low:X}}}-\x{{{high:X}}}" for low, high in self.ranges)
@@ -29,14 +40,15 @@ class Chars:
 
 
 @dataclass(frozen=True)
-class RuleName:
+class Reference:
     """A rule by its name."""
 
     name: str
+    parts = ()
 
 
 @dataclass(frozen=True)
-class InOrder:
+class Concatenation:
     """One part after the other."""
 
     parts: tuple[Node, ...]
@@ -50,126 +62,115 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Repeated:
-    """A part again and again."""
+class Repetition:
+    """A part ``least`` to ``most`` times; None: without end."""
 
     part: Node
     least: int
-    most: int | None  # None: without end
+    most: int | None
+
+    @property
+    def parts(self) -> tuple[Node, ...]:
+        """The part, as other nodes have it."""
+        return (self.part,)
 
 
-Node: TypeAlias = Chars | RuleName | InOrder | Choice | Repeated
+Node: TypeAlias = Characters | Reference | Concatenation | Choice | Repetition
 
 
 def to_lark(rules: Mapping[str, Node]) -> str:
-    """The rules in llguidance's dialect of Lark, spelled out character by character.
+    """Return the rules in llguidance's dialect of Lark, spelled out character by character.
 
-    Where no rule comes back to itself all of them are one pattern, for which there is a quick automaton. Raises SettingError when
-    nothing satisfies the root.
+    Where no rule is recursive, all of them become one pattern, for which there is a quick automaton. Raises SettingError when no text
+    satisfies the root.
     """
-    ends = _ending(rules)
-    if "root" not in ends:
+    finite = _finite_rules(rules)
+    if "root" not in finite:
         raise SettingError("no text satisfies the grammar: no way through its rule root ever ends; give one of its choices an end")
     used: dict[str, Node] = {}
     waiting = ["root"]
     while waiting:
         name = waiting.pop()
-        if name not in used and (node := _prune(rules[name], ends)) is not None:
+        if name not in used and (node := _prune(rules[name], finite)) is not None:
             used[name] = node
-            waiting += _collect_names(node)
-    graph = {name: _collect_names(node) for name, node in used.items()}
+            waiting += _references(node)
+    graph = {name: _references(node) for name, node in used.items()}
     depth = depth_of(graph, "root")
     if depth > MOST_STEPS:
-        raise SettingError(f"the grammar's rules ask for one another over {depth} steps; at most {MOST_STEPS} are read, join some of them")
-    # Names of patterns are written in capitals.
-    letter = "r" if _comes_back(graph) else "R"
-    spelled = {name: f"{letter}{i}" for i, name in enumerate(used)}
-    lines = [f"{spelled[name]}: {_spell(node, spelled)}" for name, node in used.items()]
-    return "\n".join([HEADER + f"start: {spelled['root']}", *lines, ""])
+        raise SettingError(
+            f"the grammar's rules refer to one another over {depth} steps; at most {MOST_STEPS} are allowed, join some of them"
+        )
+    letter = "r" if _is_recursive(graph) else "R"  # names of patterns are in capitals
+    names = {name: f"{letter}{i}" for i, name in enumerate(used)}
+    lines = [f"{names[name]}: {_spell(node, names)}" for name, node in used.items()]
+    return "\n".join([HEADER + f"start: {names['root']}", *lines, ""])
 
 
-def _ending(rules: Mapping[str, Node]) -> set[str]:
-    """The rules of which at least one sentence ends.
+def _finite_rules(rules: Mapping[str, Node]) -> set[str]:
+    """Return the rules that have at least one sentence that ends.
 
-    Each part is looked at once: what surely ends is handed up to what asks for it, so hostile orders cost no more than others.
+    Each node is visited once: a node that is known to be finite is reported to its parent, so no order of rules is slow.
     """
-    above: list[tuple[int | None, str | None]] = []  # of each part: the part that it stands in, or the rule that it is the whole of
-    missing: list[int] = []  # of each part: how many of those in it must still be found to end
-    asking: defaultdict[str, list[int]] = defaultdict(list)  # the places where a rule's name stands
+    parents: list[tuple[int | None, str | None]] = []  # of each node: the node that holds it, or the rule that it is the whole of
+    missing: list[int] = []  # of each node: how many of its parts must still be found finite
+    references: defaultdict[str, list[int]] = defaultdict(list)  # the nodes that refer to a rule
     waiting: list[tuple[Node, int | None, str | None]] = [(node, None, name) for name, node in rules.items()]
     while waiting:
         node, parent, rule = waiting.pop()
-        if isinstance(node, RuleName):
-            asking[node.name].append(len(above))
-        waiting += [(part, len(above), None) for part in _parts(node)]
-        above.append((parent, rule))
-        missing.append(_collect_needed(node))
-    ending: set[str] = set()
-    found = [place for place, count in enumerate(missing) if count == 0]
-    while found:
-        parent, rule = above[found.pop()]
+        if isinstance(node, Reference):
+            references[node.name].append(len(parents))
+        waiting += [(part, len(parents), None) for part in node.parts]
+        parents.append((parent, rule))
+        missing.append(_count_required(node))
+    finite: set[str] = set()
+    known = [index for index, count in enumerate(missing) if count == 0]
+    while known:
+        parent, rule = parents[known.pop()]
         if rule is not None:
-            ending.add(rule)
-        for place in asking[rule] if rule is not None else [parent]:
-            assert place is not None
-            missing[place] -= 1
-            if missing[place] == 0:
-                found.append(place)
-    return ending
+            finite.add(rule)
+        for index in references[rule] if rule is not None else [parent]:
+            assert index is not None
+            missing[index] -= 1
+            if missing[index] == 0:
+                known.append(index)
+    return finite
 
 
-def _collect_needed(node: Node) -> int:
-    """How many of its parts must end so that it ends."""
-    if isinstance(node, InOrder):
+def _count_required(node: Node) -> int:
+    """Return how many of its parts must be finite so that the node is."""
+    if isinstance(node, Concatenation):
         return len(node.parts)
-    if isinstance(node, Repeated):
+    if isinstance(node, Repetition):
         return int(node.least > 0)
-    return int(isinstance(node, (Choice, RuleName)) or (node.negated and _covers_all(node.ranges)))
+    return int(isinstance(node, (Choice, Reference)) or node.is_empty)
 
 
-def _parts(node: Node) -> tuple[Node, ...]:
-    if isinstance(node, (InOrder, Choice)):
-        return node.parts
-    return (node.part,) if isinstance(node, Repeated) else ()
-
-
-def _prune(node: Node, ends: set[str]) -> Node | None:
-    """The node without what can never end; None if that is all of it."""
-    if isinstance(node, RuleName):
-        return node if node.name in ends else None
-    if isinstance(node, InOrder):
-        parts = [_prune(part, ends) for part in node.parts]
-        return None if None in parts else InOrder(tuple(part for part in parts if part is not None))
+def _prune(node: Node, finite: set[str]) -> Node | None:
+    """Return the node without alternatives that never end; None if nothing is left."""
+    if isinstance(node, Reference):
+        return node if node.name in finite else None
+    if isinstance(node, Characters):
+        return None if node.is_empty else node
+    parts = [_prune(part, finite) for part in node.parts]
+    left = tuple(part for part in parts if part is not None)
     if isinstance(node, Choice):
-        left = [part for part in (_prune(part, ends) for part in node.parts) if part is not None]
-        return Choice(tuple(left)) if left else None
-    if isinstance(node, Repeated):
-        part = _prune(node.part, ends)
-        if part is None or node.most == 0:
-            return None if node.least else InOrder(())
-        return Repeated(part, node.least, node.most)
-    return None if node.negated and _covers_all(node.ranges) else node
+        return Choice(left) if left else None
+    if isinstance(node, Concatenation):
+        return Concatenation(left) if len(left) == len(parts) else None
+    if not left or node.most == 0:
+        return None if node.least else Concatenation(())
+    return Repetition(left[0], node.least, node.most)
 
 
-def _covers_all(ranges: Sequence[tuple[int, int]]) -> bool:
-    """Whether no character lies outside the ranges. The codes D800 to DFFF are none."""
-    reached = 0
-    for low, high in sorted([*ranges, (0xD800, 0xDFFF)]):
-        if low > reached:
-            return False
-        reached = max(reached, high + 1)
-    return reached > 0x10FFFF
-
-
-def _collect_names(node: Node) -> list[str]:
-    """The rules that it asks for, in the order of their first mention."""
-    if isinstance(node, RuleName):
+def _references(node: Node) -> list[str]:
+    """Return the rules that a node refers to, in the order of their first mention."""
+    if isinstance(node, Reference):
         return [node.name]
-    return list(dict.fromkeys(name for part in _parts(node) for name in _collect_names(part)))
+    return list(dict.fromkeys(name for part in node.parts for name in _references(part)))
 
 
 def depth_of(graph: Mapping[str, Sequence[str]], start: str) -> int:
-    """How many steps a depth-first walk from ``start`` goes at most, entering each name once: what a recursive reader needs of stack."""
+    """Return the depth of a depth-first walk from ``start`` that enters each name once: the stack that a recursive reader needs."""
     seen, path, deepest = {start}, [iter(graph[start])], 0
     while path:
         following = next((name for name in path[-1] if name not in seen), None)
@@ -182,8 +183,8 @@ def depth_of(graph: Mapping[str, Sequence[str]], start: str) -> int:
     return deepest
 
 
-def _comes_back(graph: Mapping[str, Sequence[str]]) -> bool:
-    """Whether some rule mentions itself, over others or not."""
+def _is_recursive(graph: Mapping[str, Sequence[str]]) -> bool:
+    """Return whether some rule refers to itself, directly or through others."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError:
@@ -192,11 +193,11 @@ def _comes_back(graph: Mapping[str, Sequence[str]]) -> bool:
 
 
 def _spell(node: Node, names: Mapping[str, str]) -> str:
-    if isinstance(node, Chars):
+    if isinstance(node, Characters):
         return str(node)
-    if isinstance(node, RuleName):
+    if isinstance(node, Reference):
         return names[node.name]
-    if isinstance(node, Repeated):
+    if isinstance(node, Repetition):
         return f"({_spell(node.part, names)}){{{node.least},{'' if node.most is None else node.most}}}"
-    between = " " if isinstance(node, InOrder) else " | "
-    return f"({between.join(_spell(part, names) for part in node.parts)})" if node.parts else '""'
+    separator = " " if isinstance(node, Concatenation) else " | "
+    return f"({separator.join(_spell(part, names) for part in node.parts)})" if node.parts else '""'

@@ -1,4 +1,4 @@
-"""What a prompt is as token ids, and which prompts there cannot be. Knows nothing of sessions."""
+"""Prompts as token ids, and checks of what cannot be a prompt."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import Protocol
 from ..common.errors import ContextOverflowError, PromptError
 
 Prompt = str | Sequence[int]
+#: Text, and whether control tokens are read in it.
+Part = tuple[str, bool]
 
 
 class Tokenizer(Protocol):
-    """What turns text into ids and back; :class:`~speccascade_local.llama.tokenizer.Tokenizer` is one."""
+    """The part of :class:`~speccascade_local.llama.tokenizer.Tokenizer` that prompts need."""
 
     @property
-    def bos_id(self) -> int | None: ...  # described there
+    def bos_id(self) -> int | None: ...
 
     @property
     def special_texts(self) -> dict[str, str]: ...
@@ -28,10 +30,18 @@ class Tokenizer(Protocol):
 
 
 def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, *, n_vocab: int, n_ctx: int, n_ctx_trained: int) -> list[int]:
-    """The ids of a raw prompt: of a text, in which control tokens are read, or as they are given.
+    """Return the ids of a raw prompt.
 
-    A text gets the BOS that the model wants, unless it begins with it already; a list of ids stays as it is. n_vocab: bound of the ids.
-    n_ctx: how many fit. n_ctx_trained: how many could. Raises PromptError and ContextOverflowError.
+    Args:
+        prompt: A text, in which control tokens are read, or ids. A text gets the model's BOS unless it begins with it; ids stay as given.
+        tokenizer: The expert's.
+        n_vocab: The number of ids that both models have.
+        n_ctx: The tokens that the context holds.
+        n_ctx_trained: The tokens that the models were trained for.
+
+    Raises:
+        PromptError: The prompt is empty, no text or list of ids, or holds an unknown id.
+        ContextOverflowError: The prompt is longer than the context.
     """
     if isinstance(prompt, str):
         ids = tokenizer.tokenize(prompt, add_special=True, parse_special=True) if prompt else []
@@ -55,16 +65,23 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, *, n_vocab: int, n_ctx: int
     return ids
 
 
-def encode_parts(parts: Sequence[tuple[str, bool]], tokenizer: Tokenizer) -> list[int]:
-    """The ids of what a chat template made: each text with whether control tokens are read in it."""
+def encode_parts(parts: Sequence[Part], tokenizer: Tokenizer) -> list[int]:
+    """Return the ids of a rendered chat template."""
     parts = parts or [("", True)]
     bos, bos_id = tokenizer.special_texts["bos_token"], tokenizer.bos_id
-    written = bool(bos) and parts[0][1] and parts[0][0].startswith(bos)  # many templates write the BOS themselves
-    ids = [] if bos_id is None or written else [bos_id]
+    has_bos = bool(bos) and parts[0][1] and parts[0][0].startswith(bos)  # many templates write the BOS themselves
+    ids = [] if bos_id is None or has_bos else [bos_id]
     for text, may_hold_control in parts:
         ids += tokenizer.tokenize(text, add_special=False, parse_special=may_hold_control)
     return ids
 
 
-#: Text, and whether control tokens are read in it.
-Part = tuple[str, bool]
+def shared_prefix_length(one: list[int], other: list[int]) -> int:
+    """Return how many ids both sequences begin with."""
+    low, high = 0, min(len(one), len(other))
+    if one[:high] == other[:high]:  # nearly always, and quick
+        return high
+    while low < high:  # bisection: comparing slices is much quicker than a loop over tokens
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
+    return low

@@ -1,7 +1,7 @@
-"""What changes rows before they are sampled from: penalties, logit bias, forbidden ends, grammar. Both models' rows alike, place by place.
+"""Changes to rows before sampling: penalties, logit bias, forbidden ends, grammar; the same for both models, place by place.
 
-All of it depends on the text so far, a drafted prefix included, and on nothing else: ``shape(row, reply)`` gives the same answer
-whenever it is asked, so a dropped draft leaves no trace. Knows nothing of models or of how tokens are drawn.
+They depend only on the text so far, including a drafted prefix. ``shape(row, reply)`` always returns the same row, so a rejected draft
+leaves no trace.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .sampler import Array, Mask
 
 
 class Constraint(Protocol):
-    """What limits the tokens that may come next, such as a grammar."""
+    """A limit on the next token, such as a grammar."""
 
     def allowed(self, reply: Sequence[int]) -> Mask:
-        """Which ids may follow the reply so far. [n_vocab]"""
+        """Return which ids may follow the reply so far. [n_vocab]"""
 
 
 class ForbiddenIds:
-    """A constraint that forbids ids: ``early`` while the reply has fewer than ``least`` tokens, ``always`` at every place."""
+    """A constraint that forbids the ids ``early`` while the reply has fewer than ``least`` tokens, and the ids ``always`` everywhere."""
 
     def __init__(self, n_vocab: int, *, early: Iterable[int] = (), least: int = 0, always: Iterable[int] = ()) -> None:
         self._least = least
@@ -37,20 +37,23 @@ class ForbiddenIds:
         self._early[list(early)] = False
 
     def allowed(self, reply: Sequence[int]) -> Mask:
-        """Which ids may follow the reply so far. [n_vocab]"""
+        """Return which ids may follow the reply so far. [n_vocab]"""
         return self._early if len(reply) < self._least else self._late
 
 
 @dataclass(frozen=True)
 class Penalties:
-    """Additions to logits that depend on what was written.
+    """Changes to logits that depend on the text so far.
 
-    logit_bias: id -> what is added to its logit, -100..100; -inf for an id that is never written. frequency: subtracted once for each time
-    that a token occurs in the reply. presence: subtracted once if it occurs. repetition: divides positive and multiplies negative
-    logits of tokens that occur in prompt or reply; 1 is off. It comes first, the others are added to its result. Presence and frequency
-    as in the OpenAI API, repetition as in Keskar et al. 1909.05858.
+    Args:
+        logit_bias: The number added to the logit of each id, -100 to 100; -inf for never.
+        presence: Subtracted once from a token that occurs in the reply, as in the OpenAI API.
+        frequency: Subtracted for each occurrence of a token in the reply, as in the OpenAI API.
+        repetition: Divides positive and multiplies negative logits of tokens in prompt or reply, before all others (Keskar et al.
+            1909.05858); 1 is off.
 
-    Raises SettingError for a value outside its range.
+    Raises:
+        SettingError: A value is outside its range.
     """
 
     logit_bias: Mapping[int, float] = field(default_factory=dict)
@@ -62,7 +65,7 @@ class Penalties:
         for name, low, high, allowed in (
             ("presence", -2, 2, "between -2 and 2"),
             ("frequency", -2, 2, "between -2 and 2"),
-            ("repetition", 1e-3, 1e3, "between 0.001 and 1000; 1 is off"),  # nearer to 0 a divided logit may overflow
+            ("repetition", 1e-3, 1e3, "between 0.001 and 1000; 1 is off"),  # closer to 0 a divided logit may overflow
         ):
             object.__setattr__(self, name, finite_number(f"{name}_penalty", getattr(self, name), low, high, allowed))
         if not isinstance(self.logit_bias, Mapping):
@@ -73,18 +76,19 @@ class Penalties:
             else finite_number(f"logit_bias of token {token!r:.40}", bias, -100, 100, "between -100 and 100, or -inf for never")
             for token, bias in self.logit_bias.items()
         }
-        object.__setattr__(self, "logit_bias", biases)  # a copy: what was checked cannot be changed behind our back
+        object.__setattr__(self, "logit_bias", biases)  # a copy, so that no one changes it after the check
 
     @property
     def active(self) -> bool:
-        """Whether any of them changes anything."""
+        """Whether anything is on."""
         return bool(self.logit_bias) or (self.presence, self.frequency, self.repetition) != (0, 0, 1)
 
 
 class Shaper:
     """Penalties and a grammar for one reply.
 
-    Raises SettingError for a biased id outside the vocabulary, and when a text is reached that the grammar lets nothing follow.
+    Raises:
+        SettingError: A biased id is outside the vocabulary, or the grammar allows no token after some text.
     """
 
     def __init__(self, n_vocab: int, prompt: Sequence[int] = (), penalties: Penalties | None = None, grammar: Constraint | None = None):
@@ -100,13 +104,13 @@ class Shaper:
 
     @property
     def active(self) -> bool:
-        """Whether rows are changed at all."""
+        """Whether any row changes."""
         return self._penalties is not None or self._grammar is not None
 
     def shape(self, logits: Array, reply: Sequence[int]) -> Array:
-        """The row that follows ``reply``, as it is to be sampled from. [n_vocab] -> [n_vocab]; the same array where nothing changes it.
+        """Return the row that follows ``reply``, shaped for sampling. [n_vocab] -> [n_vocab]; the same array where nothing changes it.
 
-        A row that rules out all that is allowed becomes flat: an index in place of a model is sure of one token, and knows nothing else.
+        A row that rules out every allowed token becomes flat over them: n-gram guesses in place of a model know only one token.
         """
         if not self.active:
             return logits
@@ -116,27 +120,27 @@ class Shaper:
         allowed = self._grammar.allowed(reply) if self._grammar else None
         if allowed is not None:
             row[~allowed] = -np.inf
-        if (self._grammar or self._forbids) and np.isneginf(row).all():  # a row with nan is the model's fault, which the sampler says
+        if (self._grammar or self._forbids) and np.isneginf(row).all():  # the sampler reports rows with nan
             possible = np.ones(len(row), dtype=bool) if allowed is None else allowed.copy()
             possible[self._biased[np.isneginf(self._bias)]] = False
             if possible.any():
                 row[possible] = 0.0
                 return row
-            what = "grammar or schema" if self._grammar else "logit_bias"
+            cause = "grammar or schema" if self._grammar else "logit_bias"
             raise SettingError(
-                f"after {len(reply)} tokens the {what} allows nothing that this vocabulary can say; "
+                f"after {len(reply)} tokens the {cause} allows nothing that this vocabulary can say; "
                 "make it wider, or check that it can be satisfied"
             )
         return row
 
     def rows(self, logits: Array, reply: Sequence[int], drafted: Sequence[int]) -> Rows:
-        """Rows that follow ``reply`` plus 0, 1, 2, ... tokens of ``drafted``. [k, n_vocab]"""
+        """Return the rows that follow ``reply`` plus 0, 1, 2, ... tokens of ``drafted``. [k, n_vocab]"""
         if not self.active:
             return Rows.of(logits)
         return Rows(logits, np.array([self.shape(row, [*reply, *drafted[:j]]) for j, row in enumerate(logits)]).reshape(logits.shape))
 
     def count_allowed(self, reply: Sequence[int], tokens: Sequence[int]) -> int:
-        """How many of ``tokens``, from the first on, the grammar lets follow ``reply``."""
+        """Return how many of the first ``tokens`` the grammar allows after ``reply``."""
         if self._grammar:
             for j, token in enumerate(tokens):
                 if not self._grammar.allowed([*reply, *tokens[:j]])[token]:

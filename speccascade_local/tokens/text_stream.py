@@ -1,7 +1,6 @@
-"""Bytes -> UTF-8 text that may be shown, and stop strings.
+"""Bytes -> UTF-8 text to show, and stop strings.
 
 A token can be half a character, and a stop string can lie across tokens: :class:`TextStream` holds back what is not yet certain.
-Knows nothing of models beyond the few functions and texts it is given.
 """
 
 from __future__ import annotations
@@ -15,11 +14,17 @@ from functools import cached_property
 class TextStream:
     """Turns emitted tokens into text, one piece per token.
 
-    ``pieces[i]`` is what token i made visible: never half a character, and nothing that might still turn out to be the
-    beginning of a stop string; held-back text appears with the token that settles it. The concatenation is the text.
+    ``pieces[i]`` is the text that token i made visible: never half a character, and never the possible beginning of a stop string. Text
+    that is held back appears with a later token. The concatenation is the whole text.
 
-    Control tokens show nothing, but stop strings may spell them: a stop string ends the text where it is complete in what is shown, or
-    in the same text with all control tokens written out. piece: a token's visible bytes. spelled: its bytes as it is written.
+    Control tokens are not visible, but stop strings may spell them. A stop string ends the text where it is complete in the visible text,
+    or in the same text with control tokens spelled out.
+
+    Args:
+        piece: Returns a token's visible bytes.
+        is_end: Returns whether a token ends the text.
+        stop: Texts that end the text and are not part of it.
+        spelled: Returns a control token's bytes as it is spelled.
     """
 
     def __init__(
@@ -33,14 +38,14 @@ class TextStream:
         self._piece, self._is_end, self._spelled = piece, is_end, spelled
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
-        self._length = 0  # of all visible text, with what is held back
+        self._length = 0  # of all visible text, including held-back text
         self._stops = [_Stop(text) for text in dict.fromkeys(stop)]
         self._in_shown, self._in_spelled = _Matches(self._stops), _Matches(self._stops)
-        #: How much visible text stands before each of the last characters of the text that is written out.
+        #: The length of the visible text before each of the last characters of the spelled-out text.
         self._before: deque[int] = deque(maxlen=max((len(text) for text in stop), default=0))
 
     def feed(self, token: int) -> bool:
-        """Take the next token; True when the text ends with it (end of text, or a stop string is complete)."""
+        """Take the next token. Return True if the text ends with it: an end of text, or a complete stop string."""
         ends = self._is_end(token)
         data = b"" if ends else self._piece(token)
         text = self._decoder.decode(data)
@@ -54,22 +59,22 @@ class TextStream:
                 self._held = ""
                 self._decoder.reset()
                 return True
-        settled = "" if ends else self._held[: len(self._held) - self._kept()]  # at an end the rest is for finish
-        self.pieces.append(settled)
-        self._held = self._held[len(settled) :]
+        piece = "" if ends else self._held[: len(self._held) - self._uncertain_length()]  # at an end the rest is for finish
+        self.pieces.append(piece)
+        self._held = self._held[len(piece) :]
         return ends
 
     def finish(self) -> None:
-        """No more tokens: what is held back belongs to the text after all. A broken last character becomes U+FFFD."""
+        """Add the text that is held back to the last piece. A broken last character becomes U+FFFD."""
         rest = self._held + self._decoder.decode(b"", final=True)
         if rest:
             self.pieces[-1] += rest
 
     def _cut(self, shown: str, control: str) -> int | None:
-        """How much visible text stands before the stop string that is complete first (of those, the longest); None where none is.
+        """Return the length of the visible text before the first complete stop string, the longest of several; None without one.
 
-        Looked for character by character, so token borders make no difference. shown, control: what the next token adds to the text,
-        and how it is written where it adds nothing.
+        The search is by characters, so token borders make no difference. shown: the visible text of the next token. control: its spelling,
+        if it has none.
         """
         for length, character in enumerate(shown, self._length - len(shown)):
             self._before.append(length)
@@ -83,21 +88,21 @@ class TextStream:
                 return self._before[-in_spelled]
         return None
 
-    def _kept(self) -> int:
-        """How much of the visible text's end might still be the beginning of a stop string."""
+    def _uncertain_length(self) -> int:
+        """Return how much of the end of the visible text may be the beginning of a stop string."""
         spelled = self._in_spelled.longest
         return max(self._in_shown.longest, self._length - self._before[-spelled] if spelled else 0)
 
 
 class _Stop:
-    """A stop string, found as Knuth, Morris and Pratt (1977) do: a character of the text is never looked at again."""
+    """A stop string, searched for as by Knuth, Morris and Pratt (1977): each character of the text is read once."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
     @cached_property
     def _borders(self) -> list[int]:
-        """For each beginning of the string, how long its longest proper end is that the string begins with, too."""
+        """For each prefix of the string, the length of its longest proper suffix that is also a prefix."""
         borders = [0, 0]
         for character in self.text[1:]:
             length = borders[-1]
@@ -106,15 +111,15 @@ class _Stop:
             borders.append(length + (self.text[length] == character))
         return borders
 
-    def behind(self, matched: int, character: str) -> int:
-        """How long a beginning the text ends with behind this character, where it ended with one of ``matched`` characters before."""
+    def advance(self, matched: int, character: str) -> int:
+        """Return the length of the prefix that the text ends with after this character, given that it was ``matched`` before."""
         while matched and self.text[matched] != character:
             matched = self._borders[matched]
         return matched + (self.text[matched] == character)
 
 
 class _Matches:
-    """How much of each stop string a text ends with. Costs nothing for those of which it is nothing."""
+    """The prefix of each stop string that a text ends with. Stop strings without one cost nothing."""
 
     def __init__(self, stops: Sequence[_Stop]) -> None:
         self._beginning: dict[str, list[_Stop]] = {}
@@ -123,16 +128,16 @@ class _Matches:
         self._matched: dict[_Stop, int] = {}
 
     def feed(self, character: str) -> int:
-        """Take the next character. Returns the length of the longest stop string that is complete with it; 0 where none is."""
-        begun = self._beginning.get(character, ())
-        if not begun and not self._matched:
+        """Take the next character. Return the length of the longest stop string that it completes; 0 for none."""
+        beginning = self._beginning.get(character, ())
+        if not beginning and not self._matched:
             return 0
-        before = dict.fromkeys(begun, 0) | self._matched
-        matched = {stop: stop.behind(length, character) for stop, length in before.items()}
+        before = dict.fromkeys(beginning, 0) | self._matched
+        matched = {stop: stop.advance(length, character) for stop, length in before.items()}
         self._matched = {stop: length for stop, length in matched.items() if length}
         return max((length for stop, length in matched.items() if length == len(stop.text)), default=0)
 
     @property
     def longest(self) -> int:
-        """The length of the longest beginning of a stop string that the text ends with."""
+        """The length of the longest prefix of a stop string that the text ends with."""
         return max(self._matched.values(), default=0)

@@ -1,9 +1,8 @@
-"""A conversation so far as text and as token ids, piece by piece, so that the next prompt stands for it by the same ids.
+"""A conversation so far as text and as token ids, piece by piece, so that the next prompt uses the same ids.
 
-A text can be written with other ids than the tokenizer would take, and models do write so. A prompt that reads an answer again from its
-text would then part from what the caches hold; here the ids that were generated stay, and only what a template adds behind them is
-tokenized. Where a template writes the past differently (drops the thinking, say), pieces are kept as far as they agree and the rest is
-tokenized anew: the prompt always spells exactly what the template wrote. Knows nothing of models, templates or messages.
+Models may write a text with other ids than the tokenizer would. A prompt from the text of a reply alone would then differ from what the
+caches hold. Here generated ids stay, and only what a template adds after them is tokenized. Where a template changes the past (drops the
+thinking, say), pieces stay as far as they agree and the rest is tokenized again. The prompt always spells exactly the template's text.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from .prompt import Part, Tokenizer, encode_parts
 
 
 class Piece(NamedTuple):
-    """Ids that stand for some text. parts: that text; None for what a model wrote, whose text is what its ids spell."""
+    """Ids and the text that they stand for. parts: None for ids that a model wrote, which spell their own text."""
 
     ids: tuple[int, ...]
     parts: tuple[Part, ...] | None
@@ -25,21 +24,21 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Transcript:
-    """What has been said: a value; saying more makes another one."""
+    """A conversation so far; a value that methods extend into a new one."""
 
     pieces: tuple[Piece, ...] = ()
 
     @cached_property
     def ids(self) -> list[int]:
-        """All of it."""
+        """All ids."""
         return [token for piece in self.pieces for token in piece.ids]
 
     def answered(self, token_ids: Sequence[int]) -> Transcript:
-        """With what a model wrote."""
+        """Return the transcript extended by a model's reply."""
         return Transcript((*self.pieces, Piece(tuple(token_ids), None)))
 
     def prompt(self, rendered: Sequence[Part], tokenizer: Tokenizer) -> Transcript:
-        """What a chat template wrote, as ids: those that are here as far as they stand for the same text."""
+        """Return the transcript of what a chat template wrote, with the ids that are known as far as they stand for the same text."""
         pieces = [part for piece in self.pieces for part in _divide(piece, tokenizer)]
         for count, rest in reversed(list(enumerate(_rests(pieces, rendered, tokenizer), 1))):
             ids = _ids_between(rest, tokenizer)
@@ -49,7 +48,7 @@ class Transcript:
 
 
 def _divide(piece: Piece, tokenizer: Tokenizer) -> list[Piece]:
-    """The id that ended an answer is a piece of its own, because a template may or may not write it there."""
+    """Return a piece with the id that ended a reply as a piece of its own, because a template may or may not write it there."""
     if piece.parts is not None or not piece.ids or not tokenizer.is_end(piece.ids[-1]):
         return [piece]
     *text, end = piece.ids
@@ -57,20 +56,20 @@ def _divide(piece: Piece, tokenizer: Tokenizer) -> list[Piece]:
 
 
 def _rests(pieces: Sequence[Piece], rendered: Sequence[Part], tokenizer: Tokenizer) -> list[list[Part]]:
-    """What is left of a text after the first piece, the first two, and so on as far as it begins with them."""
+    """Return what is left of a text after the first piece, the first two, and so on, as far as it begins with them."""
     rests, rest = [], list(rendered)
     for ids, parts in pieces:
-        written = b"".join(map(tokenizer.piece, ids)).decode(errors="replace")
-        found = _after([(written, None)] if parts is None else parts, rest)
-        if found is None:
+        text = b"".join(map(tokenizer.piece, ids)).decode(errors="replace")
+        after = _after([(text, None)] if parts is None else parts, rest)
+        if after is None:
             break
-        rest = found
+        rest = after
         rests.append(rest)
     return rests
 
 
 def _after(beginning: Sequence[tuple[str, bool | None]], parts: Sequence[Part]) -> list[Part] | None:
-    """What follows this beginning; None where the text begins otherwise, or with parts of another kind (None: of any kind)."""
+    """Return what follows this beginning; None if the text begins otherwise, or with parts of another kind. A kind of None matches any."""
     rest = list(reversed(parts))
     for text, may_hold_control in beginning:
         read = 0
@@ -88,7 +87,7 @@ def _after(beginning: Sequence[tuple[str, bool | None]], parts: Sequence[Part]) 
 
 
 def _ids_between(parts: Sequence[Part], tokenizer: Tokenizer) -> list[int] | None:
-    """The ids of a text that follows other ids; None where none were found that spell it (some vocabularies begin with a space)."""
+    """Return the ids of a text that follows other ids; None if they spell it differently: some vocabularies add a space in front."""
     ids = [token for text, control in parts for token in tokenizer.tokenize(text, add_special=False, parse_special=control)]
     spelled = b"".join(tokenizer.piece(token, special=True) for token in ids)
     return ids if ids and spelled == "".join(text for text, _ in parts).encode() else None

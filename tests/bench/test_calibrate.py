@@ -6,7 +6,7 @@ import pytest
 from gguf_files import text_model
 
 import speccascade_local as sc
-from speccascade_local.bench.calibrate import judge, with_references
+from speccascade_local.bench.calibrate import judge, require_references
 from speccascade_local.bench.questions import Question, built_in_questions
 from speccascade_local.common.errors import CatalogError, ContextOverflowError
 
@@ -41,8 +41,8 @@ def test_without_a_chat_template_the_question_is_continued_as_it_is(tmp_path):
         assert [outcome[1:] for outcome in judge(runtime, [question], max_tokens=4)] == [(True, True)]
 
 
-def test_a_question_whose_answer_cannot_be_judged_is_named():
+def test_a_question_without_a_reference_is_named():
     questions = [Question(prompt="?", reference=("x",), id="one"), Question(prompt="?", id="two")]
-    assert with_references(questions[:1]) == questions[:1]
+    require_references(questions[:1])
     with pytest.raises(CatalogError, match="question two has no reference"):
-        with_references(questions)
+        require_references(questions)

@@ -1,13 +1,13 @@
-"""What the charts draw: the right points, told apart without colour."""
+"""What the charts draw: the right points, distinguishable without color."""
 
 from __future__ import annotations
 
 import pytest
-from made_rows import made_rows
+from benchmark_rows import fake_rows
 from matplotlib.figure import Figure
 from PIL import Image
 
-from speccascade_local.bench.charts import LOOKS, curve_styles, curves, draw_curves, quality_against_time, tokens_per_block
+from speccascade_local.bench.charts import LOOKS, curve_styles, curves, draw_quality, draw_tokens_per_block, save_curves
 from speccascade_local.bench.grid import BASE
 from speccascade_local.bench.summary import summarize
 from speccascade_local.common.errors import CatalogError
@@ -15,7 +15,7 @@ from speccascade_local.common.errors import CatalogError
 
 @pytest.fixture
 def arms():
-    return summarize(made_rows(30)).by_temperature[0.0]
+    return summarize(fake_rows(30)).by_temperature[0.0]
 
 
 def test_the_arms_of_a_rule_are_one_curve_by_alpha(arms):
@@ -26,7 +26,7 @@ def test_the_arms_of_a_rule_are_one_curve_by_alpha(arms):
 
 def test_time_and_quality_are_beside_the_expert_alone(arms):
     figure = Figure()
-    quality_against_time(figure, arms, curve_styles(curves(arms)))
+    draw_quality(figure, arms, curve_styles(curves(arms)))
     drawn = {
         line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].lines if line.get_label()[0] != "_"
     }
@@ -36,12 +36,12 @@ def test_time_and_quality_are_beside_the_expert_alone(arms):
     assert drawn["token_v3, auto blocks"][1][1] < 0
 
 
-def test_a_drafter_that_is_far_below_all_others_is_told_of_and_leaves_them_their_room(arms):
+def test_a_drafter_far_below_all_others_is_named_in_the_legend_and_not_drawn(arms):
     def drawn(share: float) -> tuple[list[str], float]:
-        rows = [{**row, "quality": float(row["arm"] != "drafter alone" or int(row["question"][1:]) < share * 30)} for row in made_rows(30)]
+        rows = [{**row, "quality": float(row["arm"] != "drafter alone" or int(row["question"][1:]) < share * 30)} for row in fake_rows(30)]
         figure = Figure()
         summaries = summarize(rows).by_temperature[0.0]
-        quality_against_time(figure, summaries, curve_styles(curves(summaries)))
+        draw_quality(figure, summaries, curve_styles(curves(summaries)))
         return [text.get_text() for text in figure.axes[0].get_legend().get_texts()], figure.axes[0].get_ylim()[0]
 
     assert drawn(0.5)[0][1] == "drafter alone: at (0.20, -50), far below"
@@ -51,12 +51,12 @@ def test_a_drafter_that_is_far_below_all_others_is_told_of_and_leaves_them_their
     assert lowest < -3
 
 
-def test_of_one_question_points_are_drawn_without_crosses(tmp_path):
-    draw_curves(tmp_path / "one.svg", summarize(made_rows(1)))
+def test_one_question_has_points_without_crosses(tmp_path):
+    save_curves(tmp_path / "one.svg", summarize(fake_rows(1)))
     assert "token_v3" in (tmp_path / "one.svg").read_text(encoding="utf-8")
 
 
-def test_all_28_looks_differ_without_their_shade():
+def test_all_28_looks_differ_without_color():
     assert len({look[:2] for look in LOOKS}) == len(LOOKS) == 28
 
 
@@ -69,7 +69,7 @@ def test_a_curve_looks_the_same_in_every_chart_and_unlike_the_others():
 
 def test_tokens_per_block_never_rise(arms):
     figure = Figure()
-    tokens_per_block(figure, made_rows(), [arm.arm for arm in arms])
+    draw_tokens_per_block(figure, fake_rows(), [arm.arm for arm in arms])
     for line in figure.axes[0].lines:
         shares = list(line.get_ydata())
         assert shares[0] == 1
@@ -77,24 +77,24 @@ def test_tokens_per_block_never_rise(arms):
 
 
 def test_a_picture_has_a_panel_for_each_temperature_and_is_the_same_each_time(tmp_path):
-    summary = summarize(made_rows(8, (0.0, 1.0)))
+    summary = summarize(fake_rows(8, (0.0, 1.0)))
     for name in ("one.svg", "two.svg"):
-        draw_curves(tmp_path / name, summary)
+        save_curves(tmp_path / name, summary)
     drawn = (tmp_path / "one.svg").read_text()
     assert drawn == (tmp_path / "two.svg").read_text()
     assert "<svg" in drawn
-    draw_curves(tmp_path / "curves.png", summary)
+    save_curves(tmp_path / "curves.png", summary)
     with Image.open(tmp_path / "curves.png") as image, Image.open(_one(tmp_path)) as single:
         assert image.width == 2 * single.width
 
 
 def _one(folder):
-    draw_curves(folder / "single.png", summarize(made_rows(8)))
+    save_curves(folder / "single.png", summarize(fake_rows(8)))
     return folder / "single.png"
 
 
 def test_without_references_there_is_nothing_to_draw(tmp_path):
-    rows = [{**row, "quality": None} for row in made_rows(8)]
+    rows = [{**row, "quality": None} for row in fake_rows(8)]
     with pytest.raises(CatalogError, match="no question has a reference, so there is no quality to draw"):
-        draw_curves(tmp_path / "curves.svg", summarize(rows))
+        save_curves(tmp_path / "curves.svg", summarize(rows))
     assert not (tmp_path / "curves.svg").exists()

@@ -5,7 +5,7 @@ import io
 import json
 
 import pytest
-from made_rows import ARMS, made_rows, row
+from benchmark_rows import ARMS, fake_rows, row
 
 from speccascade_local.bench.export import FORMATS, family_table, full_table, histogram, notes, reach, spec_bench, verdict
 from speccascade_local.bench.grid import BASE
@@ -33,8 +33,8 @@ def test_the_table_names_every_figure_and_every_arm():
     lines = [line for line in FORMATS["md"](SUMMARY, SETUP).splitlines() if line.startswith("|")]
     heading, *arms = full_table(SUMMARY.by_temperature[0.0])
     assert [f"| {' | '.join(line)} |" for line in (heading, *arms)] == [lines[0], *lines[2:4]]
-    told = dict(zip(heading, arms[1]))
-    assert (told["arm"], told["surely"], told["× the expert, per answer"][:4], told["right %"]) == (
+    line = dict(zip(heading, arms[1]))
+    assert (line["arm"], line["verdict"], line["speed-up per answer"][:4], line["right %"]) == (
         "strict, blocks of 5",
         "faster",
         "1.88",
@@ -52,7 +52,7 @@ def test_csv_and_json_hold_the_same_figures():
 
 
 def test_each_family_stands_apart_where_there_are_several():
-    rows = [{**each, "family": "odd" if int(each["question"][1:]) % 2 else "even"} for each in made_rows(12)]
+    rows = [{**each, "family": "odd" if int(each["question"][1:]) % 2 else "even"} for each in fake_rows(12)]
     summary = summarize(rows)
     heading, *lines = family_table(summary, 0.0)
     assert heading == ["arm", "even (6)", "odd (6)"]
@@ -77,11 +77,11 @@ def test_words_need_intervals_that_support_them():
     worse = [{**each, "quality": float(each["arm"] == BASE)} for each in ROWS]
     assert verdict(summarize(worse).by_temperature[0.0][1]) == "faster, worse"
     alone = [each for each in worse if each["question"] == "q0"]
-    assert verdict(summarize(alone).by_temperature[0.0][1]) == "", "one question tells nothing of others"
+    assert verdict(summarize(alone).by_temperature[0.0][1]) == "", "one question proves nothing about others"
 
 
 def test_json_has_every_figure_of_every_arm_family_and_temperature():
-    families = [{**each, "family": "odd" if int(each["question"][1:]) % 2 else "even"} for each in made_rows(12, (0.0, 1.0))]
+    families = [{**each, "family": "odd" if int(each["question"][1:]) % 2 else "even"} for each in fake_rows(12, (0.0, 1.0))]
     for measured in (ROWS, [each for each in ROWS if each["question"] == "q0"], families):
         summary = summarize(measured)
         whole = json.loads(FORMATS["json"](summary, SETUP))
@@ -95,12 +95,12 @@ def test_json_has_every_figure_of_every_arm_family_and_temperature():
         ]
 
 
-def test_strict_shows_where_it_parts_from_the_experts_text_and_others_a_dash():
+def test_strict_shows_where_it_differs_from_the_experts_text_and_others_a_dash():
     own = [row(f"q{i}", BASE, rule="strict") for i in range(4)]
     apart = [row(f"q{i}", "strict, blocks of 5", rule="strict", token_ids=[1] * 6 + [2]) for i in range(3)]
     summary = summarize([*own, *apart, row("q3", "strict, blocks of 5", rule="strict")])
     heading, *arms = full_table(summary.by_temperature[0.0])
-    assert [line[heading.index("parts from the expert's text")] for line in arms] == ["–", "75 %, at token 7"]
+    assert [line[heading.index("differs from the expert's text")] for line in arms] == ["–", "75 %, at token 7"]
     assert any("near-ties" in note for note in notes(summary, SETUP))
     assert not any("near-ties" in note for note in notes(SUMMARY, SETUP))
     flat = json.loads(FORMATS["json"](summary, SETUP))["arms"][1]
@@ -108,9 +108,9 @@ def test_strict_shows_where_it_parts_from_the_experts_text_and_others_a_dash():
 
 
 def test_notes_warn_of_few_questions_and_of_what_is_left_out():
-    told = notes(SUMMARY, SETUP)
-    assert any("only 4 questions" in note for note in told)
-    assert not any("learnt" in note or "commit" in note for note in told)
+    lines = notes(SUMMARY, SETUP)
+    assert any("only 4 questions" in note for note in lines)
+    assert not any("learnt" in note or "commit" in note for note in lines)
     assert any("1 rows are left out" in note for note in notes(summarize([*ROWS, row("other", BASE)]), SETUP))
 
 
@@ -122,7 +122,7 @@ def test_spec_bench_reads_steps_tokens_times_and_lengths():
     assert (second["index"], second["turns"]) == (1, ["u"])
 
 
-def test_yields_are_counted_and_added_up_from_above():
+def test_blocks_are_counted_by_their_tokens():
     assert histogram(ROWS[:2]) == [0, 2, 0, 6]
     assert reach([0, 2, 0, 6]) == pytest.approx([1.0, 0.75, 0.75])
     assert reach(histogram([])) == []

@@ -26,11 +26,11 @@ def test_no_two_arms_are_the_same():
         *(BASE, "drafter alone", "strict, blocks of 3", "strict, blocks of 5", "opt:0.2, blocks of 3", "opt:0.2, blocks of 5"),
         "margin:0.9",  # and never is the drafter alone, whatever the blocks
     ]
-    described = [tuple(sorted(map(str, arm.described().items()))) for arm in arms]
+    described = [tuple(sorted(map(str, arm.as_dict().items()))) for arm in arms]
     assert len(set(described)) == len(described)
 
 
-def test_a_rule_that_means_nothing_here_is_refused():
+def test_a_rule_without_meaning_under_the_settings_is_refused():
     with pytest.raises(SettingError, match="temperature 0 only"):
         grid(parse_rules("fly:0.3"), [10], [1.0])
 
@@ -47,11 +47,11 @@ def test_alphas_go_to_names_without_dials():
     [
         (lambda: parse_rules(""), "names no rule"),
         (lambda: parse_rules("bogus"), "unknown rule"),
-        (lambda: parse_list("3,x", int, "--block-size", "3,5"), "--block-size: 'x' in '3,x' is not allowed; give values with commas"),
+        (lambda: parse_list("3,x", int, "--block-size", "3,5"), "--block-size: 'x' in '3,x' is not allowed; separate values by commas"),
         (lambda: parse_list("1,", float, "--temperature", "0,1"), "--temperature: '' in '1,' is not allowed"),
     ],
 )
-def test_lists_that_are_none_are_refused(call, said):
+def test_invalid_lists_are_refused(call, said):
     with pytest.raises(SettingError, match=said):
         call()
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speccascade_local.bench.intervals import Estimate, quality_change, speed_ratio, surely, too_few
+from speccascade_local.bench.intervals import Estimate, quality_change, significant, speed_ratio, too_few
 
 SECONDS = st.floats(1e-3, 1e3)
 GRADES = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1))
@@ -34,11 +34,12 @@ def test_a_planted_speed_up_is_found_both_ways():
     rng = np.random.default_rng(3)
     slow, noise = rng.lognormal(0.0, 0.5, 60), rng.lognormal(0.0, 0.1, (2, 60))
     faster = speed_ratio(slow * noise[0], slow / 1.3 * noise[1])
-    assert surely(faster, 1.0, "faster", "slower") == "faster"
+    assert significant(faster, 1.0, "faster", "slower") == "faster"
     assert faster.value == pytest.approx(1.3, rel=0.1)
-    assert surely(speed_ratio(slow / 1.3 * noise[1], slow * noise[0]), 1.0, "faster", "slower") == "slower"
+    assert significant(speed_ratio(slow / 1.3 * noise[1], slow * noise[0]), 1.0, "faster", "slower") == "slower"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", intervals.SECONDS)
 @pytest.mark.parametrize("n", intervals.SPEED_SIZES)
 def test_equal_arms_are_called_faster_or_slower_in_at_most_6_percent_of_trials(kind, n):
@@ -46,10 +47,11 @@ def test_equal_arms_are_called_faster_or_slower_in_at_most_6_percent_of_trials(k
         assert intervals.false_verdicts(kind, cv, n, trials=4000, draws=1000) <= 0.06, cv
 
 
+@pytest.mark.slow
 def test_two_seeds_of_one_arm_are_not_called_different_and_either_way_is_the_reciprocal_of_the_other(demo):
     one, other = intervals.real_seconds(demo, intervals.facts()[:40], (0, 1))
     there, back = speed_ratio(one, other), speed_ratio(other, one)
-    assert surely(there, 1.0, "faster", "slower") is None
+    assert significant(there, 1.0, "faster", "slower") is None
     assert (back.value, back.low, back.high) == pytest.approx((1 / there.value, 1 / there.high, 1 / there.low))
     assert min(np.mean(np.divide(one, other)), np.mean(np.divide(other, one))) > 1, "by means of ratios each would be the faster one"
 
@@ -91,6 +93,7 @@ def test_intervals_of_right_and_wrong_hold_the_truth_in_93_percent_where_nearly_
         assert intervals.right_or_wrong(discordance, losses, n)[0] >= 0.93, losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", intervals.QUALITY_SIZES)
 @pytest.mark.parametrize("kind", intervals.GRADES)
 def test_intervals_of_grades_hold_the_truth_in_93_percent(kind, n):
@@ -140,7 +143,7 @@ def test_a_graded_interval_of_right_and_wrong_would_be_clopper_and_pearsons():
 
 def test_a_claim_needs_the_whole_interval_on_one_side():
     for low, high, expected in ((1.01, 1.2, "faster"), (0.8, 0.99, "slower"), (0.99, 1.2, None), (0.8, 1.0, None)):
-        assert surely(Estimate(1.0, low, high, 1.0, 30), 1.0, "faster", "slower") == expected
+        assert significant(Estimate(1.0, low, high, 1.0, 30), 1.0, "faster", "slower") == expected
 
 
 def test_the_same_values_have_the_same_interval():

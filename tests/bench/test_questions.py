@@ -85,7 +85,7 @@ def test_an_answer_is_right_when_it_is_one_of_those_given_but_for_white_space_ar
     question = Question(prompt="?", reference=("four ", "4"))
     assert all(question.is_right(text) for text in ("4", " four", "4\n", "four"))
     assert not any(question.is_right(text) for text in ("44", "4.", "Four", "", "fo ur"))
-    assert not Question(prompt="?").is_right("4"), "nobody knows"
+    assert not Question(prompt="?").is_right("4"), "without a reference"
 
 
 BAD = [
@@ -94,30 +94,30 @@ BAD = [
     (r'{"prompt": "\ud800"}', "line 2: not JSON"),
     ("[]", "line 2: the whole line"),
     ("null", "line 2: the whole line"),
-    ({}, "line 2: the whole line: a question has a prompt or messages"),
-    ({"prompt": "a", "messages": [{"role": "user", "content": "b"}]}, "and not both"),
+    ({}, "line 2: the whole line: a question has either a prompt or messages"),
+    ({"prompt": "a", "messages": [{"role": "user", "content": "b"}]}, "a question has either a prompt or messages"),
     ({"prompt": ""}, "line 2: prompt: string should have at least 1 character"),
     ({"prompt": "a", "metric": "bleu", "reference": "b"}, "line 2: metric: input should be 'exact'"),
     ({"prompt": "a", "metric": "exact"}, "metric exact needs a reference"),
-    ({"prompt": "a", "metric": "regex", "reference": "("}, "is no regular expression"),
+    ({"prompt": "a", "metric": "regex", "reference": "("}, "is not a regular expression"),
     ({"prompt": "a", "answer": "b"}, "line 2: answer: this key is not known"),
     ({"prompt": 5}, "line 2: prompt"),
     ({"messages": []}, "line 2: messages"),
     ({"messages": [{"role": "user"}]}, "line 2: messages.0.content"),
     ('{"prompt": "a", "id": ' + "1" * 5000 + "}", "line 2: not JSON"),
-    ({"prompt": "a" * (2 << 20)}, "at most 2097152 are read"),
+    ({"prompt": "a" * (2 << 20)}, "at most 2097152 are allowed"),
     ({"prompt": [[[[[]]]]] * 100_000}, "line 2: prompt: input should be a valid string"),
     ({"messages": [7] * 500_000}, "line 2: messages.0"),
     ({"prompt": "a", "reference": [7] * 500_000}, "line 2: reference.0"),
     ({"prompt": "a", "reference": ["7"] * 1001}, "line 2: reference"),
-    ({"prompt": "a", "metric": "regex", "reference": "a" * 1001}, "at most 1000 are read"),
-    ({"prompt": "a", "metric": "regex", "reference": "a{99999999999999}"}, "is no regular expression"),
-    ({"prompt": "a", "id": "question-1"}, "the id 'question-1' stands here for the second time"),
+    ({"prompt": "a", "metric": "regex", "reference": "a" * 1001}, "at most 1000 are allowed"),
+    ({"prompt": "a", "metric": "regex", "reference": "a{99999999999999}"}, "is not a regular expression"),
+    ({"prompt": "a", "id": "question-1"}, "the id 'question-1' is used before"),
 ]
 
 
 @pytest.mark.parametrize(("line", "said"), BAD)
-def test_what_is_no_question_is_refused_with_its_line(tmp_path, line, said):
+def test_an_invalid_question_is_refused_with_its_line(tmp_path, line, said):
     path = written(tmp_path, {"prompt": "fine"}, line)
     with pytest.raises(CatalogError) as error:
         read_questions(path)

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_rows import ARMS, SETUP, made_row, made_rows
+from benchmark_rows import ARMS, SETUP, fake_row, fake_rows
 
 from speccascade_local.bench.grid import BASE
 from speccascade_local.bench.report import disagreements, pieces, samples, write_report
@@ -21,7 +21,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
-    path, rows = tmp_path / "out.html", made_rows(temperatures=(0.0, 1.0))
+    path, rows = tmp_path / "out.html", fake_rows(temperatures=(0.0, 1.0))
     write_report(path, summarize(rows), rows, SETUP)
     return path
 
@@ -58,8 +58,8 @@ def test_the_page_has_every_arm_both_temperatures_and_the_command(page):
 
 
 def test_what_a_model_or_a_file_says_never_becomes_markup(tmp_path):
-    rows = made_rows(4)
-    rows += [made_row(9, arm, text="<b-injected>&amp;</b-injected>") for arm in ARMS]
+    rows = fake_rows(4)
+    rows += [fake_row(9, arm, text="<b-injected>&amp;</b-injected>") for arm in ARMS]
     path = tmp_path / "out.html"
     write_report(path, summarize(rows), rows, SETUP | {"command": "<b-injected>"})
     Links().feed(path.read_text(encoding="utf-8"))
@@ -67,34 +67,34 @@ def test_what_a_model_or_a_file_says_never_becomes_markup(tmp_path):
 
 
 def test_the_same_rows_give_the_same_page(page, tmp_path):
-    again, rows = tmp_path / "again.html", made_rows(temperatures=(0.0, 1.0))
+    again, rows = tmp_path / "again.html", fake_rows(temperatures=(0.0, 1.0))
     write_report(again, summarize(rows), rows, SETUP)
     assert again.read_bytes() == page.read_bytes()
 
 
 def test_the_pieces_of_an_answer_are_its_text_and_neighbours_differ():
-    row = made_row(0, BASE, text="abcdef") | {"origins": "aammcb", "lengths": [1, 1, 1, 1, 1, 1]}
+    row = fake_row(0, BASE, text="abcdef") | {"origins": "aammcb", "lengths": [1, 1, 1, 1, 1, 1]}
     assert pieces(row) == [("accepted", "ab"), ("matched", "cd"), ("corrected", "e"), ("bonus", "f")]
     assert pieces(row | {"text": "éxyz", "origins": "aae", "lengths": [0, 2, 2]}) == [("accepted", "éx"), ("expert", "yz")]
 
 
 def test_samples_are_of_questions_that_every_arm_has_answered():
-    rows = [*made_rows(3), made_row(7, BASE)]
+    rows = [*fake_rows(3), fake_row(7, BASE)]
     assert [sample["question"] for sample in samples(rows, list(ARMS))] == ["q0", "q1", "q2"]
     assert [name for name, _ in samples(rows, list(ARMS))[0]["answers"]] == list(ARMS)
 
 
 def test_disagreements_name_exactly_the_arms_that_are_not_as_right_as_the_expert():
-    rows = made_rows(12)
+    rows = fake_rows(12)
     for each in disagreements(rows, list(ARMS)):
         here = {row["arm"]: row["quality"] for row in rows if row["question"] == each["question"]}
         assert [row["arm"] for row in each["others"]] == [arm for arm in ARMS if here[arm] != here[BASE]] != []
-    assert len(disagreements(rows, list(ARMS))) == sum(made_row(i, "drafter alone")["quality"] == 0 for i in range(12))
+    assert len(disagreements(rows, list(ARMS))) == sum(fake_row(i, "drafter alone")["quality"] == 0 for i in range(12))
 
 
-def test_a_place_that_cannot_be_written_to_is_told(tmp_path):
+def test_a_path_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(CatalogError, match="cannot be written"):
-        write_report(tmp_path / "none" / "out.html", summarize(made_rows()), made_rows(), SETUP)
+        write_report(tmp_path / "none" / "out.html", summarize(fake_rows()), fake_rows(), SETUP)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: install one (Debian: apt install chromium) to see the page in a browser")

@@ -3,18 +3,19 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from benchmark_rows import fake_row
 from hypothesis import given
 from hypothesis import strategies as st
-from made_rows import made_row
 
 from speccascade_local.bench.grid import BASE
-from speccascade_local.bench.rows import FORMAT, Store, read
+from speccascade_local.bench.rows import FORMAT, Store, commit, read
 from speccascade_local.bench.summary import require_measured
 from speccascade_local.common.errors import CatalogError
 
@@ -23,7 +24,7 @@ rows = st.lists(st.dictionaries(st.text(max_size=4), st.integers() | st.text(max
 
 
 @given(rows, st.integers(0, 400))
-def test_a_file_cut_off_anywhere_is_gone_on_with_and_loses_at_most_its_last_row(tmp_path_factory, rows, cut):
+def test_a_file_cut_off_anywhere_is_resumed_and_loses_at_most_its_last_row(tmp_path_factory, rows, cut):
     path = tmp_path_factory.mktemp("rows") / "r.jsonl"
     with Store(path, SETUP, resume=False) as store:
         for row in rows:
@@ -42,7 +43,7 @@ def test_a_file_cut_off_anywhere_is_gone_on_with_and_loses_at_most_its_last_row(
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_what_an_editor_of_windows_saved_is_gone_on_with_and_keeps_every_row(tmp_path, mark):
+def test_a_file_saved_by_an_editor_on_windows_is_resumed_and_keeps_every_row(tmp_path, mark):
     path = tmp_path / "r.jsonl"
     with Store(path, SETUP, resume=False) as store:
         for number in range(20):
@@ -55,7 +56,7 @@ def test_what_an_editor_of_windows_saved_is_gone_on_with_and_keeps_every_row(tmp
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, '{"a": ' * 100_000, "1" * 5000, '{"a": ' + "1" * 5000 + "}"])
-def test_a_line_of_ill_will_is_refused_with_its_number(tmp_path, line):
+def test_a_hostile_line_is_refused_with_its_number(tmp_path, line):
     path = tmp_path / "r.jsonl"
     path.write_text("\n".join([json.dumps({"setup": {"format": FORMAT}}), line, "{}", "{}", ""]))
     with pytest.raises(CatalogError, match=r"r\.jsonl, line 2: not a row") as refused:
@@ -75,10 +76,10 @@ def test_a_line_of_ill_will_is_refused_with_its_number(tmp_path, line):
         ({"lengths": ["a"] * 100_000}, "lengths.0: "),
     ],
 )
-def test_a_row_that_no_run_has_written_is_refused_before_anything_is_made_of_it(changed, said):
-    require_measured([made_row(0, BASE)])
+def test_an_invalid_row_is_refused_before_it_is_summarized(changed, said):
+    require_measured([fake_row(0, BASE)])
     with pytest.raises(CatalogError, match=said) as refused:
-        require_measured([made_row(0, BASE), made_row(1, BASE) | changed])
+        require_measured([fake_row(0, BASE), fake_row(1, BASE) | changed])
     assert len(str(refused.value)) < 300
 
 
@@ -112,23 +113,23 @@ def test_another_setup_is_refused_and_named(tmp_path):
     path = tmp_path / "r.jsonl"
     Store(path, {**SETUP, "learnt": "a"}, resume=False).__exit__()
     Store(path, {**SETUP, "learnt": "b"}, resume=True).__exit__()  # taken over
-    with pytest.raises(CatalogError, match=r"measured with threads 1, and now it is 2; go on with the same"):
+    with pytest.raises(CatalogError, match=r"measured with threads 1, but now it is 2; continue with the same"):
         Store(path, {**SETUP, "threads": 2}, resume=True)
-    with pytest.raises(CatalogError, match="is there already; go on with it by --resume"):
+    with pytest.raises(CatalogError, match="exists already; continue it with --resume"):
         Store(path, SETUP, resume=False)
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "no results of a benchmark"),
-        ('{"n": 1}\n', "no results of a benchmark"),
-        ('{"setup": {"format": 0, "speccascade": "0.0"}}\n', "written in format 0, and this version reads 1"),
+        ("", "not the results of a benchmark"),
+        ('{"n": 1}\n', "not the results of a benchmark"),
+        ('{"setup": {"format": 0, "speccascade": "0.0"}}\n', "has format 0, and this version reads 1"),
         ('{"setup": {"format": 1}}\n{"n": \n{"n": 2}\n', "line 2: not a row"),
         ('{"setup": {"format": 1}}\n5\n{"n": 2}\n', "line 2: not a row"),
     ],
 )
-def test_what_is_no_file_of_rows_is_refused(tmp_path, content, said):
+def test_a_file_without_rows_is_refused(tmp_path, content, said):
     path = tmp_path / "r.jsonl"
     path.write_text(content)
     with pytest.raises(CatalogError) as error:
@@ -136,7 +137,7 @@ def test_what_is_no_file_of_rows_is_refused(tmp_path, content, said):
     assert said in str(error.value)
 
 
-def test_a_full_disk_is_told_and_what_was_there_is_whole(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_and_earlier_rows_are_complete(tmp_path, monkeypatch):
     path = tmp_path / "r.jsonl"
     with Store(path, SETUP, resume=False) as store:
         store.append({"n": 0})
@@ -150,29 +151,49 @@ def test_a_full_disk_is_told_and_what_was_there_is_whole(tmp_path, monkeypatch):
     assert json.loads(path.read_text().split("\n")[1]) == {"n": 0}
 
 
-def test_a_file_that_cannot_be_made_is_refused(tmp_path):
+def test_a_file_that_cannot_be_created_is_refused(tmp_path):
     with pytest.raises(CatalogError, match="cannot be written"):
         Store(tmp_path / "none" / "r.jsonl", SETUP, resume=False)
 
 
-def test_a_packed_file_is_read_as_the_one_it_was_made_of_and_never_written_to(tmp_path):
+def test_a_compressed_file_is_read_like_the_original_and_never_written(tmp_path):
     path, packed = tmp_path / "r.jsonl", tmp_path / "r.jsonl.gz"
     with Store(path, SETUP, resume=False) as store:
         store.append({"n": 1})
     packed.write_bytes(gzip.compress(path.read_bytes()))
     assert read(packed) == read(path)
     for resume in (False, True):
-        with pytest.raises(CatalogError, match=r"leave \.gz away from --out"):
+        with pytest.raises(CatalogError, match=r"omit \.gz in --out"):
             Store(packed, SETUP, resume=resume)
 
 
-def test_a_packed_file_that_is_cut_off_or_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+def test_a_compressed_file_that_is_incomplete_or_too_large_is_refused(tmp_path, monkeypatch):
     packed = tmp_path / "r.jsonl.gz"
     for data in (gzip.compress(b"x" * 1000)[:-9], b"no gzip", b""):
         packed.write_bytes(data)
-        with pytest.raises(CatalogError, match=r"not a whole gzip file|no results of a benchmark"):
+        with pytest.raises(CatalogError, match=r"not a complete gzip file|not the results of a benchmark"):
             read(packed)
     monkeypatch.setattr("speccascade_local.bench.rows.MOST_BYTES", 10_000)
     packed.write_bytes(gzip.compress(b"x" * 100_000))
-    with pytest.raises(CatalogError, match="unpacks to more than"):
+    with pytest.raises(CatalogError, match="decompresses to more than"):
         read(packed)
+
+
+def test_the_commit_is_that_of_the_checkout_and_marks_changes_without_a_lock(tmp_path, monkeypatch):
+    source = tmp_path / "speccascade_local" / "module.py"
+    source.parent.mkdir()
+    source.write_text("1\n")
+    monkeypatch.setattr("speccascade_local.bench.rows.PACKAGE", source.parent)
+    assert commit() is None, "no checkout"
+
+    def git(*command: str) -> str:
+        return subprocess.run(["git", "-C", str(tmp_path), *command], capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init", "-q")
+    assert commit() is None, "no commit yet"
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first")
+    assert commit() == git("rev-parse", "HEAD")
+    source.write_text("2\n")
+    (tmp_path / ".git" / "index.lock").touch()  # another git is at work, and is not waited for
+    assert re.fullmatch(r"[0-9a-f]{40}-dirty", commit())

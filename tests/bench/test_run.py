@@ -4,7 +4,7 @@ import pytest
 
 from speccascade_local.bench.grid import BASE, grid, parse_rules
 from speccascade_local.bench.questions import Question, built_in_questions, in_turns
-from speccascade_local.bench.run import COUNTED, key, measure, measuring_order, prompts_of
+from speccascade_local.bench.run import COUNTS, key, measure, measuring_order, prompts_of
 from speccascade_local.common.errors import PromptError
 from speccascade_local.runtime.settings import Settings
 
@@ -49,7 +49,7 @@ def test_each_row_tells_what_was_asked_and_what_it_cost(demo):
     assert cascade["expert_calls"] == len(cascade["yields"]) < cascade["tokens"] == sum(cascade["yields"])
     assert cascade["alpha"] == 0.8
     for row in rows.values():
-        assert set(COUNTED) | CLOCKS <= set(row)
+        assert set(COUNTS) | CLOCKS <= set(row)
         assert row["quality"] in (0.0, 1.0)
         assert 0 < row["first_s"] <= row["wall_s"]
     assert len({row["seed"] for row in rows.values()}) == 1

@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from made_rows import row
+from benchmark_rows import row
 
 from speccascade_local.bench.grid import BASE
 from speccascade_local.bench.summary import summarize
@@ -34,7 +34,7 @@ def test_a_planted_speed_up_and_quality_loss_are_found():
     assert base.n == 80
 
 
-def test_a_longer_text_does_not_flatter():
+def test_a_longer_text_does_not_look_faster():
     rows = [row(f"q{i}", arm, wall=wall, tokens=tokens) for i in range(5) for arm, wall, tokens in ((BASE, 1.0, 10), ("long", 2.0, 40))]
     long = of(rows, "long")
     assert long.speedup.value == 0.5
@@ -78,7 +78,7 @@ def test_temperatures_are_apart_and_what_cannot_be_compared_is_refused():
     assert list(summarize(rows).by_temperature) == [0.0, 1.0]
     with pytest.raises(CatalogError, match="no rows of 'expert alone' at temperature 0"):
         summarize([row("q", "x")])
-    with pytest.raises(CatalogError, match="no question has been answered by every arm yet"):
+    with pytest.raises(CatalogError, match="no question is answered by every arm yet"):
         summarize([row("q", BASE), row("p", "x")])
 
 
@@ -107,7 +107,7 @@ def test_the_expert_beside_itself_is_exact_and_ties_of_another_arm_are_not():
     assert gain.low < -0.1, "20 ties leave room for a loss of 14 points by the rule of three"
 
 
-def test_where_strict_parts_from_the_experts_own_text_is_counted_at_temperature_0():
+def test_where_strict_differs_from_the_experts_text_is_counted_at_temperature_0():
     own = list(range(10))
     texts = [own, [*own[:4], 99, *own[5:]], [*own[:6], 99], [*own, 99]]
     rows = [row(f"q{i}", BASE, token_ids=own, rule="strict") for i in range(4)]
@@ -122,7 +122,7 @@ def test_where_strict_parts_from_the_experts_own_text_is_counted_at_temperature_
     assert (of(same, "strict, auto blocks").parted, of(same, "strict, auto blocks").parted_at) == (0, None)
 
 
-def test_each_repetition_is_held_against_the_experts_answer_of_the_same_repetition():
+def test_each_repetition_is_compared_with_the_experts_answer_of_the_same_repetition():
     rows = [row("q", arm, token_ids=[i], rule="strict", repetition=i) for i in range(3) for arm in (BASE, "strict")]
     rows.append(row("q", "strict", token_ids=[7], rule="strict", repetition=3))
     assert of(rows, "strict").parted == 0, "the fourth has nothing to be held against"

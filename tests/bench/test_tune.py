@@ -1,4 +1,4 @@
-"""Toy arms with a known trade-off: the search must find the best of them, and say so only where it can be told."""
+"""Toy arms with a known trade-off: the search must find the best of them, and say so only if the questions confirm it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import random
 from pathlib import Path
 
 import pytest
+from benchmark_rows import row
 from hypothesis import given
 from hypothesis import strategies as st
-from made_rows import row
 from tuning import passing
 
+from speccascade_local.bench.goal import ROUND, Goal, Measurement
 from speccascade_local.bench.grid import BASE, Arm
-from speccascade_local.bench.tune import MOST_TO_CHOOSE_BY, ROUND, TRIALS, Goal, Measured, confirm, in_all, require_enough, split, tune
+from speccascade_local.bench.tune import MOST_TO_CHOOSE_BY, TRIALS, confirm, require_enough, split, total_questions, tune
 from speccascade_local.common.errors import SettingError
 from speccascade_local.rules.position_rules import Strict
 from speccascade_local.rules.token_rules import TokenV3
@@ -51,18 +52,18 @@ def choice(goal, trade=TRADE, n=600, alphas=ALPHAS):
 
 def measured(n, farthest=1.0, **more):
     """Of an arm that differs from the expert as ``more`` says; a list has one value for each question."""
-    told = [{name: value[i] if isinstance(value, list) else value for name, value in more.items()} for i in range(n)]
+    values = [{name: value[i] if isinstance(value, list) else value for name, value in more.items()} for i in range(n)]
     rows = [row(f"q{i}", BASE) for i in range(n)]
-    return Measured.of(rows + [row(f"q{i}", "x", **{"wall": 0.5} | each) for i, each in enumerate(told)], "x", farthest)
+    return Measurement.of(rows + [row(f"q{i}", "x", **{"wall": 0.5} | each) for i, each in enumerate(values)], "x", farthest)
 
 
 def test_the_fastest_that_loses_no_quality_is_found_and_confirmed_on_other_questions():
     found, asked, (choose_by, confirm_by) = choice(Goal(max_quality_loss=0.01))
     assert found.arm.method.alpha == 0.4
-    summary = found.chosen.measured.summary
+    summary = found.winner.result.summary
     assert summary.n == len(confirm_by)
     assert summary.speedup.low < 2.0 < summary.speedup.high * 1.02
-    later = {place for name, place in asked[found.asked :]}
+    later = {place for name, place in asked[found.answers :]}
     assert later == set(confirm_by)
     assert not later & set(choose_by)
 
@@ -74,7 +75,7 @@ def test_each_goal_has_its_own_best():
     assert choice(Goal(min_speedup=2.7))[0].arm.method.alpha == 0.8
 
 
-def test_where_only_the_cost_is_limited_the_best_answers_win_and_not_the_fastest():
+def test_with_limits_on_the_cost_only_the_best_answers_win():
     assert choice(Goal(expert_share=0.15))[0].arm.method.alpha == 0.6, "0.8 asks still less, and is wrong more often"
     assert choice(Goal(min_speedup=1.2))[0].arm.method.alpha == 0.4, "as right as 0.2, and faster"
     assert choice(Goal(min_speedup=1.2, max_quality_loss=0.4))[0].arm.method.alpha == 0.6
@@ -84,16 +85,16 @@ def test_who_was_not_compared_with_the_expert_at_every_token_keeps_no_limit_on_t
     for judged in (0, 1, [0] * 8 + [10], [9] + [10] * 8):
         seldom = measured(9, judged=judged)
         assert seldom.tv is None
-        assert not Goal(budget=1.0).kept(seldom)
-        assert not Goal(budget=1.0).shown(seldom)
-        assert Goal(budget=1.0).broken(seldom)
-        assert Goal(budget=1.0).enough(seldom) is None
-        assert Goal(max_quality_loss=0.0).kept(seldom)
-    assert Goal(budget=1.0).shown(measured(9, judged=10))
+        assert not Goal(budget=1.0).is_met(seldom)
+        assert not Goal(budget=1.0).is_confirmed(seldom)
+        assert Goal(budget=1.0).is_broken(seldom)
+        assert Goal(budget=1.0).questions_needed(seldom) is None
+        assert Goal(max_quality_loss=0.0).is_met(seldom)
+    assert Goal(budget=1.0).is_confirmed(measured(9, judged=10))
 
 
-def test_a_budget_never_chooses_a_way_that_did_not_look():
-    """A sequential cascade that asked the expert about one token of ten, and was right by luck."""
+def test_a_budget_never_chooses_an_arm_that_did_not_ask_the_expert():
+    """A sequential cascade that asks the expert about one token of ten, and is right by luck."""
     ask, _ = asker(dict.fromkeys(ALPHAS, (2.0, 0.0, 0.0)))
     halves = split(60, ["f"] * 60, seed=0)
     found = tune(arms(), *halves, lambda arm, place: {**ask(arm, place), **unjudged(arm)}, Goal(budget=0.5))
@@ -108,6 +109,7 @@ def unjudged(arm):
 # --------------------------------------------------------------------------- confirmation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [20, 67, 240])
 @pytest.mark.parametrize("wins", [0.0, 0.02])
 @pytest.mark.parametrize("candidates", [1, 3])
@@ -115,13 +117,14 @@ def test_ways_that_lose_5_percent_pass_a_limit_of_1_percent_in_at_most_5_percent
     assert passing(n, 0.01, 0.05, wins, candidates, trials=100) <= 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("candidates", [1, 3])
 def test_ways_that_lose_a_little_more_than_the_limit_pass_in_at_most_5_percent_of_trials(candidates):
-    """The hardest case, however many are tried on the same questions."""
+    """The hardest case, for any number of arms on the same questions."""
     assert passing(67, 0.08, 0.08, 0.0, candidates, trials=600) <= 0.05
 
 
-def test_ways_that_lose_nothing_pass_where_there_are_enough_questions():
+def test_arms_that_lose_nothing_pass_if_there_are_enough_questions():
     assert passing(394, 0.01, 0.0, trials=10) == 1
     assert passing(67, 0.01, 0.0, trials=10) == 0
     assert passing(394, 0.03, 0.005, 0.005, trials=40) > 0.8
@@ -131,10 +134,10 @@ def test_ways_that_lose_nothing_pass_where_there_are_enough_questions():
 def test_a_limit_is_shown_only_where_the_whole_interval_keeps_it(n, lost, limit):
     found = measured(n + lost, quality=[0.0] * lost + [1.0] * n)
     goal = Goal(max_quality_loss=limit)
-    assert goal.shown(found) == (-found.summary.quality_gain.low <= limit)
-    assert goal.kept(found) or not goal.shown(found)
+    assert goal.is_confirmed(found) == (-found.summary.quality_gain.low <= limit)
+    assert goal.is_met(found) or not goal.is_confirmed(found)
     speed = Goal(min_speedup=1.5)
-    assert speed.shown(found) == (found.summary.speedup.low >= 1.5)
+    assert speed.is_confirmed(found) == (found.summary.speedup.low >= 1.5)
 
 
 def test_a_mean_distance_and_a_share_of_calls_have_intervals_too():
@@ -142,20 +145,20 @@ def test_a_mean_distance_and_a_share_of_calls_have_intervals_too():
     found = measured(40, 0.06, tv=distances)
     assert found.tv.value == pytest.approx(0.03)
     assert 0.02 < found.tv.low < 0.03 < found.tv.high < 0.04
-    assert Goal(budget=0.031).kept(found)
-    assert not Goal(budget=0.031).shown(found)
-    assert Goal(budget=found.tv.high).shown(found)
+    assert Goal(budget=0.031).is_met(found)
+    assert not Goal(budget=0.031).is_confirmed(found)
+    assert Goal(budget=found.tv.high).is_confirmed(found)
     shares = measured(40, expert_calls=[2 + i % 3 for i in range(40)])
     assert shares.calls.low < 0.3 < shares.calls.high
-    assert Goal(expert_share=0.3).kept(shares)
-    assert not Goal(expert_share=0.3).shown(shares)
+    assert Goal(expert_share=0.3).is_met(shares)
+    assert not Goal(expert_share=0.3).is_confirmed(shares)
 
 
-def test_no_distance_on_a_few_questions_is_not_none_on_all():
-    """Bounded by the farthest answer that any way has given."""
+def test_no_distance_on_a_few_questions_proves_none_on_all():
+    """The bound is the farthest answer of any arm."""
     rows = [row(f"q{i}", arm) for i in range(20) for arm in (BASE, "x")]
-    assert Measured.of(rows, "x", farthest=0.4).tv.high == pytest.approx(0.4 * 0.161, abs=1e-3)
-    assert Measured.of(rows, "x").tv.high == pytest.approx(0.161, abs=1e-3)
+    assert Measurement.of(rows, "x", farthest=0.4).tv.high == pytest.approx(0.4 * 0.161, abs=1e-3)
+    assert Measurement.of(rows, "x").tv.high == pytest.approx(0.161, abs=1e-3)
 
 
 def test_the_safest_is_confirmed_first_and_the_first_failure_ends_it():
@@ -169,15 +172,15 @@ def test_the_safest_is_confirmed_first_and_the_first_failure_ends_it():
 
         return confirm(BASE_ARM, [slow, middle, fast], merits, range(60), answer, Goal(max_quality_loss=0.1))
 
-    arm, why, trials = failing()
-    assert (arm, [trial.shown for trial in trials]) == (fast, [True, True, True])
-    assert why == "the fastest of those shown to keep the limits"
-    arm, why, trials = failing(fast)
-    assert (arm, [trial.shown for trial in trials]) == (middle, [True, True, False])
-    arm, why, trials = failing(slow)
+    arm, reason, trials = failing()
+    assert (arm, [trial.is_confirmed for trial in trials]) == (fast, [True, True, True])
+    assert reason == "the fastest of those confirmed to keep the limits"
+    arm, reason, trials = failing(fast)
+    assert (arm, [trial.is_confirmed for trial in trials]) == (middle, [True, True, False])
+    arm, reason, trials = failing(slow)
     assert (arm, [trial.arm for trial in trials]) == (None, [slow])
-    assert why == f"{slow.method}: not shown to keep the limits with 60 questions"
-    assert trials[0].enough is None
+    assert reason == f"{slow.method}: not confirmed to keep the limits with 60 questions"
+    assert trials[0].questions_needed is None
 
 
 def test_strict_loses_nothing_by_definition_and_does_not_end_the_tests_where_it_is_slow():
@@ -189,12 +192,12 @@ def test_strict_loses_nothing_by_definition_and_does_not_end_the_tests_where_it_
         return {**ask(arm, place), **{"wall_s" if name == "wall" else name: value for name, value in more.items()}}
 
     arm, _, trials = confirm(BASE_ARM, [strict, lossy], {strict.name: 1.1, lossy.name: 2.0}, range(60), answer, Goal(max_quality_loss=0.1))
-    assert [(trial.shown, trial.faster) for trial in trials] == [(True, False), (True, True)]
+    assert [(trial.is_confirmed, trial.is_faster) for trial in trials] == [(True, False), (True, True)]
     assert arm is lossy
-    assert trials[0].measured.gain.exact
+    assert trials[0].result.gain.exact
 
 
-def test_what_promises_less_than_one_that_is_shown_is_not_measured():
+def test_an_arm_of_less_merit_than_a_confirmed_one_is_not_measured():
     ask, asked = asker(dict.fromkeys(ALPHAS, (2.0, 0.0, 0.0)))
     first, second = arms()[1:3]
     arm, _, trials = confirm(BASE_ARM, [first, second], {first.name: 2.0, second.name: 1.5}, range(60), ask, Goal(max_quality_loss=0.1))
@@ -206,11 +209,11 @@ def test_at_most_three_are_confirmed():
     found, asked, _ = choice(Goal(max_quality_loss=0.05), dict.fromkeys(ALPHAS, (2.0, 0.0, 0.0)))
     assert found.arm is not None
     assert 1 <= len(found.trials) <= TRIALS
-    assert len({name for name, _ in asked[found.asked :]}) == len(found.trials) + 1
+    assert len({name for name, _ in asked[found.answers :]}) == len(found.trials) + 1
 
 
-def test_how_many_questions_would_show_it_is_exact_where_all_tie():
-    enough = Goal(max_quality_loss=0.01).enough(measured(20, quality=1.0))
+def test_the_number_of_questions_needed_is_exact_if_all_tie():
+    enough = Goal(max_quality_loss=0.01).questions_needed(measured(20, quality=1.0))
     assert enough == 381
     require_enough(Goal(max_quality_loss=0.01), enough)
     with pytest.raises(SettingError, match="cannot be shown"):
@@ -219,36 +222,36 @@ def test_how_many_questions_would_show_it_is_exact_where_all_tie():
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 6])
 def test_the_documents_say_how_many_questions_a_limit_takes(limit):
-    enough = Goal(max_quality_loss=limit / 100).enough(measured(20, quality=1.0))
+    enough = Goal(max_quality_loss=limit / 100).questions_needed(measured(20, quality=1.0))
     page = (Path(__file__).parents[2] / "docs" / "benchmarking.md").read_text(encoding="utf-8")
-    assert f"| {limit} % | {enough} | {in_all(enough)} |" in page
+    assert f"| {limit} % | {enough} | {total_questions(enough)} |" in page
 
 
 @pytest.mark.parametrize(("lost", "won"), [(0, 0), (1, 0), (1, 1), (2, 2)])
-def test_so_many_questions_show_it_if_they_go_as_these_did(lost, won):
-    """100 questions, and the same shares of as many as are said to be enough."""
+def test_the_number_of_questions_needed_confirms_the_limit(lost, won):
+    """100 questions, and the same shares of the number needed."""
     goal = Goal(max_quality_loss=0.02)
 
     def of(n):
         lose, win = round(n * lost / 100), round(n * won / 100)
         rows = [row(f"q{i}", BASE, quality=float(not lose <= i < lose + win)) for i in range(n)]
-        return Measured.of(rows + [row(f"q{i}", "x", wall=0.5, quality=float(i >= lose)) for i in range(n)], "x")
+        return Measurement.of(rows + [row(f"q{i}", "x", wall=0.5, quality=float(i >= lose)) for i in range(n)], "x")
 
-    enough = goal.enough(of(100))
-    assert goal.shown(of(round(1.15 * enough)))
-    assert not goal.shown(of(round(0.85 * enough)))
+    enough = goal.questions_needed(of(100))
+    assert goal.is_confirmed(of(round(1.15 * enough)))
+    assert not goal.is_confirmed(of(round(0.85 * enough)))
 
 
-def test_so_many_questions_show_a_distance_and_a_speed_too():
+def test_the_number_of_questions_needed_confirms_a_distance_and_a_speed():
     rng = random.Random(4)
     few, many = ([rng.random() * 0.04 for _ in range(n)] for n in (40, 4000))
     goal = Goal(budget=0.023)
-    enough = goal.enough(measured(40, 0.04, tv=few))
-    assert goal.shown(measured(2 * enough, 0.04, tv=many[: 2 * enough]))
+    enough = goal.questions_needed(measured(40, 0.04, tv=few))
+    assert goal.is_confirmed(measured(2 * enough, 0.04, tv=many[: 2 * enough]))
     walls = [0.5 * rng.lognormvariate(0, 0.3) for _ in range(4000)]
     goal = Goal(min_speedup=1.9)
-    enough = goal.enough(measured(40, wall=walls[:40]))
-    assert goal.shown(measured(2 * enough, wall=walls[: 2 * enough]))
+    enough = goal.questions_needed(measured(40, wall=walls[:40]))
+    assert goal.is_confirmed(measured(2 * enough, wall=walls[: 2 * enough]))
 
 
 def test_too_few_questions_for_a_limit_are_refused_before_anything_is_asked():
@@ -259,7 +262,7 @@ def test_too_few_questions_for_a_limit_are_refused_before_anything_is_asked():
             require_enough(Goal(max_quality_loss=0.01), n)
     require_enough(Goal(max_quality_loss=0.01), 381)
     require_enough(Goal(budget=0.01), 20)
-    with pytest.raises(SettingError, match=r"ask for 16\.2% or more"):
+    with pytest.raises(SettingError, match=r"allow 16\.2% or more"):
         require_enough(Goal(max_quality_loss=0.01), 20)
     require_enough(Goal(max_quality_loss=0.162), 20)
     with pytest.raises(SettingError, match="a loss of at most 0 can never be shown"):
@@ -267,8 +270,8 @@ def test_too_few_questions_for_a_limit_are_refused_before_anything_is_asked():
 
 
 @given(st.integers(20, 3000))
-def test_as_many_are_left_to_confirm_by_as_were_wanted(wanted):
-    total = in_all(wanted)
+def test_the_total_leaves_enough_questions_to_confirm_by(wanted):
+    total = total_questions(wanted)
     assert len(split(total, [""] * total, 0)[1]) >= wanted
     assert total == 40 or len(split(total - 1, [""] * total, 0)[1]) < wanted
 
@@ -276,22 +279,22 @@ def test_as_many_are_left_to_confirm_by_as_were_wanted(wanted):
 # --------------------------------------------------------------------------- search
 
 
-def test_what_is_hopeless_is_not_asked_to_the_end():
+def test_a_hopeless_arm_leaves_the_race_early():
     found, asked, (choose_by, _) = choice(Goal(max_quality_loss=0.01))
-    times = {f"token_v3:{alpha}": sum(name == f"token_v3:{alpha}" for name, _ in asked[: found.asked]) for alpha in ALPHAS}
+    times = {f"token_v3:{alpha}": sum(name == f"token_v3:{alpha}" for name, _ in asked[: found.answers]) for alpha in ALPHAS}
     assert times["token_v3:0.4"] == len(choose_by)
     assert times["token_v3:0.8"] <= 2 * ROUND, "it surely loses too much"
     assert times["token_v3:0.0"] <= 2 * ROUND, "it is surely slower"
 
 
-def test_where_nothing_is_faster_the_expert_stays_and_it_is_said_why():
+def test_without_a_faster_arm_the_choice_is_none_with_a_reason():
     slow = dict.fromkeys(ALPHAS, (0.7, 0.0, 0.0))
     found, *_ = choice(Goal(max_quality_loss=0.01), slow)
     assert found.arm is None
-    assert "not surely faster than the expert alone" in found.why
+    assert "not confirmed to be faster than the expert alone" in found.reason
     found, *_ = choice(Goal(min_speedup=9))
     assert found.arm is None
-    assert found.why == "no way of answering keeps the limits"
+    assert found.reason == "no arm keeps the limits"
 
 
 def test_luck_on_the_first_part_does_not_count():
@@ -303,8 +306,8 @@ def test_luck_on_the_first_part_does_not_count():
         return answer if arm is BASE_ARM else {**answer, "quality": float(place in halves[0])}
 
     found = tune(arms(), *halves, lucky, Goal(max_quality_loss=0.05))
-    assert (found.arm, found.chosen) == (None, None)
-    assert found.why.endswith("not shown to keep the limits with 80 questions")
+    assert (found.arm, found.winner) == (None, None)
+    assert found.reason.endswith("not confirmed to keep the limits with 80 questions")
 
 
 @pytest.mark.parametrize(("n", "to_choose_by"), [(40, 20), (60, 20), (90, 30), (474, MOST_TO_CHOOSE_BY)])
@@ -321,7 +324,7 @@ def test_families_are_parted_alike_and_mixed(n, to_choose_by):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Goal(), "nothing was asked for"),
+        (lambda: Goal(), "no limit is set"),
         (lambda: Goal(max_quality_loss=1.5), "max_quality_loss is 1.5; it must be a number from 0 to 1"),
         (lambda: Goal(budget=-0.1), "budget is -0.1"),
         (lambda: Goal(min_speedup=float("nan")), "min_speedup is nan"),

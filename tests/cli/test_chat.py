@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import as_text
 from gguf_files import CHATML, ENDOFTEXT, IM_END, text_model
 
 import speccascade_local as sc
@@ -25,9 +26,7 @@ ADA, BUZZ = "Who is Ada Lovelace?", "Who is Buzz Aldrin?"
 
 def chat(*lines: str | bytes, arguments: tuple[object, ...] = (), cwd: Path | None = None) -> subprocess.CompletedProcess:
     typed = b"".join(line if isinstance(line, bytes) else line.encode() + b"\n" for line in lines)
-    done = subprocess.run([*COMMAND, *FIXED, *map(str, arguments)], input=typed, capture_output=True, cwd=cwd, timeout=120)
-    done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
-    return done
+    return as_text("chat", *FIXED, *arguments, stdin=typed, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,7 @@ def test_a_question_of_several_lines_stands_between_quotes(tmp_path: Path) -> No
     assert asked == ["Who is\n\nAda Lovelace?", "One line", " /not a command"]
 
 
-def test_a_session_goes_on_in_another_process(answers: list[str], tmp_path: Path) -> None:
+def test_a_session_resumes_in_another_process(answers: list[str], tmp_path: Path) -> None:
     first = chat(ADA, "/rule strict", "/system Be brief.", "/system -", "/save a.chat", cwd=tmp_path)
     assert (first.returncode, first.stdout) == (0, answers[0] + "\n")
     second = chat("/load a.chat", "/rule", "/rule token_v3:0.8", BUZZ, "/stats", cwd=tmp_path)
@@ -70,18 +69,18 @@ def test_a_session_goes_on_in_another_process(answers: list[str], tmp_path: Path
     assert int(re.search(r"cached_tokens +(\d+)", second.stderr)[1]) > 40
 
 
-def test_stats_tell_the_answers_counters_and_its_account_apart(tmp_path: Path) -> None:
+def test_stats_print_counts_and_fidelity_separately(tmp_path: Path) -> None:
     """Both have a number of drafted tokens, and they differ: submitted ones, and those that the drafter was evaluated for."""
-    told = chat(BUZZ, "/stats", arguments=("--rule", "strict", "--block-size", 5, "--max-tokens", 40)).stderr
-    counted, account = told.split("distance from the expert")
-    assert int(re.search(r"\n *drafted +(\d+)", counted)[1]) > 40 >= int(re.search(r"\n *drafted +(\d+)", account)[1])
+    output = chat(BUZZ, "/stats", arguments=("--rule", "strict", "--block-size", 5, "--max-tokens", 40)).stderr
+    counts, fidelity = output.split("distance from the expert")
+    assert int(re.search(r"\n *drafted +(\d+)", counts)[1]) > 40 >= int(re.search(r"\n *drafted +(\d+)", fidelity)[1])
 
 
-def test_a_distance_that_is_not_of_all_tokens_is_a_dash_until_the_expert_is_asked_afterwards(tmp_path: Path) -> None:
+def test_a_distance_is_a_dash_unless_the_expert_has_judged_all_tokens(tmp_path: Path) -> None:
     for more, shown in (((), "–"), (("--audit",), r"0\.\d+")):
-        told = chat(BUZZ, "/stats", arguments=("--rule", "never", "--max-tokens", 40, *more)).stderr
-        assert re.search(rf"mean_tv +{shown}\n", told)
-        assert re.search(r"\n *audited +(\d+)", told)[1] == ("40" if more else "0")
+        output = chat(BUZZ, "/stats", arguments=("--rule", "never", "--max-tokens", 40, *more)).stderr
+        assert re.search(rf"mean_tv +{shown}\n", output)
+        assert re.search(r"\n *audited +(\d+)", output)[1] == ("40" if more else "0")
 
 
 def test_a_session_option_reads_and_writes_the_file(answers: list[str], tmp_path: Path) -> None:
@@ -99,12 +98,12 @@ def test_commands_change_what_comes_next() -> None:
     assert done.returncode == 0
     rules = re.findall(r"^\(rule (\S+): .*\)$", done.stderr, re.MULTILINE)
     assert rules == ["token_v3:0.8", "token_v3:0.1", "opt:0.5+strict_first:2", "opt:0.25+strict_first:2"]
-    assert done.stderr.splitlines()[4:] == ["(temperature 0.5)", "(system prompt: Be brief.)", "(colours by origin are on)"]
+    assert done.stderr.splitlines()[4:] == ["(temperature 0.5)", "(system prompt: Be brief.)", "(colors by origin are on)"]
 
 
 WRONG = {
     "/rul": "did you mean /rule?",
-    "/xyzzy": "/help lists them all",
+    "/xyzzy": "/help lists all",
     "/": "unknown command /",
     "/rule no_such": "unknown rule 'no_such'",
     "/alpha much": "/alpha needs a number",
@@ -150,10 +149,10 @@ def test_a_byte_order_mark_is_no_part_of_a_question_and_of_a_system_prompt(answe
         (("nobody",), "nobody"),
     ],
 )
-def test_what_is_wrong_at_the_start_is_told_before_anything_is_loaded(arguments: tuple[str, ...], message: str) -> None:
+def test_errors_in_options_come_before_anything_is_loaded(arguments: tuple[str, ...], message: str) -> None:
     done = chat(ADA, arguments=(*arguments, "-v"), cwd=Path(__file__).parents[2])
     assert (done.returncode, done.stdout) == (1, "")
-    (error,) = done.stderr.splitlines()  # with -v loading would be told
+    (error,) = done.stderr.splitlines()  # with -v loading would print more
     assert message in error
 
 
@@ -173,16 +172,18 @@ def test_a_model_without_a_template_cannot_chat(tmp_path: Path) -> None:
         "{% for %}",
     ],
 )
-def test_a_hostile_template_is_one_line_each_time_it_is_asked(source: str, tmp_path: Path) -> None:
+def test_a_hostile_template_is_one_line_for_each_question(source: str, tmp_path: Path) -> None:
     path = text_model(tmp_path / "m.gguf", chat_template=source)
     done = chat("Hi", "/stats", "Hi", arguments=("--drafter", path, "--expert", path))
     assert (done.returncode, done.stdout.strip()) == (1, "")
-    told = done.stderr.splitlines()
-    assert [line for line in told if line != "(no answer yet)"] == [line for line in told if line.startswith("error: ") and "--raw" in line]
-    assert len(told) == 3
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if line != "(no reply yet)"] == [
+        line for line in lines if line.startswith("error: ") and "--raw" in line
+    ]
+    assert len(lines) == 3
 
 
-def test_a_context_that_overflows_is_told_where_the_errors_go(tmp_path: Path) -> None:
+def test_a_context_that_overflows_is_a_line_on_stderr(tmp_path: Path) -> None:
     path = text_model(tmp_path / "m.gguf", chat_template=CHATML)
     done = chat(*["a question"] * 4, arguments=("--drafter", path, "--expert", path, "--ctx", "128", "--max-tokens", "20"))
     assert done.returncode == 0
@@ -268,7 +269,7 @@ at_a_keyboard = pytest.mark.skipif(pexpect is None, reason="needs a pseudo-termi
 
 @pytest.fixture
 def keyboard(tmp_path: Path):
-    """A chat with a pair that never ends an answer by itself."""
+    """A chat with a pair whose replies do not end."""
     path = text_model(tmp_path / "m.gguf", chat_template=CHATML, n_ctx_train=60_000)
     endless = [f"--logit-bias={token}=-100" for token in (ENDOFTEXT, IM_END)]
     arguments = [*COMMAND[1:], *FIXED, "--drafter", path, "--expert", path, "--ctx", "60000", "--max-tokens", "59000", *endless]
@@ -288,10 +289,10 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(keyboard, tmp_path: Path) -> N
     keyboard.expect("Hi\r\n.{20}")
     keyboard.sendintr()
     keyboard.expect("tokens, .*context")
-    keyboard.expect("stopped; what was said stays")
+    keyboard.expect("stopped; the text so far stays")
     keyboard.expect("> ")
     keyboard.sendline("/stats")
-    keyboard.expect("answers: 1,")
+    keyboard.expect("replies: 1,")
     keyboard.expect("> ")
     keyboard.sendeof()
     keyboard.expect(pexpect.EOF)

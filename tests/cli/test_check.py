@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 import speccascade_local
 from speccascade_local.cli import app as cli_app
+from speccascade_local.cli.verbs import check as check_verb
 
 DEMO = Path(speccascade_local.__file__).parent / "demo"
 OLD_PLACES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "OLLAMA_MODELS", "LLAMA_CACHE", "SPECCASCADE_MODELS")
@@ -35,7 +36,7 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
     for name in ("HOME", "USERPROFILE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(home))
     monkeypatch.chdir(home)
-    monkeypatch.setattr(check, "set_log_level", lambda _: None)  # it would hold for the tests that come after
+    monkeypatch.setattr(check_verb, "set_log_level", lambda _: None)  # it would stay for later tests
     monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("a socket was opened"))
     return lambda *arguments: CliRunner().invoke(cli_app.app, ["check", *map(str, arguments)])
 
@@ -46,7 +47,7 @@ def test_the_bundled_pair_is_a_yes_and_the_verdict_stands_first(check):
     assert done.stdout.splitlines()[0] == "yes  demo: they pair"
     for about in ("vocabulary", "pre-type", "special ids", "end ids", "chat template", "drafter: rollback", "expert: rollback", "memory"):
         assert f"\nok {about}" in done.stdout
-    assert "together" in done.stdout
+    assert "total" in done.stdout
     assert done.stderr == ""
 
 
@@ -58,7 +59,7 @@ def test_what_is_to_be_known_comes_before_what_is_well(check, tmp_path):
     assert first.startswith("yes, but  d.gguf + e.gguf: they pair, with ")
     marks = [line.split()[0] for line in lines if line.split() and line.split()[0] in ("no", "but", "–", "ok")]
     assert marks == sorted(marks, key=["no", "but", "–", "ok"].index)
-    assert f"with {marks.count('but')} things" in first
+    assert f"with {marks.count('but')} warnings" in first
 
 
 def test_a_no_has_the_reason_and_exit_code_2(check, tmp_path):
@@ -79,7 +80,7 @@ def test_a_no_has_the_reason_and_exit_code_2(check, tmp_path):
         (["--expert-device", "CUDA7"], "device is 'CUDA7'"),
         (["--suggest", "x.gguf", "demo"], "--suggest takes an expert's file"),
         (["--suggest", "x.gguf", "--remote"], "--suggest takes an expert's file"),
-        (["--folder", "."], "--folder says where --suggest looks"),
+        (["--folder", "."], "--folder says where --suggest searches"),
         (["--suggest", "x.gguf"], "x.gguf: no such file"),
         (["--suggest", "x.gguf", "--folder", "gone"], "--folder gone: no such folder"),
     ],
@@ -112,7 +113,7 @@ def test_json_has_it_all_whatever_the_answer(check, tmp_path):
     assert (done.exit_code, found["answer"], found["exit_code"]) == (2, "no", 2)
 
 
-def test_what_models_yaml_says_of_a_model_counts_unless_an_option_says_other(check, tmp_path):
+def test_facts_in_models_yaml_count_unless_an_option_overrides_them(check, tmp_path):
     (tmp_path / "models.yaml").write_text(
         f"pairs: {{p: {{drafter: {{file: {DEMO / 'drafter.gguf'}, cache_type: q8_0}}, expert: {DEMO / 'expert.gguf'}}}}}"
     )
@@ -122,17 +123,17 @@ def test_what_models_yaml_says_of_a_model_counts_unless_an_option_says_other(che
     assert "held as q4_0" in next(each["text"] for each in found["findings"] if each["about"] == "cache")
 
 
-def test_machines_that_share_the_expert_are_not_asked_and_its_size_is_then_no_refusal(check, tmp_path, monkeypatch):
+def test_machines_that_share_the_expert_are_not_asked_and_its_size_is_then_no_error(check, tmp_path, monkeypatch):
     monkeypatch.setattr("speccascade_local.machine.check.free_memory", lambda: 1000)
     shared = f"{{drafter: {DEMO / 'drafter.gguf'}, expert: {DEMO / 'expert.gguf'}, rpc: ['10.0.0.9:50052']}}"
     (tmp_path / "models.yaml").write_text(f"pairs: {{p: {shared}}}")
     done = check("p", "--models", tmp_path / "models.yaml")
     assert done.exit_code == 1
-    assert "10.0.0.9:50052 are to share the expert" in " ".join(done.stdout.split())
+    assert "10.0.0.9:50052 share the expert" in " ".join(done.stdout.split())
     assert check().exit_code == 2
 
 
-def test_an_adapter_that_is_not_there_is_a_no(check, tmp_path):
+def test_a_missing_adapter_is_a_no(check, tmp_path):
     model = f"{{file: {DEMO / 'expert.gguf'}, lora: gone.gguf}}"
     (tmp_path / "models.yaml").write_text(f"pairs: {{p: {{drafter: {DEMO / 'drafter.gguf'}, expert: {model}}}}}")
     done = check("p", "--models", tmp_path / "models.yaml")
@@ -149,7 +150,7 @@ def test_as_a_process_the_exit_code_is_the_answer(tmp_path):
 # --------------------------------------------------------------------------- drafters on this machine
 
 
-def test_drafters_are_looked_for_where_other_programs_keep_models(check, tmp_path):
+def test_drafters_are_searched_where_other_programs_store_models(check, tmp_path):
     home = tmp_path / "home"
     store = home / ".lmstudio" / "models" / "me" / "demo-GGUF"
     store.mkdir(parents=True)
@@ -168,12 +169,12 @@ def test_drafters_are_looked_for_where_other_programs_keep_models(check, tmp_pat
     assert (found["measured"], len(found["troubles"])) == (False, 1)
 
 
-def test_where_nothing_pairs_it_says_where_it_looked(check, tmp_path):
+def test_without_a_match_the_searched_folders_are_named(check, tmp_path):
     done = check("--suggest", DEMO / "expert.gguf", "--folder", tmp_path)
     assert done.exit_code == 2
-    assert done.stdout == f"no model pairs with it; looked in {tmp_path}\n"
+    assert done.stdout == f"no model pairs with the expert; looked in {tmp_path}\n"
     done = check("--suggest", DEMO / "expert.gguf")
-    assert (done.exit_code, done.stdout) == (2, "no model pairs with it; looked in no folder: name one with --folder\n")
+    assert (done.exit_code, done.stdout) == (2, "no model pairs with the expert; found no folder to look in; name one with --folder\n")
 
 
 # --------------------------------------------------------------------------- files that are not here
@@ -187,7 +188,7 @@ def remote(tmp_path: Path) -> Path:
     return models
 
 
-def test_without_remote_nothing_is_asked_of_anyone(check, remote):
+def test_without_remote_nothing_is_fetched(check, remote):
     done = check("far", "--models", remote)
     assert done.exit_code == 2
     assert "d.gguf of me/models is not on this machine" in " ".join(done.stdout.split())
@@ -221,6 +222,6 @@ def test_with_remote_the_headers_are_fetched_and_nothing_stays(tmp_path, remote,
         assert not (tmp_path / "hf" / "hub").exists()
 
 
-def test_help_tells_the_exit_codes():
+def test_help_explains_the_exit_codes():
     done = CliRunner().invoke(cli_app.app, ["check", "--help"], env={"COLUMNS": "200"})
-    assert "Exit code 0: yes. 1: yes, but there is something to know. 2: no" in " ".join(done.stdout.split())
+    assert "Exit code 0: yes. 1: yes, with warnings. 2: no" in " ".join(done.stdout.split())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_line import as_text
 
 from speccascade_local.cli.app import VERBS
 
-#: Python runs it before anything else; the interpreter itself then tells of every look-up and connection, whoever asks for it.
+#: Python runs it before anything else; the interpreter then reports every look-up and connection of any code.
 GUARD = """\
 import sys
 
@@ -23,7 +23,7 @@ sys.addaudithook(refuse)
 """
 DEMO = Path(__file__).parents[2] / "speccascade_local" / "demo"
 SHORT = ("--max-tokens", "4", "--ctx", "128")
-#: How each verb is run. One that is not here fails the test below: add it, or say there why it needs the network.
+#: How each verb is run. The test below fails for a missing verb: add it here, or to those that need the network.
 RUNS: dict[str, list[tuple[str, ...]]] = {
     "run": [("demo", "Hi", *SHORT), ("fetched", "Hi", *SHORT)],
     "compare": [("demo", "Hi", *SHORT)],
@@ -38,7 +38,7 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
     "bench": [("demo", "--per-family", "1", "--rules", "token_v3", "--alphas", "0.8", *SHORT)],
     "tune": [("demo", "--budget", "0.9", "--rules", "token_v3", "--alphas", "0.8", "--per-family", "8", "--max-tokens", "12", "--dry-run")],
 }
-#: The two that serve listen; that ``serve`` asks nobody is seen in tests/server/test_clients.py.
+#: Two of these listen; tests/server/test_clients.py shows that ``serve`` makes no connection.
 NEEDS_THE_NETWORK = {"pull", "rpc-serve", "serve"}
 MODELS = """\
 pairs:
@@ -53,7 +53,7 @@ pairs:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A models.yaml of a pair that was fetched from a hub which is not there any more."""
+    """A models.yaml of a pair that was fetched from a hub that no longer exists."""
     folder = tmp_path_factory.mktemp("offline")
     (folder / "guard").mkdir()
     (folder / "guard" / "sitecustomize.py").write_text(GUARD)
@@ -67,14 +67,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def offline(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def offline(folder: Path, *arguments: str, fresh: bool = False) -> subprocess.CompletedProcess[str]:
     paths = [str(folder / "guard"), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"HF_HOME": str(folder / "hf"), "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "speccascade_local", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, input="Hi\n", timeout=300)
+    environment = {"HF_HOME": str(folder / "hf"), "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": os.pathsep.join(paths)}
+    return as_text(*arguments, stdin=b"Hi\n", cwd=folder, fresh=fresh, **environment)
 
 
-def test_every_verb_is_looked_at():
+def test_the_package_is_loaded_without_the_network(folder):
+    done = offline(folder, "run", "demo", "Hi", *SHORT, fresh=True)
+    assert "network:" not in done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_verb_is_covered():
     assert RUNS.keys() | NEEDS_THE_NETWORK == VERBS.keys()
 
 
@@ -87,7 +92,7 @@ def test_no_other_verb_uses_the_network(folder, verb, arguments):
 
 
 @pytest.mark.parametrize("verb", ["run", "plan", "profile", "bench"])
-def test_what_was_not_fetched_is_told_and_not_looked_for(folder, verb):
+def test_files_that_are_not_fetched_are_an_error_and_not_searched(folder, verb):
     done = offline(folder, verb, "absent", *(("Hi",) if verb == "run" else ()))
     assert (done.returncode, done.stdout) == (1, "")
     assert (
@@ -105,7 +110,7 @@ def test_check_does_not_look_at_the_hub_unless_it_is_told_to(folder):
 
 def test_pull_needs_no_network_for_what_is_there(folder):
     done = offline(folder, "pull", "fetched")
-    assert (done.returncode, done.stderr) == (0, "fetched: all its files are here already\n")
+    assert (done.returncode, done.stderr) == (0, "fetched: all files are here already\n")
 
 
 def test_the_guard_sees_a_verb_that_does(folder):

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
-from command_line import QUESTION, speccascade, told
+from command_line import QUESTION, output_of, speccascade
 from PIL import Image
 
 import speccascade_local as sc
@@ -21,7 +21,7 @@ DEMO = Path(sc.__file__).parent / "demo"
 
 
 def replied(*arguments, cwd: Path | None = None) -> dict:
-    return json.loads(told("run", "--json", *arguments, QUESTION, cwd=cwd))
+    return json.loads(output_of("run", "--json", *arguments, QUESTION, cwd=cwd))
 
 
 def ask(demo: sc.Runtime, **settings) -> sc.Reply:
@@ -33,11 +33,11 @@ def ask(demo: sc.Runtime, **settings) -> sc.Reply:
 
 
 def test_rules_in_json_is_the_table_of_all_methods():
-    assert json.loads(told("rules", "--json")) == [registry.describe(method) for method in registry.METHODS.values()]
+    assert json.loads(output_of("rules", "--json")) == [registry.describe(method) for method in registry.METHODS.values()]
 
 
 def test_rules_shows_every_method_with_every_field_and_each_example_can_be_run():
-    text = told("rules", COLUMNS="200")
+    text = output_of("rules", COLUMNS="200")
     paragraphs = [re.sub(r"\s+", " ", paragraph) for paragraph in text.strip().split("\n\n")]
     assert len(paragraphs) == len(registry.METHODS)
     for paragraph, method in zip(paragraphs, registry.METHODS.values(), strict=True):
@@ -75,7 +75,7 @@ def test_each_option_does_what_the_setting_of_its_name_does(demo, options, setti
     assert {name: by_option[name] for name in reply.as_dict()} == json.loads(json.dumps(reply.as_dict()))
 
 
-def test_the_options_are_no_empty_words():
+def test_each_option_changes_the_reply():
     """Each changes what is written, or by whom."""
     usual = ["--rule", "chow:0.3", "--temperature", "1.5", "--seed", "0", "--block-size", "5"]
     plain = replied(*usual)
@@ -87,7 +87,7 @@ def test_the_options_are_no_empty_words():
         assert (changed["token_ids"], changed["origins"]) != (plain["token_ids"], plain["origins"]), options
 
 
-def test_log_probabilities_are_told_per_token_and_those_of_both_models_on_demand():
+def test_log_probabilities_are_per_token_and_those_of_both_models_optional():
     reply = replied("--logprobs", "3", "--model-logprobs", "--temperature", "1", "--seed", "1", "--rule", "strict")
     for name in ("logprobs", "expert_logprobs", "drafter_logprobs"):
         assert len(reply[name]) == len(reply["token_ids"])
@@ -106,7 +106,7 @@ def test_an_answer_follows_the_grammar_in_a_file(tmp_path):
     path = tmp_path / "years.gbnf"
     path.write_text('root ::= "In " [0-9] [0-9] [0-9] [0-9] "."\n', encoding="utf-8")
     for rule in ("strict", "never", "token_cascade:0.2", "margin:1"):
-        assert re.fullmatch(r"In \d{4}\.\n", told("run", "--grammar", path, "--rule", rule, QUESTION))
+        assert re.fullmatch(r"In \d{4}\.\n", output_of("run", "--grammar", path, "--rule", rule, QUESTION))
     assert replied("--grammar", path)["settings"]["grammar"] == path.read_text(encoding="utf-8")
 
 
@@ -115,7 +115,7 @@ def test_an_answer_follows_the_json_schema_in_a_file(tmp_path):
     schema = {"type": "object", "properties": {"known": {"type": "boolean"}}, "required": ["known"], "additionalProperties": False}
     path.write_text(json.dumps(schema), encoding="utf-8")
     for rule in ("token_v3:0.8", "chow_sum:1"):
-        found = json.loads(told("run", "--json-schema", path, "--rule", rule, QUESTION))
+        found = json.loads(output_of("run", "--json-schema", path, "--rule", rule, QUESTION))
         assert list(found) == ["known"]
         assert isinstance(found["known"], bool)
 
@@ -144,7 +144,7 @@ def test_an_answer_follows_the_json_schema_in_a_file(tmp_path):
         (["run", "--grammar", "good.gbnf", "--json-schema", "schema.json", "Hi"], "choose one"),
         (["calibrate", "--questions", "bad.jsonl", "--out", "cal.json"], "question question-2 has no reference"),
         (["calibrate", "--questions", "few.jsonl", "--out", "cal.json"], "1 judged answers are too few"),
-        (["calibrate", "copied", "--questions", "enough.jsonl", "--out", "cal.json"], "drafter ngram is none; name a drafter file"),
+        (["calibrate", "copied", "--questions", "enough.jsonl", "--out", "cal.json"], "the drafter is ngram; name a drafter file"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
@@ -180,12 +180,12 @@ def calibrated(tmp_path_factory) -> Path:
     lines = (DEMO / "heldout.jsonl").read_text(encoding="utf-8").splitlines()[::8]
     (folder / "asked.jsonl").write_text("\n".join(lines), encoding="utf-8")
     arguments = ["--questions", "asked.jsonl", "--out", "cal.json", "--picture", "cal.png", "--target", "0.9", "--seed", "1"]
-    (folder / "told.txt").write_text(told("calibrate", *arguments, cwd=folder), encoding="utf-8")
+    (folder / "output.txt").write_text(output_of("calibrate", *arguments, cwd=folder), encoding="utf-8")
     return folder
 
 
 def test_calibrate_writes_what_it_says(calibrated):
-    found, text = Calibration.load(calibrated / "cal.json"), (calibrated / "told.txt").read_text(encoding="utf-8")
+    found, text = Calibration.load(calibrated / "cal.json"), (calibrated / "output.txt").read_text(encoding="utf-8")
     n = len(read_questions(calibrated / "asked.jsonl"))
     assert (found.calibrated_on, found.chosen_on, len(found.validation)) == (n // 3, n // 3, n // 3)
     assert found.target_accuracy == 0.9
@@ -193,11 +193,11 @@ def test_calibrate_writes_what_it_says(calibrated):
     assert found.expert_accuracy > found.drafter_accuracy
     assert 0 < found.kept < 1
     for said in (
-        f"fitted on {found.calibrated_on} answers, the threshold chosen on {found.chosen_on} others",
-        f"measured on {len(found.validation)} answers that took no part in either",
+        f"fitted on {found.calibrated_on} answers; the threshold is chosen on {found.chosen_on} others",
+        f"measured on the remaining {len(found.validation)} answers",
         f"with probability above {found.threshold:.3f}",
         f"the drafter answers {found.kept:.1%} alone",
-        f"right answers {found.accuracy:.1%} [{low:.1%}, {high:.1%}], asked for 90.0%",
+        f"right answers {found.accuracy:.1%} [{low:.1%}, {high:.1%}], target 90.0%",
         f"the expert alone {found.expert_accuracy:.1%}, the drafter alone {found.drafter_accuracy:.1%}",
         "use it with: --rule calibrated:cal.json",
     ):
@@ -210,7 +210,7 @@ def test_a_calibration_routes_the_answers_of_run_as_it_says(calibrated, demo):
     rule, settings = registry.parse(f"calibrated:{calibrated / 'cal.json'}"), {"max_tokens": 256}
     decided = set()
     for task in read_questions(calibrated / "asked.jsonl")[::12]:
-        reply = json.loads(told("run", "--json", "--rule", "calibrated:cal.json", task.prompt, cwd=calibrated))
+        reply = json.loads(output_of("run", "--json", "--rule", "calibrated:cal.json", task.prompt, cwd=calibrated))
         demo.reset()
         margin = demo.chat([{"role": "user", "content": task.prompt}], rule="margin:0", **settings).confidence
         assert reply["confidence"] == pytest.approx(1 - rule.calibration.error_at(1 - margin), abs=1e-6)
@@ -220,35 +220,35 @@ def test_a_calibration_routes_the_answers_of_run_as_it_says(calibrated, demo):
 
 
 def test_compare_shows_a_calibration_beside_the_other_ways(calibrated):
-    rows = json.loads(told("compare", "--json", "--rule", "calibrated:cal.json", QUESTION, cwd=calibrated))["rows"]
+    rows = json.loads(output_of("compare", "--json", "--rule", "calibrated:cal.json", QUESTION, cwd=calibrated))["rows"]
     (row,) = [row for row in rows if "calibrated" in row["arm"]]
     assert row["rule"] == "calibrated:cal.json"
     assert row["confidence"] is not None
     kept = {row["arm"]: row["text"] for row in rows}["drafter alone" if set(row["origins"]) == {"accepted"} else "expert alone"]
     assert row["text"] == kept
-    shown = told("compare", "--rule", "calibrated:cal.json", QUESTION, cwd=calibrated)
-    assert re.search(r"drafter's confidence [\d.]+, threshold [\d.]+: (keeps the drafter's answer|throws it away)", shown)
+    shown = output_of("compare", "--rule", "calibrated:cal.json", QUESTION, cwd=calibrated)
+    assert re.search(r"drafter's confidence [\d.]+, threshold [\d.]+: (keeps the drafter's answer|discards it)", shown)
 
 
 def test_a_pair_may_have_a_calibration_of_its_own_beside_its_models_yaml(calibrated, tmp_path):
     pair = "pairs:\n  mine:\n    drafter: bundled:drafter.gguf\n    expert: bundled:expert.gguf\n    rule: calibrated:cal.json\n"
     (calibrated / "models.yaml").write_text(pair, encoding="utf-8")
-    reply = json.loads(told("run", "--json", "--models", calibrated / "models.yaml", "mine", QUESTION, cwd=tmp_path))
+    reply = json.loads(output_of("run", "--json", "--models", calibrated / "models.yaml", "mine", QUESTION, cwd=tmp_path))
     assert reply["rule"] == f"calibrated:{calibrated / 'cal.json'}"
     assert reply["confidence"] is not None
-    assert f"calibrated:{calibrated / 'cal.json'}" in told("models", "--models", calibrated / "models.yaml", cwd=tmp_path)
+    assert f"calibrated:{calibrated / 'cal.json'}" in output_of("models", "--models", calibrated / "models.yaml", cwd=tmp_path)
 
 
 def test_a_pair_that_names_a_calibration_which_is_not_there_yet_can_be_calibrated(calibrated, tmp_path):
     pair = "pairs:\n  mine:\n    drafter: bundled:drafter.gguf\n    expert: bundled:expert.gguf\n    rule: calibrated:mine.json\n"
     (tmp_path / "models.yaml").write_text(pair, encoding="utf-8")
     assert speccascade("run", "mine", QUESTION, cwd=tmp_path).returncode == 1
-    told("calibrate", "mine", "--questions", calibrated / "asked.jsonl", "--target", "0.5", "--out", "mine.json", cwd=tmp_path)
-    assert told("run", "mine", QUESTION, cwd=tmp_path)
+    output_of("calibrate", "mine", "--questions", calibrated / "asked.jsonl", "--target", "0.5", "--out", "mine.json", cwd=tmp_path)
+    assert output_of("run", "mine", QUESTION, cwd=tmp_path)
 
 
 def test_compare_leaves_out_what_does_not_go_with_the_settings():
-    table = told("compare", "--all", "--thinking-rule", "decision_tokens:1", QUESTION)
+    table = output_of("compare", "--all", "--thinking-rule", "decision_tokens:1", QUESTION)
     assert "chow:0.2" in table
     assert "decision_tokens" not in table
 
@@ -258,7 +258,7 @@ def test_a_calibration_of_other_files_is_refused(calibrated):
         "run", "--drafter", DEMO / "expert.gguf", "--expert", DEMO / "expert.gguf", "--rule", "calibrated:cal.json", "Hi", cwd=calibrated
     )
     assert done.returncode == 1
-    assert "cal.json: this calibration is of another pair: its drafter is not expert.gguf" in done.stderr.decode()
+    assert "cal.json: this calibration is for another pair: its drafter is not expert.gguf" in done.stderr.decode()
 
 
 def test_a_target_that_no_threshold_reaches_is_refused_and_nothing_is_written(calibrated):
@@ -292,12 +292,12 @@ def test_listing_pairs_runs_no_code_and_answering_with_one_does(tmp_path):
     rule = "mine:Sure(0.3)"
     pair = f"pairs:\n  mine:\n    drafter: bundled:drafter.gguf\n    expert: bundled:expert.gguf\n    rule: {rule}\n"
     (tmp_path / "models.yaml").write_text(pair, encoding="utf-8")
-    assert re.search(rf"^mine +{re.escape(rule)} ", told("models", cwd=tmp_path), re.MULTILINE)
+    assert re.search(rf"^mine +{re.escape(rule)} ", output_of("models", cwd=tmp_path), re.MULTILINE)
     assert speccascade("run", "demo", "Hi", cwd=tmp_path).returncode == 0
     assert not (tmp_path / "ran").exists()
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     own, chow = (
-        json.loads(told("run", "--json", "--seed", "0", *arguments, QUESTION, cwd=tmp_path, PYTHONPATH=paths))
+        json.loads(output_of("run", "--json", "--seed", "0", *arguments, QUESTION, cwd=tmp_path, PYTHONPATH=paths))
         for arguments in (["--allow-code", "mine"], ["--rule", "chow:0.3"])
     )
     assert (tmp_path / "ran").exists()
@@ -310,7 +310,7 @@ def test_listing_pairs_runs_no_code_and_answering_with_one_does(tmp_path):
 
 
 def test_compare_all_has_one_row_for_every_method_and_the_control():
-    rows = json.loads(told("compare", "--all", "--json", QUESTION))["rows"]
+    rows = json.loads(output_of("compare", "--all", "--json", QUESTION))["rows"]
     arms = {row["arm"]: row for row in rows}
     asked = {row["rule"] for row in rows}
     shown = {method.split(":")[0] for method in asked}
@@ -321,7 +321,7 @@ def test_compare_all_has_one_row_for_every_method_and_the_control():
 
 
 def test_compare_all_shows_each_text_once_under_all_that_wrote_it():
-    text = told("compare", "--all", QUESTION, COLUMNS="120")
+    text = output_of("compare", "--all", QUESTION, COLUMNS="120")
     table = text[text.rindex("speed-up") :]
     answers = [line for line in text[: -len(table)].splitlines() if "Lovelace" in line and not line.startswith("drafts")]
     assert len(answers) == len(set(answers)) >= 2
@@ -331,6 +331,6 @@ def test_compare_all_shows_each_text_once_under_all_that_wrote_it():
 
 @pytest.mark.parametrize("options", [["--temperature", "1"], ["--block-size", "0", "--max-tokens", "1"]], ids=" ".join)
 def test_compare_all_leaves_out_what_means_nothing_under_the_settings(options):
-    rows = json.loads(told("compare", "--all", "--json", *options, QUESTION))["rows"]
+    rows = json.loads(output_of("compare", "--all", "--json", *options, QUESTION))["rows"]
     assert len(rows) > 20
     assert any(row["rule"].startswith("fly") for row in rows) == (options[0] != "--temperature")

@@ -19,6 +19,7 @@ from gguf_files import text_model
 
 import speccascade_local as sc
 from speccascade_local.cli import terminal
+from speccascade_local.models import catalog
 
 #: Where a text is compared: what a lossy rule writes with automatic lengths follows the machine's speed.
 FIXED = ("--block-size", "5")
@@ -105,46 +106,46 @@ def test_control_characters_of_an_answer_are_shown_in_a_terminal_and_stay_as_the
     [(["run", "--show-origin"], SHOWN), (["compare"], SHOWN), (["run", "--json"], SHOWN.replace(r"\u000d", r"\r"))],
     ids=["colours", "compare", "json"],
 )
-def test_nothing_that_shows_an_answer_in_a_terminal_obeys_it(hostile, arguments, found):
-    told = in_terminal(*arguments, *hostile, "Hi", COLUMNS="300")
+def test_no_view_of_a_reply_in_a_terminal_obeys_it(hostile, arguments, found):
+    text = in_terminal(*arguments, *hostile, "Hi", COLUMNS="300")
     for raw in ("\x1b]", "\x1b[2J", "\x07", "\u009b", "\u202e", "\x7f"):
-        assert raw not in told
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", told)
+        assert raw not in text
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     assert found in plain
     assert "[bold]" in plain
 
 
-def test_what_a_catalog_says_is_shown_and_not_obeyed(tmp_path):
+def test_control_characters_of_a_catalog_are_escaped(tmp_path):
     (tmp_path / "m.yaml").write_text(
         'pairs:\n  "a[red]b":\n    drafter: ngram\n    expert: bundled:demo-expert.gguf\n    description: "\\e[2J\\a[bold]x"\n'
     )
     for arguments in (["models", "a[red]b"], ["models"]):
-        told = in_terminal(*arguments, "--models", str(tmp_path / "m.yaml"), COLUMNS="200")
-        assert r"\u001b[2J" in told
-        assert "[bold]x" in told
-        assert "\x1b[2J" not in told
-    assert "a[red]b" in told
+        text = in_terminal(*arguments, "--models", str(tmp_path / "m.yaml"), COLUMNS="200")
+        assert r"\u001b[2J" in text
+        assert "[bold]x" in text
+        assert "\x1b[2J" not in text
+    assert "a[red]b" in text
 
 
-def test_what_a_template_says_in_an_error_is_short_and_has_no_control_characters(tmp_path):
+def test_the_error_of_a_template_is_short_and_has_no_control_characters(tmp_path):
     source = "{{ raise_exception('\x1b[2J\x1b]0;pwn\x07' ~ 'a' * 9000000) }}"
     path = text_model(tmp_path / "m.gguf", chat_template=source)
     done = speccascade("run", "--drafter", path, "--expert", path, "--no-check-memory", "Hi")
-    told = done.stderr.decode()
+    text = done.stderr.decode()
     assert done.returncode == 1
-    assert "\x1b" not in told
-    assert "\x07" not in told
-    assert r"refuses these messages: \u001b[2J\u001b]0;pwn" in told
-    assert told.endswith("check the roles and their order, or use a raw prompt (--raw)\n")
-    assert len(told) < 700
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert r"refuses these messages: \u001b[2J\u001b]0;pwn" in text
+    assert text.endswith("check the roles and their order, or use a raw prompt (--raw)\n")
+    assert len(text) < 700
 
 
 def test_an_error_of_any_length_is_cut_in_its_middle(capsys):
     terminal.print_error("begins " + "\x1b" * 10_000 + " ends")
-    told = capsys.readouterr().err
-    assert told.startswith(r"error: begins \u001b")
-    assert told.endswith(r"\u001b ends" + "\n")
-    assert len(told) < terminal.LONGEST_ERROR + 20
+    text = capsys.readouterr().err
+    assert text.startswith(r"error: begins \u001b")
+    assert text.endswith(r"\u001b ends" + "\n")
+    assert len(text) < terminal.LONGEST_ERROR + 20
 
 
 def test_a_dash_reads_what_is_typed_in_a_terminal_and_nothing_at_all_does_not_wait_for_it(answer):
@@ -153,7 +154,7 @@ def test_a_dash_reads_what_is_typed_in_a_terminal_and_nothing_at_all_does_not_wa
 
 
 def test_two_files_serve_as_a_pair(answer):
-    pair = sc.catalog.find("demo")
+    pair = catalog.find("demo")
     done = speccascade("run", "--drafter", pair.drafter, "--expert", pair.expert, "--rule", pair.rule, QUESTION, *FIXED)
     assert done.stdout.decode() == answer + "\n"
 
@@ -178,7 +179,7 @@ def test_json_with_a_seed_is_identical_twice_and_says_all_that_repeats_it():
     assert len(texts) > 1
 
 
-def test_a_seed_that_was_made_up_repeats_the_answer():
+def test_a_generated_seed_repeats_the_reply():
     first = json.loads(speccascade("run", "--json", "--temperature", "1.5", QUESTION).stdout)
     again = json.loads(speccascade("run", "--json", "--temperature", "1.5", "--seed", str(first["seed"]), QUESTION).stdout)
     assert again == first
@@ -186,14 +187,14 @@ def test_a_seed_that_was_made_up_repeats_the_answer():
 
 def test_verbose_names_the_rule_its_trade_and_the_repacking_decision_on_stderr(answer):
     done = speccascade("run", "-v", "--rule", "token_v3:0.6", QUESTION)
-    told = done.stderr.decode()
-    assert "rule token_v3:0.6: keeps single tokens" in told
-    assert "expert.gguf: weight repacking is o" in told
-    assert "a context of 512 tokens" in told
+    text = done.stderr.decode()
+    assert "rule token_v3:0.6: keeps single tokens" in text
+    assert "expert.gguf: weight repacking is o" in text
+    assert "a context of 512 tokens" in text
     assert "rule token_v3:0.6" in speccascade("compare", "-v", "--rule", "token_v3:0.6", QUESTION).stderr.decode()
-    assert "acceptance_rate" in told
-    assert told.count("\n  drafted ") == 2, "of the statistics, and of the account"
-    assert "llama.cpp:" not in told
+    assert "acceptance_rate" in text
+    assert text.count("\n  drafted ") == 2, "of the statistics, and of the account"
+    assert "llama.cpp:" not in text
     assert "llama.cpp:" in speccascade("run", "-vv", "--max-tokens", "1", QUESTION).stderr.decode()
 
 
@@ -209,19 +210,19 @@ def test_compare_in_a_pipe_is_plain_text_with_one_row_per_way():
 
 
 def test_compare_json_has_what_the_table_shows():
-    told = json.loads(speccascade("compare", "--json", "--repeat", "2", QUESTION).stdout)
-    rows = {row["arm"]: row for row in told["rows"]}
+    text = json.loads(speccascade("compare", "--json", "--repeat", "2", QUESTION).stdout)
+    rows = {row["arm"]: row for row in text["rows"]}
     assert rows["expert alone"]["speedup"] == 1.0
     assert rows["drafter alone"]["stats"]["expert_calls"] == 0
     assert rows["expert alone"]["stats"]["drafter_calls"] == 0
     assert rows["speculative decoding"]["text"] == rows["expert alone"]["text"]
-    assert told["repeat"] == 2
+    assert text["repeat"] == 2
 
 
 def test_colours_appear_in_a_terminal_only():
     shown = in_terminal("run", "--show-origin", QUESTION)
     assert "\x1b[3" in shown
-    assert "draft kept by the rule" in shown
+    assert "draft accepted by the rule" in shown
     assert b"\x1b" not in speccascade("run", "--show-origin", QUESTION).stdout
     compared = in_terminal("compare", "Who is Buzz Aldrin?")
     assert "\x1b[9;31mB" in compared, "strict drops the draft, struck through"
@@ -231,17 +232,17 @@ def test_colours_appear_in_a_terminal_only():
 def test_models_lists_pairs_and_says_which_files_are_missing(tmp_path):
     (tmp_path / "models.yaml").write_text("pairs:\n  mine:\n    drafter: small.gguf\n    expert: big.gguf\n")
     done = speccascade("models", cwd=tmp_path)
-    told = done.stdout.decode()
+    text = done.stdout.decode()
     assert done.returncode == 0
-    assert re.search(r"mine.*missing.*small\.gguf.*missing.*big\.gguf", told)
-    assert re.search(r"demo +token_v3:\S+ +drafter\.gguf +expert\.gguf .*two tiny demonstration models", told)
+    assert re.search(r"mine.*missing.*small\.gguf.*missing.*big\.gguf", text)
+    assert re.search(r"demo +token_v3:\S+ +drafter\.gguf +expert\.gguf .*two tiny demonstration models", text)
 
 
-def test_models_tells_family_size_licence_and_what_is_to_be_pulled(tmp_path):
-    told = speccascade("models", cwd=tmp_path, HF_HOME=str(tmp_path)).stdout.decode()
-    line = next(line for line in told.splitlines() if line.startswith("qwen3-8b "))
+def test_models_lists_family_size_license_and_what_to_pull(tmp_path):
+    text = speccascade("models", cwd=tmp_path, HF_HOME=str(tmp_path)).stdout.decode()
+    line = next(line for line in text.splitlines() if line.startswith("qwen3-8b "))
     assert re.search(r"strict +to pull Qwen/Qwen3-0\.6B-GGUF Qwen3-0\.6B-Q8_0\.gguf +to pull \S+ \S+ +Qwen3 +5\.7 GB +apache-2\.0", line)
-    assert re.search(r"^demo .* 4\.8 MB ", told, re.MULTILINE)  # of files that are here
+    assert re.search(r"^demo .* 4\.8 MB ", text, re.MULTILINE)  # of files that are here
 
 
 @pytest.mark.parametrize("columns", ["80", "140"])
@@ -255,16 +256,16 @@ def test_in_a_terminal_models_fits_its_width(tmp_path, columns):
     assert ("drafts for" in line) == (columns == "140")
 
 
-def test_models_tells_all_of_one_pair(tmp_path):
+def test_models_shows_all_facts_of_one_pair(tmp_path):
     (tmp_path / "models.yaml").write_text("pairs: {mine: {drafter: bundled:drafter.gguf, expert: '*.gguf', rpc: ['h:1']}}\n")
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).touch()
-    told = speccascade("models", "mine", cwd=tmp_path).stdout.decode()
-    assert re.search(r"drafter +bundled:drafter\.gguf *\n +here: \S+/drafter\.gguf", told)
-    assert re.search(r"expert +\*\.gguf *\n +\*\.gguf: 2 models match, and one is needed: a\.gguf, b\.gguf", told)
-    assert re.search(r"rpc +h:1", told)
-    told = speccascade("models", "gemma3-12b", cwd=tmp_path, HF_HOME=str(tmp_path)).stdout.decode()
-    assert re.search(r"to pull: gemma-3-12b-it-Q4_K_M\.gguf", told)
+    text = speccascade("models", "mine", cwd=tmp_path).stdout.decode()
+    assert re.search(r"drafter +bundled:drafter\.gguf *\n +here: \S+/drafter\.gguf", text)
+    assert re.search(r"expert +\*\.gguf *\n +\*\.gguf: 2 models match, and one is needed: a\.gguf, b\.gguf", text)
+    assert re.search(r"rpc +h:1", text)
+    text = speccascade("models", "gemma3-12b", cwd=tmp_path, HF_HOME=str(tmp_path)).stdout.decode()
+    assert re.search(r"to pull: gemma-3-12b-it-Q4_K_M\.gguf", text)
 
 
 def test_a_verb_works_in_a_folder_that_is_gone(tmp_path):
@@ -276,7 +277,7 @@ def test_a_verb_works_in_a_folder_that_is_gone(tmp_path):
     assert b"token_v3" in done.stdout
 
 
-def test_an_answer_that_was_cut_off_is_called_so_on_stderr():
+def test_a_reply_that_is_cut_off_is_reported_on_stderr():
     done = speccascade("run", "--max-tokens", "3", QUESTION)
     assert done.stderr.decode() == "(cut off after 3 tokens: --max-tokens 3)\n"
 
@@ -289,13 +290,13 @@ def test_an_expert_without_a_chat_template_is_named(tmp_path):
 
 
 def test_two_vocabularies_are_refused_before_anything_is_generated(tmp_path):
-    pair = sc.catalog.bundled()
+    pair = catalog.find("demo")
     done = speccascade("run", "--drafter", text_model(tmp_path / "other.gguf", n_vocab=1024), "--expert", pair.expert, "Hi")
     assert (done.returncode, done.stdout) == (1, b"")
     assert re.match(r"error: token id \d+ is '.+' for the drafter and '.+' for the expert", done.stderr.decode())
 
 
-def test_a_terminal_without_styles_shows_no_dropped_drafts(answer):
+def test_a_terminal_without_styles_shows_no_rejected_drafts(answer):
     shown = in_terminal("run", "--show-origin", "--rule", "strict", "Who is Buzz Aldrin?", TERM="dumb")
     assert 'Edwin "Buzz" Aldrin, a pivotal figure' in shown
 
@@ -309,12 +310,12 @@ def test_version_and_help():
     assert speccascade("--version").stdout.decode() == f"speccascade {sc.__version__}\n"
     for arguments in (["--help"], ["run", "--help"], ["compare", "--help"], ["models", "--help"]):
         assert speccascade(*arguments).returncode == 0
-    told = re.sub(r"\s+", " ", speccascade("run", "--help", COLUMNS="200").stdout.decode())
+    text = re.sub(r"\s+", " ", speccascade("run", "--help", COLUMNS="200").stdout.decode())
     options = (
         "--rule --temperature --top-p --top-k --min-p --block-size --max-tokens --seed --ctx --threads --gpu-layers --drafter --expert"
     )
     for option in (*options.split(), "--show-origin", "--json", "--raw", "-v"):
-        assert option in told
+        assert option in text
 
 
 @pytest.mark.parametrize(
@@ -352,21 +353,21 @@ def test_version_and_help():
         (["run", "--models", "none.yaml", "Hi"], b"", 1, "none.yaml: no such file"),
         (["compare", "--repeat", "0"], b"", 2, "repeat"),
         (["compare", "--threshold", "3"], b"", 2, "threshold"),
-        (["compare", "--all", "--threshold", "0.5"], b"", 1, "leave --threshold away"),
+        (["compare", "--all", "--threshold", "0.5"], b"", 1, "omit --threshold"),
         (["nosuch"], b"", 2, "No such command"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_clear_error_and_no_traceback(arguments, stdin, code, said):
     done = speccascade(*arguments, stdin=stdin, COLUMNS="200")
-    told = done.stderr.decode()
+    text = done.stderr.decode()
     assert done.returncode == code
-    assert said in told
-    assert "Traceback" not in told
+    assert said in text
+    assert "Traceback" not in text
     assert done.stdout == b""
     if code == 1:
-        assert told.startswith("error: ")
-        assert told.count("\n") == 1
+        assert text.startswith("error: ")
+        assert text.count("\n") == 1
 
 
 def test_a_broken_models_yaml_is_named_with_key_and_line(tmp_path):
@@ -390,10 +391,10 @@ def test_ctrl_c_while_generating_is_exit_130_without_a_traceback(tmp_path):
     process = subprocess.Popen([*COMMAND, "run", *pair, "the"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(1)  # it has begun to write
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, text = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert told.endswith(b"interrupted\n")
-    assert b"Traceback" not in told
+    assert text.endswith(b"interrupted\n")
+    assert b"Traceback" not in text
 
 
 def test_ctrl_c_while_starting_ends_the_process():
@@ -404,7 +405,7 @@ def test_ctrl_c_while_starting_ends_the_process():
     assert process.returncode in (0, 1, 130, -signal.SIGINT)
 
 
-def test_a_full_disk_behind_stdout_is_an_error_without_a_traceback():
+def test_stdout_on_a_full_disk_is_an_error_without_a_traceback():
     for verb in (["run", QUESTION], ["compare"], ["models"]):
         with open("/dev/full", "wb") as full:
             done = subprocess.run([*COMMAND, *verb], stdout=full, stderr=subprocess.PIPE, timeout=120)
@@ -417,13 +418,13 @@ def test_a_closed_stdin_is_no_prompt():
     assert (done.returncode, done.stderr) == (1, b"error: no prompt; give one in quotes, or pipe it in\n")
 
 
-def test_a_strangers_models_yaml_does_not_stand_in_the_way_of_the_bundled_pair(tmp_path, answer):
+def test_a_broken_models_yaml_does_not_block_the_bundled_pair(tmp_path, answer):
     (tmp_path / "models.yaml").write_text("gpt: [1, 2]\n")
     assert speccascade("run", QUESTION, *FIXED, cwd=tmp_path).stdout.decode() == answer + "\n"
     assert b"models.yaml, line 1" in speccascade("run", "mine", QUESTION, cwd=tmp_path).stderr
 
 
-def test_where_no_pair_is_named_the_users_own_file_may_give_the_bundled_one_its_rule(tmp_path):
+def test_without_a_pair_the_users_own_file_may_set_the_rule_of_the_bundled_one(tmp_path):
     own = tmp_path / "speccascade" / "models.yaml"
     own.parent.mkdir()
     own.write_text("pairs: {demo: {drafter: bundled:drafter.gguf, expert: bundled:expert.gguf, rule: never}}\n")
@@ -434,7 +435,7 @@ def test_where_no_pair_is_named_the_users_own_file_may_give_the_bundled_one_its_
     assert reply["rule"] == "token_v3:0.8"
 
 
-def test_a_reader_that_goes_away_is_no_error_of_ours():
+def test_a_reader_that_closes_the_pipe_is_no_error():
     done = subprocess.run(
         f"{sys.executable} -m speccascade_local run --raw --temperature 3 --max-tokens 400 Once | head -c 1",
         shell=True, capture_output=True, timeout=120,
@@ -449,17 +450,17 @@ def test_profile_prints_a_table_keeps_it_and_draws_it(tmp_path):
     assert done.returncode == 0  # stderr may say that matplotlib looks for fonts, in a cache that is new
     lines = done.stdout.decode().splitlines()
     assert [line.split()[0] for line in lines[2:19]] == [str(n) for n in range(1, 18)]
-    assert "v(n): a batch" in lines[19]
+    assert "v(n): time of a batch" in lines[19]
     assert "threads" in lines[20]
     assert (tmp_path / "speed.svg").read_text().startswith("<?xml")
     assert speccascade("profile", "--ctx", "64", **cache).stdout == done.stdout  # read, not measured
-    told = json.loads(speccascade("profile", "demo", "--ctx", "64", "--json", **cache).stdout)
-    assert told["pair"] == "demo"
-    assert len(told["expert"]["seconds"][0]) == 17
+    text = json.loads(speccascade("profile", "demo", "--ctx", "64", "--json", **cache).stdout)
+    assert text["pair"] == "demo"
+    assert len(text["expert"]["seconds"][0]) == 17
 
 
 @pytest.mark.parametrize(("picture", "reason"), [("speed.pdf", ".png or .svg"), ("nowhere/speed.svg", "does not exist")])
-def test_a_picture_that_cannot_be_is_refused_before_anything_is_loaded(tmp_path, picture, reason):
+def test_an_impossible_picture_is_refused_before_anything_is_loaded(tmp_path, picture, reason):
     done = speccascade("profile", "--picture", tmp_path / picture)
     assert (done.returncode, done.stdout) == (1, b"")
     assert reason in done.stderr.decode()

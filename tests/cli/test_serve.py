@@ -47,7 +47,7 @@ def test_a_missing_library_names_the_command_that_brings_it(refused, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--host", "0.0.0.0"], "API key"),
         (["--host", "no.such.host.invalid", "--api-key-file", "/nowhere"], "cannot be read"),
@@ -59,12 +59,12 @@ def test_a_missing_library_names_the_command_that_brings_it(refused, monkeypatch
         (["--allow-origin", "example.org"], "app://obsidian.md"),
         (["--allow-origin", "file://"], "not an origin"),
         (["--allow-origin", "*"], "no API key"),
-        (["--allow-host", "http://box.lan"], "give the name alone"),
+        (["--allow-host", "http://box.lan"], "give only the name"),
         (["--rule", "mine"], "NAME=RULE"),
         (["--rule", "strict=never"], "is taken"),
         (["--rule", "expert=never"], "is taken"),
         (["--rule", "mine=unheard"], "unknown rule"),
-        (["--alias", "gpt-4o=other"], "there is no pair 'other' here; there are demo"),
+        (["--alias", "gpt-4o=other"], "unknown pair 'other'; the pairs here are demo"),
         (["--alias", "demo"], "a pair has this name"),
         (["--alias", "a b"], "cannot be a model's name"),
         (["--alias", "a", "--alias", "a=demo"], "given twice"),
@@ -73,5 +73,5 @@ def test_a_missing_library_names_the_command_that_brings_it(refused, monkeypatch
         (["demo", "--drafter", "a.gguf", "--expert", "b.gguf"], "one or the other"),
     ],
 )
-def test_what_is_wrong_is_told_in_a_line(refused, arguments, told):
-    assert told in refused("--port", 0, *arguments)
+def test_an_error_is_one_line(refused, arguments, message):
+    assert message in refused("--port", 0, *arguments)

@@ -41,10 +41,10 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="a script is no progr
 
 def test_a_frozen_application_rehearses_renders_and_answers_by_its_own_children_and_begins_once(tmp_path):
     body = """
-from speccascade_local.machine.trial import tried
+from speccascade_local.machine.trial import try_bundled_pair
 with sc.load(n_threads=1, profile=False) as runtime:
     print(runtime.chat([{"role": "user", "content": "Who is Ada Lovelace?"}], rule="strict", max_tokens=40).text)
-print(tried().works)
+print(try_bundled_pair().works)
 """
     done = ran(application(tmp_path, body))
     assert done.returncode == 0, done.stderr
@@ -66,7 +66,7 @@ def test_no_other_module_is_run_by_that_word(tmp_path):
         done = ran(application(tmp_path), child_process._WORD, *words)
         assert done.returncode == 1
         assert done.stdout == ""
-        assert "no such program; there are chat_template, dry_run, grammar" in done.stderr
+        assert "unknown program; allowed are chat_template, dry_run, grammar" in done.stderr
 
 
 def test_an_application_that_is_not_frozen_takes_no_notice_of_the_word(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speccascade_local.common.endpoints import MOST, Endpoint, greet, is_loopback, parse_endpoint, parse_endpoints
+from speccascade_local.common.endpoints import MAX_SERVERS, Endpoint, greet, is_loopback, parse_endpoint, parse_endpoints
 from speccascade_local.common.errors import SettingError
 
 names = st.from_regex(r"[a-z0-9](?:[a-z0-9.-]{0,20}[a-z0-9])?", fullmatch=True)
@@ -55,7 +55,7 @@ def test_anything_else_is_refused_with_what_was_seen(text):
     assert repr(text) in str(caught.value)
 
 
-def test_an_ipv6_address_is_told_why():
+def test_an_ipv6_address_is_reported_why():
     with pytest.raises(SettingError, match="IPv4 only"):
         parse_endpoint("fe80::1:50052")
 
@@ -64,9 +64,9 @@ def test_a_server_is_named_once_and_there_are_not_more_than_llama_cpp_takes():
     assert parse_endpoints([]) == ()
     with pytest.raises(SettingError, match="a:1 is named twice"):
         parse_endpoints(["a:1", "b:1", "A:1"])
-    assert len(parse_endpoints(f"a:{port}" for port in range(1, MOST + 1))) == MOST
+    assert len(parse_endpoints(f"a:{port}" for port in range(1, MAX_SERVERS + 1))) == MAX_SERVERS
     with pytest.raises(SettingError, match="16 at most"):
-        parse_endpoints(f"a:{port}" for port in range(1, MOST + 2))
+        parse_endpoints(f"a:{port}" for port in range(1, MAX_SERVERS + 2))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_only_loopback_is_this_machine_alone(host, alone):
 
 @pytest.fixture
 def listening() -> Iterator[Callable[[Callable[[socket.socket], object]], Endpoint]]:
-    """Starts a server that treats its one client as it is told to."""
+    """Starts a server that treats its one client as ``treat`` does."""
     server = socket.create_server(("127.0.0.1", 0))
     threads: list[threading.Thread] = []
 
@@ -121,12 +121,12 @@ def test_a_server_tells_its_version(listening):
     [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b"\x1c", struct.pack("<Q", 28) + b"\x07\x00", struct.pack("<Q", 3) + b"\x02\x00\x00"],
     ids=["http", "nothing", "cut off in the length", "cut off in the answer", "an old version"],
 )
-def test_what_is_no_rpc_server_is_told(listening, answer):
+def test_what_is_no_rpc_server_is_reported(listening, answer):
     def treat(client):
         hello(client)
         client.sendall(answer)
 
-    with pytest.raises(SettingError, match=r"127\.0\.0\.1:\d+: what answers there is no RPC server"):
+    with pytest.raises(SettingError, match=r"127\.0\.0\.1:\d+: the answer is not that of an RPC server"):
         greet(listening(treat))
 
 
@@ -135,20 +135,20 @@ def test_a_server_that_is_busy_is_told(listening):
     endpoint = listening(lambda client: done.wait(10))
     try:
         with pytest.raises(SettingError, match="one client at a time: is another one using it"):
-            greet(endpoint, patience=0.2)
+            greet(endpoint, timeout_s=0.2)
     finally:
         done.set()
 
 
-def test_where_nobody_listens_the_command_that_starts_one_is_told():
+def test_where_no_server_listens_the_command_that_starts_one_is_reported():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(SettingError, match=f"connection refused; start one there with: speccascade rpc-serve --host ADDRESS --port {port}"):
         greet(Endpoint("127.0.0.1", port))
 
 
-def test_a_name_that_nobody_has_is_told():
-    with pytest.raises(SettingError, match="no such host"):
+def test_a_name_that_is_unknown_is_reported():
+    with pytest.raises(SettingError, match="unknown host"):
         greet(Endpoint("nobody.invalid", 50052))
 
 

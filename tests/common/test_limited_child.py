@@ -42,7 +42,7 @@ def test_it_answers_one_request_after_the_other(child: LimitedChild) -> None:
 @pytest.mark.parametrize(
     ("code", "seconds", "said"),
     [
-        ("time.sleep(3600)", 0.2, r"does not come to an end within 0.2 seconds"),
+        ("time.sleep(3600)", 0.2, r"does not finish within 0.2 seconds"),
         ("len('a' * 1_000_000_000) and time.sleep(3600)", 60, r"needs more than 300 MB of memory"),
         ("__import__('os')._exit(7)", 60, r"brought down its process \(exit code 7\)"),
         ("__import__('os').kill(__import__('os').getpid(), 11)", 60, r"brought down its process \(signal 11\)"),
@@ -67,7 +67,7 @@ def test_who_gives_up_waits_no_longer_and_the_work_ends(child: LimitedChild) -> 
 
 
 def test_an_interruption_at_any_line_leaves_no_answer_for_the_next_request_and_no_process(child: LimitedChild) -> None:
-    """Every line of asking and of ending, once each. What still runs owes an answer, so nobody asks it, and it ends when it is dropped."""
+    """Interrupt each line of asking and ending once. A child that still runs owes an answer: it is not asked again, and ends if dropped."""
     command, hit = child.process.args, set[tuple[str, int]]()
 
     def interrupt_somewhere(frame: FrameType, event: str, _: object) -> Callable[..., object] | None:

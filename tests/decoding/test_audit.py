@@ -20,7 +20,7 @@ from speccascade_local.bench.questions import built_in_questions, in_turns
 from speccascade_local.decoding import audit as auditing
 from speccascade_local.decoding.audit import Audit
 from speccascade_local.decoding.fidelity import Recording
-from speccascade_local.decoding.loop import decode
+from speccascade_local.decoding.loop import BlockLoop
 from speccascade_local.decoding.stats import Stats
 from speccascade_local.decoding.token_loop import token_cascade
 from speccascade_local.rules.position_rules import Chow, Never
@@ -79,8 +79,8 @@ def test_the_drafter_alone_has_the_account_of_a_cascade_that_keeps_every_draft(l
     for rule, shaper in zip((Chow(1), Never()), shapers()):
         drafter, expert = toys()
         generation = writing([1, 2], sampler, seed, shaper=shaper)
-        more = {"stops": never_ends, "stats": Stats(), "wanted": wanted, "max_tokens": length, "block_size": block}
-        made = decode(generation, drafter, expert, rule=rule, bonus="cascade" if rule.in_blocks else "expert", **more)
+        more = {"stops": never_ends, "stats": Stats(), "recording": wanted, "max_tokens": length, "block_size": block}
+        made = BlockLoop(generation, drafter, expert, rule=rule, bonus="cascade" if rule.in_blocks else "expert", **more).decode()
         _, entries, stats = audited(made, [1, 2], sampler, shaper, wanted, expert)
         assert stats.audited == (0 if rule.in_blocks else length)
         accounts.append((generation.reply, entries))
@@ -104,7 +104,7 @@ def test_the_drafter_alone_has_the_account_of_a_cascade_that_keeps_every_draft(l
 def test_every_token_of_a_token_cascade_is_judged_and_none_twice(alpha, length, seed):
     drafter, expert = toys()
     generation = writing([1, 2], 1.0, seed)
-    more = {"rule": TokenCascade(alpha), "max_tokens": length, "stops": never_ends, "stats": Stats(), "wanted": Recording()}
+    more = {"rule": TokenCascade(alpha), "max_tokens": length, "stops": never_ends, "stats": Stats(), "recording": Recording()}
     blocks, entries, stats = audited(
         token_cascade(generation, drafter, expert, **more), [1, 2], generation.sampler, generation.shaper, Recording(), expert
     )
@@ -116,8 +116,8 @@ def test_every_token_of_a_token_cascade_is_judged_and_none_twice(alpha, length, 
 def test_the_expert_reads_a_long_answer_once_in_batches_of_as_many_rows_as_one_gives():
     drafter, expert = toys()
     generation = writing([1, 2], 1.0, 0)
-    more = {"stops": never_ends, "stats": Stats(), "wanted": Recording(), "max_tokens": 150, "block_size": 5}
-    made = decode(generation, drafter, expert, rule=Never(), **more)
+    more = {"stops": never_ends, "stats": Stats(), "recording": Recording(), "max_tokens": 150, "block_size": 5}
+    made = BlockLoop(generation, drafter, expert, rule=Never(), **more).decode()
     audited(made, [1, 2], generation.sampler, generation.shaper, Recording(), expert)
     assert expert.calls == [2 + MAX_ROWS - 1, MAX_ROWS, 150 - 2 * MAX_ROWS]
 
@@ -251,7 +251,7 @@ def test_an_answer_whose_rows_would_take_too_much_memory_has_an_unknown_distance
         assert not caplog.records
         long = demo.generate(ids(demo, PROMPTS[0]), max_tokens=40, **more)
     assert (long.fidelity.mean_tv, long.stats.audited, long.finish_reason) == (None, 0, "length")
-    assert "the audit of this answer is left out" in caplog.text
+    assert "this answer is not audited" in caplog.text
 
 
 # ---------------------------------------------------------------------- where it is asked for

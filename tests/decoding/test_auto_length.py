@@ -19,11 +19,11 @@ from strategies import JUDGED_RULES
 from toys import ToySession, always_accepts, certain, never_accepts, never_ends, random_rows, sometimes_accepts, writing
 
 from speccascade_local.decoding.auto_length import AutoLength, BlockPlan
-from speccascade_local.decoding.draft import Helpers, propose
+from speccascade_local.decoding.draft import propose
 from speccascade_local.decoding.fidelity import Recording
 from speccascade_local.decoding.history import AcceptanceHistory
 from speccascade_local.decoding.lengths import LONGEST, FixedLength
-from speccascade_local.decoding.loop import decode
+from speccascade_local.decoding.loop import BlockLoop
 from speccascade_local.decoding.ngram import NOTHING, Guess, NgramIndex, NgramSession
 from speccascade_local.decoding.profile import SIZES, Profile, Speed
 from speccascade_local.decoding.stats import Stats
@@ -54,64 +54,54 @@ class Whimsical(FixedLength):
     def begin(self, room: int, depth: int, *, first: bool, bonus: bool = True) -> None:
         self._left = min(room, next(self.script))
 
-    def worth(self, row: Rows) -> bool:
+    def wants_token(self, row: Rows) -> bool:
         return int(100 * row.plain.probs[0, 0]) % 3 > 0
 
-    def tail(self, guess: Guess) -> int:
+    def count_guesses(self, guess: Guess) -> int:
         return next(self.script)
 
-    def review(self, guess: Guess) -> int:
+    def count_reviewed(self, guess: Guess) -> int:
         return next(self.script)
 
 
 class Hasty(Whimsical):
     """Writes ahead whatever it costs."""
 
-    def worth(self, row: Rows) -> bool:
+    def wants_token(self, row: Rows) -> bool:
         return True
 
-    def ahead(self, submitted: int) -> int:
+    def count_ahead(self, submitted: int) -> int:
         return 2
 
 
 class Together(Hasty):
     """Lets both models read the prompt at once, too."""
 
-    def beside(self, expert: int, drafter: int) -> bool:
+    def reads_beside(self, expert: int, drafter: int) -> bool:
         return True
 
 
 class Wavering(Hasty):
     """Looks at a row, and stops there now and then."""
 
-    worth = Whimsical.worth
-
-
-def toys(n: int = 3) -> tuple[ToySession, ToySession, ToySession]:
-    """small, drafter, expert."""
-    small = random_rows(n, 77)
-    drafter, expert = sometimes_accepts(n)
-    return ToySession(lambda text: small(text) + drafter.row_of(text), n), drafter, expert
+    wants_token = Whimsical.wants_token
 
 
 def ways_to_draft() -> dict[str, dict]:
     """Keyword arguments of decode, made anew for each run because index and experience grow."""
     index = NgramIndex()
-    small, *_ = toys()
     cheap = Profile(speed(1.0), speed(0.3, 0.31, 0.32), 1.0, {})
     return {
-        "automatic": {"pace": AutoLength(FLAT, AcceptanceHistory())},
-        "automatic, with an index": {"pace": AutoLength(cheap, AcceptanceHistory()), "helpers": Helpers(index)},
-        "anything": {"pace": Whimsical(2, 0, 1, 3, 1)},
-        "anything, with an index": {"pace": Whimsical(2, 1, 3, 0, 2, 2), "helpers": Helpers(index)},
-        "three models": {"pace": Whimsical(2, 3), "helpers": Helpers(small=small)},
-        "three models and an index": {"pace": Whimsical(3, 1, 2), "helpers": Helpers(index, small, Whimsical(2, 1))},
-        "written ahead": {"pace": Hasty(1)},  # the third token stands where the second block goes on with what was written
-        "written ahead, any length": {"pace": Hasty(2, 1, 3, 0)},
-        "written ahead, unless unsure": {"pace": Wavering(2)},
-        "written ahead of reviews": {"pace": Hasty(1, 2), "helpers": Helpers(index)},
-        "read together": {"pace": Together(2)},
-        "guesses alone": {"pace": AutoLength(FLAT, AcceptanceHistory(), has_drafter=False), "helpers": Helpers(index)},
+        "automatic": {"lengths": AutoLength(FLAT, AcceptanceHistory())},
+        "automatic, with an index": {"lengths": AutoLength(cheap, AcceptanceHistory()), "index": index},
+        "anything": {"lengths": Whimsical(2, 0, 1, 3, 1)},
+        "anything, with an index": {"lengths": Whimsical(2, 1, 3, 0, 2, 2), "index": index},
+        "written ahead": {"lengths": Hasty(1)},  # the third token stands where the second block goes on with what was written
+        "written ahead, any length": {"lengths": Hasty(2, 1, 3, 0)},
+        "written ahead, unless unsure": {"lengths": Wavering(2)},
+        "written ahead of reviews": {"lengths": Hasty(1, 2), "index": index},
+        "read together": {"lengths": Together(2)},
+        "guesses alone": {"lengths": AutoLength(FLAT, AcceptanceHistory(), has_drafter=False), "index": index},
     }
 
 
@@ -129,7 +119,7 @@ def test_summed_over_every_course_of_events_a_strict_text_has_exactly_the_expert
 
 
 @pytest.mark.parametrize("rule", JUDGED_RULES, ids=str)
-@pytest.mark.parametrize("way", ["anything", "three models", "three models and an index"])
+@pytest.mark.parametrize("way", ["anything", "anything, with an index"])
 def test_whatever_comes_after_it_a_drafted_token_has_exactly_the_rules_target(rule, way):
     """The first token is always drafted; how the drafter came to it, and how long the block becomes, must not matter."""
     rows = [session.row_of for session in sometimes_accepts(3)]
@@ -138,7 +128,7 @@ def test_whatever_comes_after_it_a_drafted_token_has_exactly_the_rules_target(ru
 
     def course(rng):
         settings = ways_to_draft()[way]
-        settings["pace"].worth = lambda row: True
+        settings["lengths"].wants_token = lambda row: True
         return run(sometimes_accepts(3), rule, prompt=prompt, rng=rng, block_size=2, max_tokens=2, **settings)
 
     for chance, (text, blocks, _) in courses(course):
@@ -149,20 +139,17 @@ def test_whatever_comes_after_it_a_drafted_token_has_exactly_the_rules_target(ru
 
 
 @pytest.mark.parametrize("make", [always_accepts, never_accepts, sometimes_accepts])
-@given(script=st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any), with_index=st.booleans(), with_small=st.booleans())
-def test_at_temperature_zero_strict_writes_the_experts_text_whatever_the_lengths_and_both_caches_stay_true(
-    make, script, with_index, with_small
-):
+@given(script=st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any), with_index=st.booleans())
+def test_at_temperature_zero_strict_writes_the_experts_text_whatever_the_lengths_and_both_caches_stay_true(make, script, with_index):
     alone = run(make(), Strict(), temperature=0, block_size=0, max_tokens=25)[0]
-    small = ToySession(make()[0].row_of, 7) if with_small else None
     drafter, expert = make()
-    helpers = Helpers(NgramIndex() if with_index else None, small, Whimsical(*script))
+    index = NgramIndex() if with_index else None
     text, blocks, stats = run(
-        (drafter, expert), Strict(), temperature=0, block_size=5, max_tokens=25, pace=Whimsical(*script), helpers=helpers
+        (drafter, expert), Strict(), temperature=0, block_size=5, max_tokens=25, lengths=Whimsical(*script), index=index
     )
     assert text == alone
     whole = [1, 2, *text]
-    for session in (drafter, expert, *([small] if small else [])):
+    for session in (drafter, expert):
         assert session.tokens == whole[: len(session.tokens)]
     assert len(expert.tokens) == len(whole) - 1
     assert stats.drafted == sum(len(block.draft.submitted) for block in blocks)
@@ -173,9 +160,9 @@ def test_at_temperature_zero_strict_writes_the_experts_text_whatever_the_lengths
 def test_what_repeats_itself_is_guessed_and_every_guess_that_is_right_saves_an_expert_call():
     loop = certain(lambda text: (text[-1] + 1) % 5, 7)
     drafter, expert = ToySession(loop, 7), ToySession(loop, 7)
-    pace = AutoLength(FLAT, AcceptanceHistory(), has_drafter=False)
+    lengths = AutoLength(FLAT, AcceptanceHistory(), has_drafter=False)
     text, _, stats = run(
-        (drafter, expert), Strict(), prompt=[0, 1, 2, 3, 4] * 2, block_size=LONGEST, max_tokens=40, pace=pace, helpers=Helpers(NgramIndex())
+        (drafter, expert), Strict(), prompt=[0, 1, 2, 3, 4] * 2, block_size=LONGEST, max_tokens=40, lengths=lengths, index=NgramIndex()
     )
     assert text == [0, 1, 2, 3, 4] * 8
     assert stats.drafter_calls == 0
@@ -188,7 +175,7 @@ def test_a_drafter_that_reviews_right_guesses_is_called_once_for_many_tokens():
     drafter, expert = ToySession(loop, 7), ToySession(loop, 7)
     _, blocks, stats = run(
         (drafter, expert), Strict(), prompt=[0, 1, 2, 3, 4] * 2, block_size=8, max_tokens=30,
-        pace=Reviewing(8), helpers=Helpers(NgramIndex()),
+        lengths=Reviewing(8), index=NgramIndex(),
     )  # fmt: skip
     assert [len(block.draft.token_ids) for block in blocks[:3]] == [8, 8, 8]
     assert stats.drafter_calls == len(blocks)
@@ -197,15 +184,15 @@ def test_a_drafter_that_reviews_right_guesses_is_called_once_for_many_tokens():
 @given(length=st.integers(1, 4), seed=st.integers(0, 9))
 def test_a_drafter_that_reviewed_further_than_the_draft_holds_nothing_that_was_not_submitted(length, seed):
     class Short(Reviewing):
-        def worth(self, row: Rows) -> bool:
+        def wants_token(self, row: Rows) -> bool:
             self.rows_left -= 1
             return self.rows_left >= 0
 
-    pace, text, index = Short(LONGEST), [0, 1, 2, 3, 4] * 2, NgramIndex()
-    pace.rows_left = length
+    lengths, text, index = Short(LONGEST), [0, 1, 2, 3, 4] * 2, NgramIndex()
+    lengths.rows_left = length
     index.begin(text)
     drafter = ToySession(certain(lambda text: (text[-1] + 1) % 5, 7), 7)
-    draft = propose(drafter, writing(text, rng=seed), LONGEST, pace=pace, helpers=Helpers(index))
+    draft = propose(drafter, writing(text, rng=seed), LONGEST, lengths=lengths, index=index)
     assert len(draft.token_ids) == length
     assert drafter.tokens == [*text, *draft.token_ids]
 
@@ -217,7 +204,7 @@ class Guessing(FixedLength):
         super().__init__(length)
         self.told: list[tuple[int, ...]] = []
 
-    def tail(self, guess: Guess) -> int:
+    def count_guesses(self, guess: Guess) -> int:
         return len(guess.token_ids)
 
     def learn(self, tested: int, kept: int, guessed: int, right: int, tokens: int) -> None:
@@ -230,22 +217,22 @@ def counting(n_vocab: int = 7) -> tuple[ToySession, ToySession]:
 
 
 @pytest.mark.parametrize("length", [0, 1, 3])
-def test_guesses_go_on_behind_the_draft_and_the_pace_is_told_of_both(length):
-    pace = Guessing(length)
-    more = {"block_size": 4, "max_tokens": 12, "temperature": 0, "helpers": Helpers(NgramIndex())}
-    text, blocks, stats = run(counting(), Strict(), prompt=[0, 1, 2, 3, 4, 0, 1], pace=pace, **more)
+def test_guesses_go_on_behind_the_draft_and_the_length_policy_learns_both(length):
+    lengths = Guessing(length)
+    more = {"block_size": 4, "max_tokens": 12, "temperature": 0, "index": NgramIndex()}
+    text, blocks, stats = run(counting(), Strict(), prompt=[0, 1, 2, 3, 4, 0, 1], lengths=lengths, **more)
     assert text == [2, 3, 4, 0, 1] * 2 + [2, 3]
     (block,) = blocks
     guessed = 11 - length  # of 12 the last one is the expert's own
     assert block.draft.submitted == text[:-1]
     assert len(block.draft.guesses) == stats.guessed == guessed
-    assert pace.told == [(length, length, guessed, guessed, 12)]
+    assert lengths.told == [(length, length, guessed, guessed, 12)]
 
 
 @pytest.mark.parametrize(("length", "guessed"), [(0, [2, 3]), (1, [3]), (2, [])])
 def test_nothing_is_guessed_behind_an_end_of_text_whether_it_was_drafted_or_guessed(length, guessed):
     text, (block,), _ = run(
-        counting(), Strict(), prompt=[0, 1, 2, 3, 4, 0, 1], end=3, temperature=0, pace=Guessing(length), helpers=Helpers(NgramIndex())
+        counting(), Strict(), prompt=[0, 1, 2, 3, 4, 0, 1], end=3, temperature=0, lengths=Guessing(length), index=NgramIndex()
     )
     assert text == [2, 3]
     assert block.draft.guesses == guessed
@@ -253,51 +240,39 @@ def test_nothing_is_guessed_behind_an_end_of_text_whether_it_was_drafted_or_gues
 
 
 def test_where_a_drafted_token_takes_the_place_of_the_bonus_nothing_is_guessed_behind_it():
-    more = {"bonus": "cascade", "helpers": Helpers(NgramIndex()), "pace": Guessing(2), "temperature": 0}
+    more = {"bonus": "cascade", "index": NgramIndex(), "lengths": Guessing(2), "temperature": 0}
     text, blocks, stats = run(counting(), Strict(), prompt=[0, 1, 2, 3, 4, 0, 1], block_size=4, **more)
     assert text[:5] == [2, 3, 4, 0, 1]
     assert stats.guessed == 0
     assert all(len(block.verdict.token_ids) <= 2 for block in blocks)
 
 
-@pytest.mark.parametrize("makers", [counting, lambda: never_accepts()], ids=["all kept", "none kept"])
-def test_the_pace_of_a_third_model_is_told_how_its_drafts_fared_with_the_drafter(makers):
-    small, drafter = makers()
-    expert, pace = ToySession(drafter.row_of, 7), Guessing(3)
-    _, (block, *_), _ = run((drafter, expert), Strict(), prompt=[0, 1], temperature=0, max_tokens=9, helpers=Helpers(None, small, pace))
-    kept = makers is counting
-    assert pace.told[0] == ((3, 3, 0, 0, 4) if kept else (1, 0, 0, 0, 1))
-    assert block.draft.calls == (1 if kept else 4)
-
-
 @given(seed=st.integers(0, 20), temperature=st.sampled_from([0.0, 1.0]))
 def test_what_the_drafter_reviews_is_penalised_as_what_it_writes(seed, temperature):
-    """A third model that knows the drafter's every word, or an index, changes nothing in what the drafter drafts at temperature 0."""
+    """An index changes nothing in what the drafter drafts at temperature 0."""
     shaper = Shaper(5, [1, 2], Penalties({1: 1.0}, presence=1.5, frequency=0.5, repetition=1.3))
     row, index = random_rows(5, seed), NgramIndex()
-    for helpers in (Helpers(index), Helpers(None, ToySession(row, 5))):
-        index.begin([1, 2])
-        drafts = [
-            propose(ToySession(row, 5), writing([1, 2], temperature, seed, shaper=shaper), 6, pace=Reviewing(6), helpers=each)
-            for each in (Helpers(), helpers)
-        ]
-        for draft in drafts:
-            for j, each in enumerate(draft.rows):
-                np.testing.assert_array_equal(
-                    each.shaped[0], shaper.shape(np.float32(row([1, 2, *draft.token_ids[:j]])), draft.token_ids[:j])
-                )
-        assert temperature or drafts[0].token_ids == drafts[1].token_ids
+    index.begin([1, 2])
+    drafts = [
+        propose(ToySession(row, 5), writing([1, 2], temperature, seed, shaper=shaper), 6, lengths=Reviewing(6), index=each)
+        for each in (None, index)
+    ]
+    for draft in drafts:
+        for j, each in enumerate(draft.rows):
+            expected = shaper.shape(np.float32(row([1, 2, *draft.token_ids[:j]])), draft.token_ids[:j])
+            np.testing.assert_array_equal(each.shaped[0], expected)
+    assert temperature or drafts[0].token_ids == drafts[1].token_ids
 
 
 class Reviewing(FixedLength):
-    def review(self, guess: Guess) -> int:
+    def count_reviewed(self, guess: Guess) -> int:
         return len(guess.token_ids)
 
 
 def test_what_was_written_ahead_is_not_written_again_and_a_seed_repeats_it():
     def texts():
         drafter, expert = always_accepts(n_ctx=300)
-        text, blocks, stats = run((drafter, expert), Strict(), temperature=1, block_size=3, max_tokens=100, pace=Hasty(3), seed=5)
+        text, blocks, stats = run((drafter, expert), Strict(), temperature=1, block_size=3, max_tokens=100, lengths=Hasty(3), seed=5)
         assert stats.drafter_calls == len(drafter.calls)
         return text, [block.draft.token_ids for block in blocks], drafter.calls
 
@@ -312,7 +287,7 @@ def test_what_was_written_ahead_and_kept_is_read_once_and_nothing_of_it_is_left_
     at_a_bonus = {"stops": lambda token: next(emitted) == 8}  # the last of the second block of three and one
     for ending in ({}, {"end": 6}, at_a_bonus):
         drafter, expert = always_accepts(n_ctx=300)
-        text, *_ = run((drafter, expert), Strict(), prompt=[1, 2], temperature=0, block_size=3, max_tokens=41, pace=Hasty(3), **ending)
+        text, *_ = run((drafter, expert), Strict(), prompt=[1, 2], temperature=0, block_size=3, max_tokens=41, lengths=Hasty(3), **ending)
         whole = [1, 2, *text]
         assert len(whole) - 1 <= sum(drafter.calls) <= len(whole) + 2, "but for what nobody waited for at the end"
         for session in (drafter, expert):
@@ -332,12 +307,12 @@ def test_the_drafter_writes_ahead_in_a_thread_of_its_own_and_never_further_than_
         return row_of(text)
 
     class Far(Hasty):
-        def ahead(self, submitted: int) -> int:
+        def count_ahead(self, submitted: int) -> int:
             told.append(submitted)
             return 50
 
     drafter.row_of = noted
-    text, blocks, _ = run((drafter, expert), Strict(), prompt=[1, 2], temperature=0, block_size=3, max_tokens=12, pace=Far(3))
+    text, blocks, _ = run((drafter, expert), Strict(), prompt=[1, 2], temperature=0, block_size=3, max_tokens=12, lengths=Far(3))
     assert threads == {"MainThread", "drafter"}
     assert longest <= len(text) + 1, "the last token of a reply is read by nobody"
     assert told == [len(block.draft.token_ids) for block in blocks]
@@ -360,22 +335,22 @@ def test_the_writing_ahead_and_the_loop_never_use_the_grammar_at_once():
     drafter, expert = always_accepts()
     generation = writing([1, 2], shaper=Shaper(7, grammar=OneAtATime()))
     more = {"block_size": 4, "max_tokens": 20, "stops": never_ends, "stats": Stats()}
-    blocks = list(decode(generation, drafter, expert, rule=Strict(), pace=Hasty(4), **more))
+    blocks = list(BlockLoop(generation, drafter, expert, rule=Strict(), lengths=Hasty(4), **more).decode())
     assert sum(len(block.verdict.token_ids) for block in blocks) == 20
 
 
 def test_the_drafter_writes_ahead_only_where_the_models_do_not_hinder_each_other():
     for overlap, expected in ((0.0, True), (1.0, False)):
         profile = Profile(FLAT.expert, FLAT.drafter, overlap, {})
-        pace = AutoLength(profile, AcceptanceHistory())
-        pace.begin(5, 10, first=False)
-        assert (pace.ahead(3) > 0) is expected
+        lengths = AutoLength(profile, AcceptanceHistory())
+        lengths.begin(5, 10, first=False)
+        assert (lengths.count_ahead(3) > 0) is expected
 
 
 def test_both_models_read_the_prompt_at_once_each_token_once():
     drafter, expert = always_accepts()
     prompt = [0, 1, 2, 3, 0, 1]
-    text, blocks, stats = run((drafter, expert), Strict(), prompt=prompt, temperature=0, block_size=3, max_tokens=9, pace=Together(3))
+    text, blocks, stats = run((drafter, expert), Strict(), prompt=prompt, temperature=0, block_size=3, max_tokens=9, lengths=Together(3))
     assert text == run(always_accepts(), Strict(), prompt=prompt, temperature=0, block_size=3, max_tokens=9)[0]
     assert expert.calls[:2] == [5, 4], "all but the last token of the prompt, then that and the draft"
     assert stats.expert_calls == len(expert.calls) == len(blocks) + 1
@@ -385,17 +360,17 @@ def test_whether_both_read_at_once_is_decided_from_what_each_has_not_read_and_ne
     asked: list[tuple[int, int]] = []
 
     class Asked(FixedLength):
-        def beside(self, expert: int, drafter: int) -> bool:
+        def reads_beside(self, expert: int, drafter: int) -> bool:
             asked.append((expert, drafter))
             return True
 
     drafter, expert = always_accepts()
     drafter.extend([0, 1], keep=1)
     expert.extend([0], keep=1)
-    run((drafter, expert), Strict(), prompt=[0, 1, 2, 3, 4], block_size=3, max_tokens=4, pace=Asked(3))
+    run((drafter, expert), Strict(), prompt=[0, 1, 2, 3, 4], block_size=3, max_tokens=4, lengths=Asked(3))
     assert asked == [(3, 3)], "the expert leaves the last token of the text for the batch with the draft"
     drafter, expert = always_accepts()
-    run((drafter, expert), Never(), prompt=[0, 1, 2], block_size=3, max_tokens=4, pace=Asked(3))
+    run((drafter, expert), Never(), prompt=[0, 1, 2], block_size=3, max_tokens=4, lengths=Asked(3))
     assert not expert.calls
 
 
@@ -408,12 +383,12 @@ def test_what_goes_wrong_while_both_read_is_not_lost(monkeypatch):
 
     monkeypatch.setattr(expert, "extend", fail_once)
     with pytest.raises(MemoryError, match="no room"):
-        run((drafter, expert), Strict(), prompt=[0, 1, 2], block_size=3, max_tokens=9, pace=Together(3))
+        run((drafter, expert), Strict(), prompt=[0, 1, 2], block_size=3, max_tokens=9, lengths=Together(3))
 
 
 def test_both_read_the_prompt_at_once_only_where_that_hides_more_than_a_batch_of_its_own_costs():
     def decided(expert: Speed, overlap: float, unread: int) -> bool:
-        return AutoLength(Profile(expert, speed(0.5), overlap, {}), AcceptanceHistory()).beside(500, unread)
+        return AutoLength(Profile(expert, speed(0.5), overlap, {}), AcceptanceHistory()).reads_beside(500, unread)
 
     flat = speed(1.0)
     assert decided(flat, 0.0, 500)
@@ -426,9 +401,9 @@ def test_both_read_the_prompt_at_once_only_where_that_hides_more_than_a_batch_of
 def test_behind_a_prompt_a_draft_costs_what_a_prompt_costs():
     dear = Speed(1, 1, (0,), ((1.0,) + (9.0,) * 16,), 0.1)  # batches do not pay, but in a prompt each token takes a tenth
     for first in (False, True):
-        pace = AutoLength(Profile(dear, speed(0.01), 1.0, {}), AcceptanceHistory())
-        pace.begin(5, 60, first=first)
-        assert pace.another(NOTHING) is first
+        lengths = AutoLength(Profile(dear, speed(0.01), 1.0, {}), AcceptanceHistory())
+        lengths.begin(5, 60, first=first)
+        assert lengths.wants_row(NOTHING) is first
 
 
 def test_a_reply_whose_first_draft_fails_is_drafted_less_than_another():
@@ -436,11 +411,11 @@ def test_a_reply_whose_first_draft_fails_is_drafted_less_than_another():
         seen, row = AcceptanceHistory(), Rows.of(np.array([[2.0, 0.0]], np.float32))
         seen.outcomes.extend((2.0, i % 10 > 0) for i in range(250))  # such tokens are kept 9 times of 10
         seen.fit()
-        pace = AutoLength(Profile(speed(1.0, 1.7), speed(0.01), 1.0, {}), seen)
+        lengths = AutoLength(Profile(speed(1.0, 1.7), speed(0.01), 1.0, {}), seen)
         for kept in (*past, 1):
-            pace.begin(1, 10, first=False)
-            drafted = pace.another(NOTHING) and pace.worth(row)
-            pace.learn(int(drafted), kept, 0, 0, 1)
+            lengths.begin(1, 10, first=False)
+            drafted = lengths.wants_row(NOTHING) and lengths.wants_token(row)
+            lengths.learn(int(drafted), kept, 0, 0, 1)
         return drafted
 
     assert drafts()
@@ -448,64 +423,50 @@ def test_a_reply_whose_first_draft_fails_is_drafted_less_than_another():
     assert drafts(*[1] * 20, 0), "one that did well so far is not given up"
 
 
-def test_a_small_model_that_proposes_nothing_counts_for_how_long():
-    small, drafter = always_accepts()
-    quiet = AutoLength(LINEAR, AcceptanceHistory())  # a draft of the small model's never pays
-    pace = FixedLength(5)
-    before = quiet._seen.quiet
-    propose(drafter, writing([1, 2]), 5, pace=pace, helpers=Helpers(small=small, small_pace=quiet))
-    assert quiet._seen.quiet == before + 4, "it was asked at each token but the last, and stayed quiet"
-
-
-def test_a_pace_is_told_what_the_index_would_copy_behind_the_draft_and_whether_the_reply_begins():
+def test_a_length_policy_sees_what_the_index_would_copy_after_the_draft_and_whether_the_reply_begins():
     told: list[tuple[bool, list[list[int]]]] = []
-    learnt: list[tuple[int, ...]] = []
 
     class Noting(FixedLength):
         def begin(self, room: int, depth: int, *, first: bool, bonus: bool = True) -> None:
             super().begin(room, depth, first=first)
             told.append((first, []))
 
-        def another(self, guess: Guess) -> bool:
+        def wants_row(self, guess: Guess) -> bool:
             told[-1][1].append(guess.token_ids[:2])
-            return super().another(guess)
-
-    class Quiet(FixedLength):
-        def learn(self, *what: int) -> None:
-            learnt.append(what)
+            return super().wants_row(guess)
 
     drafter = ToySession(certain(lambda text: (text[-1] + 1) % 7, 7), 7)
     index = NgramIndex()
     index.begin([1, 2, 3, 4, 5, 6, 0, 1, 2])
-    helpers = Helpers(index, ToySession(drafter.row_of, 7), Quiet(0))
     for reply in ([], [2]):
-        propose(drafter, writing([1, 2, 3, 4, 5, 6, 0, 1, 2], 0, reply=reply), 3, pace=Noting(3), helpers=helpers)
+        propose(drafter, writing([1, 2, 3, 4, 5, 6, 0, 1, 2], 0, reply=reply), 3, lengths=Noting(3), index=index)
         drafter.roll_back(8)
     copied = [[3, 4], [4, 5], [5, 6]]
     assert told == [(True, copied), (False, copied)]
-    assert learnt == [(0, 0, 0, 0, 1)] * 4, "twice in each draft of three: where only one token is left, nobody is asked"
 
 
 def test_rows_that_a_review_has_computed_are_not_paid_for_twice():
     profile = Profile(speed(10.0), LINEAR.expert, 1.0, {})  # a batch of n takes the drafter n seconds
     seen = AcceptanceHistory()
-    pace = AutoLength(profile, seen)
-    pace.begin(LONGEST, 10, first=False)
+    lengths = AutoLength(profile, seen)
+    lengths.begin(LONGEST, 10, first=False)
     row = Rows.of(np.array([[0.0, -20.0]], np.float32))
     for i in range(5):
-        assert pace.another(NOTHING)
+        assert lengths.wants_row(NOTHING)
         if i == 0:
-            pace.learn_review(Guess([0] * 4, 3), 4)
-        assert pace.worth(row)
-    assert pace.tail(NOTHING) == 0
-    pace.learn(5, 5, 0, 0, 6)
+            lengths.learn_review(Guess([0] * 4, 3), 4)
+        assert lengths.wants_token(row)
+    assert lengths.count_guesses(NOTHING) == 0
+    lengths.learn(5, 5, 0, 0, 6)
     assert seen.seconds == pytest.approx(5 + 10), "a batch of five in the drafter, one batch in the expert"
 
 
 def test_an_account_lets_the_drafter_read_more_and_changes_no_length():
     def lengths(wanted):
-        pace = AutoLength(Profile(speed(1.0), speed(0.01, 1.2), 1.0, {}), AcceptanceHistory())  # reading two tokens is dear for the drafter
-        _, blocks, _ = run(sometimes_accepts(), Strict(), block_size=LONGEST, max_tokens=50, pace=pace, wanted=wanted, seed=2)
+        lengths = AutoLength(
+            Profile(speed(1.0), speed(0.01, 1.2), 1.0, {}), AcceptanceHistory()
+        )  # reading two tokens is dear for the drafter
+        _, blocks, _ = run(sometimes_accepts(), Strict(), block_size=LONGEST, max_tokens=50, lengths=lengths, recording=wanted, seed=2)
         return [len(block.draft.token_ids) for block in blocks]
 
     plain = lengths(None)
@@ -517,7 +478,7 @@ def test_leaving_a_stream_half_way_waits_for_the_drafter():
     drafter, expert = always_accepts(n_ctx=300)
     tokens = [1, 2]
     more = {"block_size": 3, "max_tokens": 50, "stops": never_ends, "stats": Stats()}
-    blocks = decode(writing(tokens, 0), drafter, expert, rule=Strict(), pace=Hasty(3), **more)
+    blocks = BlockLoop(writing(tokens, 0), drafter, expert, rule=Strict(), lengths=Hasty(3), **more).decode()
     next(blocks)
     next(blocks)
     blocks.close()
@@ -530,8 +491,8 @@ def test_leaving_a_stream_half_way_waits_for_the_drafter():
 
 
 def drafted_of(pair, profile, experience=None, max_tokens=60, **settings):
-    pace = AutoLength(profile, experience or AcceptanceHistory())
-    return run(pair, Strict(), block_size=LONGEST, max_tokens=max_tokens, pace=pace, **settings)
+    lengths = AutoLength(profile, experience or AcceptanceHistory())
+    return run(pair, Strict(), block_size=LONGEST, max_tokens=max_tokens, lengths=lengths, **settings)
 
 
 def test_long_drafts_where_batches_are_free_and_all_is_kept():
@@ -609,7 +570,7 @@ def test_the_fit_finds_the_odds_that_outcomes_follow():
 
 def test_what_was_learnt_survives_json_and_goes_on_as_if_nothing_had_happened():
     experience = AcceptanceHistory()
-    drafted_of(sometimes_accepts(n_ctx=200), FLAT, experience, 100, helpers=Helpers(NgramIndex()))
+    drafted_of(sometimes_accepts(n_ctx=200), FLAT, experience, 100, index=NgramIndex())
     again = read_histories(json.loads(json.dumps({"strict": experience.as_dict()})))["strict"]
     assert again == experience
     first, second = (drafted_of(sometimes_accepts(n_ctx=200), FLAT, each, 100)[0] for each in (experience, again))
@@ -617,18 +578,18 @@ def test_what_was_learnt_survives_json_and_goes_on_as_if_nothing_had_happened():
 
 
 def test_no_guess_costs_and_brings_nothing():
-    pace = AutoLength(FLAT, AcceptanceHistory(), has_drafter=False)
-    pace.begin(5, 10, first=False)
-    assert not pace.another(NOTHING)
-    assert pace.tail(NOTHING) == 0
+    lengths = AutoLength(FLAT, AcceptanceHistory(), has_drafter=False)
+    lengths.begin(5, 10, first=False)
+    assert not lengths.wants_row(NOTHING)
+    assert lengths.count_guesses(NOTHING) == 0
 
 
 def test_under_a_lossy_rule_lengths_decide_which_tokens_are_the_drafters():
     """By the profiles of two machines, at temperature 0, where the rule keeps every draft."""
     texts, shares = [], []
     for profile in (FLAT, HOPELESS):
-        pace = AutoLength(profile, AcceptanceHistory())
-        text, blocks, _ = run(sometimes_accepts(n_ctx=400), Chow(1), block_size=LONGEST, max_tokens=300, temperature=0, pace=pace)
+        lengths = AutoLength(profile, AcceptanceHistory())
+        text, blocks, _ = run(sometimes_accepts(n_ctx=400), Chow(1), block_size=LONGEST, max_tokens=300, temperature=0, lengths=lengths)
         texts.append(text)
         shares.append(sum(origin == "accepted" for block in blocks for origin in block.verdict.origins) / len(text))
     assert texts[0] != texts[1]
@@ -644,16 +605,11 @@ DRAFTED = {"accepted", "matched", "corrected"}
 
 def lengths_without_a_bonus() -> dict[str, dict]:
     """As ``ways_to_draft``: automatic lengths where drafts pay, where they never do, and what helps to make them."""
-    small, *_ = toys()
     cheap = Profile(speed(1.0), speed(0.3, 0.31, 0.32), 1.0, {})
     return {
-        "free drafts": {"pace": AutoLength(FLAT, AcceptanceHistory())},
-        "dear drafts": {"pace": AutoLength(HOPELESS, AcceptanceHistory())},
-        "an index that guesses": {"pace": AutoLength(cheap, AcceptanceHistory()), "helpers": Helpers(NgramIndex())},
-        "three models": {
-            "pace": AutoLength(HOPELESS, AcceptanceHistory()),
-            "helpers": Helpers(None, small, AutoLength(FLAT, AcceptanceHistory())),
-        },
+        "free drafts": {"lengths": AutoLength(FLAT, AcceptanceHistory())},
+        "dear drafts": {"lengths": AutoLength(HOPELESS, AcceptanceHistory())},
+        "an index that guesses": {"lengths": AutoLength(cheap, AcceptanceHistory()), "index": NgramIndex()},
     }
 
 
@@ -690,7 +646,7 @@ def test_without_a_bonus_a_text_has_exactly_the_product_of_the_rules_targets_und
     seed=st.integers(0, 9),
 )
 def test_without_a_bonus_no_token_is_the_experts_own_wherever_the_text_ends(make, way, max_tokens, n_ctx, end, verification, seed):
-    settings = {name: value for name, value in lengths_without_a_bonus()[way].items() if name == "pace" or value.small is None}
+    settings = lengths_without_a_bonus()[way]
     text, blocks, _ = run(
         make(n_ctx=n_ctx),
         TokenV3(0.4),
@@ -711,23 +667,25 @@ def test_without_a_bonus_no_token_is_the_experts_own_wherever_the_text_ends(make
 def test_without_a_bonus_an_index_in_place_of_a_drafter_drafts_too():
     _, expert = sometimes_accepts()
     _, blocks, _ = run(
-        (NgramSession(7, 64), expert), Chow(0.5), block_size=LONGEST, bonus="cascade", pace=AutoLength(HOPELESS, AcceptanceHistory())
+        (NgramSession(7, 64), expert), Chow(0.5), block_size=LONGEST, bonus="cascade", lengths=AutoLength(HOPELESS, AcceptanceHistory())
     )
     assert {origin for block in blocks for origin in block.verdict.origins} <= DRAFTED
 
 
 def test_without_a_bonus_a_hopeless_drafter_writes_one_token_a_block_and_a_good_cheap_one_as_many_as_there_may_be():
     for pair, profile, length in ((sometimes_accepts(n_ctx=600), HOPELESS, 1), (always_accepts(n_ctx=600), FLAT, LONGEST)):
-        pace = AutoLength(profile, AcceptanceHistory())
-        _, blocks, _ = run(pair, Strict(), block_size=LONGEST, max_tokens=300, bonus="cascade", pace=pace)
+        lengths = AutoLength(profile, AcceptanceHistory())
+        _, blocks, _ = run(pair, Strict(), block_size=LONGEST, max_tokens=300, bonus="cascade", lengths=lengths)
         assert {len(block.draft.token_ids) for block in blocks[10:-1]} == {length}
 
 
 def test_without_a_bonus_a_length_is_filled_up_to_the_edge_of_a_step():
     """Batches of 2 to 4 cost the same, and of a draft the expert reads all but the last token: where two pay, four do."""
     steps = Profile(speed(1.0, 1.4, 1.4, 1.4, 9.0), speed(0.01), 1.0, {})
-    pace = AutoLength(steps, AcceptanceHistory())
-    _, blocks, _ = run(always_accepts(n_ctx=200), Strict(), temperature=0, block_size=LONGEST, max_tokens=100, bonus="cascade", pace=pace)
+    lengths = AutoLength(steps, AcceptanceHistory())
+    _, blocks, _ = run(
+        always_accepts(n_ctx=200), Strict(), temperature=0, block_size=LONGEST, max_tokens=100, bonus="cascade", lengths=lengths
+    )
     assert {len(block.draft.token_ids) for block in blocks[5:-1]} == {4}
 
 
@@ -743,4 +701,4 @@ def test_what_a_block_is_worth_is_the_tokens_that_it_emits_less_its_cost(drafted
     chances = [*drafted, 0.3, *[usual] * more]
     kept = np.cumprod([1.0, *chances])
     emitted = kept[: room + bonus].sum()  # a place emits a token if all before it are kept, and the bonus has a place of its own
-    assert block.worth_if_kept(np.array([0.3]))[0] == pytest.approx(emitted - 0.5 * (more * 0.25 + batch[room]))
+    assert block.worth_with(np.array([0.3]))[0] == pytest.approx(emitted - 0.5 * (more * 0.25 + batch[room]))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from toys import ToySession, certain, random_rows, writing
 
-from speccascade_local.decoding.draft import Helpers, propose
+from speccascade_local.decoding.draft import propose
 from speccascade_local.decoding.lengths import FixedLength
 from speccascade_local.decoding.ngram import Guess, NgramIndex
 from speccascade_local.tokens.rows import Rows
@@ -71,29 +71,19 @@ def test_looking_ahead_adds_the_row_that_follows_the_draft_and_changes_no_drafte
     np.testing.assert_allclose([row.logits[0] for row in draft.rows], expected, rtol=1e-6)
 
 
-def test_nobody_proposes_what_only_looking_ahead_would_read():
-    def asked(look_ahead: bool) -> list[int]:
-        small = ToySession(random_rows(5, seed=1), 5)
-        helpers = Helpers(small=small, small_pace=FixedLength(4))
-        propose(ToySession(random_rows(5, seed=1), 5), writing([3], 0), 2, look_ahead=look_ahead, helpers=helpers)
-        return small.calls
-
-    assert asked(True) == asked(False) == [1]
-
-
 def test_what_was_read_for_a_draft_that_ended_before_it_began_is_forgotten():
     class Unsure(FixedLength):
-        def review(self, guess: Guess) -> int:
+        def count_reviewed(self, guess: Guess) -> int:
             return len(guess.token_ids)
 
-        def worth(self, row: Rows) -> bool:
+        def wants_token(self, row: Rows) -> bool:
             return False
 
     text = [1, 2, 3, 1, 2]
     drafter = ToySession(certain(lambda seen: seen[-1] % 3 + 1, 5), 5)
     index = NgramIndex()
     index.begin(text)
-    draft = propose(drafter, writing(text, 0), 4, pace=Unsure(4), helpers=Helpers(index))
+    draft = propose(drafter, writing(text, 0), 4, lengths=Unsure(4), index=index)
     assert (draft.token_ids, len(draft.rows), draft.calls) == ([], 1, 1)
     assert drafter.calls[0] > len(text), "a guess was read with the text"
     assert drafter.tokens == text

@@ -145,10 +145,10 @@ def fresh_rows(runtime: sc.Runtime, tokens: list[int], start: int, size: int) ->
 def accounted(runtime: sc.Runtime, prompt: list[int], rule: str, seed: int, **settings) -> Reply:
     runtime.reset()
     settings = {"block_size": 5} | settings
-    return runtime.generate(prompt, rule=rule, seed=seed, max_tokens=24, logprobs=5, model_logprobs=True, **settings)
+    return runtime.generate(prompt, rule=rule, seed=seed, max_tokens=16, logprobs=5, model_logprobs=True, **settings)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), pytest.param(0.7, marks=pytest.mark.slow), 1.0])
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
 def test_every_number_of_the_account_is_what_the_rows_say_that_the_run_saw(demo, temperature, filters):
     """Of tokens of every origin, in every way that a reply is made."""
@@ -168,6 +168,7 @@ def test_every_number_of_the_account_is_what_the_rows_say_that_the_run_saw(demo,
     assert origins == {"accepted", "matched", "corrected", "bonus", "expert"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
 def test_every_number_of_the_account_is_what_fresh_sessions_say(demo, temperature, filters, record_property):

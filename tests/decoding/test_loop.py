@@ -14,7 +14,7 @@ from strategies import EVERY_RULE, JUDGED_RULES, all_rules
 from toys import ToySession, always_accepts, certain, never_accepts, never_ends, sometimes_accepts, writing
 
 from speccascade_local.decoding.fidelity import Recording
-from speccascade_local.decoding.loop import Block, decode
+from speccascade_local.decoding.loop import Block, BlockLoop
 from speccascade_local.decoding.stats import Stats
 from speccascade_local.rules import registry
 from speccascade_local.rules.combined import Budget
@@ -54,7 +54,7 @@ def test_under_penalties_strict_writes_at_temperature_zero_what_the_expert_alone
         drafter, expert = sometimes_accepts(seed=seed)
         generation = writing([1, 2], 0, shaper=Shaper(7, [1, 2], Penalties({3: 0.5}, presence=1.0, frequency=0.8, repetition=1.2)))
         more = {"block_size": size, "max_tokens": 12, "stops": never_ends, "stats": Stats()}
-        for _ in decode(generation, drafter, expert, rule=Strict(), **more):
+        for _ in BlockLoop(generation, drafter, expert, rule=Strict(), **more).decode():
             pass
         return generation.reply
 
@@ -77,7 +77,7 @@ def test_between_blocks_both_caches_hold_the_committed_text_and_at_most_all_but_
     tokens = [1, 2]
     generation = writing(tokens, temperature, seed, lambda token: token == 5)
     more = {"block_size": block_size, "max_tokens": max_tokens, "stops": generation.is_end, "stats": Stats()}
-    blocks = decode(generation, drafter, expert, rule=rule, **more, **mode)
+    blocks = BlockLoop(generation, drafter, expert, rule=rule, **more, **mode).decode()
     written = 2
     for block in blocks:
         written += len(block.verdict.token_ids)
@@ -181,7 +181,7 @@ def test_max_tokens_is_exact_wherever_in_a_block_it_falls(max_tokens, block_size
 @pytest.mark.parametrize("wanted", [None, Recording(1, models=True)], ids=["plain", "looking ahead"])
 def test_a_prompt_up_to_the_whole_context_is_continued_until_the_context_is_full(rule, length, mode, wanted):
     """The last token needs no room of its own, so a context of 16 ends with 17 tokens of text."""
-    text, blocks, _ = run(always_accepts(n_ctx=16), rule, prompt=[i % 7 for i in range(length)], max_tokens=100, wanted=wanted, **mode)
+    text, blocks, _ = run(always_accepts(n_ctx=16), rule, prompt=[i % 7 for i in range(length)], max_tokens=100, recording=wanted, **mode)
     assert length + len(text) == 17
     assert blocks[-1].finish_reason == "length"
 
@@ -323,7 +323,7 @@ def test_after_a_kept_block_without_a_bonus_both_caches_are_one_token_behind_and
 def test_keeping_an_account_changes_neither_text_nor_counters(rule, mode, block_size, seed, wanted):
     block_size = block_size if rule.asks_expert else max(block_size, 1)
     plain, blocks, stats = run(sometimes_accepts(), rule, seed=seed, block_size=block_size, **mode)
-    text, recorded, recorded_stats = run(sometimes_accepts(), rule, seed=seed, block_size=block_size, wanted=wanted, **mode)
+    text, recorded, recorded_stats = run(sometimes_accepts(), rule, seed=seed, block_size=block_size, recording=wanted, **mode)
     assert text == plain
     assert recorded_stats.counts() == stats.counts()
     assert [block.verdict.origins for block in recorded] == [block.verdict.origins for block in blocks]
@@ -336,7 +336,7 @@ def test_knowing_both_models_at_every_token_costs_drafter_calls_and_nothing_else
     block_size = block_size if rule.asks_expert else max(block_size, 1)
     plain, _, stats = run(sometimes_accepts(), rule, seed=seed, block_size=block_size, **mode)
     pair = sometimes_accepts()
-    text, blocks, told = run(pair, rule, seed=seed, block_size=block_size, wanted=Recording(2, models=True), **mode)
+    text, blocks, told = run(pair, rule, seed=seed, block_size=block_size, recording=Recording(2, models=True), **mode)
     assert text == plain
     assert told.counts() | {"drafter_calls": 0} == stats.counts() | {"drafter_calls": 0}
     assert told.drafter_calls == len(pair[0].calls) >= stats.drafter_calls
@@ -352,7 +352,7 @@ def test_a_generator_dropped_at_any_block_leaves_both_caches_fit_to_go_on():
         drafter, expert = sometimes_accepts()
         tokens = [1, 2]
         more = {"block_size": 4, "max_tokens": 20, "stops": never_ends, "stats": Stats()}
-        blocks = decode(writing(tokens, 0), drafter, expert, rule=Strict(), **more)
+        blocks = BlockLoop(writing(tokens, 0), drafter, expert, rule=Strict(), **more).decode()
         for _ in range(blocks_read):
             next(blocks)
         blocks.close()
@@ -417,7 +417,7 @@ def test_no_row_goes_through_a_softmax_twice(rule, temperature, monkeypatch):
     seen = []
     of = Softmax.of
     monkeypatch.setattr(Softmax, "of", lambda logits, best=None: seen.append(len(logits)) or of(logits, best))
-    _, blocks, stats = run(sometimes_accepts(), rule, temperature=temperature, max_tokens=20, wanted=Recording())
+    _, blocks, stats = run(sometimes_accepts(), rule, temperature=temperature, max_tokens=20, recording=Recording())
     rows = sum(len(block.draft.token_ids) for block in blocks) + stats.tokens
     assert len(seen) <= rows
     assert set(seen) == {1}

@@ -98,7 +98,7 @@ def test_emitted_tokens_follow_the_target(rule, settings):
     sampler = Sampler(**settings)
     target = target_probs(rule, drafter, expert, **settings)[0]
     q = sampler.probs(drafter)[0]
-    n = 4_000
+    n = 2_000
     verdicts = [verify(drafted([int(rng.choice(6, p=q))], drafter), np.vstack([expert, expert]), rule, sampler, rng) for _ in range(n)]
     counts = np.bincount([verdict.token_ids[0] for verdict in verdicts], minlength=6)
     assert not counts[target == 0].any()
@@ -181,7 +181,7 @@ def test_the_handed_over_mass_is_given_out_over_every_token_also_the_trusted_one
 def test_cutting_a_verdict_never_tells_of_what_lies_behind_the_cut(rule, length, settings):
     rng = np.random.default_rng(length)
     drafter, expert = rng.normal(size=(3, 5)), rng.normal(size=(4, 5))
-    verdict = verify(drafted([0, 1, 2], drafter), expert, rule, Sampler(**settings), rng, wanted=Recording())
+    verdict = verify(drafted([0, 1, 2], drafter), expert, rule, Sampler(**settings), rng, recording=Recording())
     length = min(length, len(verdict.token_ids))
     cut = verdict.cut(length)
     for name in ("token_ids", "origins", "deferred", "trace", "entries"):

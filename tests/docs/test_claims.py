@@ -1,4 +1,4 @@
-"""Each claim of the documents has its evidence, and the check of that sees whatever may be wrong with it."""
+"""Each claim of the documents has its evidence, and the check of the claims sees each kind of mistake."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from claims import PAGE, Claim, faults, pages, read_claims, table, unlisted
 from statements import statements
 
 KEPT = "It keeps 95.5 % of all drafts."
-SAID = f"# Title 7\n\n{KEPT} It is quick. ([Somebody](https://a.example/1) saw 3 % of it.)\n"
+SAID = f"# Title 7\n\n{KEPT} It is quick. ([Someone](https://a.example/1) saw 3 % of it.)\n"
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def told(root: Path, *, says: str | tuple[str, ...] = KEPT, **evidence: object) -> list[str]:
-    """What is wrong with one claim, where the other sentence is exempt."""
+def faults_with(root: Path, *, says: str | tuple[str, ...] = KEPT, **evidence: object) -> list[str]:
+    """Return what is wrong with one claim, where the other sentence is exempt."""
     phrases = (says,) if isinstance(says, str) else says
     other = Claim("README.md", ("saw 3 % of it",), {"exempt": "example"})
     return list(faults([Claim("README.md", phrases, evidence), other], root))
@@ -72,7 +72,7 @@ def test_what_calls_for_evidence(text, seen):
     assert [one.text[start:end] for start, end in one.triggers()] == seen
 
 
-def test_sentences_and_rows_are_told_apart_with_their_lines_and_links():
+def test_sentences_and_rows_are_separated_with_their_lines_and_links():
     page = "# Never 5\n\nOne *thing* only.\nAnd `x` is [that](u.md)\n([1](v.md)). Last\n\n```\nnever\n```\n\n"
     rows = "| never |  |\n|---|---|\n| a | **b** |\n"
     found = list(statements(page + rows + "<!-- made -->\nnever\n<!-- /made -->\n- item\n"))
@@ -90,14 +90,14 @@ def test_sentences_and_rows_are_told_apart_with_their_lines_and_links():
 
 
 def test_a_claim_with_evidence_has_no_fault(root):
-    assert told(root, test="tests/test_x.py::test_it_is_kept[3-a]") == []
-    assert told(root, result={"docs/result.txt": ["ours 95.5"]}) == []
-    assert told(root, result={"docs/result.json": {"arms/name=b/kept": "95.5 %", "arms/1/kept": "95.5 %"}}) == []
-    assert told(root, command=["python scripts/measure.py --minutes 30", "speccascade bench demo --quick"]) == []
-    assert told(root, says=(KEPT, "saw 3 % of it"), source="https://a.example") == [
+    assert faults_with(root, test="tests/test_x.py::test_it_is_kept[3-a]") == []
+    assert faults_with(root, result={"docs/result.txt": ["ours 95.5"]}) == []
+    assert faults_with(root, result={"docs/result.json": {"arms/name=b/kept": "95.5 %", "arms/1/kept": "95.5 %"}}) == []
+    assert faults_with(root, command=["python scripts/measure.py --minutes 30", "speccascade bench demo --quick"]) == []
+    assert faults_with(root, says=(KEPT, "saw 3 % of it"), source="https://a.example") == [
         f"README.md:3: {KEPT}\n  its evidence in scripts/docs/claims.yaml: the sentence does not cite https://a.example"
     ]
-    assert told(root, exempt="definition") == []
+    assert faults_with(root, exempt="definition") == []
 
 
 @pytest.mark.parametrize(
@@ -123,22 +123,22 @@ def test_a_claim_with_evidence_has_no_fault(root):
     ],
     ids=str,
 )
-def test_evidence_that_is_not_there_is_told_with_page_and_line(root, evidence, said):
-    (fault,) = told(root, **evidence)
+def test_missing_evidence_is_reported_with_page_and_line(root, evidence, said):
+    (fault,) = faults_with(root, **evidence)
     assert fault.startswith(f"README.md:3: {KEPT}\n")
     assert said in fault
 
 
-def test_a_sentence_that_is_in_no_claim_is_told_with_lines_that_take_it_in(root):
+def test_a_sentence_in_no_claim_is_reported_with_lines_that_add_it(root):
     (fault,) = faults([Claim("README.md", (KEPT,), {"exempt": "example"})], root)
-    assert fault.startswith("README.md:3: in no claim: (Somebody saw 3 % of it.)\n")
+    assert fault.startswith("README.md:3: in no claim: (Someone saw 3 % of it.)\n")
     entry = yaml.safe_load(fault[fault.index("  - says") :])
-    assert entry == [{"says": "(Somebody saw 3 % of it.)", "test": "tests/test_....py::test_..."}]
+    assert entry == [{"says": "(Someone saw 3 % of it.)", "test": "tests/test_....py::test_..."}]
 
 
-def test_a_sentence_that_was_changed_is_told_with_the_evidence_that_it_had(root):
+def test_a_changed_sentence_is_reported_with_its_earlier_evidence(root):
     (root / "README.md").write_text(SAID.replace("95.5", "96"), encoding="utf-8")
-    stale, new = told(root, exempt="example")
+    stale, new = faults_with(root, exempt="example")
     assert stale.startswith(f"README.md: no longer says: {KEPT}\n")
     assert new.startswith("README.md:3: in no claim: It keeps 96 % of all drafts.")
     assert f"  # was: {KEPT}\n" in new
@@ -153,11 +153,13 @@ def test_each_number_must_stand_in_the_words_that_are_quoted(root):
 
 
 def test_words_that_hide_too_much_or_nothing_are_refused(root):
-    assert any("'95.5 %' has fewer than 3 words" in fault for fault in told(root, says=(KEPT, "95.5 %"), exempt="example"))
-    assert any("'It is quick.' is exempt and has neither" in fault for fault in told(root, says=(KEPT, "It is quick."), exempt="example"))
+    assert any("'95.5 %' has fewer than 3 words" in fault for fault in faults_with(root, says=(KEPT, "95.5 %"), exempt="example"))
+    assert any(
+        "'It is quick.' is exempt and has neither" in fault for fault in faults_with(root, says=(KEPT, "It is quick."), exempt="example")
+    )
 
 
-def test_a_page_that_is_not_there_is_told(root):
+def test_a_missing_page_is_reported(root):
     claims = [
         Claim("docs/none.md", ("a b c 5",), {"exempt": "example"}),
         Claim("README.md", (KEPT, "saw 3 % of it"), {"exempt": "example"}),

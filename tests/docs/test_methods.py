@@ -31,7 +31,7 @@ def test_every_method_has_its_section_and_no_other():
 
 
 @pytest.mark.parametrize("name", registry.METHODS)
-def test_a_method_is_told_in_five_points_with_a_picture(name):
+def test_a_method_is_described_in_five_points_with_a_picture(name):
     assert len(re.findall(r"^- ", SECTIONS[name], re.MULTILINE)) == 5
     assert re.search(rf"!\[{name}\]\(methods/{name}\.svg\)", SECTIONS[name])
     assert (DOCS / "methods" / f"{name}.svg").exists()
@@ -49,11 +49,11 @@ def test_a_picture_can_be_made_from_the_code(name, tmp_path):
 def test_the_figures_of_the_calibration_are_those_of_the_committed_file():
     calibration = Calibration.load(DOCS / "results" / "calibration.json")
     low, high = calibration.accuracy_interval
-    told = (
+    said = (
         f"answer {calibration.kept:.1%} of {len(calibration.validation)} unseen questions alone. {calibration.accuracy:.1%} of the answers "
         f"are right [{low:.1%}, {high:.1%}]; the expert alone has {calibration.expert_accuracy:.1%}."
     )
-    assert told.replace("%", " %") in " ".join(PAGE.split())
+    assert said.replace("%", " %") in " ".join(PAGE.split())
     assert f"--target {calibration.target_accuracy:g} " in PAGE
     demo = Path(sc.__file__).parent / "demo"
     assert (calibration.drafter, calibration.expert) == tuple(fingerprint(demo / name) for name in ("drafter.gguf", "expert.gguf"))

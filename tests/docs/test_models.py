@@ -35,7 +35,7 @@ def test_there_are_pairs_of_many_families():
     assert len({pair.family for pair in OF_THE_HUB.values()}) >= 5
 
 
-def test_documents_tell_how_many_pairs_and_families_there_are():
+def test_documents_say_how_many_pairs_and_families_there_are():
     words = {20: "twenty", 10: "ten"}
     pairs, families = len(OF_THE_HUB), len({pair.family for pair in OF_THE_HUB.values()})
     assert f"{words[pairs]} real pairs of {words[families]} families" in (ROOT / "README.md").read_text(encoding="utf-8")
@@ -60,11 +60,11 @@ def test_a_pair_that_was_not_measured_has_a_rule_that_loses_nothing(name):
 
 
 def test_a_file_has_one_size_and_one_licence_wherever_it_is_named():
-    told: dict[tuple[str | None, str], set[tuple[int | None, str | None]]] = {}
+    facts_of_files: dict[tuple[str | None, str], set[tuple[int | None, str | None]]] = {}
     for pair in OF_THE_HUB.values():
         for model in pair.models.values():
-            told.setdefault((model.hub, model.file), set()).add((model.size, model.licence))
-    assert all(len(facts) == 1 for facts in told.values())
+            facts_of_files.setdefault((model.hub, model.file), set()).add((model.size, model.licence))
+    assert all(len(facts) == 1 for facts in facts_of_files.values())
 
 
 # --------------------------------------------------------------------------- the schema
@@ -144,9 +144,9 @@ def test_the_table_is_what_the_packaged_file_says():
 def test_the_transcript_is_what_the_commands_say(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert [line for line in section("pull").splitlines() if line.startswith("$ spec")] == [f"$ speccascade {each}" for each in COMMANDS]
-    told = section("pull").splitlines()
+    committed = section("pull").splitlines()
     said_now = transcript([COMMANDS[0], *(each for each in COMMANDS if each.startswith("pull"))]).splitlines()
-    assert [line for line in said_now if line not in told] == []
+    assert [line for line in said_now if line not in committed] == []
     assert any("Trying to resume download" in line for line in said_now)
 
 

@@ -34,9 +34,11 @@ def test_the_verbs_and_their_options_exist():
     text = "".join(PAGES.values())
     assert set(re.findall(r"speccascade ([a-z][a-z-]+)", text)) <= set(VERBS)
     row = next(line for line in text.splitlines() if line.startswith("| each other machine"))
-    told = subprocess.run([sys.executable, "-m", "speccascade_local", "rpc-serve", "--help"], capture_output=True, text=True, check=True)
+    help_text = subprocess.run(
+        [sys.executable, "-m", "speccascade_local", "rpc-serve", "--help"], capture_output=True, text=True, check=True
+    )
     for option in re.findall(r"`(--[a-z-]+)", row):
-        assert option in told.stdout
+        assert option in help_text.stdout
     assert f"({DEFAULT_PORT})" in row
 
 

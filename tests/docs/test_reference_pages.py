@@ -6,7 +6,7 @@ import re
 
 import pytest
 from openapi import http
-from reference import DOCS, options_of, sections
+from reference import DOCS, options_of, prose, sections
 from typer.testing import CliRunner
 
 import speccascade_local as sc
@@ -29,8 +29,8 @@ def test_the_committed_page_is_the_current_one(name):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_page_has_the_options_that_the_help_has(verb):
-    told = CliRunner().invoke(app, [verb, "--help"])
-    options = set(re.findall(r"^│ +(?:\* +)?(--[a-z][a-z0-9-]*)", told.stdout, re.MULTILINE))
+    result = CliRunner().invoke(app, [verb, "--help"])
+    options = set(re.findall(r"^│ +(?:\* +)?(--[a-z][a-z0-9-]*)", result.stdout, re.MULTILINE))
     first = {re.findall(r"--[a-z][a-z0-9-]*", option.names)[0] for option in options_of(verb) if "--" in option.names}
     assert options - EVERYWHERE == first
 
@@ -55,7 +55,7 @@ def test_every_public_name_and_setting_has_its_place():
     assert "<factory>" not in page
 
 
-def test_an_openapi_document_is_told_field_by_field():
+def test_an_openapi_document_is_described_field_by_field():
     document = {
         "paths": {
             "/v1/things": {
@@ -87,17 +87,43 @@ def test_an_openapi_document_is_told_field_by_field():
             },
         },
     }
-    told = http(document)
-    assert told.index("## POST /v1/things") < told.index("## GET /v1/things")
-    assert told.index("## GET /v1/things") < told.index("## Errors") < told.index("| 400 |")
-    assert told.count("| 400 |") == 1
+    page = http(document, {"size": "Its size.", "n": "How many."})
+    assert page.index("## POST /v1/things") < page.index("## GET /v1/things")
+    assert page.index("## GET /v1/things") < page.index("## Errors") < page.index("| 400 |")
+    assert page.count("| 400 |") == 1
     for line in (
         "| 200 | Made. |",
         "| `name` | string | required | Its name. |",
-        "| `size` | number, 0 or more |  |  |",
+        "| `size` | number, 0 or more |  | Its size. |",
         '| `kind` | `"a"`, `"b"` | `"a"` |  |',
         "| `more.deep` | array of string |  |  |",
         "| 400 | Wrong \\| refused. |",
-        "| `n` | integer | `3` |  |",
+        "| `n` | integer | `3` | How many. |",
     ):
-        assert line in told
+        assert line in page
+
+
+def test_each_field_of_a_request_has_a_meaning():
+    rows = [line for line in sections()["http"].splitlines() if line.startswith("| `")]
+    assert len(rows) > 50
+    assert [row for row in rows if row.endswith("|  |")] == []
+
+
+def test_a_docstring_in_google_style_becomes_lists():
+    def example() -> None:
+        """Return nothing.
+
+        Args:
+            first: the first, which
+                takes two lines.
+            second, third: both.
+
+        Raises:
+            ValueError: it is wrong.
+
+        """
+
+    assert prose(example) == (
+        "Return nothing.\n\nParameters:\n\n- `first`: the first, which takes two lines.\n- `second, third`: both.\n\n"
+        "Raises:\n\n- `ValueError`: it is wrong."
+    )

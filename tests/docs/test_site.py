@@ -21,8 +21,8 @@ FETCHED = {
     *(("script", "src"), ("img", "src"), ("img", "srcset"), ("source", "src"), ("source", "srcset"), ("video", "src"), ("audio", "src")),
     *(("iframe", "src"), ("embed", "src"), ("object", "data"), ("use", "href"), ("image", "href"), ("link", "href"), ("video", "poster")),
 }
-#: Of links, the kinds that are only told.
-TOLD = {"canonical", "alternate", "next", "prev", "license"}
+#: Kinds of links that a browser does not fetch.
+NOT_FETCHED = {"canonical", "alternate", "next", "prev", "license"}
 
 
 class Fetches(HTMLParser):
@@ -34,7 +34,7 @@ class Fetches(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
-        if tag == "link" and set((given.get("rel") or "").split()) & TOLD:
+        if tag == "link" and set((given.get("rel") or "").split()) & NOT_FETCHED:
             return
         self.found += [value for name, value in attrs if value and (tag, name.removeprefix("xlink:")) in FETCHED]
         self.found += in_css(given.get("style") or "")
@@ -109,13 +109,13 @@ def asked(address: str, folder: Path) -> set[str]:
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", f"--user-data-dir={folder / 'profile'}"]
     command = [str(BROWSER), *options, f"--log-net-log={log}", "--dump-dom", address]
     subprocess.run(command, capture_output=True, timeout=60, check=True)
-    told = [event.get("params", {}) for event in json.loads(log.read_text(encoding="utf-8"))["events"]]
-    by_pages = {each["url"] for each in told if each.get("initiator", "not an origin") != "not an origin" and "url" in each}
+    events = [event.get("params", {}) for event in json.loads(log.read_text(encoding="utf-8"))["events"]]
+    by_pages = {each["url"] for each in events if each.get("initiator", "not an origin") != "not an origin" and "url" in each}
     return {url for url in by_pages if urlsplit(url).scheme not in ("file", "data", "blob")}
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_a_browser_asks_nobody_either(site, tmp_path):
+def test_a_browser_asks_no_other_host_either(site, tmp_path):
     """Scripts could ask too, which no reading of the pages shows."""
     asking = tmp_path / "asking.html"
     asking.write_text('<script>fetch("https://example.invalid/x.json")</script>', encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The build and the machine as llama.cpp and the system tell them."""
+"""The build and the machine as llama.cpp and the system report them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gguf_files import text_model
 from speccascade_local.llama import backend
 from speccascade_local.llama.backend import extra_buffers_are_safe, physical_cores
 from speccascade_local.llama.model import LlamaModel
-from speccascade_local.programs.dry_run import Heard
+from speccascade_local.programs.dry_run import LogLines
 
 AVX512 = "CPU : SSE3 = 1 | AVX2 = 1 | AVX512 = 1 | AVX512_VNNI = 1 | LLAMAFILE = 1 | OPENMP = 1 | REPACK = 1 | "
 
@@ -35,7 +35,7 @@ def test_repacking_is_unsafe_exactly_where_the_build_has_amx(info: str, safe: bo
     assert extra_buffers_are_safe(info) is safe
 
 
-def test_the_build_tells_its_instruction_sets() -> None:
+def test_the_build_reports_its_instruction_sets() -> None:
     info = backend.system_info()
     assert " = 1" in info
     assert info == info.strip()
@@ -57,14 +57,14 @@ def test_a_vocabulary_of_odd_tokens_fills_no_log(tmp_path: Path, caplog: pytest.
     """llama.cpp writes a line for each: a million of them took a minute and more to go through Python's log."""
     count = 30_000
     path = text_model(tmp_path / "empty.gguf", n_vocab=count, texts=dict.fromkeys(range(300, count), ""))
-    heard, lines = Heard(), []
-    monkeypatch.setattr(backend, "_listeners", [heard.take, lines.append])
+    log_lines, lines = LogLines(), []
+    monkeypatch.setattr(backend, "_listeners", [log_lines.take, lines.append])
     with caplog.at_level(logging.DEBUG, logger="speccascade_local"):
         LlamaModel(path).close()
     assert len(lines) > count - 1000
     assert len(caplog.records) < 11_000
-    assert len(heard) < 500
-    assert any("model buffer size" in line for line in heard.since(0))
+    assert len(log_lines) < 500
+    assert any("model buffer size" in line for line in log_lines.since(0))
 
 
 def test_the_log_of_llama_cpp_goes_to_the_debug_log(files: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:

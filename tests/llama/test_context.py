@@ -1,4 +1,4 @@
-"""Timelines over real weights: what they compute, what they refuse, and what they leave behind when something goes wrong."""
+"""Timelines over real weights: what they compute, what they refuse, and that failures leave no trace."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ from speccascade_local.llama.model import LlamaModel
 from speccascade_local.llama.session import LlamaSession
 from speccascade_local.tokens.rows import MAX_ROWS
 
-DEMO = Path(model_module.__file__).parent / "demo"
-
-
+DEMO = Path(sc.__file__).parent / "demo"
 # The largest difference between two rows that should be equal, in units of their spread: batches of different sizes sum in different
 # orders, the cache rounds keys and values to 16 bits, and a Q8_0 matrix rounds its input.
 TOLERANCE = {"float32": 0.005, "quantized": 0.05}
@@ -41,7 +39,7 @@ def assert_same_rows(rows: np.ndarray, expected: np.ndarray, kind: str = "float3
 
 @pytest.fixture(scope="module", params=["float32", "quantized"])
 def both(request: pytest.FixtureRequest, model: LlamaModel) -> Iterator[SimpleNamespace]:
-    """One session and one fresh partner each over a float32 and over a quantized model, for properties that rewind them."""
+    """One session and one fresh partner each over a float32 and over a quantized model, for properties that roll them back."""
     quantized = LlamaModel(DEMO / "drafter.gguf") if request.param == "quantized" else None
     chosen = quantized or model
     sessions = [LlamaSession(LlamaContext(chosen, n_ctx=128, n_threads=1)) for _ in range(2)]
@@ -60,7 +58,7 @@ def session(model: LlamaModel) -> Iterator[LlamaSession]:
 
 
 def fresh_rows(session: LlamaSession, tokens: list[int], keep: int) -> np.ndarray:
-    """The rows that a timeline with nothing else in it gives."""
+    """The rows of an otherwise empty timeline."""
     session.roll_back(0)
     return session.extend(tokens, keep).copy()
 
@@ -80,17 +78,17 @@ def test_rows_are_the_same_however_the_tokens_are_batched(both: SimpleNamespace,
     assert_same_rows(rows, whole, both.kind)
 
 
-@given(tokens=token_lists, dropped=token_lists, kept=st.integers(0, 60))
+@given(tokens=token_lists, dropped=token_lists, length=st.integers(0, 60))
 @settings(max_examples=15, deadline=None)
-def test_rewind_then_extend_gives_the_logits_of_a_fresh_session(
-    both: SimpleNamespace, tokens: list[int], dropped: list[int], kept: int
+def test_rolling_back_and_extending_gives_the_logits_of_a_fresh_session(
+    both: SimpleNamespace, tokens: list[int], dropped: list[int], length: int
 ) -> None:
-    kept = min(kept, len(tokens) - 1)
+    length = min(length, len(tokens) - 1)
     both.session.roll_back(0)
-    both.session.extend(tokens[:kept] + dropped, 1)
-    both.session.roll_back(kept)
-    rows = both.session.extend(tokens[kept:], len(tokens) - kept)
-    assert_same_rows(rows, fresh_rows(both.fresh, tokens, len(tokens) - kept), both.kind)
+    both.session.extend(tokens[:length] + dropped, 1)
+    both.session.roll_back(length)
+    rows = both.session.extend(tokens[length:], len(tokens) - length)
+    assert_same_rows(rows, fresh_rows(both.fresh, tokens, len(tokens) - length), both.kind)
 
 
 def test_rows_differ_where_the_text_before_them_differs(session: LlamaSession) -> None:
@@ -227,11 +225,11 @@ def test_two_sessions_over_one_model_do_not_touch_each_other(model: LlamaModel) 
 def test_a_step_that_keeps_nothing_only_reads(session: LlamaSession) -> None:
     assert session.extend([5, 60], 0).shape == (0, session.n_vocab)
     assert session.tokens == [5, 60]
-    np.testing.assert_array_equal(session.extend([70], 1), fresh_rows_behind(session, [5, 60], [70]))
+    np.testing.assert_array_equal(session.extend([70], 1), fresh_last_row(session, [5, 60], [70]))
 
 
-def fresh_rows_behind(session: LlamaSession, text: list[int], tokens: list[int]) -> np.ndarray:
-    """The last row of the tokens behind a text of which a row was asked for too."""
+def fresh_last_row(session: LlamaSession, text: list[int], tokens: list[int]) -> np.ndarray:
+    """The last row of tokens after a text whose last row was read too."""
     other = LlamaSession(LlamaContext(session.model, n_ctx=96, n_threads=1))
     other.extend(text, 1)
     row = other.extend(tokens, 1).copy()
@@ -247,13 +245,13 @@ REFUSED = {
     "negative id": (lambda s: s.extend([5, -1], 1), PromptError, r"from -1 to 5.*0 to 262"),
     "id beyond the vocabulary": (lambda s: s.extend([5, 263], 1), PromptError, r"from 5 to 263.*0 to 262"),
     "overflow": (lambda s: s.extend([5] * 93, 1), ContextOverflowError, r"4 tokens held and 93 more.*context of 96"),
-    "rewind below 0": (lambda s: s.roll_back(-1), SettingError, r"roll back to -1.*holds 4"),
-    "rewind beyond the end": (lambda s: s.roll_back(5), SettingError, r"roll back to 5.*holds 4"),
+    "roll back below 0": (lambda s: s.roll_back(-1), SettingError, r"roll back to -1.*holds 4"),
+    "roll back beyond the end": (lambda s: s.roll_back(5), SettingError, r"roll back to 5.*holds 4"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_refused_step_names_what_it_saw_and_leaves_the_session_as_it_was(session: LlamaSession, name: str) -> None:
+def test_a_refused_step_names_the_values_and_leaves_the_session_as_it_was(session: LlamaSession, name: str) -> None:
     step, kind, message = REFUSED[name]
     tokens = [5, 60, 70, 80]
     rows = session.extend(tokens, 2)
@@ -277,7 +275,7 @@ def test_a_closed_session_refuses_to_work_and_may_be_closed_again(model: LlamaMo
             step()
 
 
-def test_what_nobody_holds_any_more_is_freed_context_before_model(files: SimpleNamespace, freed: list[tuple[str, int]]) -> None:
+def test_an_unreachable_session_is_freed_context_before_model(files: SimpleNamespace, freed: list[tuple[str, int]]) -> None:
     session = LlamaSession(LlamaContext(LlamaModel(files.ids), n_ctx=32, n_threads=1))
     del session
     gc.collect()
@@ -318,7 +316,7 @@ def test_a_failed_evaluation_names_its_code_and_loses_nothing(
     session.context.close()
 
 
-def test_a_memory_that_does_not_hold_what_its_timeline_says_is_read_anew_once(session: LlamaSession) -> None:
+def test_a_memory_that_differs_from_its_timeline_is_read_again_once(session: LlamaSession) -> None:
     session.extend([5, 60, 70], 1)
     session.roll_back(2)
     expected = session.extend([70, 8], 1).copy()
@@ -339,8 +337,8 @@ def test_a_memory_that_stays_inconsistent_is_an_error_that_does_not_blame_its_si
     assert_untouched(session, [5, 60, 70], monkeypatch)
 
 
-def test_a_timeline_that_was_dropped_unclosed_makes_room(ids_model: LlamaModel) -> None:
-    """As by an interruption between making and keeping it."""
+def test_a_timeline_that_was_collected_unclosed_makes_room(ids_model: LlamaModel) -> None:
+    """As by an interruption between opening and storing it."""
     context = LlamaContext(ids_model, n_ctx=64, n_threads=1)
     LlamaSession(context).extend([5, 60, 70], 1)
     gc.collect()
@@ -351,7 +349,7 @@ def test_a_timeline_that_was_dropped_unclosed_makes_room(ids_model: LlamaModel) 
     context.close()
 
 
-def test_a_failure_is_not_blamed_on_what_llama_cpp_said_of_an_older_one(
+def test_an_error_does_not_quote_the_warnings_of_an_older_one(
     session: LlamaSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damaged = tmp_path / "damaged.gguf"
@@ -377,7 +375,7 @@ def test_ctrl_c_right_after_an_evaluation_loses_nothing(ids_model: LlamaModel, m
     session.context.close()
 
 
-def test_a_rewind_that_llama_cpp_refuses_is_an_error_and_forgets_nothing(session: LlamaSession, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rollback_that_llama_cpp_refuses_is_an_error_and_forgets_nothing(session: LlamaSession, monkeypatch: pytest.MonkeyPatch) -> None:
     session.extend([5, 60, 70], 1)
     monkeypatch.setattr(llama_cpp, "llama_memory_seq_rm", lambda *_: False)
     with pytest.raises(SessionError, match=r"from 3 to 1 tokens"):
@@ -496,7 +494,7 @@ def test_padding_stays_within_the_context(model: LlamaModel, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("when", ["decode", "drop"])
-def test_an_interrupted_padded_batch_leaves_what_was_there(session: LlamaSession, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+def test_an_interrupted_padded_batch_leaves_the_text_as_it_was(session: LlamaSession, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     session.extend([5, 6, 7], 1)
     session.context.pad_batches({2: 8})
     with monkeypatch.context() as patch:
@@ -519,7 +517,7 @@ def test_an_interrupted_padded_batch_leaves_what_was_there(session: LlamaSession
 
 
 @pytest.mark.parametrize("sizes", [{5: 4}, {0: 4}, {5: BATCH_TOKENS + 1}])
-def test_padding_that_cannot_be_is_refused(session: LlamaSession, sizes: dict[int, int]) -> None:
+def test_impossible_padding_is_refused(session: LlamaSession, sizes: dict[int, int]) -> None:
     with pytest.raises(SettingError, match="cannot be padded"):
         session.context.pad_batches(sizes)
 
@@ -560,7 +558,7 @@ turns = st.lists(
 
 @given(turns)
 @settings(max_examples=40, deadline=None)
-def test_timelines_that_interleave_are_each_as_if_alone(shared: SimpleNamespace, turns: list[dict]) -> None:
+def test_interleaved_timelines_do_not_change_each_other(shared: SimpleNamespace, turns: list[dict]) -> None:
     for session in (*shared.sessions, *shared.alone):
         session.roll_back(0)
     for turn in turns:
@@ -612,9 +610,7 @@ def test_when_one_part_fails_no_timeline_has_moved(shared: SimpleNamespace, monk
         assert_untouched(session, [5, 6], monkeypatch)
 
 
-def test_an_interruption_while_rows_are_handed_out_leaves_the_text_as_it_was_and_nothing_to_read_gives_nothing(
-    ids_model: LlamaModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interruption_while_rows_are_returned_leaves_the_text_as_it_was(ids_model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
     session = LlamaSession(LlamaContext(ids_model, n_ctx=16, n_threads=1))
     expected = session.extend([1, 2, 3], 1).copy()
     session.roll_back(2)
@@ -631,7 +627,7 @@ def test_an_interruption_while_rows_are_handed_out_leaves_the_text_as_it_was_and
     assert session.context.evaluate([]) == []
 
 
-def test_a_context_has_as_many_timelines_as_it_was_made_for(ids_model: LlamaModel) -> None:
+def test_a_context_has_n_timelines_and_no_more(ids_model: LlamaModel) -> None:
     context = LlamaContext(ids_model, n_ctx=16, n_threads=1, n_timelines=2)
     first, second = LlamaSession(context), LlamaSession(context)
     second.extend([1, 2], 1)
@@ -643,8 +639,8 @@ def test_a_context_has_as_many_timelines_as_it_was_made_for(ids_model: LlamaMode
         second.extend([3], 1)
     third = LlamaSession(context)
     assert third.tokens == []
-    found = third.extend([7, 8], 1).copy()
-    assert_same_rows(found, first.extend([7, 8], 1))
+    row = third.extend([7, 8], 1).copy()
+    assert_same_rows(row, first.extend([7, 8], 1))
     context.close()
     third.close()
     with pytest.raises(SettingError, match="n_timelines is 8; it must be between 1 and 7"):

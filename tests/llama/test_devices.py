@@ -1,4 +1,4 @@
-"""Devices as ggml tells them, against what the system tells."""
+"""Devices as ggml reports them, against what the system reports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_device_is_found_by_its_name():
     assert devices.device("CPU") in devices.devices()
 
 
-def test_an_unknown_one_is_refused_with_those_that_there_are():
+def test_an_unknown_device_is_refused_with_the_known_ones():
     for name in ("CPU0", "cpu"):
         with pytest.raises(SettingError, match=r"did you mean CPU\?"):
             devices.device(name)
@@ -33,24 +33,24 @@ def test_an_unknown_one_is_refused_with_those_that_there_are():
         devices.device("CPU0")
 
 
-def test_an_array_of_them_ends_with_nothing():
+def test_an_array_of_devices_ends_with_null():
     cpu = devices.device("CPU")
     for chosen in ([cpu, cpu], []):
-        array = devices.array_of(chosen)
+        array = devices.device_array(chosen)
         read = (ctypes.c_void_p * (len(chosen) + 1)).from_address(array.value)
         assert list(read) == [*(each.handle for each in chosen), None]
 
 
-def test_the_build_tells_its_commit_or_nothing(monkeypatch):
+def test_the_build_reports_its_commit_or_nothing(monkeypatch):
     assert re.fullmatch(r"[0-9a-f]{7,40}(-dirty)?|unknown", backend.commit() or "unknown")
 
     def absent(name, *types):
         raise ModelLoadError(f"no {name}")
 
-    monkeypatch.setattr(backend, "function", absent)
+    monkeypatch.setattr(backend, "ggml_function", absent)
     assert backend.commit() is None
 
 
 def test_a_function_that_this_build_lacks_is_named():
     with pytest.raises(ModelLoadError, match="has no ggml_of_another_year; install llama-cpp-python"):
-        backend.function("ggml_of_another_year", ctypes.c_int)
+        backend.ggml_function("ggml_of_another_year", ctypes.c_int)

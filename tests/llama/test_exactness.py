@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 import speccascade_local as sc
 from speccascade_local.common.errors import ModelLoadError, SettingError
-from speccascade_local.common.sequences import shared_prefix_length
 from speccascade_local.llama.batch import Part
 from speccascade_local.llama.context import LlamaContext
-from speccascade_local.llama.exactness import LEAST
+from speccascade_local.llama.exactness import MIN_BATCH
 from speccascade_local.llama.model import LlamaModel
 from speccascade_local.models.placement import Placement
 from speccascade_local.runtime.settings import Settings
 from speccascade_local.server.engine import Engine
+from speccascade_local.tokens.prompt import shared_prefix_length
 
 VOCAB = 300
 
@@ -54,9 +54,10 @@ def pair(files: SimpleNamespace) -> Iterator[sc.Runtime]:
         yield runtime
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", ["auto", 4])
 def test_a_named_seed_repeats_fifty_answers_whatever_the_caches_hold(pair, block_size):
-    told = []
+    replies = []
     for at, prompt in enumerate(prompts(50)):
 
         def ask(prompt: list[int], seed: int = at) -> list[int]:
@@ -65,10 +66,10 @@ def test_a_named_seed_repeats_fifty_answers_whatever_the_caches_hold(pair, block
         pair.reset()
         first = ask(prompt)
         again = ask(prompt)
-        pair.generate([*prompt, *first, 7, 8, 9], temperature=1, max_tokens=8)  # the conversation goes on, without a seed
-        told.append((first, again, ask(prompt)))
-    assert all(first == again == later for first, again, later in told)
-    assert len({tuple(first) for first, _, _ in told}) == len(told)
+        pair.generate([*prompt, *first, 7, 8, 9], temperature=1, max_tokens=8)  # the conversation continues without a seed
+        replies.append((first, again, ask(prompt)))
+    assert all(first == again == later for first, again, later in replies)
+    assert len({tuple(first) for first, _, _ in replies}) == len(replies)
 
 
 def test_a_long_prompt_that_is_asked_again_with_a_seed_is_not_read_again_as_a_whole(pair):
@@ -88,9 +89,9 @@ def test_what_is_aligned_is_followed_by_the_rows_of_a_cold_reading(contexts, dat
     text = data.draw(st.integers(1, 3).map(lambda seed: prompts(seed, longest=480)[-1]))
     end = data.draw(st.integers(1, len(text)))
     keep = data.draw(st.integers(1, min(6, end)))
-    kept = used.context.aligned(timeline, shared_prefix_length(timeline.tokens, text[: end - keep]))
-    used.context.drop(timeline, kept)
-    rows = used.context.evaluate([Part(timeline, text[kept:end], keep)])[0].copy()
+    start = used.context.aligned(timeline, shared_prefix_length(timeline.tokens, text[: end - keep]))
+    used.context.drop(timeline, start)
+    rows = used.context.evaluate([Part(timeline, text[start:end], keep)])[0].copy()
     cold.context.drop(fresh, 0)
     assert np.array_equal(rows, cold.context.evaluate([Part(fresh, text[:end], keep)])[0])
     for token in data.draw(st.lists(st.integers(0, VOCAB - 1), max_size=3)):  # an answer, token by token
@@ -98,14 +99,14 @@ def test_what_is_aligned_is_followed_by_the_rows_of_a_cold_reading(contexts, dat
 
 
 def test_of_a_cache_whole_pieces_are_kept_and_of_a_recurrent_state_nothing(files, tmp_path):
-    for path, placement, kept in (
+    for path, placement, aligned in (
         (files.expert, None, 384),  # in pieces of 128
         (files.expert, Placement(flash_attention="on"), 0),  # in pieces of 512
         (recurrent_model(tmp_path / "recurrent.gguf"), None, 0),
     ):
         with opened(path, placement) as used:
             used.context.evaluate([Part(used.timeline, [1, 2] * 250, 1)])
-            assert used.context.aligned(used.timeline, 500) == kept
+            assert used.context.aligned(used.timeline, 500) == aligned
             used.context.drop(used.timeline, 0)
             used.context.evaluate([Part(used.timeline, [1, 2] * 256, 1)])
             assert used.context.aligned(used.timeline, 512) == (0 if "recurrent" in path.name else 512)
@@ -133,6 +134,7 @@ def exact(files: SimpleNamespace) -> Iterator[sc.Runtime]:
         yield runtime
 
 
+@pytest.mark.slow
 def test_exact_strict_at_temperature_0_is_the_experts_own_text_to_the_last_token(exact):
     drafted = 0
     for prompt in prompts(12):
@@ -142,10 +144,10 @@ def test_exact_strict_at_temperature_0_is_the_experts_own_text_to_the_last_token
             assert reply.token_ids == alone.token_ids
             assert [token.expert_logprob for token in reply.tokens] == [token.expert_logprob for token in alone.tokens]
             drafted += reply.stats.accepted
-    assert drafted > 500  # drafts were kept, so batches were read
+    assert drafted > 500  # drafts were accepted, so batches were read
 
 
-def test_exact_goes_to_the_last_place_of_a_context(exact):
+def test_exact_works_up_to_the_last_token_of_a_context(exact):
     prompt = prompts(1)[0]
     texts = [exact.generate(prompt, rule="strict", block_size=size, max_tokens=512).token_ids for size in (0, 5)]
     assert texts[0] == texts[1]
@@ -186,7 +188,7 @@ def test_exact_rows_do_not_depend_on_how_many_are_read_at_once(exact_contexts, s
 @pytest.fixture(scope="module")
 def exact_contexts(files: SimpleNamespace) -> Iterator[list[tuple[LlamaContext, object]]]:
     with opened(files.expert, Placement(exact=True)) as one, opened(files.expert, Placement(exact=True)) as other:
-        assert one.context.exact >= LEAST
+        assert one.context.exact >= MIN_BATCH
         yield [(each.context, each.timeline) for each in (one, other)]
 
 
@@ -198,8 +200,8 @@ def test_exact_is_refused_where_a_memory_cannot_drop_a_token(tmp_path):
 
 
 def test_exact_is_refused_where_no_batch_agrees_with_single_tokens(files, monkeypatch):
-    monkeypatch.setattr("speccascade_local.llama.exactness._most", lambda *_: 1)
-    with pytest.raises(ModelLoadError, match=r"a batch of two tokens is rounded otherwise than one.*without exact"):
+    monkeypatch.setattr("speccascade_local.llama.exactness._largest_equal_batch", lambda *_: 1)
+    with pytest.raises(ModelLoadError, match=r"a batch of two tokens rounds differently from one token.*without exact"):
         sc.load(drafter=files.drafter, expert=files.expert, n_ctx=64, n_threads=1, exact=True)
 
 
@@ -209,11 +211,11 @@ def test_exact_is_refused_for_weights_of_16_and_32_bits(files, tmp_path, bits):
     """llama.cpp multiplies them by a kernel for batches that single tokens do not have."""
     whole = shaped_model(tmp_path / "F16.gguf", width=512, layers=3, ffn=1024, vocab=VOCAB)
     path = whole if bits == "F16" else quantized(whole, tmp_path / "F32.gguf", llama_cpp.LLAMA_FTYPE_ALL_F32)
-    with pytest.raises(ModelLoadError, match=r"a batch of two tokens is rounded otherwise than one"):
+    with pytest.raises(ModelLoadError, match=r"a batch of two tokens rounds differently from one token"):
         sc.load(drafter=files.drafter, expert=path, n_ctx=64, n_threads=1, exact=True)
 
 
-def test_exact_is_yes_or_no():
+def test_exact_must_be_true_or_false():
     with pytest.raises(SettingError, match=r"exact is 1; it must be True or False"):
         Placement(exact=1)
 

@@ -14,7 +14,7 @@ import speccascade_local as sc
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
-#: Two threads: a fork of one would go on by luck.
+#: Two threads: a fork with one would work by luck.
 BEGIN = """
 import multiprocessing, os, signal, sys, threading
 import speccascade_local as sc
@@ -38,7 +38,7 @@ def forked(act):
 """
 
 
-def said(program: str) -> list[str]:
+def output_of(program: str) -> list[str]:
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", BEGIN + program], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -48,7 +48,7 @@ def said(program: str) -> list[str]:
     "act", ["ask(runtime)", "runtime.reset()", "next(stream)", "sc.load(n_threads=2, profile=False)", "sc.Conversation(runtime).ask('Hi')"]
 )
 def test_a_fork_of_a_process_with_a_runtime_is_refused_instead_of_hanging_and_the_parent_goes_on(act):
-    lines = said(f"""
+    lines = output_of(f"""
 with sc.load(n_threads=2, profile=False) as runtime:
     before = ask(runtime)
     stream = runtime.stream(runtime.chat_ids(QUESTION), block_size=3)
@@ -61,13 +61,13 @@ with sc.load(n_threads=2, profile=False) as runtime:
 
 
 def test_a_fork_while_another_thread_generates_is_refused_though_that_thread_held_the_locks():
-    lines = said("""
+    lines = output_of("""
 with sc.load(n_threads=2, profile=False) as runtime:
     held, done = threading.Event(), threading.Event()
     worker = threading.Thread(target=lambda: runtime.chat(QUESTION, block_size=3, on_chunk=lambda _: held.set() or done.wait(60)))
     worker.start()
     held.wait(60)
-    with runtime._block:
+    with runtime._turns._block:
         forked(lambda: ask(runtime))
     done.set()
     worker.join()
@@ -77,10 +77,10 @@ with sc.load(n_threads=2, profile=False) as runtime:
 
 
 def test_a_fork_may_close_and_drop_what_it_cannot_use():
-    lines = said("""
+    lines = output_of("""
 with sc.load(n_threads=2, profile=False) as runtime:
     before = ask(runtime)
-    with runtime._block:
+    with runtime._turns._block:
         forked(lambda: runtime.close() or "closed")
     print(ask(runtime) == before)
 """)
@@ -88,7 +88,7 @@ with sc.load(n_threads=2, profile=False) as runtime:
 
 
 def test_a_fork_from_before_anything_was_loaded_loads_for_itself():
-    lines = said("""
+    lines = output_of("""
 def load_and_ask():
     with sc.load(n_threads=2, profile=False) as runtime:
         return ask(runtime)

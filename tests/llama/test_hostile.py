@@ -13,31 +13,34 @@ from pathlib import Path
 
 import gguf
 import pytest
+from command_line import as_text
 from gguf_files import CHATML, recurrent_model, text_model, textless_model
 from gguf_mutants import mutants
 
 import speccascade_local as sc
 from speccascade_local.common.errors import ModelLoadError
 from speccascade_local.machine.dry_run import dry_run_models
+from speccascade_local.models.catalog import bundled_pair
 from speccascade_local.models.gguf_header import check_gguf
 
 READER = Path(__file__).parents[1] / "support" / "mutant_reader.py"
 OF_EACH = 120
 
 
-def taken(how: str, paths: list[Path]) -> list[str]:
-    """What becomes of each file in a process that reads one after the other, and in a new one after each death."""
+def verdicts_of(how: str, paths: list[Path]) -> list[str]:
+    """The verdict on each file, in a process that reads one after the other, and in a new one after each death."""
     verdicts: list[str] = []
     while len(verdicts) < len(paths):
         rest = paths[len(verdicts) :]
         environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
         given = "".join(f"{path}\n" for path in rest)
         ran = subprocess.run([sys.executable, READER, how], input=given, capture_output=True, text=True, errors="replace", env=environment)
-        told = ran.stdout.splitlines()
-        verdicts += told if len(told) == len(rest) else [*told, f"died {ran.returncode} {ran.stderr[-300:]}"]
+        lines = ran.stdout.splitlines()
+        verdicts += lines if len(lines) == len(rest) else [*lines, f"died {ran.returncode} {ran.stderr[-300:]}"]
     return verdicts
 
 
+@pytest.mark.slow
 def test_every_mutant_is_refused_or_works(tmp_path):
     originals = [text_model(tmp_path / "t", chat_template=CHATML), textless_model(tmp_path / "i"), recurrent_model(tmp_path / "r")]
     whole, walked = [], Counter()
@@ -52,13 +55,13 @@ def test_every_mutant_is_refused_or_works(tmp_path):
                 walked[original.name] += 1
     assert all(walked[original.name] > OF_EACH / 3 for original in originals)
 
-    tried = dict(zip(whole, taken("rehearse", whole)))
+    tried = dict(zip(whole, verdicts_of("dry-run", whole)))
     fatal = [path for path, verdict in tried.items() if verdict.startswith("died")]
-    for path in fatal[:3]:  # what kills whoever reads it does not kill us
-        with pytest.raises(ModelLoadError, match=rf"{path.name}: llama\.cpp gave up on this file \(killed by signal \d+\): .*GGML_ASSERT"):
+    for path in fatal[:3]:  # a file that kills its reader does not kill this process
+        with pytest.raises(ModelLoadError, match=rf"{path.name}: llama\.cpp aborted on this file \(killed by signal \d+\): .*GGML_ASSERT"):
             dry_run_models({"expert": path}, n_ctx=64)
     usable = [path for path, verdict in tried.items() if verdict == "ok"]
-    verdicts = taken("use", usable)
+    verdicts = verdicts_of("use", usable)
     assert not [(path.name, verdict) for path, verdict in zip(usable, verdicts) if verdict.startswith("died")]
     assert verdicts.count("ok") > 10
     assert any(verdict.startswith("refused") for verdict in tried.values())
@@ -72,24 +75,25 @@ def zipped() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "an empty file"),
         (zipped(), "not a GGUF file: it begins with b'PK"),
         (b"GGUF\x03\x00\x00\x00" + bytes(8) + (2**40).to_bytes(8, "little"), "claims 1099511627776 keys"),
     ],
 )
-def test_the_command_says_one_line_and_ends_with_1(tmp_path, data, said):
+def test_the_command_prints_one_line_and_exits_with_1(tmp_path, data, message):
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(data)
-    assert_one_line(bad, said)
+    assert_one_line(bad, message)
 
 
-def test_a_file_that_kills_llama_cpp_is_one_line_too(tmp_path):
+def test_a_file_that_makes_llama_cpp_abort_is_one_line_too(tmp_path):
     """Two ids with one text: llama.cpp aborts."""
-    assert_one_line(text_model(tmp_path / "twins.gguf", texts={100: "a", 101: "a"}), "llama.cpp gave up on this file")
+    assert_one_line(text_model(tmp_path / "twins.gguf", texts={100: "a", 101: "a"}), "llama.cpp aborted on this file")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["empty", "control"])
 def test_a_vocabulary_of_hundreds_of_thousands_of_odd_tokens_is_tried_in_seconds(tmp_path, kind):
     count = 200_000
@@ -105,7 +109,7 @@ def test_a_vocabulary_of_hundreds_of_thousands_of_odd_tokens_is_tried_in_seconds
     assert time.monotonic() - begun < 30
 
 
-def test_where_llama_cpp_ends_the_process_its_last_line_says_why_and_names_the_file(tmp_path):
+def test_when_llama_cpp_aborts_the_last_line_has_the_reason_and_the_file(tmp_path):
     """A file that nothing tried first, as one that is replaced between the trial and the load."""
     path = text_model(tmp_path / "twins.gguf", texts={100: "a", 101: "a"})
     code = "import os, sys; from pathlib import Path; from speccascade_local.llama.model import LlamaModel; LlamaModel(Path(sys.argv[1]))"
@@ -113,25 +117,24 @@ def test_where_llama_cpp_ends_the_process_its_last_line_says_why_and_names_the_f
     ran = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, env=environment)
     assert ran.returncode not in (0, 1)
     last = ran.stderr.splitlines()[-1]
-    assert last.startswith(f"error: llama.cpp gave up on {path}: ")
+    assert last.startswith(f"error: llama.cpp aborted on {path}: ")
     assert "GGML_ASSERT" in last
-    assert "changed after it was tried: fetch it again" in last
+    assert "has changed since its dry run: fetch it again" in last
     assert "No such process" not in ran.stderr
     assert "ptrace" not in ran.stderr
 
 
-def assert_one_line(bad: Path, said: str) -> None:
-    drafter = sc.catalog.bundled().drafter
-    command = [sys.executable, "-m", "speccascade_local", "run", "--drafter", drafter, "--expert", bad, "hello"]
-    ran = subprocess.run(command, capture_output=True, text=True)
+def assert_one_line(bad: Path, message: str) -> None:
+    drafter = bundled_pair().drafter
+    ran = as_text("run", "--drafter", drafter, "--expert", bad, "hello")
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr.startswith(f"error: {bad}: ")
-    assert said in ran.stderr
+    assert message in ran.stderr
     assert ran.stderr.count("\n") == 1
 
 
 def test_a_cut_copy_is_refused_by_load_before_anything_is_loaded(tmp_path, made):
-    pair = sc.catalog.bundled()
+    pair = bundled_pair()
     (tmp_path / "cut.gguf").write_bytes(pair.expert.read_bytes()[:-1000])
     with pytest.raises(ModelLoadError, match=r"cut\.gguf: cut off"):
         sc.load(drafter=pair.drafter, expert=tmp_path / "cut.gguf")

@@ -40,16 +40,16 @@ def test_several_adapters_add_up(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"width": 48}, "incorrect shape"),
         ({"architecture": "gemma"}, "arch mismatch"),
         ({"kind": "something"}, "expect adapter.type to be 'lora'"),
     ],
 )
-def test_an_adapter_of_another_model_is_refused_and_nothing_is_left(tmp_path, made, freed, changed, said):
+def test_an_adapter_of_another_model_is_refused_and_nothing_is_left(tmp_path, made, freed, changed, message):
     plain, lora = textless_model(tmp_path / "plain.gguf"), adapter(tmp_path / "lora.gguf", **changed)
-    with pytest.raises(ModelLoadError, match=rf"lora\.gguf: llama\.cpp cannot use this adapter: .*{said}.* made for this very model"):
+    with pytest.raises(ModelLoadError, match=rf"lora\.gguf: llama\.cpp cannot use this adapter: .*{message}.* made for this model"):
         rows(plain, (lora, 1.0))
     assert freed == made
     assert made

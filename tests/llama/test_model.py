@@ -31,10 +31,8 @@ from speccascade_local.llama.model import LlamaModel
 from speccascade_local.llama.session import LlamaSession
 from speccascade_local.machine.dry_run import dry_run_models
 
-DEMO = Path(parameters.__file__).parent / "demo"
 
-
-def test_an_adapter_named_as_a_model_is_told_apart_and_says_where_it_goes(tmp_path: Path) -> None:
+def test_an_adapter_in_place_of_a_model_is_refused_with_the_right_option(tmp_path: Path) -> None:
     path = adapter(tmp_path / "lora.gguf")
     for load in (LlamaModel, lambda path: dry_run_models({"expert": path})):
         with pytest.raises(ModelLoadError, match=r"lora\.gguf: a LoRA adapter and not a model; .* --expert-lora, --drafter-lora"):
@@ -46,7 +44,7 @@ def test_a_later_part_of_a_divided_model_says_which_file_to_name(tmp_path: Path)
     for number in (1, 2):
         (tmp_path / f"big-0000{number}-of-00002.gguf").write_bytes(whole)
     for load in (LlamaModel, lambda path: dry_run_models({"expert": path})):
-        with pytest.raises(ModelLoadError, match=r"big-00002-of-00002\.gguf: .*, and not the first; name big-00001-of-00002\.gguf$"):
+        with pytest.raises(ModelLoadError, match=r"big-00002-of-00002\.gguf: .*, but not the first; name big-00001-of-00002\.gguf$"):
             load(tmp_path / "big-00002-of-00002.gguf")
 
 
@@ -57,7 +55,7 @@ def test_a_later_part_under_another_name_is_refused_too(tmp_path: Path) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    with pytest.raises(ModelLoadError, match=r"renamed\.gguf: .*, and not the first; name the first$"):
+    with pytest.raises(ModelLoadError, match=r"renamed\.gguf: .*, but not the first; name the first$"):
         LlamaModel(path)
 
 
@@ -261,10 +259,10 @@ AMX = "CPU : SSE3 = 1 | AVX2 = 1 | AVX512 = 1 | AMX_INT8 = 1 | LLAMAFILE = 1 | O
 
 
 @pytest.mark.parametrize(
-    ("info", "repacked", "said"), [(AVX512, True, "repacking is on"), (AMX, False, "repacking is off, because .* AMX")]
+    ("info", "repacked", "message"), [(AVX512, True, "repacking is on"), (AMX, False, "repacking is off, because .* AMX")]
 )
 def test_weights_are_repacked_unless_the_build_has_amx_and_the_log_says_which(
-    files: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, info: str, repacked: bool, said: str
+    files: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, info: str, repacked: bool, message: str
 ) -> None:
     real, given_params = llama_cpp.llama_model_load_from_file, []
 
@@ -277,10 +275,10 @@ def test_weights_are_repacked_unless_the_build_has_amx_and_the_log_says_which(
     with caplog.at_level(logging.INFO, logger="speccascade_local"):
         LlamaModel(files.text).close()
     assert given_params == [repacked]
-    assert re.search(said, caplog.text)
+    assert re.search(message, caplog.text)
 
 
-def test_a_model_tells_what_its_file_says(model: LlamaModel, ids_model: LlamaModel, files: SimpleNamespace) -> None:
+def test_a_model_reports_the_facts_of_its_file(model: LlamaModel, ids_model: LlamaModel, files: SimpleNamespace) -> None:
     assert (model.path, model.n_vocab, model.n_ctx_train) == (files.text, 263, 2048)
     assert model.chat_template == CHATML
     assert ids_model.chat_template is None

@@ -28,7 +28,7 @@ from speccascade_local.models.placement import Placement
 
 COMMAND = [sys.executable, "-m", "speccascade_local"]
 QUESTION = [{"role": "user", "content": "Who is Ada Lovelace?"}]
-MISSING = 'this build of llama.cpp has no RPC; build it anew with: CMAKE_ARGS="-DGGML_RPC=on" '
+MISSING = 'this build of llama.cpp has no RPC; rebuild it with: CMAKE_ARGS="-DGGML_RPC=on" '
 needs_rpc = pytest.mark.skipif(not rpc.is_supported(), reason="this build of llama.cpp has no RPC (-DGGML_RPC=on)")
 lacks_rpc = pytest.mark.skipif(rpc.is_supported(), reason="this build of llama.cpp has RPC")
 
@@ -58,7 +58,7 @@ def servers() -> Iterator[tuple[Server, Server]]:
 
 @pytest.mark.parametrize("verb", [["run", "--rpc", "127.0.0.1:50052", "Hello"], ["rpc-serve"]])
 @lacks_rpc
-def test_a_build_without_it_is_told_with_the_command_that_makes_one(verb):
+def test_a_build_without_rpc_is_refused_with_the_command_that_builds_it(verb):
     done = speccascade(*verb)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"error: {MISSING}{sys.executable} -m pip install ")
@@ -67,7 +67,7 @@ def test_a_build_without_it_is_told_with_the_command_that_makes_one(verb):
         Server(Endpoint("127.0.0.1", 50052), ["CPU"], threads=1)
 
 
-def test_a_build_without_it_is_told_also_where_this_one_has_it(monkeypatch):
+def test_a_build_without_rpc_is_refused_also_where_this_one_has_it(monkeypatch):
     monkeypatch.setattr(rpc.llama_cpp, "llama_supports_rpc", lambda: False)
     with pytest.raises(SettingError, match=r"-DGGML_RPC=on"):
         rpc.connect(["127.0.0.1:50052"])
@@ -75,7 +75,7 @@ def test_a_build_without_it_is_told_also_where_this_one_has_it(monkeypatch):
 
 
 @pytest.mark.parametrize("servers", [["127.0.0.1"], ["127.0.0.1:1", "127.0.0.1:1"]])
-def test_how_it_is_written_is_checked_before_anything_is_loaded(servers, monkeypatch):
+def test_an_address_is_checked_before_anything_is_loaded(servers, monkeypatch):
     monkeypatch.setattr("speccascade_local.runtime.load.LlamaModel", None)
     with pytest.raises(SettingError, match=r"HOST:PORT of an RPC server|named twice"):
         sc.load(placement=spread_over(*servers))
@@ -90,7 +90,7 @@ def test_where_nobody_answers_llama_cpp_is_not_asked(monkeypatch):
 
 
 def test_a_model_that_drafts_is_not_spread():
-    with pytest.raises(SettingError, match="rpc is given to a model that drafts"):
+    with pytest.raises(SettingError, match="rpc is given for the drafter"):
         sc.load(placement=Placement(rpc=("127.0.0.1:50052",)))
 
 
@@ -105,8 +105,8 @@ def test_memory_of_other_machines_is_the_experts_alone():
         return [Device(f"RPC{i}", f"{name}:1", "gpu", size, size, 0) for i, (name, size) in enumerate(zip("abc", free))]
 
     for free, expected in (((10**9, 10**9, 0), -1), ((10**9, 0, 0), -1), ((0, 0, 10**9), 0), ((0, 0, 0), 0)):
-        found = choose_layers(placements, models, layers, 512, with_free(*free))
-        assert (found["drafter"].gpu_layers, found["expert"].gpu_layers) == (0, expected)
+        placed = choose_layers(placements, models, layers, 512, with_free(*free))
+        assert (placed["drafter"].gpu_layers, placed["expert"].gpu_layers) == (0, expected)
     some = choose_layers(placements, models, layers, 512, with_free(2 * one, 2 * one))["expert"].gpu_layers
     assert 0 < some < 6
     needs = {"expert": memory_need(models["expert"], 512, layers["expert"], -1)}
@@ -116,7 +116,7 @@ def test_memory_of_other_machines_is_the_experts_alone():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--host", "machine"], "--host 'machine' is not an IPv4 address"),
         (["--host", "::1"], "--host '::1' is not an IPv4 address"),
@@ -124,10 +124,10 @@ def test_memory_of_other_machines_is_the_experts_alone():
         (["--port", "65536"], "--port is 65536"),
     ],
 )
-def test_where_to_listen_is_checked_first(arguments, told):
+def test_the_address_is_checked_first(arguments, message):
     done = speccascade("rpc-serve", *arguments)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {told}")
+    assert done.stderr.startswith(f"error: {message}")
 
 
 # ---------------------------------------------------------------- a build with it
@@ -184,15 +184,15 @@ with sc.load(placement={{"expert": Placement(rpc=(sys.argv[1],))}}, n_threads=1,
         with subprocess.Popen(command, text=True, **pipes) as client:
             assert client.stdout.readline() == "written\n"
             server.close()
-            _, told = client.communicate("\n" * 100, timeout=60)
+            _, message = client.communicate("\n" * 100, timeout=60)
     assert client.returncode == 1
-    assert told.startswith("error: llama.cpp gave up: ")
-    assert "is every RPC server still running?" in told
-    assert told.count("\n") == 1
+    assert message.startswith("error: llama.cpp aborted: ")
+    assert "is every RPC server still running?" in message
+    assert message.count("\n") == 1
 
 
 @needs_rpc
-def test_a_port_that_is_taken_and_an_address_of_another_machine_are_told():
+def test_a_port_in_use_and_an_address_of_another_machine_are_refused():
     listens = "another program listens there; choose another --port"
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SettingError, match=listens):
         Server(Endpoint("127.0.0.1", taken.getsockname()[1]), ["CPU"], threads=1)
@@ -203,7 +203,7 @@ def test_a_port_that_is_taken_and_an_address_of_another_machine_are_told():
 
 
 @needs_rpc
-def test_a_server_that_dies_is_told_with_how():
+def test_a_server_that_dies_is_reported_with_its_signal():
     with Server(Endpoint("127.0.0.1", free_port()), ["CPU"], threads=1) as server:
         os.kill(server.process_id, signal.SIGSEGV)
         with pytest.raises(SessionError, match=rf"at {server.endpoint} ended by SIGSEGV: .*Start it again"):
@@ -231,15 +231,15 @@ def test_the_server_ends_with_the_program_that_started_it(by):
 
 
 @needs_rpc
-def test_other_machines_are_let_in_only_where_that_is_said_and_with_a_warning():
+def test_other_machines_are_let_in_only_with_the_option_and_a_warning():
     port = free_port()
     done = speccascade("rpc-serve", "--host", "0.0.0.0", "--port", port)
     assert done.returncode == 1
-    assert "asks for no password and encrypts nothing" in done.stderr
-    assert "say so with --open-to-network" in done.stderr
+    assert "has no password and no encryption" in done.stderr
+    assert "allow it with --open-to-network" in done.stderr
     command = [*COMMAND, "rpc-serve", "--host", "0.0.0.0", "--port", str(port), "--open-to-network"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as parent:
-        assert parent.stderr.readline().startswith("warning: --host 0.0.0.0 lets other machines in")
+        assert parent.stderr.readline().startswith("warning: --host 0.0.0.0 is open to other machines")
         assert parent.stdout.readline() == f"serving at 0.0.0.0:{port}; end with Ctrl-C\n"
         parent.send_signal(signal.SIGINT)
         parent.communicate(timeout=30)
@@ -255,10 +255,10 @@ def test_a_profile_of_a_spread_expert_is_kept_apart_from_that_of_a_local_one(ser
 
 @needs_rpc
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [(["--device", "CPU9"], "device is 'CPU9'; llama.cpp has"), (["--threads", "0"], "--threads is 0;")],
 )
-def test_what_is_lent_is_checked_first(arguments, told):
+def test_devices_and_threads_are_checked_first(arguments, message):
     done = speccascade("rpc-serve", *arguments)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {told}")
+    assert done.stderr.startswith(f"error: {message}")

@@ -1,4 +1,4 @@
-"""What a model's memory held is put back: the next token's logits are bit for bit those that they would have been."""
+"""A KV cache is saved and restored: the next token's logits are bit for bit those of the session that was saved."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from speccascade_local.common.errors import SessionError
 from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.model import LlamaModel
-from speccascade_local.llama.session import LlamaSession, SavedState, restore_state, save_state
+from speccascade_local.llama.session import LlamaSession, SavedState
 
 TOKENS = [5, 9, 2, 70, 33, 5, 8]
 
@@ -22,57 +22,57 @@ def session(ids_model: LlamaModel) -> Iterator[LlamaSession]:
     context.close()
 
 
-def test_what_was_saved_goes_on_as_if_nothing_had_been(session: LlamaSession) -> None:
+def test_a_restored_session_continues_with_the_same_logits(session: LlamaSession) -> None:
     session.extend(TOKENS, 1)
-    kept = save_state(session)
-    assert kept.tokens == tuple(TOKENS)
+    saved = session.save_state()
+    assert saved.tokens == tuple(TOKENS)
     after = session.extend([11], 1).copy()
     session.roll_back(0)
     session.extend([1, 1, 1, 1], 1)  # something else, which must leave no trace
-    restore_state(session, kept)
+    session.restore_state(saved)
     assert session.tokens == TOKENS
     assert np.array_equal(session.extend([11], 1), after)
 
 
-def test_what_was_saved_of_one_text_is_put_into_another(session: LlamaSession) -> None:
+def test_a_state_can_be_restored_into_another_session(session: LlamaSession) -> None:
     session.extend(TOKENS, 1)
-    kept = save_state(session)
+    saved = session.save_state()
     other = LlamaSession(session.context)
     other.extend([3, 4], 1)
-    restore_state(other, kept)
+    other.restore_state(saved)
     assert np.array_equal(other.extend([11], 1).copy(), session.extend([11], 1))
 
 
-def test_what_was_rewound_is_not_saved(session: LlamaSession) -> None:
+def test_tokens_that_were_rolled_back_are_not_saved(session: LlamaSession) -> None:
     session.extend(TOKENS, 1)
     session.roll_back(3)
-    kept = save_state(session)
-    assert kept.tokens == tuple(TOKENS[:3])
+    saved = session.save_state()
+    assert saved.tokens == tuple(TOKENS[:3])
     after = session.extend([11], 1).copy()
-    restore_state(session, kept)
+    session.restore_state(saved)
     assert np.array_equal(session.extend([11], 1), after)
 
 
-def test_nothing_is_saved_of_nothing_and_restored_as_nothing(session: LlamaSession) -> None:
-    kept = save_state(session)
-    assert kept.tokens == ()
+def test_an_empty_session_is_saved_and_restored_as_empty(session: LlamaSession) -> None:
+    saved = session.save_state()
+    assert saved.tokens == ()
     session.extend(TOKENS, 1)
-    restore_state(session, kept)
+    session.restore_state(saved)
     assert session.tokens == []
 
 
 def test_bytes_that_do_not_fit_leave_the_session_empty_and_usable(session: LlamaSession) -> None:
     session.extend(TOKENS, 1)
-    kept = save_state(session)
+    saved = session.save_state()
     broken = [
-        SavedState(kept.tokens, kept.state[:-9]),
-        SavedState(kept.tokens, b""),
-        SavedState(kept.tokens, bytes(len(kept.state))),
-        SavedState((1,), kept.state),
+        SavedState(saved.tokens, saved.state[:-9]),
+        SavedState(saved.tokens, b""),
+        SavedState(saved.tokens, bytes(len(saved.state))),
+        SavedState((1,), saved.state),
     ]
-    for spoilt in broken:
+    for damaged in broken:
         with pytest.raises(SessionError, match="does not take"):
-            restore_state(session, spoilt)
+            session.restore_state(damaged)
         assert session.tokens == []
     after = session.extend(TOKENS, 1).copy()
     session.roll_back(0)
@@ -81,10 +81,10 @@ def test_bytes_that_do_not_fit_leave_the_session_empty_and_usable(session: Llama
 
 def test_more_than_the_context_holds_is_refused(session: LlamaSession) -> None:
     with pytest.raises(SessionError, match="65 tokens were saved and the context holds 64"):
-        restore_state(session, SavedState((1,) * 65, b"x"))
+        session.restore_state(SavedState((1,) * 65, b"x"))
 
 
 def test_a_closed_session_saves_nothing(session: LlamaSession) -> None:
     session.context.close()
     with pytest.raises(SessionError, match="closed"):
-        save_state(session)
+        session.save_state()

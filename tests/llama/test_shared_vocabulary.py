@@ -171,9 +171,7 @@ def test_a_refused_pair_is_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def upstream_pairs(target: LlamaModel, draft: LlamaModel) -> bool:
-    """What llama.cpp's own programs ask before they draft (common_speculative_are_compatible), said again over its C functions: it is
-    not in the library.
-    """
+    """Return the verdict of llama.cpp's own programs (common_speculative_are_compatible), which is not in the library."""
     ours, theirs = (llama_cpp.llama_model_get_vocab(model.handle) for model in (target, draft))
     if llama_cpp.llama_vocab_type(ours) != llama_cpp.llama_vocab_type(theirs):
         return False
@@ -233,7 +231,7 @@ def test_one_way_to_differ_at_a_time(tmp_path: Path, one: dict, other: dict, pai
         model.close()
 
 
-def test_texts_that_are_none_are_told_apart(text: Opener) -> None:
+def test_stored_texts_that_are_not_utf8_are_compared_as_bytes(text: Opener) -> None:
     assert_refused(
         text(texts={9: b"\xff"}), text(texts={9: b"\xfe"}), r"id 9 is b'\\xff' for the drafter and b'\\xfe'", r"id 9 is b'\\xfe'"
     )
@@ -262,7 +260,7 @@ def pair(request: pytest.FixtureRequest, widths: dict[str, Path]) -> Iterator[sc
 PROMPT = list(range(20, 40))
 
 
-def test_the_wide_model_alone_would_leave_the_shared_vocabulary(widths: dict[str, Path]) -> None:
+def test_the_wide_model_alone_leaves_the_shared_vocabulary(widths: dict[str, Path]) -> None:
     """Guards the test below, which says nothing about a model that prefers shared ids anyway."""
     model = LlamaModel(widths["wide"])
     session = LlamaSession(LlamaContext(model, n_ctx=32, n_threads=1))

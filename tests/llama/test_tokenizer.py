@@ -56,7 +56,7 @@ def test_merged_and_single_bytes_stand_for_their_own_bytes(tokenizer: Tokenizer)
     ]
 
 
-def test_control_tokens_are_read_only_where_asked_and_show_nothing(tokenizer: Tokenizer) -> None:
+def test_control_tokens_are_parsed_only_on_request_and_have_no_bytes(tokenizer: Tokenizer) -> None:
     text = "a<|im_end|>"
     assert tokenizer.tokenize(text, add_special=False, parse_special=True) == [byte_id(ord("a")), IM_END]
     assert not {ENDOFTEXT, IM_START, IM_END} & set(tokenizer.tokenize(text, add_special=False, parse_special=False))
@@ -89,7 +89,7 @@ def test_exactly_end_of_text_and_end_of_turn_end_a_text(tokenizer: Tokenizer) ->
 
 @pytest.mark.parametrize("add_bos", [False, True])
 @pytest.mark.parametrize("add_eos", [False, True])
-def test_the_frame_of_a_text_is_what_the_file_asks_for(tmp_path: Path, add_bos: bool, add_eos: bool) -> None:
+def test_bos_and_eos_are_added_as_the_file_says(tmp_path: Path, add_bos: bool, add_eos: bool) -> None:
     model = LlamaModel(text_model(tmp_path / "frame.gguf", add_bos=add_bos, add_eos=add_eos, bos_id=IM_START, eos_id=ENDOFTEXT))
     assert model.tokenizer.bos_id == (IM_START if add_bos else None)
     assert model.tokenizer.eos_id == (ENDOFTEXT if add_eos else None)

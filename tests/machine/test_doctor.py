@@ -11,16 +11,14 @@ from pathlib import Path
 import llama_cpp
 import psutil
 import pytest
+from command_line import as_text
 
 from speccascade_local.llama.backend import extra_buffers_are_safe, system_info
 from speccascade_local.machine import inspection
 
 
-def doctor(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "speccascade_local", "doctor", *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env=os.environ | environment, stdin=subprocess.DEVNULL, timeout=120
-    )
+def doctor(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return as_text("doctor", *arguments, cwd=cwd, **environment)
 
 
 @pytest.fixture(scope="module")

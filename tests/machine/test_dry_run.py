@@ -142,7 +142,7 @@ BEGINS = 'import json, sys; asked = json.load(sys.stdin); print(json.dumps({"rol
 )
 def test_whatever_the_child_does_is_an_error_that_names_the_file(monkeypatch, child, said):
     monkeypatch.setattr(dry_run, "CHILD", (sys.executable, "-c", child))
-    with pytest.raises(ModelLoadError, match=rf"expert\.gguf: llama\.cpp gave up on this file .*{said}"):
+    with pytest.raises(ModelLoadError, match=rf"expert\.gguf: llama\.cpp aborted on this file .*{said}"):
         dry_run_models({"expert": DEMO / "expert.gguf"})
 
 

@@ -84,14 +84,14 @@ def test_a_file_that_is_replaced_is_tried_again_though_its_size_and_its_time_sta
     assert len(tried) == 2
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", b"not json", b"[" * 100_000, b"\xff\xfe", b'{"path": 7}'])
-def test_a_damaged_cache_file_is_ignored(tmp_path, tried, damage):
+def test_a_damaged_cache_file_is_ignored(tmp_path, tried):
     path = textless_model(tmp_path / "a.gguf")
     first = plans(path)
     (kept,) = (platformdirs.user_cache_path("speccascade") / "dry_runs").iterdir()
-    kept.write_bytes(damage)
-    assert same(plans(path), first)
-    assert len(tried) == 2
+    for times, damage in enumerate([b"", b"{}", b"not json", b"[" * 100_000, b"\xff\xfe", b'{"path": 7}'], start=2):
+        kept.write_bytes(damage)
+        assert same(plans(path), first)
+        assert len(tried) == times
 
 
 def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, tried, monkeypatch):

@@ -1,4 +1,4 @@
-"""models.yaml: where it is looked for, which definition wins, and how what is wrong in it is told."""
+"""models.yaml: where it is looked for, which definition wins, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speccascade_local.common.errors import CatalogError
+from speccascade_local.common.files import PACKAGE
 from speccascade_local.models import catalog
 from speccascade_local.rules import registry
 
@@ -70,10 +71,10 @@ def test_the_first_file_that_defines_a_pair_wins_and_the_others_still_add_theirs
     for position, (origin, path) in enumerate(origins.items()):
         write(path, pairs(*names[position:], origin=origin))
     monkeypatch.setenv("SPECCASCADE_MODELS", str(origins["env"]))
-    told = {name: catalog.find(name, origins["--models"]).description for name in names}
-    assert told == {"a": "from --models", "b": "from --models", "c": "from --models", "d": "from --models", "demo": "from --models"}
-    told = {name: catalog.find(name).description for name in names[1:]}
-    assert told == {"b": "from env", "c": "from env", "d": "from env", "demo": "from env"}
+    descriptions = {name: catalog.find(name, origins["--models"]).description for name in names}
+    assert descriptions == {"a": "from --models", "b": "from --models", "c": "from --models", "d": "from --models", "demo": "from --models"}
+    descriptions = {name: catalog.find(name).description for name in names[1:]}
+    assert descriptions == {"b": "from env", "c": "from env", "d": "from env", "demo": "from env"}
     monkeypatch.delenv("SPECCASCADE_MODELS")
     assert {name: catalog.find(name).description for name in names[2:]} == {"c": "from here", "d": "from here", "demo": "from here"}
     origins["here"].unlink()
@@ -93,7 +94,7 @@ def test_only_named_files_must_exist(tmp_path: Path) -> None:
     assert len(catalog.search_path()) == 1
 
 
-def test_a_missing_file_is_told_with_who_named_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_is_reported_with_who_named_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CatalogError, match=r"absent\.yaml: no such file \(named by --models\)"):
         catalog.search_path(tmp_path / "absent.yaml")
     monkeypatch.setenv("SPECCASCADE_MODELS", str(tmp_path))
@@ -152,7 +153,7 @@ def test_paths_start_at_the_folder_of_the_file_that_names_them(tmp_path: Path, m
 
 def test_the_bundled_pair_is_found_from_anywhere_and_is_complete() -> None:
     pair = catalog.find(catalog.BUNDLED_PAIR)
-    assert pair.drafter == Path(catalog.__file__).parent / "demo" / "drafter.gguf"
+    assert pair.drafter == PACKAGE / "demo" / "drafter.gguf"
     assert pair.missing == []
     assert registry.parse(pair.rule)
 
@@ -171,7 +172,7 @@ def test_exactly_the_files_that_are_not_there_are_missing(tmp_path: Path) -> Non
     assert catalog.read_file(path)["p"].missing == []
 
 
-def test_an_unknown_pair_is_told_with_the_nearest_names(tmp_path: Path) -> None:
+def test_an_unknown_pair_is_reported_with_the_nearest_names(tmp_path: Path) -> None:
     path = write(tmp_path / "m.yaml", pairs("qwen-small", "llama"))
     with pytest.raises(CatalogError, match=r"unknown pair 'qwen-smal'; did you mean 'qwen-small'\? \('speccascade models' lists all "):
         catalog.find("qwen-smal", path)
@@ -227,7 +228,7 @@ def test_a_rule_is_kept_in_its_full_spelling(tmp_path: Path) -> None:
         ("pairs:\n  7: {drafter: d, expert: e}\n", 2, "pairs.7"),
     ],
 )
-def test_a_wrong_entry_is_told_with_file_line_and_key(tmp_path: Path, text: str, line: int, said: str) -> None:
+def test_a_wrong_entry_is_reported_with_file_line_and_key(tmp_path: Path, text: str, line: int, said: str) -> None:
     message = refused(tmp_path / "m.yaml", text)
     assert message.startswith(f"{tmp_path / 'm.yaml'}, line {line}: {said}")
 
@@ -249,7 +250,7 @@ def test_a_rule_that_is_refused_is_refused_in_the_words_of_the_rules(tmp_path: P
 )
 def test_a_key_that_stands_twice_is_refused_rather_than_overruled(tmp_path: Path, text: str, line: int, key: str) -> None:
     message = refused(tmp_path / "m.yaml", text)
-    assert message == f"{tmp_path / 'm.yaml'}, line {line}: the key {key!r} stands here for the second time; leave one"
+    assert message == f"{tmp_path / 'm.yaml'}, line {line}: the key {key!r} is used twice; keep one"
 
 
 @pytest.mark.parametrize(
@@ -262,7 +263,7 @@ def test_a_key_that_stands_twice_is_refused_rather_than_overruled(tmp_path: Path
         ("x: !!python/object:os.x {}\n", 1),
     ],
 )
-def test_broken_yaml_is_told_with_its_line(tmp_path: Path, text: str, line: int) -> None:
+def test_broken_yaml_is_reported_with_its_line(tmp_path: Path, text: str, line: int) -> None:
     assert refused(tmp_path / "m.yaml", text).startswith(f"{tmp_path / 'm.yaml'}, line {line}: not valid YAML: ")
 
 
@@ -288,7 +289,7 @@ def test_a_file_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
         catalog.read_file(tmp_path)
 
 
-def test_one_broken_file_on_the_way_is_told_even_if_a_later_one_has_the_pair(tmp_path: Path) -> None:
+def test_one_broken_file_on_the_way_is_reported_even_if_a_later_one_has_the_pair(tmp_path: Path) -> None:
     broken = write(tmp_path / "broken.yaml", "pairs: 3\n")
     with pytest.raises(CatalogError, match=r"broken\.yaml, line 1"):
         catalog.find(catalog.BUNDLED_PAIR, broken)
@@ -327,13 +328,13 @@ def laughs(merged: bool) -> str:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (laughs(merged=False), "more than 20000 values, aliases written out"),
-        (laughs(merged=True), "more than 20000 values, aliases written out"),
-        (pairs(*(f"p{number}" for number in range(100_000))), "larger than the 1 MiB"),
+        (laughs(merged=False), "more than 20000 values with aliases expanded"),
+        (laughs(merged=True), "more than 20000 values with aliases expanded"),
+        (pairs(*(f"p{number}" for number in range(100_000))), "larger than 1 MiB"),
         (pairs(*(f"p{number}" for number in range(5_000))), "more than 20000 values"),
-        ("pairs: " + "[" * 100_000, "more than 32 levels within each other"),
-        ("pairs:\n" + "".join(f"{'  ' * level}a:\n" for level in range(1, 900)), "more than 32 levels"),
-        ("- " * 3000 + "a\n", "more than 32 levels"),
+        ("pairs: " + "[" * 100_000, "more than 32 nested levels"),
+        ("pairs:\n" + "".join(f"{'  ' * level}a:\n" for level in range(1, 900)), "more than 32 nested levels"),
+        ("- " * 3000 + "a\n", "more than 32 nested levels"),
         (f"pairs: {'1' * 500_000}\n", "a text of 500000 characters"),
         (f"pairs: {'1:' * 5_000}1\n", "mapping"),
         (f"pairs: 0x{'f' * 16_000}\n", "mapping"),

@@ -123,7 +123,7 @@ def test_the_rule_of_a_packaged_pair_can_be_changed_in_its_place(tmp_path, name)
 @pytest.mark.parametrize(
     "behind", ["", "\n", "\n\n# a comment\n", "\n  q: {drafter: d, expert: e}\n", "\n\n  # next\n  q:\n    drafter: d\n    expert: e\n"]
 )
-def test_a_rule_can_be_added_behind_a_value_of_any_kind(tmp_path, models, behind):
+def test_a_rule_can_be_added_after_a_value_of_any_kind(tmp_path, models, behind):
     mine = tmp_path / "models.yaml"
     mine.write_text(f"pairs:\n  p:\n    {models}{behind}")
     before = yaml.safe_load(mine.read_text())

@@ -17,7 +17,7 @@ from speccascade_local.common.errors import ModelLoadError
 from speccascade_local.llama.model import LlamaModel
 from speccascade_local.machine.dry_run import dry_run_models
 from speccascade_local.models.gguf_header import check_gguf, layers_of, read_header
-from speccascade_local.models.gguf_layout import layout_of, shards_of
+from speccascade_local.models.gguf_layout import TENSOR_TYPES, layout_of, shard_paths
 
 DEMO = Path(speccascade_local.__file__).parent / "demo"
 START = b"GGUF" + struct.pack("<I", 3)
@@ -36,12 +36,16 @@ def with_tensor(*shape: int, kind: int = 0, offset: int = 0, name: bytes = b"t",
     return START + struct.pack("<QQ", 1, 0) + text(name) + dimensions + struct.pack("<IQ", kind, offset) + bytes(64)
 
 
+def test_tensor_types_are_those_of_the_gguf_package():
+    assert {int(kind): (kind.name, *sizes) for kind, sizes in gguf.GGML_QUANT_SIZES.items()} == TENSOR_TYPES
+
+
 @pytest.mark.parametrize("write", [text_model, textless_model, recurrent_model, None])
 def test_tensors_and_values_are_those_that_the_gguf_package_reads(tmp_path, write):
     path = write(tmp_path / "m.gguf") if write else DEMO / "expert.gguf"
     found, read = layout_of(path), gguf.GGUFReader(path)
-    told = [(each.name, tuple(map(int, each.shape)), int(each.tensor_type), int(each.n_bytes)) for each in read.tensors]
-    assert [(each.name, each.shape, each.kind, each.size) for each in found.tensors] == told
+    expected = [(each.name, tuple(map(int, each.shape)), int(each.tensor_type), int(each.n_bytes)) for each in read.tensors]
+    assert [(each.name, each.shape, each.kind, each.size) for each in found.tensors] == expected
     assert [found.data_start + each.offset for each in found.tensors] == [int(each.data_offset) for each in read.tensors]
     for name, field in read.fields.items():
         if not name.startswith("GGUF."):
@@ -65,12 +69,12 @@ def test_layers_are_counted_once_and_an_embedding_that_is_the_output_too_counts_
     ("data", "said"),
     [
         (START + struct.pack("<QQ", 0, 2**40), "claims 1099511627776 keys"),
-        (START + struct.pack("<QQ", 0, 60_000) + bytes(99), "claims 60000 keys, with 99 bytes to go"),
+        (START + struct.pack("<QQ", 0, 60_000) + bytes(99), "claims 60000 keys, with 99 bytes left in the file"),
         (START + struct.pack("<QQ", 2**63, 0), "claims 9223372036854775808 tensors"),
         (START + struct.pack("<QQ", 0, 1) + bytes(64), "a key is empty"),
-        (START + struct.pack("<QQ", 0, 1) + struct.pack("<Q", 100_000_000) + bytes(64), "a key is said to be 100000000 bytes long"),
-        (with_value(8, struct.pack("<Q", 100_000_000)), "some.key is said to be 100000000 bytes long, with 0 to go"),
-        (with_value(8, struct.pack("<Q", 2**64 - 1) + bytes(16)), "is said to be 18446744073709551615 bytes long"),
+        (START + struct.pack("<QQ", 0, 1) + struct.pack("<Q", 100_000_000) + bytes(64), "a key claims 100000000 bytes"),
+        (with_value(8, struct.pack("<Q", 100_000_000)), "some.key claims 100000000 bytes, with 0 left in the file"),
+        (with_value(8, struct.pack("<Q", 2**64 - 1) + bytes(16)), "claims 18446744073709551615 bytes"),
         (with_value(99, bytes(8)), "'some.key' is of type 99"),
         (with_value(9, struct.pack("<IQ", 9, 1) + bytes(64)), "'some.key' is of type 9"),
         (with_value(9, struct.pack("<IQ", 8, 2**40) + bytes(64)), "claims 1099511627776 texts of some.key"),
@@ -78,15 +82,15 @@ def test_layers_are_counted_once_and_an_embedding_that_is_the_output_too_counts_
         (with_value(4, struct.pack("<I", 24), b"general.alignment"), "general.alignment is 24; it must be a power of two"),
         (with_value(6, struct.pack("<f", float("nan")), b"llama.norm_epsilon"), "llama.norm_epsilon is nan"),
         (with_value(6, struct.pack("<f", -1), b"llama.norm_epsilon"), "llama.norm_epsilon is -1.0"),
-        (with_tensor(2**31, 2**31, 2**31), "is said to have the shape 2147483648 x 2147483648 x 2147483648"),
-        (with_tensor(0), "is said to have the shape 0"),
+        (with_tensor(2**31, 2**31, 2**31), "claims the shape 2147483648 x 2147483648 x 2147483648"),
+        (with_tensor(0), "claims the shape 0"),
         (with_tensor(1, n_dimensions=5), "has 5 dimensions"),
         (with_tensor(1, offset=2**63), "cut off: tensor 't' ends at byte 92233720368547"),
         (with_tensor(1000), "cut off: tensor 't' ends at byte"),
-        (with_tensor(4, name=b"n" * 64), "a tensor's name is said to be 64 bytes long"),
+        (with_tensor(4, name=b"n" * 64), "a tensor's name claims 64 bytes"),
         (b"GGUF" + struct.pack("<I", 99), "format version is 99, not known"),
         (b"GGUF" + struct.pack(">I", 3), "big-endian"),
-        (b"GGUF\x03", "it ends within its header, at byte 5"),
+        (b"GGUF\x03", "it ends inside its header, at byte 5"),
     ],
 )
 def test_what_cannot_be_true_is_refused_with_what_was_seen(tmp_path, data, said):
@@ -132,7 +136,7 @@ def test_a_divided_model_is_the_whole_one(tmp_path):
 @pytest.mark.parametrize("name", ["m-00001-of-00000.gguf", "m-00000-of-00002.gguf", "m-00003-of-00002.gguf", "m-00001-of-99999.gguf"])
 def test_a_name_that_counts_wrongly_is_a_name_like_any_other(tmp_path, name):
     path = textless_model(tmp_path / name)
-    assert shards_of(path) == [path]
+    assert shard_paths(path) == [path]
     assert [layout.path for layout in check_gguf(path)] == [path]
     assert read_header(path).architecture == "llama"
 
@@ -156,10 +160,10 @@ def test_texts_that_stand_for_terabytes_are_refused_before_memory_is_set_aside(t
 def test_all_files_of_a_divided_model_are_looked_at(tmp_path):
     whole = textless_model(tmp_path / "m.gguf").read_bytes()
     first, second = tmp_path / "big-00001-of-00002.gguf", tmp_path / "big-00002-of-00002.gguf"
-    assert shards_of(first) == [first, second]
-    assert shards_of(tmp_path / "m.gguf") == [tmp_path / "m.gguf"]
+    assert shard_paths(first) == [first, second]
+    assert shard_paths(tmp_path / "m.gguf") == [tmp_path / "m.gguf"]
     first.write_bytes(whole)
-    with pytest.raises(ModelLoadError, match=r"big-00002-of-00002\.gguf: no such file, and the model is divided"):
+    with pytest.raises(ModelLoadError, match=r"big-00002-of-00002\.gguf: no such file, and the model has several shards"):
         check_gguf(first)
     second.write_bytes(whole[:-1])
     with pytest.raises(ModelLoadError, match=r"big-00002-of-00002\.gguf: cut off"):

@@ -71,7 +71,7 @@ def here(tmp_path: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> Simp
 
 
 def pull(here: SimpleNamespace, *revision: str) -> None:
-    verb.pull("p", list(revision), here.models)
+    verb.run("p", list(revision), here.models)
 
 
 def refused(here: SimpleNamespace, *revision: str) -> str:
@@ -138,7 +138,7 @@ def test_what_is_there_is_not_asked_for_again(here, hub, capsys):
     asked, sent = len(hub.requests), hub.sent
     pull(here)
     assert (len(hub.requests), hub.sent) == (asked, sent)
-    assert "all its files are here already" in capsys.readouterr().err
+    assert "all files are here already" in capsys.readouterr().err
 
 
 def test_only_what_is_missing_is_fetched(here, hub):
@@ -194,19 +194,17 @@ def test_another_revision_is_fetched_beside_and_said_not_to_be_the_one_in_use(he
     pull(here, "drafter=v1")
     out = capsys.readouterr()
     assert out.out.splitlines()[0].endswith(f"{commit}/sub/small-Q8_0.gguf")
-    assert (
-        f"small-Q8_0.gguf: other verbs use the revision that models.yaml names, or main; for this one write revision: {commit}" in out.err
-    )
+    assert f"small-Q8_0.gguf: other verbs use the revision in models.yaml, or main; to use this one, add revision: {commit}" in out.err
     assert here.pair().drafter == first
 
 
 @pytest.mark.parametrize(
     ("revision", "said"),
     [
-        ("small=v1", "is of 'small', and this pair has drafter, expert"),
-        ("../../x", "no name of"),
-        ("", "no name of"),
-        ("expert=", "no name of"),
+        ("small=v1", "names the role 'small'; this pair has drafter, expert"),
+        ("../../x", "does not name a branch"),
+        ("", "does not name a branch"),
+        ("expert=", "does not name a branch"),
     ],
 )
 def test_a_revision_that_cannot_be_is_refused_before_the_hub_is_asked(here, hub, revision, said):
@@ -235,12 +233,12 @@ def test_a_drop_loses_little_of_a_large_file(here, hub, monkeypatch):
     assert huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE == 10 << 20
 
 
-def test_a_size_that_is_not_the_one_in_models_yaml_is_told(here, capsys):
+def test_a_size_that_is_not_the_one_in_models_yaml_is_reported(here, capsys):
     here.models.write_text(MODELS.replace("file: sub/", "size: 700001, file: sub/").replace("file: big", "size: 800000, file: big"))
     pull(here)
     told = capsys.readouterr().err
-    assert "sub/small-Q8_0.gguf: 700,000 bytes on the hub, and models.yaml says 700,001; the hub's are fetched" in told
-    assert told.count("models.yaml says") == 1
+    assert "sub/small-Q8_0.gguf: 700,000 bytes on the hub, but 700,001 in models.yaml; fetching the hub's" in told
+    assert told.count("in models.yaml; fetching") == 1
 
 
 def test_a_second_run_goes_on_where_the_first_one_stopped(here, hub):
@@ -248,7 +246,7 @@ def test_a_second_run_goes_on_where_the_first_one_stopped(here, hub):
     message = refused(here)
     come = partials(here)[0].stat().st_size
     assert come == 196_608  # whole pieces
-    assert "196.6 kB of 700.0 kB have come and are kept: the next run goes on from there" in message
+    assert "196.6 kB of 700.0 kB are kept: the next run resumes there" in message
     assert here.pair().drafter in here.pair().missing
     hub.sent, hub.drop_after = 0, []
     pull(here)
@@ -270,7 +268,7 @@ def test_a_wrong_partial_file_is_never_used(here, hub, left):
     blob.unlink()
     blob.with_name(blob.name + ".incomplete").write_bytes(left)
     if len(left) < 700_000:
-        assert "it was removed and is not used" in refused(here)
+        assert "it was removed" in refused(here)
         assert partials(here) == []
     pull(here)
     assert here.pair().drafter.read_bytes() == DATA["sub/small-Q8_0.gguf"]
@@ -280,8 +278,8 @@ def test_a_wrong_partial_file_is_never_used(here, hub, left):
 def test_a_file_with_another_hash_is_removed_and_not_used(here, hub, served):
     hub.served_instead["small-Q8_0.gguf"] = served
     message = refused(here)
-    told, meant = (hashlib.sha256(data).hexdigest() for data in (served, DATA["sub/small-Q8_0.gguf"]))
-    assert f"the SHA-256 {told}, and the hub says {meant}; it was removed and is not used" in message
+    digest, expected = (hashlib.sha256(data).hexdigest() for data in (served, DATA["sub/small-Q8_0.gguf"]))
+    assert f"the SHA-256 {digest}, and the hub says {expected}; it was removed" in message
     assert here.pair().drafter in here.pair().missing
     assert partials(here) == []
     assert not list(here.cache.rglob("small-Q8_0.gguf"))
@@ -298,7 +296,7 @@ def test_a_file_of_another_length_is_not_used(here, hub):
 
 def test_what_there_is_no_room_for_is_refused_before_anything_is_fetched(here, hub, monkeypatch):
     monkeypatch.setattr(hub_download.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_400_000))
-    assert "1.4 MB are free there, and 1.5 MB are to be fetched; make room, or name another folder with HF_HOME" in refused(here)
+    assert "1.4 MB are free there, and 1.5 MB are needed; make room, or name another folder with HF_HOME" in refused(here)
     assert hub.sent == 0
     monkeypatch.setattr(hub_download.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_600_000))
     pull(here)
@@ -315,14 +313,14 @@ def test_what_has_come_already_needs_no_room_again(here, hub, monkeypatch):
     pull(here)
 
 
-def test_a_disk_that_fills_up_on_the_way_is_told_and_what_has_come_stays(here, hub):
+def test_a_disk_that_fills_up_on_the_way_is_reported_and_what_has_come_stays(here, hub):
     limited = (
         f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); sys.argv = {[*PULL[2:], 'p']!r}; "
     )
     done = run([sys.executable, "-c", limited + "runpy.run_module('speccascade_local', run_name='__main__')"], here)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.search(
-        r"error: .*no room for sub/small-Q8_0\.gguf \(File too large\); make room, .*300\.0 kB of 700\.0 kB have come and are kept",
+        r"error: .*no room for sub/small-Q8_0\.gguf \(File too large\); make room, .*300\.0 kB of 700\.0 kB are kept",
         done.stderr,
     )
     assert len(done.stderr.splitlines()) == 2  # what it fetches, and the error
@@ -330,17 +328,17 @@ def test_a_disk_that_fills_up_on_the_way_is_told_and_what_has_come_stays(here, h
     assert contents(here) == list(DATA.values())
 
 
-def test_a_cache_that_cannot_be_written_is_told(here, hub, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_reported(here, hub, monkeypatch):
     (here.folder / "file").write_text("in the way")
     monkeypatch.setenv("HF_HOME", str(here.folder / "file" / "hf"))
     assert "cannot be written (Not a directory); change that, or name another folder with HF_HOME" in refused(here)
     assert hub.sent == 0
 
 
-def test_a_file_too_large_for_plain_http_is_told_with_what_fetches_it(here, hub, monkeypatch):
+def test_a_file_too_large_for_plain_http_is_reported_with_what_fetches_it(here, hub, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "MAX_HTTP_DOWNLOAD_SIZE", 600_000)
     assert "sub/small-Q8_0.gguf of me/models has 700.0 kB" in refused(here)
-    assert refused(here).endswith("fetch it with its own tool, and it is found here: hf download me/models sub/small-Q8_0.gguf")
+    assert refused(here).endswith("fetch it with the hub's own tool, which uses the same cache: hf download me/models sub/small-Q8_0.gguf")
     assert hub.sent == 0
 
 
@@ -363,7 +361,7 @@ def test_ctrl_c_keeps_what_has_come_for_the_next_run(here, hub):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
-    assert "what has come is kept; the same command goes on from there" in err
+    assert "interrupted; the same command resumes the download" in err
     assert "Traceback" not in err
     come, hub.sent = partials(here)[0].stat().st_size, 0
     pull(here)
@@ -387,7 +385,7 @@ def test_a_token_that_no_header_can_carry_is_not_shown_either(here, monkeypatch)
     refused(here)
 
 
-def test_a_gated_repository_is_told_with_what_to_do(here, hub, monkeypatch):
+def test_a_gated_repository_is_reported_with_what_to_do(here, hub, monkeypatch):
     hub.gated = {"me/models"}
     message = refused(here)
     assert "only to those who accepted its terms (403)" in message
@@ -401,7 +399,7 @@ def test_a_repository_that_is_not_there_is_named(here):
     assert "me/nothing: no such repository" in refused(here)
 
 
-def test_a_file_that_is_not_there_is_told_with_the_nearest(here, hub):
+def test_a_file_that_is_not_there_is_reported_with_the_nearest(here, hub):
     here.models.write_text(MODELS.replace("sub/small-Q8_0", "sub/small-Q4_0"))
     message = refused(here)
     assert "me/models has no file 'sub/small-Q4_0.gguf' at revision main; nearest there: sub/small-Q8_0.gguf" in message
@@ -410,12 +408,12 @@ def test_a_file_that_is_not_there_is_told_with_the_nearest(here, hub):
     assert "has no file 'big-00001-of-00003.gguf'" in refused(here)
 
 
-def test_a_hub_that_is_out_of_order_is_told(here, hub):
+def test_a_hub_that_is_out_of_order_is_reported(here, hub):
     hub.broken = 503
     assert "the hub answered 503; try again later" in refused(here)
 
 
-def test_no_network_is_told(here, hub, monkeypatch):
+def test_no_network_is_reported(here, hub, monkeypatch):
     gone = "http://127.0.0.1:9"
     for name, value in (("ENDPOINT", gone), ("HUGGINGFACE_CO_URL_TEMPLATE", gone + "/{repo_id}/resolve/{revision}/{filename}")):
         monkeypatch.setattr(huggingface_hub.constants, name, value)
@@ -428,20 +426,20 @@ def test_offline_mode_is_respected(here):
     assert "HF_HUB_OFFLINE is set, so nothing is fetched; unset it first" in done.stderr
 
 
-def test_an_address_that_is_no_hub_is_told(here, hub):
+def test_an_address_that_is_no_hub_is_reported(here, hub):
     done = run([*PULL, "p"], here, HF_ENDPOINT=hub.address + "/storage")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("told", ["../../../../evil", "", "x" * 40, "A" * 40])
-def test_a_hub_that_tells_no_hash_gets_nothing_written(here, monkeypatch, told):
-    monkeypatch.setattr(local_hub, "_git_hash", lambda data: told)
-    assert "does not tell size and hash of adapter.bin of me/models as a hub does; look at HF_ENDPOINT" in refused(here)
+@pytest.mark.parametrize("digest", ["../../../../evil", "", "x" * 40, "A" * 40])
+def test_a_hub_without_a_hash_gets_nothing_written(here, monkeypatch, digest):
+    monkeypatch.setattr(local_hub, "_git_hash", lambda data: digest)
+    assert "does not report size and hash of adapter.bin of me/models as a hub does; check HF_ENDPOINT" in refused(here)
     assert not here.cache.exists()
 
 
-def test_without_the_library_the_command_that_installs_it_is_told(here, monkeypatch):
+def test_without_the_library_the_command_that_installs_it_is_reported(here, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert refused(here).endswith("-m pip install 'speccascade-local[hub]'")
 
@@ -455,14 +453,14 @@ def test_another_version_of_the_library_is_refused(here, monkeypatch, version):
 def test_a_pair_of_local_files_has_nothing_to_fetch(here, hub, capsys):
     here.models.write_text("pairs: {p: {drafter: bundled:drafter.gguf, expert: bundled:expert.gguf}}")
     pull(here)
-    assert "all its files are here already" in capsys.readouterr().err
+    assert "all files are here already" in capsys.readouterr().err
     here.models.write_text("pairs: {p: {drafter: bundled:drafter.gguf, expert: nowhere.gguf}}")
     with pytest.raises(catalog.CatalogError, match=r"names no hub repository .*nowhere\.gguf"):
         pull(here)
     assert hub.requests == []
 
 
-def test_what_is_still_missing_is_told(here, capsys):
+def test_what_is_still_missing_is_reported(here, capsys):
     here.models.write_text("pairs: {p: {drafter: {file: sub/small-Q8_0.gguf, hub: me/models}, expert: nowhere.gguf}}")
     pull(here)
     assert re.search(r"still missing: \S*nowhere\.gguf", capsys.readouterr().err)

@@ -66,7 +66,7 @@ def source(name: str) -> FileSource:
     return FileSource(Path("not/here"), name, "me/models")
 
 
-def test_a_header_is_enough_for_a_rehearsal_and_the_rest_stays_where_it_is(hub, data, tmp_path):
+def test_a_header_is_enough_for_a_dry_run_and_the_rest_stays_where_it_is(hub, data, tmp_path):
     path = fetch_headers(source("sub/m.gguf"), tmp_path)
     whole = tmp_path / "whole.gguf"
     whole.write_bytes(data["sub/m.gguf"])
@@ -111,7 +111,7 @@ def test_a_server_without_ranges_is_refused_before_the_file_comes(hub, tmp_path)
     hub.without_range = True
     hub.pace = 0.05
     with pytest.raises(
-        FetchError, match=r"m\.gguf of me/models: the hub would send all of its \d+ bytes .*no range requests.*speccascade pull"
+        FetchError, match=r"m\.gguf of me/models: the hub knows no range requests and would send all \d+ bytes.*speccascade pull"
     ):
         fetch_headers(source("sub/m.gguf"), tmp_path)
     assert hub.sent < PADDING
@@ -125,14 +125,14 @@ def test_a_server_without_ranges_is_refused_before_the_file_comes(hub, tmp_path)
         ("claims.gguf", "it claims 18446744073709551615 keys"),
     ],
 )
-def test_what_is_no_model_is_told_from_its_first_bytes(hub, data, tmp_path, name, reason):
+def test_what_is_no_model_is_reported_from_its_first_bytes(hub, data, tmp_path, name, reason):
     with pytest.raises(ModelLoadError, match=reason):
         fetch_headers(source(name), tmp_path)
     assert hub.sent <= hub_header._FIRST_RANGE
 
 
 def test_a_header_without_end_is_given_up(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub_header, "_LONGEST_HEADER", 2 << 20)
+    monkeypatch.setattr(hub_header, "_MAX_HEADER", 2 << 20)
     with pytest.raises(ModelLoadError, match=r"big\.gguf of me/models: its header is longer than 2097152 bytes"):
         fetch_headers(source("big.gguf"), tmp_path)
     assert hub.sent <= 2 << 20
@@ -173,9 +173,9 @@ def test_a_connection_that_drops_is_an_error_and_no_header(hub, tmp_path, monkey
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_no_room_is_told(hub, tmp_path):
+def test_no_room_is_reported(hub, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "m.gguf").symlink_to("/dev/full")
-    with pytest.raises(FetchError, match=r"m\.gguf cannot be kept \(No space left"):
+    with pytest.raises(FetchError, match=r"m\.gguf cannot be written \(No space left"):
         fetch_headers(source("sub/m.gguf"), folder)

@@ -103,7 +103,7 @@ def test_what_is_no_model_of_its_own_is_left_out(tmp_path):
     other_file(tmp_path / "matrix.gguf", kind="imatrix")
     other_file(tmp_path / "eyes.gguf", architecture="clip")
     other_file(tmp_path / "vocabulary.gguf", tensors=0)
-    assert models_in({"here": tmp_path}) == local.Found((), ())
+    assert models_in({"here": tmp_path}) == local.LocalModels((), ())
 
 
 def test_a_model_in_parts_is_its_first_and_all_of_them_must_be_there(tmp_path):
@@ -116,7 +116,7 @@ def test_a_model_in_parts_is_its_first_and_all_of_them_must_be_there(tmp_path):
     found = models_in({"here": tmp_path})
     assert [model.name for model in found.models] == ["big-00001-of-00003.gguf", "empty-first-00001-of-00002.gguf"]
     (trouble,) = found.troubles
-    assert "torn-00001-of-00003.gguf: 1 of its parts are missing, the first is torn-00002-of-00003.gguf" in trouble
+    assert "torn-00001-of-00003.gguf: 1 of its shards are missing, the first is torn-00002-of-00003.gguf" in trouble
 
 
 def test_a_file_of_several_names_is_found_once(tmp_path):
@@ -127,7 +127,7 @@ def test_a_file_of_several_names_is_found_once(tmp_path):
     assert names({"one": tmp_path, "other": tmp_path / "z"}) == ["a.gguf"]
 
 
-def test_links_that_lead_back_end_the_search_and_dead_ones_are_told(tmp_path):
+def test_links_that_lead_back_end_the_search_and_dead_ones_are_reported(tmp_path):
     put(tmp_path / "m" / "model.gguf")
     (tmp_path / "m" / "back").symlink_to(tmp_path)
     (tmp_path / "dead.gguf").symlink_to(tmp_path / "gone")
@@ -139,7 +139,7 @@ def test_links_that_lead_back_end_the_search_and_dead_ones_are_told(tmp_path):
     assert "ring.gguf" in found.troubles[1]
 
 
-def test_what_cannot_be_read_is_told_and_stops_nothing(tmp_path):
+def test_what_cannot_be_read_is_reported_and_stops_nothing(tmp_path):
     put(tmp_path / "good.gguf")
     (tmp_path / "empty.gguf").touch()
     (tmp_path / "text.gguf").write_text("a text, by the name of a model")
@@ -230,7 +230,7 @@ def test_ollamas_models_are_named_as_it_names_them(home, monkeypatch):
     assert found.troubles == ()
 
 
-def test_ollamas_damaged_manifests_are_told_and_never_lead_out_of_its_folder(home, monkeypatch):
+def test_ollamas_damaged_manifests_are_reported_and_never_lead_out_of_its_folder(home, monkeypatch):
     monkeypatch.setenv("OLLAMA_MODELS", str(home))
     put(home / "secret.gguf")
     layer = {"mediaType": "application/vnd.ollama.image.model"}
@@ -271,7 +271,7 @@ def test_places_that_are_not_there_are_none(home):
     assert known_places() == {}
 
 
-def test_a_place_that_may_not_be_looked_into_is_told(home, monkeypatch):
+def test_a_place_that_may_not_be_looked_into_is_reported(home, monkeypatch):
     folder = home / "closed"
     monkeypatch.setenv("OLLAMA_MODELS", str(folder))
     real = os.stat

@@ -22,6 +22,7 @@ from speccascade_local.llama.model import LlamaModel
 from speccascade_local.llama.parameters import context_parameters, gpu_layers, model_parameters
 from speccascade_local.llama.session import LlamaSession
 from speccascade_local.machine import profile_cache
+from speccascade_local.models.gguf_layout import TENSOR_TYPES
 from speccascade_local.models.placement import CACHE_TYPES, Placement
 
 placements = st.builds(
@@ -103,11 +104,11 @@ def test_flash_attention_is_on_where_it_is_asked_for_or_needed(monkeypatch, plac
     assert params.n_ubatch == ubatch
 
 
-@pytest.mark.parametrize(("asked", "there", "told"), [("auto", True, -1), (7, True, 7), (7, False, 0), ("auto", False, 0)])
-def test_layers_go_to_a_gpu_only_where_there_is_one(monkeypatch, asked, there, told):
-    monkeypatch.setattr(parameters, "has_gpu", lambda: there)
-    assert gpu_layers(Placement(gpu_layers=asked)) == told
-    assert model_parameters(Placement(gpu_layers=asked)).n_gpu_layers == told
+@pytest.mark.parametrize(("asked", "has_gpu", "layers"), [("auto", True, -1), (7, True, 7), (7, False, 0), ("auto", False, 0)])
+def test_layers_go_to_a_gpu_only_where_there_is_one(monkeypatch, asked, has_gpu, layers):
+    monkeypatch.setattr(parameters, "has_gpu", lambda: has_gpu)
+    assert gpu_layers(Placement(gpu_layers=asked)) == layers
+    assert model_parameters(Placement(gpu_layers=asked)).n_gpu_layers == layers
 
 
 def session(placement: Placement) -> SimpleNamespace:
@@ -162,16 +163,18 @@ def test_a_quantized_cache_of_the_drafter_is_warned_of(tmp_path, caplog):
 
 
 def test_a_role_that_there_is_not_is_refused():
-    with pytest.raises(SettingError, match="placement names the role 'experts'; roles are small, drafter and expert"):
+    with pytest.raises(SettingError, match="placement names the role 'experts'; roles are drafter and expert"):
         sc.load(placement={"experts": Placement()})
 
 
-def test_devices_tell_gpus_from_others():
+def test_only_gpus_are_gpus():
     assert [Device("x", "", kind, 0, 0).is_gpu for kind in ("gpu", "integrated gpu", "cpu", "accelerator")] == [True, True, False, False]
 
 
-def test_parameters_know_every_type_of_cache():
-    assert parameters._GGML_TYPES.keys() == CACHE_TYPES.keys()
+def test_parameters_have_the_ggml_type_of_each_cache_type():
+    assert {name: TENSOR_TYPES[number][0].lower() for name, number in parameters._GGML_TYPES.items()} == {
+        name: name for name in CACHE_TYPES
+    }
 
 
 def test_what_models_yaml_says_of_a_model_holds_where_the_caller_says_nothing(tmp_path):

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from speccascade_local.common.errors import CatalogError
 from speccascade_local.models import catalog, hub_cache
-from speccascade_local.models.source import ModelSource, shards
+from speccascade_local.models.gguf_layout import shard_names
+from speccascade_local.models.source import ModelSource
 from speccascade_local.runtime.load import choose
 
 COMMIT, OTHER = "a" * 40, "b" * 40
@@ -131,7 +132,7 @@ def test_a_pair_made_of_paths_has_models_too(tmp_path):
         ("expert: ngram", 2, "pairs.p: 'ngram' copies and knows nothing; only the drafter may be"),
     ],
 )
-def test_what_is_wrong_is_told_with_line_and_key(tmp_path, lines, line, said):
+def test_what_is_wrong_is_reported_with_line_and_key(tmp_path, lines, line, said):
     path = tmp_path / "m.yaml"
     path.write_text(f"pairs:\n  p:\n    {lines}\n    drafter: d\n")
     with pytest.raises(CatalogError) as error:
@@ -168,8 +169,8 @@ def test_a_glob_that_fits_several_lists_them_and_other_pairs_still_work(tmp_path
         found.check_files()
     assert found.missing == [tmp_path / "*.gguf"]
     with pytest.raises(CatalogError, match="2 models match"):
-        choose("p", None, None, None, tmp_path / "models.yaml")
-    assert choose("p", None, None, None, tmp_path / "models.yaml", complete=False) == found
+        choose("p", None, None, tmp_path / "models.yaml")
+    assert choose("p", None, None, tmp_path / "models.yaml", complete=False) == found
 
 
 def test_a_long_list_of_matches_is_cut_short(tmp_path):
@@ -178,13 +179,13 @@ def test_a_long_list_of_matches_is_cut_short(tmp_path):
     assert "07.gguf and 12 more" in expert(tmp_path, "'*.gguf'").problem()
 
 
-def test_a_glob_that_fits_nothing_is_told(tmp_path):
+def test_a_glob_that_fits_nothing_is_reported(tmp_path):
     with pytest.raises(CatalogError, match=r"\*\.gguf: no file matches; check the pattern and its folder"):
         pair(tmp_path, "'none/*.gguf'").check_files()
 
 
 def test_a_set_of_shards_is_one_model(tmp_path):
-    names = shards("big-00001-of-00003.gguf")
+    names = shard_names("big-00001-of-00003.gguf")
     make(tmp_path, *names)
     found = expert(tmp_path, "'big-*.gguf'")
     assert found.path == tmp_path / "big-00001-of-00003.gguf"
@@ -198,7 +199,7 @@ def test_a_set_of_shards_is_one_model(tmp_path):
 @settings(max_examples=40, deadline=None)
 def test_exactly_the_shards_that_are_not_there_are_missing(tmp_path_factory, total, data):
     folder = tmp_path_factory.mktemp("shards")
-    names = shards(f"m-00001-of-{total:05}.gguf")
+    names = shard_names(f"m-00001-of-{total:05}.gguf")
     assert len(names) == total
     there = data.draw(st.sets(st.sampled_from(names)))
     make(folder, *there)
@@ -210,14 +211,14 @@ def test_exactly_the_shards_that_are_not_there_are_missing(tmp_path_factory, tot
         more = f" and {len(absent) - 8} more" if len(absent) > 8 else ""
         assert problem.endswith(f"{total - len(absent)} of {total} shards are there; missing: {', '.join(absent[:8])}{more}")
     else:
-        assert problem == ""  # whole, or a path with nothing there, which whoever opens it tells
+        assert problem == ""  # whole, or a path with nothing there, which the loader reports
     if there:
         globbed = expert(folder, "'m-*.gguf'")
         assert (globbed.path, globbed.missing) == (found.path, found.missing)
 
 
 def test_a_shard_that_is_not_the_first_is_refused(tmp_path):
-    make(tmp_path, *shards("m-00001-of-00002.gguf"))
+    make(tmp_path, *shard_names("m-00001-of-00002.gguf"))
     with pytest.raises(
         CatalogError, match=r"m-00002-of-00002\.gguf: one of several shards, but not the first; name m-00001-of-00002\.gguf"
     ):
@@ -227,16 +228,16 @@ def test_a_shard_that_is_not_the_first_is_refused(tmp_path):
 def test_shards_named_on_the_command_line_are_looked_for_too(tmp_path):
     make(tmp_path, "d.gguf", "m-00001-of-00002.gguf")
     with pytest.raises(CatalogError, match=r"1 of 2 shards are there; missing: m-00002-of-00002\.gguf"):
-        choose(None, tmp_path / "d.gguf", tmp_path / "m-00001-of-00002.gguf", None, None)
+        choose(None, tmp_path / "d.gguf", tmp_path / "m-00001-of-00002.gguf", None)
 
 
-def test_an_adapter_that_is_not_there_is_told_before_anything_is_loaded(tmp_path):
+def test_an_adapter_that_is_not_there_is_reported_before_anything_is_loaded(tmp_path):
     make(tmp_path, "e.gguf")
     with pytest.raises(CatalogError, match=r"pair 'p', expert's LoRA adapter: \S*l\.gguf: no such file; check its path"):
         pair(tmp_path, "{file: e.gguf, lora: l.gguf}").check_files()
 
 
-def test_a_plain_path_with_nothing_there_is_left_to_whoever_opens_it(tmp_path):
+def test_a_plain_path_with_nothing_there_is_left_to_the_loader(tmp_path):
     pair(tmp_path, "nowhere.gguf").check_files()
 
 
@@ -266,7 +267,7 @@ def test_without_main_the_only_commit_that_has_the_file_serves(tmp_path, hub_fol
     assert expert(tmp_path, "{hub: me/x, file: e.gguf}").missing != []
 
 
-def test_what_is_not_fetched_is_told_with_the_command_that_fetches_it(tmp_path):
+def test_what_is_not_fetched_is_reported_with_the_command_that_fetches_it(tmp_path):
     with pytest.raises(CatalogError, match=r"pair 'p', expert: e\.gguf of me/x is not on this machine; fetch it: speccascade pull p"):
         pair(tmp_path, "{hub: me/x, file: e.gguf}").check_files()
     with pytest.raises(CatalogError, match=r"expert: 2 of 2 shards of e-00001-of-00002\.gguf of me/x are not on this machine; fetch it"):
@@ -320,8 +321,7 @@ def test_the_cache_is_where_the_library_has_it_whatever_is_set():
 
 
 def test_the_catalog_does_not_import_the_library():
-    program = (
-        "import sys; sys.modules['huggingface_hub'] = None\nfrom speccascade_local import catalog; print(len(catalog.known_pairs()) > 12)"
-    )
+    without = "import sys; sys.modules['huggingface_hub'] = None\n"
+    program = f"{without}from speccascade_local.models import catalog; print(len(catalog.known_pairs()) > 12)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "True\n", done.stderr

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import peers
+import peers_arms
+import peers_report
 import pytest
-from peers import BASE, Answer, Arm, Results, key, planned
+from peers import planned
+from peers_arms import BASE, Answer, Arm
+from peers_report import Results, key
 from sections import write_section
 
 from speccascade_local.bench.export import points
@@ -55,7 +59,7 @@ def made(prompts: int = 24, passes: int = 3, temperatures: tuple[float, ...] = (
     return rows
 
 
-def arms_of(rows: list[dict[str, Any]]) -> dict[str, peers.Measured]:
+def arms_of(rows: list[dict[str, Any]]) -> dict[str, peers_report.Measured]:
     return Results.of(rows).by_temperature[0.0]
 
 
@@ -104,15 +108,15 @@ def test_accuracy_is_compared_prompt_by_prompt():
 
 def test_the_best_server_is_chosen_among_all_server_arms_of_the_run():
     arms = arms_of(made())
-    assert peers.best(peers.servers(arms), "decode_s").name == DRAFTING
-    header, *table = peers.main_table(arms)
+    assert peers_report.best(peers_report.servers(arms), "decode_s").name == DRAFTING
+    header, *table = peers_report.main_table(arms)
     column = header.index("× best server")
     assert {row[0] for row in table if row[column] == "1 (the best)"} == {DRAFTING}
 
 
 def test_a_run_without_servers_has_no_such_columns():
     rows = [row for row in made() if row["engine"] != "llama-server"]
-    assert "best server" not in " ".join(peers.main_table(arms_of(rows))[0])
+    assert "best server" not in " ".join(peers_report.main_table(arms_of(rows))[0])
 
 
 def test_chosen_lengths_are_held_against_the_best_fixed_length_of_the_same_rule():
@@ -121,7 +125,7 @@ def test_chosen_lengths_are_held_against_the_best_fixed_length_of_the_same_rule(
         if row["arm"] == STRICT_15 and row["family"] == "copy":  # long blocks pay where answers are copied
             row["decode_s"] /= 2
             row["wall_s"] = row["decode_s"] + row["prompt_s"]
-    header, *table = peers.auto_table(arms_of(rows))
+    header, *table = peers_report.auto_table(arms_of(rows))
     assert [row[0] for row in table] == [AUTO]
     cells = dict(zip(header, table[0]))
     assert cells["reason"] == "1.20 [1.20, 1.20] (of 7)"
@@ -131,10 +135,10 @@ def test_chosen_lengths_are_held_against_the_best_fixed_length_of_the_same_rule(
 def test_texts_are_held_against_the_expert_alone_at_temperature_0():
     rows = made()
     next(row for row in rows if row["arm"] == DRAFTING and row["prompt_id"] == "p3" and row["pass"] == 1)["token_ids"] = [0]
-    told = peers.agreement(arms_of(rows))
-    assert f"{DRAFTING} 23 of 24" in told
-    assert f"{STRICT} 24 of 24" in told
-    assert "cascade" not in told
+    text = peers_report.agreement(arms_of(rows))
+    assert f"{DRAFTING} 23 of 24" in text
+    assert f"{STRICT} 24 of 24" in text
+    assert "cascade" not in text
 
 
 def test_only_prompts_that_every_arm_has_answered_are_compared():
@@ -142,7 +146,7 @@ def test_only_prompts_that_every_arm_has_answered_are_compared():
     results = Results.of(rows)
     assert len(results.by_temperature[0.0][BASE].rows) == 23
     assert results.left_out == len(ARMS) - 3
-    assert "4 rows are left out" in peers.report(rows)[0]
+    assert "4 rows are left out" in peers_report.report(rows)[0]
 
 
 @pytest.mark.parametrize(
@@ -159,8 +163,8 @@ def test_what_cannot_be_compared_is_refused(rows, reason):
 def test_the_report_names_every_arm_and_temperature_in_text_and_markdown(tmp_path, capsys):
     path = tmp_path / "peers.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in made(temperatures=(0.0, 1.0))))
-    peers.write_report(path, update_readme=False)
-    text, markdown = path.with_suffix(".txt").read_text(), peers.report(peers.read_rows(path)[0])[1]
+    peers_report.write_report(path, update_readme=False)
+    text, markdown = path.with_suffix(".txt").read_text(), peers_report.report(peers_report.read_rows(path)[0])[1]
     assert capsys.readouterr().out.strip() == text.strip()
     svg = path.with_suffix(".svg").read_text()
     for name in ARMS:
@@ -198,10 +202,10 @@ def test_only_what_lies_between_the_markers_is_replaced(tmp_path):
 
 def test_a_file_that_is_not_there_or_empty_is_told(tmp_path):
     with pytest.raises(SystemExit, match="no such file"):
-        peers.write_report(tmp_path / "none.jsonl", update_readme=False)
+        peers_report.write_report(tmp_path / "none.jsonl", update_readme=False)
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(SystemExit, match="no rows"):
-        peers.write_report(tmp_path / "empty.jsonl", update_readme=False)
+        peers_report.write_report(tmp_path / "empty.jsonl", update_readme=False)
 
 
 # --------------------------------------------------------------------------- rows and resuming
@@ -211,7 +215,7 @@ def test_lines_that_are_no_rows_are_told_and_the_others_are_read(tmp_path):
     path = tmp_path / "peers.jsonl"
     good = [json.dumps(row) for row in made(prompts=1, passes=1)]
     path.write_text("\n".join([good[0], '{"arm": "x"}', "[1]", *good[1:], good[0][:80]]))
-    rows, complaints = peers.read_rows(path)
+    rows, complaints = peers_report.read_rows(path)
     assert len(rows) == len(ARMS)
     assert [complaint.split(": ")[0] for complaint in complaints] == [f"{path}, line {n}" for n in (2, 3, len(good) + 3)]
     assert "no row of this benchmark" in complaints[0]
@@ -224,15 +228,15 @@ def test_a_gzipped_file_tells_the_same_and_one_that_is_cut_off_is_refused(tmp_pa
         path.parent.mkdir()
     plain.write_text("".join(json.dumps(row) + "\n" for row in made()))
     packed.write_bytes(gzip.compress(plain.read_bytes()))
-    told = []
+    printed = []
     for path in (plain, packed):
-        peers.write_report(path, update_readme=False)
-        told.append(capsys.readouterr().out)
+        peers_report.write_report(path, update_readme=False)
+        printed.append(capsys.readouterr().out)
         assert sorted(file.name for file in path.parent.iterdir()) == sorted([path.name, "peers.svg", "peers.txt"])
-    assert told[0] == told[1] != ""
+    assert printed[0] == printed[1] != ""
     packed.write_bytes(packed.read_bytes()[:-100])
     with pytest.raises(SystemExit, match="not a whole gzip file"):
-        peers.write_report(packed, update_readme=False)
+        peers_report.write_report(packed, update_readme=False)
 
 
 def test_a_file_that_is_there_is_gone_on_with_only_if_asked(tmp_path, capsys):
@@ -257,8 +261,8 @@ def test_a_resumed_run_asks_only_what_is_missing(tmp_path, monkeypatch, demo):
     asked: list[tuple[str, int]] = []
 
     def arm(name: str) -> Arm:
-        def ask(request: peers.Request) -> Answer:
-            if request.max_tokens > 2:  # warm-ups count for nobody
+        def ask(request: peers_arms.Request) -> Answer:
+            if request.max_tokens > 2:  # warm-ups are not counted
                 asked.append((name, request.seed))
             return Answer("text", [1, 2], 2.0, 1.0, 1.0, 0, 0, 2)
 
@@ -278,10 +282,10 @@ def test_a_resumed_run_asks_only_what_is_missing(tmp_path, monkeypatch, demo):
     asked.clear()
     peers.measure(peers.arguments([*line, "--resume"]))
     assert asked == everything[5:]
-    rows, complaints = peers.read_rows(out)
+    rows, complaints = peers_report.read_rows(out)
     assert len({key(row) for row in rows}) == len(rows) == 8
     assert len(complaints) == 1
-    told = {
+    fields = {
         "machine",
         "threads",
         "seed",
@@ -294,7 +298,7 @@ def test_a_resumed_run_asks_only_what_is_missing(tmp_path, monkeypatch, demo):
         "alpha",
         "block_size",
     }
-    assert told <= rows[0].keys()
+    assert fields <= rows[0].keys()
 
 
 # --------------------------------------------------------------------------- what is asked
@@ -334,7 +338,7 @@ def test_more_questions_than_there_are_is_refused():
 
 def test_servers_are_told_apart_and_nonsense_is_refused(demo, tmp_path):
     def flags(spec: str) -> str:
-        return " ".join(peers.server_options(spec, tmp_path, demo, 2))
+        return " ".join(peers_arms.server_options(spec, tmp_path, demo, 2))
 
     assert "--spec-type" not in flags("none")
     assert flags("draft-simple:7").endswith("drafter.gguf --spec-type draft-simple --spec-draft-n-max 7")

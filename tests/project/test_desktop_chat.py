@@ -1,4 +1,4 @@
-"""The example window on a screen that nobody sees. Each test drives it from a process of its own: Tk wants to be the only one."""
+"""The example window on a virtual screen. Each test drives it from a process of its own: Tk wants to be the only one."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def screen() -> Iterator[str]:
         ["Xvfb", "-displayfd", str(writing), "-screen", "0", "1400x1000x24"], pass_fds=[writing], stderr=subprocess.DEVNULL
     ) as server:
         os.close(writing)
-        with open(reading) as told:
-            yield f":{told.readline().strip()}"
+        with open(reading) as pipe:
+            yield f":{pipe.readline().strip()}"
         server.terminate()
 
 
@@ -122,14 +122,14 @@ def show(chunk):
         window.ask_or_stop()  # the button, which says Stop by now
         print(window.send["text"])
 window.show = show
-tell = window.tell
+post = window.post
 def slowly(act, *arguments):  # so that the window has a say between two blocks
-    tell(act, *arguments)
+    post(act, *arguments)
     time.sleep(0.2)
-window.tell = slowly
+window.post = slowly
 ask("Who is Ada Lovelace?")
 print(window.status["text"])
-window.show, window.tell = real, tell
+window.show, window.post = real, post
 ask("Who is Buzz Aldrin?")
 print(window.status["text"])
 window.close()

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import inspect
 
+import pytest
+
 import speccascade_local as sc
 
 
@@ -24,28 +26,22 @@ def test_every_error_is_a_speccascade_error():
             assert issubclass(getattr(sc, name), sc.SpeccascadeError)
 
 
-def test_the_verbs_share_one_set_of_settings_with_one_set_of_defaults():
-    """Keyword-only after the first argument, no ``**kwargs``, and the same defaults everywhere."""
-    shared = inspect.signature(sc.Runtime.generate).parameters
-    for verb in (sc.Runtime.stream, sc.Runtime.chat, sc.Conversation.ask, sc.Conversation.stream):
+def test_the_verbs_take_the_same_arguments_after_the_first():
+    """Settings as an object, its fields as keywords, and how the caller watches over the reply."""
+    for verb in (sc.Runtime.generate, sc.Runtime.stream, sc.Runtime.chat, sc.Conversation.ask, sc.Conversation.stream):
         parameters = inspect.signature(verb).parameters
-        assert list(parameters)[2:] == list(shared)[2:]
-        for name in list(shared)[2:]:
-            assert parameters[name].default == shared[name].default
-    for verb in (sc.Runtime.generate, sc.Runtime.stream, sc.Runtime.chat, sc.Conversation.ask, sc.load, sc.target_probs):
-        kinds = {parameter.kind for parameter in inspect.signature(verb).parameters.values()}
-        assert inspect.Parameter.VAR_KEYWORD not in kinds
-        assert inspect.Parameter.KEYWORD_ONLY in kinds
+        assert list(parameters)[2:] == ["settings", "cancel", "on_chunk", "overrides"]
+        assert [parameters[name].kind for name in ("cancel", "on_chunk")] == [inspect.Parameter.KEYWORD_ONLY] * 2
+    for function in (sc.load, sc.target_probs):
+        assert inspect.Parameter.VAR_KEYWORD not in {parameter.kind for parameter in inspect.signature(function).parameters.values()}
+
+
+@pytest.mark.parametrize("wrong", ["rul", "max_token", "wanted"])
+def test_an_unknown_setting_is_an_error_that_lists_the_known_ones(demo, wrong):
+    with pytest.raises(TypeError, match=f"unknown setting '{wrong}'; the settings are rule, temperature"):
+        demo.generate("Hi", **{wrong: 1})
 
 
 def test_a_conversation_offers_what_its_page_says():
     offered = {name for name, _ in inspect.getmembers(sc.Conversation, inspect.isfunction) if not name.startswith("_")}
     assert offered == {"ask", "stream", "retry", "reset", "save", "load", "saved", "restore"}
-
-
-def test_what_a_call_takes_beside_the_settings_of_its_reply():
-    """How its caller watches over it: part of no file, and of no setting that a pair or a conversation keeps."""
-    whole = list(inspect.signature(sc.Runtime.chat).parameters)[2:]
-    of_replies = list(inspect.signature(sc.settings.Settings).parameters)
-    assert whole == [*of_replies, "cancel", "on_chunk"]
-    assert whole == list(inspect.signature(sc.settings.Call).parameters)

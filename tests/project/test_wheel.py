@@ -76,7 +76,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         HOME=str(place),
     )
     borrowed = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
-    Path(own, "borrowed.pth").write_text("\n".join(sorted(borrowed)) + "\n")  # behind its own
+    Path(own, "borrowed.pth").write_text("\n".join(sorted(borrowed)) + "\n")  # after its own
     return commands
 
 
@@ -84,8 +84,8 @@ def test_the_wheel_has_every_file_of_the_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         assert archive.read("speccascade_local/models.yaml") == (ROOT / "models.yaml").read_bytes()
-        (told,) = [name for name in archive.namelist() if name.endswith("METADATA")]
-        assert f"Version: {sc.__version__}\n" in archive.read(told).decode()
+        (metadata,) = [name for name in archive.namelist() if name.endswith("METADATA")]
+        assert f"Version: {sc.__version__}\n" in archive.read(metadata).decode()
     assert names == tracked() | {"speccascade_local/models.yaml"}
     assert {"speccascade_local/demo/drafter.gguf", "speccascade_local/demo/expert.gguf", "speccascade_local/py.typed"} <= names
 

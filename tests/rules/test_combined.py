@@ -21,10 +21,10 @@ import speccascade_local as sc
 from speccascade_local import target_probs
 from speccascade_local.decoding.fidelity import Recording
 from speccascade_local.decoding.verify import Verdict
-from speccascade_local.rules.combined import ADJUSTABLE, Budget, Guarded
+from speccascade_local.rules.combined import ADJUSTABLE, Budget, RegionalRule
 from speccascade_local.rules.evidence import Evidence, Place
 from speccascade_local.rules.position_rules import Never, Strict
-from speccascade_local.rules.registry import guard, parse
+from speccascade_local.rules.registry import combine, parse
 from speccascade_local.rules.rule import Decision
 from speccascade_local.rules.token_rules import TokenV3
 from speccascade_local.tokens.rows import Rows
@@ -48,7 +48,7 @@ modes = st.fixed_dictionaries(
 
 def decoded(rule, **mode) -> tuple[list[int], list[Verdict]]:
     """A reply of 25 tokens and its verdicts, with an account of every token."""
-    text, blocks, _ = run(sometimes_accepts(seed=mode["seed"]), rule, max_tokens=25, wanted=Recording(), **mode)
+    text, blocks, _ = run(sometimes_accepts(seed=mode["seed"]), rule, max_tokens=25, recording=Recording(), **mode)
     return text, [block.verdict for block in blocks]
 
 
@@ -63,7 +63,7 @@ def overdraft(tvs: Sequence[float], limit: float) -> int:
 @given(st.floats(0, 1), st.sampled_from([*ADJUSTABLE]), st.integers(0, 3), st.sampled_from(["token", "block"]), modes)
 @example(9.407586050705638e-19, "token_v3", 0, "token", {"temperature": 0.5, "block_size": 1, "seed": 0, "bonus": "expert"})
 def test_the_mean_distance_is_within_the_budget_after_every_token(limit, inner, strict_first, verification, mode):
-    rule = guard(Budget(limit, inner), strict_first, None)
+    rule = combine(Budget(limit, inner), strict_first, None)
     _, verdicts = decoded(rule, **mode, verification=verification)
     assert overdraft([entry.tv for verdict in verdicts for entry in verdict.entries], limit) == 0
 
@@ -152,7 +152,7 @@ def test_on_real_models_a_budget_holds_after_every_token_and_is_spent(demo, temp
 
 @given(st.integers(1, 12), st.sampled_from(["token_v3:1.0", "lenience:1.0", "mentored:3.0", "budget:0.5"]), modes)
 def test_the_first_tokens_are_those_of_strict_and_the_rule_holds_from_there_on(first, spec, mode):
-    text, verdicts = decoded(guard(spec, first, None), **mode)
+    text, verdicts = decoded(combine(spec, first, None), **mode)
     assert text[:first] == decoded(Strict(), **mode)[0][:first]
     entries = [entry for verdict in verdicts for entry in verdict.entries]
     assert [entry.tv for entry in entries[:first]] == [0.0] * first
@@ -183,7 +183,7 @@ def test_on_real_models_the_beginning_is_strict_to_the_last_token_and_the_rest_i
 PIECES = [b"<think>", b"</think>", b"<th", b"ink>", b"</", b"think>", b"a", b"<"]
 TAGS = Vocabulary(len(PIECES), PIECES.__getitem__)
 OPEN, CLOSE, TH, INK, SLASH, THINK, A, LESS = range(8)
-THINKING = Guarded(Strict(), 0, TokenV3(1))  # strict outside, everything kept inside
+THINKING = RegionalRule(Strict(), 0, TokenV3(1))  # strict outside, everything kept inside
 
 
 def inside(text: Sequence[int]) -> bool:
@@ -235,7 +235,7 @@ def test_a_tag_is_found_however_it_is_cut_between_blocks():
 
 
 @given(st.lists(st.tuples(st.lists(st.integers(0, 7), max_size=4), st.lists(st.integers(0, 7), max_size=4)), max_size=8))
-def test_a_text_that_grows_is_read_once_and_thought_of_as_if_it_were_read_anew(blocks):
+def test_a_text_that_grows_is_read_once_and_judged_as_if_read_again(blocks):
     looked_up = []
     counting = Vocabulary(len(PIECES), PIECES.__getitem__)
     counting.bytes_of = lambda tokens: looked_up.extend(tokens) or b"".join(PIECES[token] for token in tokens)
@@ -255,7 +255,7 @@ def test_a_text_that_grows_is_read_once_and_thought_of_as_if_it_were_read_anew(b
 def test_along_a_whole_reply_each_position_follows_the_rule_of_its_region(prompt, first, mode):
     """Toys that write tags at random, whole and in parts: kept without a coin inside, left to the expert outside."""
     pair = sometimes_accepts(n_vocab=len(PIECES), seed=mode["seed"])
-    _, blocks, _ = run(pair, guard("strict", first, "token_v3:1"), prompt=prompt, max_tokens=25, vocabulary=TAGS, **mode)
+    _, blocks, _ = run(pair, combine("strict", first, "token_v3:1"), prompt=prompt, max_tokens=25, vocabulary=TAGS, **mode)
     text = list(prompt)
     for block in blocks:
         for j, deferred in enumerate(block.verdict.deferred):
@@ -266,7 +266,7 @@ def test_along_a_whole_reply_each_position_follows_the_rule_of_its_region(prompt
 
 def test_a_rule_that_remembers_sees_the_whole_reply_whichever_rule_decided():
     mode = {"temperature": 1.0, "block_size": 4, "seed": 1}
-    for rule in (Guarded(parse("decision_tokens:1.0"), 3, TokenV3(1)), Guarded(TokenV3(1), 3, parse("decision_tokens:1.0"))):
+    for rule in (RegionalRule(parse("decision_tokens:1.0"), 3, TokenV3(1)), RegionalRule(TokenV3(1), 3, parse("decision_tokens:1.0"))):
         _, blocks, stats = run(sometimes_accepts(n_vocab=8), rule, prompt=[OPEN], max_tokens=20, vocabulary=TAGS, **mode)
         assert sum(len(block.verdict.trace) for block in blocks) == stats.tested > 0
         assert all(value > 0 for block in blocks for value in block.verdict.trace)  # the cross entropy, and not the budget's distance
@@ -282,13 +282,13 @@ def test_the_demo_pair_thinks_where_its_prompt_opens_a_span(demo):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"rule": "never", "strict_first": 1}, "never"),
         ({"rule": "strict", "thinking_rule": "never"}, "never"),
-        ({"rule": "margin:0.9", "strict_first": 1}, "settled block by block, and margin:0.9"),
-        ({"rule": "token_cascade:0.2", "strict_first": 1}, "settled block by block, and token_cascade"),
-        ({"rule": "strict", "thinking_rule": "chow_sum:-1"}, "settled block by block, and chow_sum"),
+        ({"rule": "margin:0.9", "strict_first": 1}, "verify blocks of drafts, and margin:0.9"),
+        ({"rule": "token_cascade:0.2", "strict_first": 1}, "verify blocks of drafts, and token_cascade"),
+        ({"rule": "strict", "thinking_rule": "chow_sum:-1"}, "verify blocks of drafts, and chow_sum"),
         ({"rule": "strict+strict_first:2", "strict_first": 3}, "are in the rule .strict.strict_first:2. already"),
         ({"rule": "strict", "thinking_rule": "opt:0.2+strict_first:2"}, "are in the rule .opt:0.2.strict_first:2. already"),
         ({"rule": "decision_tokens:1", "thinking_rule": "budget:0.1"}, "both look at their own past"),
@@ -297,7 +297,7 @@ def test_the_demo_pair_thinks_where_its_prompt_opens_a_span(demo):
         ({"rule": "strict+strict_first:" + "9" * 5000}, "strict_first is"),
         ({"rule": "strict+strict_first:x"}, "strict_first is 'x'"),
         ({"rule": "strict+strict_first:-1"}, "strict_first is '-1'"),
-        ({"rule": "strict+strict_first:1+strict_first:2"}, "may each stand once"),
+        ({"rule": "strict+strict_first:1+strict_first:2"}, "may each occur once"),
         ({"rule": "strict+thinking:"}, "unknown rule ''"),
         ({"rule": "strict", "strict_first": -1}, "strict_first is -1"),
         ({"rule": "strict", "strict_first": True}, "strict_first is True"),
@@ -310,18 +310,18 @@ def test_the_demo_pair_thinks_where_its_prompt_opens_a_span(demo):
     ],
     ids=str,
 )
-def test_what_cannot_be_combined_is_refused_before_anything_is_evaluated(demo, settings, said):
+def test_what_cannot_be_combined_is_refused_before_anything_is_evaluated(demo, settings, message):
     demo.reset()
-    with pytest.raises(sc.SettingError, match=said):
+    with pytest.raises(sc.SettingError, match=message):
         demo.stream(demo.chat_ids(QUESTION), **settings)
 
 
 def test_two_rules_cannot_be_one_where_one_of_them_never_asks_the_expert():
     for rules in ((Never(), 1, None), (Strict(), 0, Never())):
         with pytest.raises(sc.SettingError, match="rule never never asks the expert"):
-            Guarded(*rules)
+            RegionalRule(*rules)
 
 
 def test_a_thinking_rule_says_that_rows_alone_do_not_tell_where_it_holds():
-    with pytest.raises(sc.SettingError, match="here are only rows"):
+    with pytest.raises(sc.SettingError, match="only rows are given"):
         target_probs("strict+thinking:chow:0.5", np.zeros(3), np.zeros(3))

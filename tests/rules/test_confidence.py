@@ -88,7 +88,7 @@ def test_a_drafter_that_is_sure_of_a_banned_token_only_is_not_believed(rule):
         session.roll_back(0)
     text, blocks, _ = run(pair, rule, temperature=0, shaper=Shaper(5, grammar=Only(5, 1, 2, 3, 4)))
     assert "accepted" not in {origin for block in blocks for origin in block.verdict.origins}
-    assert set(text) == {2}, "the expert's choice of what may be said"
+    assert set(text) == {2}, "the expert's choice among allowed tokens"
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_drafter_that_is_sure_of_a_banned_token_only_is_not_believed(rule):
 def test_what_forbids_nothing_changes_no_decision_and_no_account(shaper, rule, temperature, seed):
     wanted = Recording(top=3, models=True)
     plain, shaped = (
-        run(sometimes_accepts(), rule, temperature=temperature, seed=seed, wanted=wanted, shaper=each) for each in (Shaper(7), shaper)
+        run(sometimes_accepts(), rule, temperature=temperature, seed=seed, recording=wanted, shaper=each) for each in (Shaper(7), shaper)
     )
     assert shaped[0] == plain[0]
     assert [block.verdict for block in shaped[1]] == [block.verdict for block in plain[1]]
@@ -112,9 +112,9 @@ def test_rows_that_nothing_shapes_have_one_distribution_at_temperature_1():
 
 
 def test_the_account_keeps_each_models_own_probability_under_a_grammar():
-    """What is said of a token's log-probability is what the models think of it, whatever may be said."""
+    """Log-probabilities are the models' own, whatever is allowed."""
     pair = sometimes_accepts(5)
-    text, blocks, _ = run(pair, Chow(0.5), shaper=Shaper(5, grammar=Only(5, 1, 2)), wanted=Recording(top=5, models=True))
+    text, blocks, _ = run(pair, Chow(0.5), shaper=Shaper(5, grammar=Only(5, 1, 2)), recording=Recording(top=5, models=True))
     entries = [entry for block in blocks for entry in block.verdict.entries]
     for at, (token, entry) in enumerate(zip(text, entries), start=2):
         q, p = (session.row_of([1, 2, *text][:at]).astype(np.float32).astype(float) for session in pair)
@@ -123,15 +123,15 @@ def test_the_account_keeps_each_models_own_probability_under_a_grammar():
         assert {id_ for id_, _ in entry.expert.top} == {1, 2}
 
 
-@pytest.mark.parametrize(("allowed", "log_odds"), [((0, 1, 2), 8.687), ((1, 2), 1.0)], ids=["everything", "all but its favourite"])
-def test_the_controller_sees_how_sure_the_drafter_is_among_what_may_be_said(allowed, log_odds):
+@pytest.mark.parametrize(("allowed", "log_odds"), [((0, 1, 2), 8.687), ((1, 2), 1.0)], ids=["everything", "all but its favorite"])
+def test_automatic_lengths_see_the_drafters_confidence_among_allowed_tokens(allowed, log_odds):
     flat = Speed(1, 1, (0,), ((1.0,) * len(SIZES),), 0.01)
-    pace = AutoLength(Profile(flat, flat, 1.0, {}), AcceptanceHistory())
-    pace.begin(5, 10, first=False, bonus=False)
+    lengths = AutoLength(Profile(flat, flat, 1.0, {}), AcceptanceHistory())
+    lengths.begin(5, 10, first=False, bonus=False)
     row = Shaper(3, grammar=Only(3, *allowed)).rows(np.array([[10.0, 1.0, 0.0]]), [], [])
-    assert pace.another(NOTHING)
-    assert pace.worth(row)
-    assert pace._block.said == [pytest.approx(log_odds, abs=0.01)]
+    assert lengths.wants_row(NOTHING)
+    assert lengths.wants_token(row)
+    assert lengths._plan.log_odds == [pytest.approx(log_odds, abs=0.01)]
 
 
 @pytest.mark.parametrize("rule", ["chow:1", "token_v3:0.5"])

@@ -62,7 +62,7 @@ def test_tokens_are_found_by_their_texts_where_these_are_known():
 
 
 @given(row_pairs(n_rows=2), sampler_settings)
-def test_what_rows_keep_equals_what_is_computed_for_itself(rows, settings):
+def test_values_that_rows_cache_equal_values_computed_alone(rows, settings):
     sampler = Sampler(**settings)
     both = Rows.of(rows[0])
     probs, support = sampler.probs_and_support(rows[0])
@@ -92,7 +92,7 @@ def test_a_plain_and_a_sampling_distribution_that_are_the_same_are_one_array_and
 
 
 @given(row_pairs(n_rows=2), sampler_settings)
-def test_shaped_rows_are_sampled_from_and_tell_confidence_and_raw_ones_are_kept(rows, settings):
+def test_samples_and_confidence_come_from_shaped_rows_and_raw_ones_stay(rows, settings):
     raw, shaped = rows
     made = Rows(raw, shaped)
     for j in range(2):

@@ -121,7 +121,7 @@ def test_typical_trusts_what_exceeds_the_smaller_of_its_two_bounds(expert, trust
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 2.0])
 def test_typical_reads_the_expert_at_temperature_1_and_so_differs_from_medusa_at_others(temperature):
-    """Medusa reads p and H(p) at the sampling temperature, and at temperature 0 keeps the expert's favourite alone."""
+    """Medusa reads p and H(p) at the sampling temperature, and at temperature 0 keeps the expert's favorite alone."""
     drafter, expert = np.log([[0.2, 0.7, 0.1]]), np.log([[0.5, 0.3, 0.2]])
     evidence = Evidence(Rows.of(drafter), Rows.of(expert), Sampler(temperature))
     deferred = Typical(0.25, 9).defer(evidence)
@@ -194,8 +194,8 @@ def test_fly_keeps_some_mismatches_and_fewer_the_surer_it_asks_the_expert_to_wav
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.5, "block_size": 8}, *({"block_size": size} for size in range(1, 7))], ids=str)
 def test_fly_refuses_settings_under_which_it_means_nothing(demo, settings):
-    said = "temperature is 0.5" if "temperature" in settings else f"block_size is {settings['block_size']}; give a block_size of 7"
-    with pytest.raises(sc.SettingError, match=f"rule fly:0.3 .*{said}"):
+    message = "temperature is 0.5" if "temperature" in settings else f"block_size is {settings['block_size']}; give a block_size of 7"
+    with pytest.raises(sc.SettingError, match=f"rule fly:0.3 .*{message}"):
         demo.chat(QUESTION, rule="fly:0.3", **settings)
 
 
@@ -231,7 +231,7 @@ def test_fly_can_be_compared_with_the_others(demo):
     ),
 )
 def test_decision_tokens_compares_with_exactly_the_last_tested_positions(seed, tau, lam, window, block_size, mode):
-    """Tested: drafted tokens up to and with a rejected one; not what the expert adds by itself, nor what was dropped unread."""
+    """Tested: drafted tokens up to and with a rejected one; not what the expert adds alone, nor what was dropped unread."""
     pair = sometimes_accepts(seed=seed)
     _, blocks, _ = run(pair, DecisionTokens(tau, lam, window), block_size=block_size, max_tokens=30, seed=seed, **mode)
     text, seen = [1, 2], []

@@ -96,7 +96,7 @@ TIES = {
 def test_a_tie_keeps_the_draft_as_in_the_notebook(name, temperature):
     drafter, expert, alpha = TIES[name]
     if name == "opt" and temperature == 0:
-        expert, alpha = log([0.25, 0.5, 0.25, 0]), 0.25  # another favourite, so TV is 1
+        expert, alpha = log([0.25, 0.5, 0.25, 0]), 0.25  # another favorite, so TV is 1
     place = notebook.Place.of(drafter, expert, temperature)
     kept = notebook.trusted(name, alpha, place)
     assert kept[int(np.argmax(drafter))]

@@ -34,7 +34,7 @@ def near_a_threshold(rule, drafter_row: np.ndarray, expert_row: np.ndarray, sett
     evidence = evidence_of(drafter_row[None], expert_row[None], Sampler(**settings))
     if isinstance(rule, Budget):
         inner = rule.at(evidence)
-        middle = sum(registry.RULES[rule.inner].ends) / 2
+        middle = sum(registry.RULES[rule.inner].ends()) / 2
         spent = Decision(registry.RULES[rule.inner](middle), evidence).tv[0]
         return abs(spent - rule.limit) < 1e-9 or near_a_threshold(inner, drafter_row, expert_row, settings)
     first = (dials_of(rule) or [0.0])[0]
@@ -76,7 +76,7 @@ def test_the_target_equals_an_independent_computation_from_the_formulas(kind, te
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", [rule for rule in EVERY_RULE if not isinstance(rule, Fly | Mentored)], ids=str)
 def test_the_target_equals_an_independent_computation_over_a_vocabulary_as_wide_as_they_come(rule):
-    """Mentored, whose reference would take hours, is held to its bound over such a row in test_acceptance."""
+    """Mentored, whose reference would take hours, is held to its bound over such a row in test_lossy_acceptance."""
     n_vocab = 151_936
     rng = np.random.default_rng(11)
     drafter, expert = (4 * rng.normal(size=(2, n_vocab))).astype(np.float32)
@@ -137,7 +137,7 @@ DRAFTER_ONLY = [
 @pytest.mark.parametrize("rule", LOSSLESS, ids=str)
 def test_the_lossless_end_of_each_dial_is_the_experts_distribution(rule, rows, settings):
     drafter, expert = rows
-    assume(drafter.shape[1] > 1)  # with a single id every rule is lossless and nobody is unsure
+    assume(drafter.shape[1] > 1)  # with a single id every rule is lossless and no model is unsure
     assume(not (isinstance(rule, Opt | OptLog) and evidence_of(*rows, Sampler(**settings)).tv < 1e-6))  # TV 0: q and p are the same already
     np.testing.assert_allclose(target_probs(rule, drafter, expert, **settings), Sampler(**settings).probs(expert), atol=1e-9)
 

@@ -10,10 +10,10 @@ from strategies import EVERY_RULE, all_rules, dial_values, row_pairs, rules_of
 
 from speccascade_local.common.errors import SettingError
 from speccascade_local.rules import registry
-from speccascade_local.rules.combined import ADJUSTABLE, Budget, Guarded
+from speccascade_local.rules.combined import ADJUSTABLE, Budget, RegionalRule
 from speccascade_local.rules.lossy_acceptance import DecisionTokens, Fly, Typical
 from speccascade_local.rules.position_rules import Never, Opt, OptLog
-from speccascade_local.rules.registry import METHODS, describe, guard, parse, target_probs
+from speccascade_local.rules.registry import METHODS, combine, describe, parse, target_probs
 from speccascade_local.rules.routes import Route, TokenCascade
 from speccascade_local.rules.rule import AlphaRule
 from speccascade_local.rules.token_rules import TokenV3
@@ -40,7 +40,7 @@ def test_a_dial_outside_its_range_is_refused_with_the_range(method, dial, data):
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ("token_v4:0.3", "did you mean 'token_v3'"),
         ("nonsense", "known are strict, never, chow:ALPHA"),
@@ -57,14 +57,14 @@ def test_a_dial_outside_its_range_is_refused_with_the_range(method, dial, data):
         ("budget:2", "limit of budget"),
         ("decision_tokens:1,1,2.5", "window of decision_tokens"),
         ("chow_quantile:-1,2", "quantile of chow_quantile"),
-        ("mine:Short", "with both its parentheses, such as 'mine:Short\\(\\)'"),
-        ("mine:Short(3", "with both its parentheses"),
-        (0.3, "written as text"),
-        (None, "written as text"),
+        ("mine:Short", "needs both its parentheses, such as 'mine:Short\\(\\)'"),
+        ("mine:Short(3", "needs both its parentheses"),
+        (0.3, "it must be a text"),
+        (None, "it must be a text"),
     ],
 )
-def test_what_is_not_a_rule_is_refused_with_what_is(spec, said):
-    with pytest.raises(SettingError, match=said):
+def test_an_unknown_rule_is_refused_with_what_is_allowed(spec, message):
+    with pytest.raises(SettingError, match=message):
         parse(spec)
 
 
@@ -87,10 +87,10 @@ def test_every_method_prints_as_what_it_is_parsed_from(method, data):
 
 
 @given(composable, st.integers(0, 9), st.none() | composable)
-def test_a_guarded_rule_prints_as_what_it_is_parsed_from(rule, first, thinking):
+def test_a_regional_rule_prints_as_what_it_is_parsed_from(rule, first, thinking):
     if isinstance(rule, Budget) or (thinking and rule.remembers and thinking.remembers):
         thinking = None
-    made = guard(rule, first, thinking)
+    made = combine(rule, first, thinking)
     again = parse(str(made))
     assert (again, hash(again), str(again)) == (made, hash(made), str(made))
     assert parse(made) is made
@@ -99,8 +99,8 @@ def test_a_guarded_rule_prints_as_what_it_is_parsed_from(rule, first, thinking):
 @pytest.mark.parametrize(
     ("spec", "made"),
     [
-        ("token_v3:0.3+strict_first:8+thinking:opt:0.5", Guarded(TokenV3(0.3), 8, Opt(0.5))),
-        ("token_v3:0.3+thinking:opt:0.5+strict_first:8", Guarded(TokenV3(0.3), 8, Opt(0.5))),
+        ("token_v3:0.3+strict_first:8+thinking:opt:0.5", RegionalRule(TokenV3(0.3), 8, Opt(0.5))),
+        ("token_v3:0.3+thinking:opt:0.5+strict_first:8", RegionalRule(TokenV3(0.3), 8, Opt(0.5))),
         ("token_v3:0.3+strict_first:0", TokenV3(0.3)),
         ("budget:0.02,diff", Budget(0.02, "diff")),
         ("budget:0.02,token_v3", Budget(0.02)),
@@ -121,19 +121,16 @@ def test_a_budget_names_the_rule_that_it_moves_unless_that_is_the_usual_one(inne
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
-def test_every_method_says_in_its_docstring_what_the_table_of_methods_shows(method):
-    documented, row = method.documented(), describe(method)
-    assert documented["summary"].endswith(".")
-    shown = {"what it does": "summary", "lossless": "Lossless", "keeps every draft": "Keeps every draft", "source": "Source"}
-    shown |= {"at temperature 0": "Temperature 0"}
-    for column, name in shown.items():
-        assert row[column] == documented[name] != ""
-        assert "\n" not in row[column]
+def test_every_method_fills_every_column_of_the_table_of_methods(method):
+    row = describe(method)
+    assert [*row] == ["method", "what it does", "range", "lossless", "keeps every draft", "at temperature 0", "source"]
+    assert row["what it does"].endswith(".")
+    assert all(text and "\n" not in text for text in row.values())
     assert row["method"].split(":")[0] == method.name
     assert all(name in row["range"] and dial.allowed() in row["range"] for name, dial in method.dials.items())
 
 
-@pytest.mark.parametrize("method", [*METHODS.values(), Guarded], ids=lambda method: method.name)
+@pytest.mark.parametrize("method", [*METHODS.values(), RegionalRule], ids=lambda method: method.name)
 def test_every_method_says_in_one_line_what_it_trades(method):
     assert 20 <= len(method.trade) <= 130
     assert "\n" not in method.trade
@@ -144,7 +141,7 @@ def test_every_example_is_a_method(spec):
     assert parse(spec).name == spec.split(":")[0]
 
 
-def test_methods_are_told_apart_by_name():
+def test_methods_have_distinct_names():
     names = [method.name for method in METHODS.values()]
     assert len({*names}) == len(names)
     assert {rule.name for rule in EVERY_RULE} | {name for name, method in METHODS.items() if issubclass(method, Route)} == {*names}
@@ -157,14 +154,14 @@ ALPHA_RULES = [method for method in METHODS.values() if issubclass(method, Alpha
 
 @pytest.mark.parametrize("method", ALPHA_RULES, ids=lambda method: method.name)
 @given(row_pairs(masked=False), st.sampled_from([0.0, 0.3, 1.0, 2.0]))
-@example((np.array([[0.0, 1.0]]), np.zeros((1, 2))), 0.0)  # the drafter's token is a favourite of the expert's, and not its answer
+@example((np.array([[0.0, 1.0]]), np.zeros((1, 2))), 0.0)  # the drafter's token is a favorite of the expert's, and not its answer
 def test_the_ends_that_a_dial_states_are_the_experts_distribution_and_the_drafters(method, rows, temperature):
     """An end at infinity is approached: 1e9 is as good as that."""
     p, q = (Sampler(temperature).probs(row) for row in reversed(rows))
-    assume(p.shape[-1] > 1)  # with a single id nobody is unsure
+    assume(p.shape[-1] > 1)  # with a single id no model is unsure
     distance = total_variation(p, q)[0]
     assume(not (issubclass(method, Opt | OptLog) and 0 < distance < 1e-6))
-    lossless, lenient = (max(min(end, 1e9), -1e9) for end in method.ends)
+    lossless, lenient = (max(min(end, 1e9), -1e9) for end in method.ends())
     np.testing.assert_allclose(target_probs(method(lossless), *rows, temperature=temperature), p, atol=1e-9)
     if (
         method is not registry.position_rules.Fuzzy or distance < 1 - 1e-6
@@ -174,9 +171,9 @@ def test_the_ends_that_a_dial_states_are_the_experts_distribution_and_the_drafte
 
 @pytest.mark.parametrize("method", ALPHA_RULES, ids=lambda method: method.name)
 def test_the_ends_of_a_dial_are_values_that_it_takes_or_approaches(method):
-    lossless, lenient = method.ends
+    lossless, lenient = method.ends()
     assert lossless < lenient
-    for end in method.ends:
+    for end in (lossless, lenient):
         assert not math.isfinite(end) or method(end).alpha == end
     if method.name in ADJUSTABLE:
         assert math.isfinite(lossless)

@@ -15,7 +15,7 @@ from strategies import logit_rows
 from toys import ToySession, always_accepts, never_accepts, never_ends, one_by_one, random_rows, sometimes_accepts, writing
 
 from speccascade_local.decoding.fidelity import Recording
-from speccascade_local.decoding.loop import decode
+from speccascade_local.decoding.loop import BlockLoop
 from speccascade_local.decoding.stats import Stats
 from speccascade_local.decoding.token_loop import token_cascade
 from speccascade_local.rules import registry
@@ -100,12 +100,12 @@ def test_a_route_is_written_as_it_is_read(route: type[Route]):
 # --------------------------------------------------------------------------- token by token
 
 
-def cascade(pair, alpha, *, prompt=(1, 2), temperature=1.0, max_tokens=12, seed=0, stops=lambda token: False, shaper=None, wanted=None):
+def cascade(pair, alpha, *, prompt=(1, 2), temperature=1.0, max_tokens=12, seed=0, stops=lambda token: False, shaper=None, recording=None):
     """Decode to the end; returns the reply, the blocks and the statistics. Both caches are checked after every token."""
     drafter, expert = pair
     tokens, stats, blocks = list(prompt), Stats(), []
     generation = writing(tokens, temperature, seed, shaper=shaper or UNSHAPED)
-    more = {"max_tokens": max_tokens, "stops": stops, "stats": stats, "wanted": wanted}
+    more = {"max_tokens": max_tokens, "stops": stops, "stats": stats, "recording": recording}
     for block in token_cascade(generation, drafter, expert, rule=TokenCascade(alpha), **more):
         blocks.append(block)
         assert len(tokens) == len(prompt) + len(blocks), "what a block emits is committed before it is yielded"
@@ -118,7 +118,7 @@ def cascade(pair, alpha, *, prompt=(1, 2), temperature=1.0, max_tokens=12, seed=
 def looped(pair, rule, *, block_size, temperature=1.0, seed=0, max_tokens=12) -> list[int]:
     tokens = [1, 2]
     more = {"block_size": block_size, "max_tokens": max_tokens, "stops": never_ends, "stats": Stats()}
-    blocks = decode(writing(tokens, temperature, seed), *pair, rule=rule, **more)
+    blocks = BlockLoop(writing(tokens, temperature, seed), *pair, rule=rule, **more).decode()
     assert list(blocks)[-1].finish_reason == "length"
     return tokens[2:]
 
@@ -227,7 +227,7 @@ def test_penalties_hold_for_both_models_and_confidence_is_read_after_them():
 @given(st.floats(0, 1), st.integers(0, 9))
 def test_the_account_of_each_token_is_that_of_the_models_that_were_evaluated(alpha, seed):
     pair = sometimes_accepts()
-    reply, blocks, _ = cascade(pair, alpha, seed=seed, wanted=Recording(top=2, models=True))
+    reply, blocks, _ = cascade(pair, alpha, seed=seed, recording=Recording(top=2, models=True))
     for end, (token, block) in enumerate(zip(reply, blocks), start=2):
         (entry,) = block.verdict.entries
         q, p = (oracle.softmax(session.row_of([1, 2, *reply][:end]).astype(np.float32).tolist()) for session in pair)

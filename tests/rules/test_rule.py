@@ -24,15 +24,7 @@ from speccascade_local.tokens.sampler import Sampler
 
 @dataclass(frozen=True)
 class Masked(Rule):
-    """Defers the ids that it is given.
-
-    Lossless: where all are given,
-    over two lines
-
-    Not a part of it.
-
-    Temperature 0: the same
-    """
+    """Defers the ids that it is given."""
 
     ids: tuple[int, ...] = ()
     whole: float = 1
@@ -110,18 +102,10 @@ def test_a_method_is_a_value_that_cannot_be_changed():
     assert repr(Lenience(np.float32(0.5)).alpha) == "0.5"
 
 
-def test_the_fields_of_a_docstring_end_at_an_empty_line():
-    assert Masked.documented() == {
-        "summary": "Defers the ids that it is given.",
-        "Lossless": "where all are given, over two lines",
-        "Temperature 0": "the same",
-    }
-
-
 @given(all_rules, row_pairs(), sampler_settings)
 def test_what_a_decision_says_of_single_tokens_and_distances_is_what_its_target_says(rule, rows, settings):
     evidence = evidence_of(rows, settings)
-    decision, whole = (Decision(rule.at(evidence), evidence) for _ in range(2))  # the first is asked for no target beforehand
+    decision, whole = (Decision(rule.at(evidence), evidence) for _ in range(2))  # the first has no target computed yet
     tv = float(decision.tv[0])
     for token in range(rows[0].shape[1]):
         assert decision.prob(token) == pytest.approx(float(whole.target[0, token]), abs=1e-15)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 import threading
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from command_line import as_text
 
 import speccascade_local as sc
 from speccascade_local import target_probs
@@ -47,12 +46,6 @@ def module(monkeypatch, tmp_path):
 
     yield write
     sys.modules.pop("mine", None)
-
-
-def speccascade(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "speccascade_local", *arguments], capture_output=True, text=True, cwd=cwd, timeout=120, env=dict(os.environ)
-    )
 
 
 def ask(demo: sc.Runtime, prompt: str, rule, **settings) -> sc.Reply:
@@ -98,7 +91,7 @@ def test_the_example_leaves_names_to_the_expert_and_judges_the_rest_as_token_v3_
 
 @pytest.mark.parametrize(("text", "number", "name"), [("7", 1, 0), (" 42", 1, 0), ("Ada", 0, 1), (" Ada", 0, 1), ("ada", 0, 0), ("", 0, 0),
                                                       ("4x", 0, 0), (" ", 0, 0), ("\ufffd", 0, 0)])  # fmt: skip
-def test_the_example_tells_numbers_and_names_by_their_texts(examples, text, number, name):
+def test_the_example_recognizes_numbers_and_names_by_their_texts(examples, text, number, name):
     from my_rules import is_name, is_number
 
     assert (is_number(text), is_name(text)) == (number, name)
@@ -124,13 +117,13 @@ def test_the_command_line_and_models_yaml_take_the_example_by_its_text(demo, exa
     mine = ["run", "mine", REASONING[0], "--allow-code", "--models", str(tmp_path / "models.yaml")]
     expected = ask(demo, REASONING[0], SPEC)
     for arguments in (["run", REASONING[0], "--rule", SPEC], mine):
-        done = speccascade(*arguments, "--json", "--max-tokens", "48", "--threads", "1", "--block-size", "5", cwd=EXAMPLES)
+        done = as_text(*arguments, "--json", "--max-tokens", "48", "--threads", "1", "--block-size", "5", cwd=EXAMPLES)
         assert (done.returncode, done.stderr) == (0, "")
         shown = json.loads(done.stdout)
         assert (shown["rule"], shown["token_ids"]) == (SPEC, expected.token_ids)
 
 
-def test_a_rule_of_ones_own_can_be_guarded(demo, examples):
+def test_a_users_rule_can_be_combined(demo, examples):
     guarded = ask(demo, REASONING[0], f"{SPEC}+strict_first:6", temperature=1.0, seed=1)
     assert guarded.token_ids[:6] == ask(demo, REASONING[0], "strict", temperature=1.0, seed=1).token_ids[:6]
     assert str(guarded.rule) == f"{SPEC}+strict_first:6"
@@ -211,23 +204,23 @@ BAD_TARGETS = {
     "the wrong shape": (P[0], "float64 of shape"),
     "another vocabulary": (np.array([[0.5, 0.5]]), "float64 of shape"),
     "complex numbers": (P + 0j, "complex128 of shape"),
-    "nan": (P * [np.nan, 1, 1], "no distributions .*nan"),
-    "nothing but nan": (P * np.nan, "no distributions"),
-    "infinity": (P * [np.inf, 1, 1], "no distributions"),
-    "infinities of both signs": (P * [np.inf, -np.inf, 1], "no distributions"),
-    "negative mass": (np.array([[-0.1, 0.6, 0.5]]), "no distributions .*-0.1"),
-    "too little mass": (P * 0.99, "no distributions .*0.99"),
-    "too much mass": (P * 1.001, "no distributions"),
-    "no mass": (P * 0, "no distributions"),
+    "nan": (P * [np.nan, 1, 1], "not distributions .*nan"),
+    "nothing but nan": (P * np.nan, "not distributions"),
+    "infinity": (P * [np.inf, 1, 1], "not distributions"),
+    "infinities of both signs": (P * [np.inf, -np.inf, 1], "not distributions"),
+    "negative mass": (np.array([[-0.1, 0.6, 0.5]]), "not distributions .*-0.1"),
+    "too little mass": (P * 0.99, "not distributions .*0.99"),
+    "too much mass": (P * 1.001, "not distributions"),
+    "no mass": (P * 0, "not distributions"),
     "rows of several lengths": ([[0.5], [0.5, 0.5]], "ValueError"),
     "an error": (fails, "ZeroDivisionError: one and"),
     "an attempt to write": (writes, "ValueError: .*read-only"),
 }
 
 
-@pytest.mark.parametrize(("answer", "said"), BAD_DEFERS.values(), ids=BAD_DEFERS)
-def test_what_is_no_deferral_is_refused_under_the_name_of_the_rule(answer, said):
-    with pytest.raises(sc.SettingError, match=rf"rule test_custom:Answers\(\.\.\.\).* {said}"):
+@pytest.mark.parametrize(("answer", "message"), BAD_DEFERS.values(), ids=BAD_DEFERS)
+def test_what_is_no_deferral_is_refused_under_the_name_of_the_rule(answer, message):
+    with pytest.raises(sc.SettingError, match=rf"rule {__name__}:Answers\(\.\.\.\).* {message}"):
         target_probs(Answers("defer", answer), *ROWS)
 
 
@@ -237,9 +230,9 @@ def test_a_deferral_that_is_one_word_holds_for_the_whole_position(answer):
     np.testing.assert_array_equal(target_probs(Answers("defer", answer), *ROWS), known)
 
 
-@pytest.mark.parametrize(("answer", "said"), BAD_TARGETS.values(), ids=BAD_TARGETS)
-def test_what_is_no_distribution_is_refused_under_the_name_of_the_rule(answer, said):
-    with pytest.raises(sc.SettingError, match=rf"rule test_custom:Answers\(\.\.\.\).* {said}"):
+@pytest.mark.parametrize(("answer", "message"), BAD_TARGETS.values(), ids=BAD_TARGETS)
+def test_what_is_no_distribution_is_refused_under_the_name_of_the_rule(answer, message):
+    with pytest.raises(sc.SettingError, match=rf"rule {__name__}:Answers\(\.\.\.\).* {message}"):
         target_probs(Answers("target", answer), *ROWS)
 
 
@@ -251,7 +244,7 @@ def test_mass_on_a_token_that_the_filters_deny_is_refused():
 
 @pytest.mark.parametrize("rule", [Derived(np.zeros(3)), DerivedTarget(P * 2), DerivedTarget(np.zeros(2))], ids=["defer", "mass", "shape"])
 def test_a_rule_that_derives_from_the_packages_own_classes_is_checked_like_any_other(rule):
-    with pytest.raises(sc.SettingError, match=f"rule test_custom:.*{type(rule).__name__}.*returned"):
+    with pytest.raises(sc.SettingError, match=f"rule {__name__}:.*{type(rule).__name__}.*returned"):
         target_probs(rule, *ROWS)
 
 
@@ -315,7 +308,7 @@ def test_settings_that_a_rule_refuses_are_refused_before_anything_is_evaluated(d
 
 def test_a_rule_that_fails_half_way_leaves_the_runtime_usable(demo):
     count = iter(range(5))
-    with pytest.raises(sc.SettingError, match=r"rule test_custom:Answers\(\.\.\.\).*failed \(test_custom.py, line \d+\): StopIteration"):
+    with pytest.raises(sc.SettingError, match=rf"rule {__name__}:Answers\(\.\.\.\).*failed \(test_user_rule.py, line \d+\): StopIteration"):
         ask(demo, REASONING[0], Answers("defer", lambda evidence: np.array([next(count) > 9])))
     assert ask(demo, REASONING[0], "strict").text == ask(demo, REASONING[0], "strict", block_size=0).text
 
@@ -331,7 +324,7 @@ class Rule:
 
 
 @pytest.mark.parametrize(
-    ("source", "spec", "said"),
+    ("source", "spec", "message"),
     [
         (GOOD, "no_such_module:Rule(1)", "cannot import 'no_such_module'.*current folder or on PYTHONPATH"),
         (GOOD, "mine.sub:Rule(1)", "cannot import 'mine.sub'"),
@@ -340,9 +333,9 @@ class Rule:
         (GOOD, "mine:np(1)", "has no class or function 'np'"),
         (GOOD, "mine:Rule()", "Rule failed: TypeError"),
         (GOOD, "mine:Rule(1, c=2)", "Rule failed: TypeError.*'c'"),
-        ("def Rule(): return 3", "mine:Rule()", r"object with defer\(evidence\) or target\(evidence\); got mine:Rule"),
+        ("def Rule(): return 3", "mine:Rule()", r"the rule is mine:Rule\(\); it must be .* an object with defer\(evidence\) or target"),
         ("class Rule: defer = True", "mine:Rule()", "object with defer"),
-        ("def Rule(): return type('Inner', (), {'defer': print})", "mine:Rule()", "is a class; give an object of it"),
+        ("def Rule(): return type('Inner', (), {'defer': print})", "mine:Rule()", "is a class; give an instance of it"),
         ("def Rule(): raise KeyError('x')", "mine:Rule()", r"Rule failed \(mine.py, line 1\): KeyError"),
         ("import no_such_library", "mine:Rule()", "importing 'mine' failed: ModuleNotFoundError.*no_such_library"),
         ("1 / 0", "mine:Rule()", "importing 'mine' failed: ZeroDivisionError"),
@@ -350,9 +343,9 @@ class Rule:
         ("import sys; sys.exit(0)", "mine:Rule()", "importing 'mine' failed: SystemExit"),
     ],
 )
-def test_what_a_text_cannot_be_made_into_a_rule_is_refused_under_its_name(module, source, spec, said):
+def test_a_text_that_makes_no_rule_is_refused_with_its_name(module, source, spec, message):
     module(source)
-    with pytest.raises(sc.SettingError, match=said) as caught:
+    with pytest.raises(sc.SettingError, match=message) as caught:
         parse(spec)
     assert spec in str(caught.value)
 
@@ -415,28 +408,28 @@ def test_an_object_with_both_answers_is_taken_by_its_target():
 
 
 @pytest.mark.parametrize("spec", [TokenV3, Derived, Answers("defers", None), object(), {}, 0.3])
-def test_what_is_neither_a_text_nor_an_object_that_answers_is_refused(spec):
-    with pytest.raises(sc.SettingError, match=r"is a class; give an object of it|or is an object with defer"):
+def test_neither_a_text_nor_a_rule_object_is_refused(spec):
+    with pytest.raises(sc.SettingError, match=r"is a class; give an instance of it|or an object with defer"):
         parse(spec)
 
 
 @pytest.mark.parametrize(
-    ("source", "spec", "said"),
+    ("source", "spec", "message"),
     [
         (GOOD, "mine:Rule(__import__('os').mkdir('ran'))", "must be plain values"),
-        ("import numpy as np\nclass Rule:\n    def target(self, e): return e.expert_probs * np.nan\n", "mine:Rule()", "no distributions"),
+        ("import numpy as np\nclass Rule:\n    def target(self, e): return e.expert_probs * np.nan\n", "mine:Rule()", "not distributions"),
         ("class Rule:\n    def defer(self, e): raise ValueError('one\\ntwo')\n", "mine:Rule()", "(mine.py, line 2): ValueError: one two"),
         (GOOD, "mine:Rule()", "TypeError"),
     ],
 )
-def test_the_command_line_tells_what_is_wrong_with_a_rule_in_one_line(tmp_path, source, spec, said):
+def test_the_command_line_reports_a_bad_rule_in_one_line(tmp_path, source, spec, message):
     (tmp_path / "mine.py").write_text(source)
-    done = speccascade("run", "Hello", "--rule", spec, "--threads", "1", "--block-size", "4", cwd=tmp_path)
+    done = as_text("run", "Hello", "--rule", spec, "--threads", "1", "--block-size", "4", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("error: rule ")
     assert done.stderr.count("\n") == 1
     assert spec in done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "ran").exists()
 
@@ -450,15 +443,15 @@ def test_the_rule_of_a_pair_is_looked_for_beside_the_file_that_names_it_and_blam
     lines = [f"  {name}: {{{pair}, rule: '{rule}'}}" for name, rule in rules.items()]
     (elsewhere / "models.yaml").write_text("\n".join(["pairs:", *lines]))
     ask = ("--threads", "1", "--max-tokens", "2", "--allow-code", "--models", elsewhere / "models.yaml")
-    done = speccascade("run", "good", "Hello", "-v", *ask, cwd=tmp_path)
+    done = as_text("run", "good", "Hello", "-v", *ask, cwd=tmp_path)
     assert (done.returncode, "rule beside:Rule()" in done.stderr) == (0, True), done.stderr
-    done = speccascade("run", "bad", "Hello", *ask, cwd=tmp_path)
+    done = as_text("run", "bad", "Hello", *ask, cwd=tmp_path)
     assert done.returncode == 1
     assert f"pair 'bad' in {elsewhere / 'models.yaml'}: rule 'beside:Ruler()'" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ("os:system('touch ran')", "module 'os' is a part of Python"),
         ("subprocess:call(['touch', 'ran'])", "module 'subprocess' is a part of Python"),
@@ -466,16 +459,16 @@ def test_the_rule_of_a_pair_is_looked_for_beside_the_file_that_names_it_and_blam
         ("xml.dom.minidom:parse('ran')", "module 'xml.dom.minidom' is a part of Python"),
         ("numpy:save('ran', 1)", "'save' is not called"),
         ("yaml:unsafe_load('1')", "'unsafe_load' is not called"),
-        ("speccascade_local.common.files:text_of('ran')", "'text_of' is not called"),
+        ("speccascade_local.common.files:read_text('ran')", "'read_text' is not called"),
         ("mine:system('touch ran')", "'system' is not called"),
         ("mine:Path('ran')", "'Path' is not called"),
         ("mine:touch('ran')", "'touch' is not called"),
     ],
 )
-def test_what_makes_no_rule_is_refused_before_it_is_called(module, monkeypatch, tmp_path, spec, said):
+def test_what_makes_no_rule_is_refused_before_it_is_called(module, monkeypatch, tmp_path, spec, message):
     module("from os import system\nfrom pathlib import Path\nfrom functools import partial\ntouch = partial(open, mode='w')\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(sc.SettingError, match=said):
+    with pytest.raises(sc.SettingError, match=message):
         parse(spec)
     assert not (tmp_path / "ran").exists()
 
@@ -488,7 +481,7 @@ def test_a_function_in_a_file_of_the_users_own_may_make_the_rule(module):
 def test_a_rule_of_any_length_is_refused_in_no_time():
     for text in ("a" * 10**6, "a:a(" * 250_000, "opt:0.2+thinking:" + "x." * 500_000):
         assert not is_custom("1" + text[1:])
-        with pytest.raises(sc.SettingError, match="characters; at most 10000 are read") as refused:
+        with pytest.raises(sc.SettingError, match="characters; at most 10000 are allowed") as refused:
             parse(text)
         assert len(str(refused.value)) < 200
 
@@ -541,16 +534,16 @@ def test_a_models_yaml_of_the_users_own_and_one_that_is_allowed_may_name_code(mo
     sys.modules.pop("theirs")
 
 
-def test_the_list_of_pairs_tells_which_want_more_than_data_and_checking_them_runs_nothing(tmp_path):
+def test_the_list_of_pairs_shows_which_need_code_and_checking_them_runs_nothing(tmp_path):
     (tmp_path / "theirs.py").write_text(PROGRAM)
     (tmp_path / "models.yaml").write_text(ASKING.replace("RULE", "theirs:Rule()"))
-    listed = speccascade("models", cwd=tmp_path).stdout
+    listed = as_text("models", cwd=tmp_path).stdout
     assert re.search(r"^coded +theirs:Rule\(\) \(wants code: --allow-code\)", listed, re.MULTILINE)
     assert re.search(r"^far +token_v3:0.3 \(default\) \(wants other machines: --allow-code\)", listed, re.MULTILINE)
-    assert "to allow" in speccascade("models", "coded", cwd=tmp_path).stdout
+    assert "to allow" in as_text("models", "coded", cwd=tmp_path).stdout
     for verb in ("check", "plan"):
-        assert speccascade(verb, "coded", cwd=tmp_path).returncode < 2
-    served = speccascade("serve", "plain", "coded", cwd=tmp_path)
+        assert as_text(verb, "coded", cwd=tmp_path).returncode < 2
+    served = as_text("serve", "plain", "coded", cwd=tmp_path)
     assert (served.returncode, served.stdout, "models.yaml, line 6" in served.stderr) == (1, "", True)
     assert not (tmp_path / "ran").exists()
 
@@ -572,7 +565,7 @@ def test_such_a_rule_is_refused_even_while_another_thread_waits_for_its_block(de
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with demo._whole_calls:
+        with demo._turns.whole_call():
             held.set()
             assert done.wait(60)
 

@@ -19,7 +19,7 @@ TEMPERATURES = pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_no_two_arms_are_the_same_and_every_method_is_one(temperature, rule):
     settings = Settings(temperature=temperature)
     arms = all_arms(settings, rule)
-    described = [repr((str(arm.rule), vars(arm) | {"rule": None})) for arm in arms.values()]
+    described = [repr((str(arm.rule), arm.as_dict() | {"rule": None})) for arm in arms.values()]
     assert len(set(described)) == len(arms)
     names = {arm.rule.name for arm in arms.values()}
     known = {spec.split(":")[0] for spec in registry.examples()}

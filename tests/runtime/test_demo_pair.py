@@ -205,7 +205,11 @@ def contested(demo) -> list[int]:
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("settings", [{}, {"top_k": 5, "min_p": 0.02}], ids=["unfiltered", "filtered"])
 def test_emitted_tokens_follow_target_probs_on_the_real_pair(demo, contested, rule, settings):
-    n = 2_000
+    """Raise a false alarm in one of 400 runs of all cases, and find in nine of ten a target that is missed by 0.15 (TV).
+
+    The exact tests of the loop and of :func:`verify` hold the distribution itself; here the rows, the caches and the real draws count.
+    """
+    n = 1_000
     target = target_probs(rule, *rows_of(demo, contested), **settings)[0]
     counts = np.zeros(len(target))
     for seed in range(n):
@@ -271,19 +275,29 @@ KEEPS_EVERYTHING = [
 ]
 
 
-@pytest.mark.parametrize("rule", LOSSLESS)
-def test_the_lossless_end_of_each_dial_writes_the_text_of_strict_on_the_real_pair(demo, rule):
+def of_held_out(runtime: sc.Runtime, rule: str) -> list[sc.Reply]:
+    replies = []
     for seed, example in enumerate(HELD_OUT[::40]):
-        replies = []
-        for each in ("strict", rule):
-            demo.reset()  # so that both evaluate the same batches
-            replies.append(demo.generate(ids(demo, example.prompt), rule=each, temperature=1, seed=seed, max_tokens=60))
-        strict, lossless = replies
+        runtime.reset()  # so that every rule evaluates the same batches
+        replies.append(runtime.generate(ids(runtime, example.prompt), rule=rule, temperature=1, seed=seed, max_tokens=60))
+    return replies
+
+
+@pytest.fixture(scope="module")
+def strict_replies(demo) -> list[sc.Reply]:
+    return of_held_out(demo, "strict")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", LOSSLESS)
+def test_the_lossless_end_of_each_dial_writes_the_text_of_strict_on_the_real_pair(demo, strict_replies, rule):
+    for strict, lossless in zip(strict_replies, of_held_out(demo, rule), strict=True):
         assert lossless.token_ids == strict.token_ids
         if rule not in NAMES_A_TARGET:
             assert lossless.origins == strict.origins
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", KEEPS_EVERYTHING)
 def test_the_other_end_of_each_dial_keeps_every_draft_on_the_real_pair(demo, rule):
     for seed, example in enumerate(HELD_OUT[::40]):

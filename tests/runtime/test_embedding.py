@@ -142,11 +142,12 @@ def test_a_question_that_was_cancelled_before_its_answer_began_is_not_kept(demo,
     assert conversation.messages == []
 
 
-def test_a_saved_conversation_does_not_hold_what_was_about_one_call(demo, tmp_path):
-    conversation = sc.Conversation(demo)
-    conversation.ask("Hi", max_tokens=3)
-    conversation.save(tmp_path / "chat", sc.settings.Call(cancel=threading.Event(), on_chunk=print, max_tokens=9))
-    assert conversation.load(tmp_path / "chat").settings == sc.settings.Settings(max_tokens=9)
+def test_settings_as_an_object_and_as_keywords_make_the_same_reply_and_keywords_take_precedence(demo):
+    settings = sc.Settings(rule="strict", seed=3, max_tokens=9, temperature=1.0)
+    alone = demo.generate("Who is", settings)
+    assert alone.token_ids == demo.generate("Who is", rule="strict", seed=3, max_tokens=9, temperature=1.0).token_ids
+    assert demo.generate("Who is", settings, max_tokens=4).token_ids == alone.token_ids[:4]
+    assert sc.Conversation(demo).ask("Hi", settings, max_tokens=3).stats.tokens <= 3
 
 
 def test_closing_while_another_thread_generates_ends_that_reply_with_an_error():

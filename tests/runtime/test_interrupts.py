@@ -21,21 +21,22 @@ from toys import ToySession, random_rows
 
 import speccascade_local as sc
 from speccascade_local.decoding.ngram import NgramIndex
-from speccascade_local.decoding.overlap import reading_meanwhile
+from speccascade_local.decoding.overlap import reading_beside
 from speccascade_local.llama.batch import Part
 from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.model import LlamaModel
-from speccascade_local.llama.session import LlamaSession, restore_state, save_state
+from speccascade_local.llama.session import LlamaSession
 from speccascade_local.runtime.answer import roll_back_to_prefix
 from speccascade_local.runtime.shared_batches import Participant, SharedBatches, SharedSession
 
 #: A generator that is dropped is closed, and what is raised there is only reported.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-CACHES = ("rollback", "context", "batch", "session", "saved")
-CALLS = (*CACHES, "runtime", "cascade", "answering", "drafting", "generation", "ahead", "ngram", "verify")
-THREADED = ("ahead", "cascade", "runtime", "generation")
-SHARED = (*CACHES, "gathering")
+CACHES = ("llama/rollback", "llama/context", "llama/batch", "llama/session")
+DECODING = ("decoding/loop", "decoding/draft", "decoding/generation", "decoding/overlap", "decoding/ngram", "decoding/verify")
+CALLS = (*CACHES, *DECODING, "runtime/runtime", "runtime/turns", "runtime/answer")
+THREADED = ("decoding/overlap", "decoding/loop", "decoding/generation", "runtime/runtime", "runtime/turns")
+SHARED = (*CACHES, "runtime/shared_batches")
 #: A model for each way back.
 KINDS = {"tail": "llama-dense", "snapshots": "lfm2-dense", "checkpoints": "granitehybrid-dense"}
 BY_BYTECODE = pytest.param(True, marks=[pytest.mark.slow, pytest.mark.skipif(sys.version_info < (3, 11), reason="no exception table")])
@@ -93,10 +94,10 @@ class Sessions:
             one.extend([1, 2, 3, 4, 5], 4)
             one.roll_back(len(one.tokens) - 2)
         one.extend([9, 8, 7], 1)
-        kept = save_state(one)
+        kept = one.save_state()
         one.roll_back(20)
         one.extend([3, 4, 5], 3)
-        restore_state(one, kept)
+        one.restore_state(kept)
         one.roll_back(len(one.tokens) - 1)
         other.roll_back(min(len(other.tokens), 7))
         one.context.evaluate([Part(one.timeline, [5, 6], 2), Part(other.timeline, [7, 8, 9], 1)])
@@ -147,7 +148,7 @@ def test_sessions_are_true_wherever_they_were_interrupted(
 ) -> None:
     with closing(Sessions(written(KINDS[kind]), kind)) as sessions:
         assert broken_by(sessions, CACHES, by_bytecode=by_bytecode) == []
-    assert "reading anew" not in caplog.text
+    assert "reading the text again" not in caplog.text
 
 
 class Interrupted:
@@ -174,7 +175,7 @@ class Interrupted:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_second_interruption_while_the_first_is_handled_changes_nothing(written: Callable[..., Path], kind: str, at_call: int) -> None:
     with closing(Sessions(written(KINDS[kind]), kind)) as sessions:
-        assert broken_by(Interrupted(sessions, at_call), ("context", "rollback"), once=True) == []
+        assert broken_by(Interrupted(sessions, at_call), ("llama/context", "llama/rollback"), once=True) == []
 
 
 class Calls:
@@ -323,7 +324,7 @@ class Copies:
 
 @pytest.mark.parametrize("by_bytecode", [False, BY_BYTECODE])
 def test_an_index_that_was_interrupted_is_that_of_the_next_text(by_bytecode: bool) -> None:
-    assert broken_by(Copies(), ("ngram",), by_bytecode=by_bytecode) == []
+    assert broken_by(Copies(), ("decoding/ngram",), by_bytecode=by_bytecode) == []
 
 
 def test_the_next_call_waits_for_a_thread_that_an_interrupted_one_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +343,7 @@ def test_the_next_call_waits_for_a_thread_that_an_interrupted_one_has_left(monke
     session = Slow(random_rows(12, 0), 12)
     with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
         patch.setattr(ThreadPoolExecutor, "shutdown", interrupted)
-        with reading_meanwhile(session, [1, 2, 3]):
+        with reading_beside(session, [1, 2, 3]):
             assert entered.wait(30)
             raise KeyboardInterrupt
     with ThreadPoolExecutor(1) as pool:
@@ -361,7 +362,7 @@ def test_a_runtime_whose_sharing_was_left_by_an_interruption_answers_again(demo:
 
     def leave() -> None:
         with monkeypatch.context() as patch, runtime.shared(1):
-            patch.setattr(runtime, "_exclusively", interrupted)
+            patch.setattr(runtime._turns, "exclusive", interrupted)
 
     with pytest.raises(KeyboardInterrupt):
         leave()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 import speccascade_local as sc
-from speccascade_local.common.errors import CatalogError, SettingError
+from speccascade_local.common.errors import SettingError
 from speccascade_local.decoding.profile import Profile, Speed
 from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.session import LlamaSession
@@ -40,15 +40,8 @@ def ngram():
         yield runtime
 
 
-@pytest.fixture(scope="module")
-def three():
-    """The drafter stands in for a still smaller model: it drafts for a copy of itself."""
-    with sc.load(small=FILES.drafter, drafter=FILES.drafter, expert=FILES.expert, n_threads=1) as runtime:
-        yield runtime
-
-
 @pytest.mark.parametrize("block_size", ["auto", 4])
-@pytest.mark.parametrize("pair", ["demo", "ngram", "three"])
+@pytest.mark.parametrize("pair", ["demo", "ngram"])
 def test_strict_writes_the_experts_greedy_text_whoever_drafts(request, pair, block_size):
     runtime = request.getfixturevalue(pair)
     for question in QUESTIONS:
@@ -97,11 +90,6 @@ def test_the_account_of_guessed_tokens_is_the_experts(ngram):
     assert {token.tv for token in reply.tokens} == {0}
 
 
-def test_a_small_model_saves_the_drafter_calls(three):
-    alone = three.chat(conversation(QUESTIONS[0]), rule="strict", block_size=6, max_tokens=30).stats
-    assert alone.drafter_calls < alone.drafted
-
-
 def test_a_seed_repeats_an_answer_whatever_was_asked_in_between(demo):
     def ask():
         demo.reset()
@@ -136,22 +124,3 @@ def test_without_a_profile_one_is_made_when_lengths_need_it():
         assert runtime._loaded.profile is None
         runtime.chat(conversation(QUESTIONS[0]), max_tokens=5)
         assert runtime._loaded.profile is not None
-
-
-def test_a_pair_may_name_a_small_model_or_none_in_models_yaml(tmp_path):
-    path = tmp_path / "models.yaml"
-    path.write_text(
-        "pairs:\n  chain: {small: bundled:drafter.gguf, drafter: bundled:drafter.gguf, expert: bundled:expert.gguf}\n"
-        "  copied: {drafter: ngram, expert: bundled:expert.gguf}\n"
-        "  lost: {small: gone.gguf, drafter: bundled:drafter.gguf, expert: bundled:expert.gguf}\n"
-    )
-    pairs = catalog.read_file(path)
-    assert [len(pair.files) for pair in pairs.values()] == [3, 1, 3]
-    assert not pairs["chain"].missing
-    assert not pairs["copied"].missing
-    assert [path.name for path in pairs["lost"].missing] == ["gone.gguf"]
-    with sc.load("chain", models=path, n_threads=1) as runtime:
-        assert runtime.chat(conversation(QUESTIONS[2]), max_tokens=10).tokens
-    path.write_text("pairs:\n  wrong: {small: a.gguf, drafter: ngram, expert: b.gguf}\n")
-    with pytest.raises(CatalogError, match="drafter 'ngram' is none"):
-        catalog.read_file(path)

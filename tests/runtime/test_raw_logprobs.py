@@ -128,7 +128,7 @@ def spelled(pair: sc.Runtime) -> dict[bytes, int]:
 
 
 @pytest.mark.parametrize("shaped", SHAPED.values(), ids=SHAPED)
-@pytest.mark.parametrize("temperature", [0, 0.7, 1])
+@pytest.mark.parametrize("temperature", [0, pytest.param(0.7, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow)])
 def test_a_chats_log_probabilities_are_those_of_a_fresh_raw_row_at_every_origin(toys, temperature, shaped):
     ids, prompt = spelled(toys.pair), toys.pair.chat_ids(QUESTION)
     origins = set()

@@ -13,6 +13,7 @@ import pytest
 import speccascade_local as sc
 from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.session import LlamaSession
+from speccascade_local.rules import registry
 from speccascade_local.rules.routes import ChowAverage, ChowQuantile, ChowSum, Margin
 from speccascade_local.tokens.sampler import softmax
 
@@ -93,7 +94,7 @@ def test_a_kept_answer_is_the_drafters_reply_and_the_expert_sleeps(demo, rule, s
     alone = text_and_cost(cold(demo, prompt, rule="never", **settings))
     reply = cold(demo, prompt, rule=rule, **settings)
     assert text_and_cost(reply) == alone | {"rule": str(reply.rule), "confidence": reply.confidence}
-    assert str(reply.rule) == str(sc.methods.parse(rule))
+    assert str(reply.rule) == str(registry.parse(rule))
     assert (reply.stats.expert_calls, demo._expert.tokens) == (0, [])
     assert set(reply.origins) == {"accepted"}
 
@@ -196,8 +197,8 @@ def test_a_later_call_may_come_in_the_middle_of_the_drafters_unseen_answer(demo,
     demo.reset()
     replies = []
     stream = demo.stream(prompt, rule=rule, seed=5)
-    lock = Interrupting(demo._block, 3, lambda: replies.append(demo.generate(other, rule=later, seed=5)))
-    monkeypatch.setattr(demo, "_block", lock)
+    lock = Interrupting(demo._turns._block, 3, lambda: replies.append(demo.generate(other, rule=later, seed=5)))
+    monkeypatch.setattr(demo._turns, "_block", lock)
     with pytest.raises(sc.SessionError, match="later call"):
         next(stream)
     monkeypatch.undo()
@@ -222,8 +223,8 @@ def test_a_stream_dropped_after_its_first_chunk_leaves_a_usable_runtime(demo, pr
     [
         ({"verification": "block"}, "verification 'block' is about blocks"),
         ({"bonus": "cascade"}, "bonus 'cascade' is about blocks"),
-        ({"strict_first": 4}, "settled block by block"),
-        ({"thinking_rule": "strict"}, "settled block by block"),
+        ({"strict_first": 4}, "verify blocks of drafts"),
+        ({"thinking_rule": "strict"}, "verify blocks of drafts"),
     ],
     ids=str,
 )

@@ -13,6 +13,7 @@ from oracle import visible_until_stop
 import speccascade_local as sc
 from speccascade_local.llama.model import LlamaModel
 from speccascade_local.llama.tokenizer import Tokenizer
+from speccascade_local.models import catalog
 
 
 def test_generate_stream_and_chat_tell_the_same_story(demo):
@@ -308,7 +309,7 @@ def test_stop_strings_may_come_from_any_iterable(demo):
 
 
 def test_a_pair_whose_own_rule_is_never_needs_a_block_size_too(tmp_path):
-    demo = sc.catalog.bundled()
+    demo = catalog.bundled_pair()
     yaml = f"pairs: {{mine: {{drafter: '{demo.drafter}', expert: '{demo.expert}', rule: never}}}}"
     (tmp_path / "m.yaml").write_text(yaml)
     with sc.load("mine", models=tmp_path / "m.yaml") as runtime:
@@ -362,7 +363,7 @@ def test_the_models_are_not_freed_while_another_thread_reads_their_vocabulary(mo
 def test_a_failed_load_frees_what_was_loaded(monkeypatch, tmp_path):
     closed = []
     monkeypatch.setattr(LlamaModel, "close", lambda self: closed.append(self.path.name))
-    pair = sc.catalog.find("demo")
+    pair = catalog.find("demo")
     with pytest.raises(sc.ModelLoadError):
         sc.load(drafter=pair.drafter, expert=tmp_path / "missing.gguf")
     with pytest.raises(sc.SettingError, match=r"n_ctx .* is 513; .* 1 to 512, which is what the models were trained for"):

@@ -158,7 +158,7 @@ def test_a_large_file_is_not_held_twice_to_be_checked(tmp_path: Path) -> None:
 
 
 def test_a_conversation_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(CatalogError, match="a session file has room for"):
+    with pytest.raises(CatalogError, match="a session file holds"):
         write(tmp_path / "a.chat", SavedChat([{"role": "user", "content": "a" * (33 << 20)}]))
     assert not (tmp_path / "a.chat").exists()
 

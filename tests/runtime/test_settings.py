@@ -117,12 +117,12 @@ def test_a_value_that_a_setting_does_not_take_is_refused_by_name(name, data):
 )
 def test_every_value_in_range_is_taken_and_kept(**values):
     settings = Settings(**values)
-    assert vars(settings) == vars(DEFAULTS) | values | {name: tuple(values[name]) for name in ("stop", "stop_token_ids")}
+    assert settings.as_dict() == DEFAULTS.as_dict() | values | {name: tuple(values[name]) for name in ("stop", "stop_token_ids")}
     assert settings.sampler.probs(np.zeros(3)).sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
-    ("values", "wanted"),
+    ("values", "recording"),
     [
         ({}, Recording()),
         ({"fidelity": False}, None),
@@ -131,17 +131,17 @@ def test_every_value_in_range_is_taken_and_kept(**values):
     ],
     ids=str,
 )
-def test_what_is_recorded_of_a_token_follows_from_the_settings(values, wanted):
-    assert Settings(**values).wanted == wanted
+def test_what_is_recorded_of_a_token_follows_from_the_settings(values, recording):
+    assert Settings(**values).recording == recording
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"grammar": 'root ::= "a"', "json_schema": {}}, "choose one"),
-        ({"model_logprobs": True}, "give logprobs a number"),
+        ({"grammar": 'root ::= "a"', "json_schema": {}}, "omit the other"),
+        ({"model_logprobs": True}, "set logprobs to a number"),
         ({"bonus": "cascade", "block_size": 0}, "block_size 0"),
-        ({"audit": True, "fidelity": False}, "fidelity=False keeps none"),
+        ({"audit": True, "fidelity": False}, "fidelity=False records none"),
         ({"min_tokens": 5, "max_tokens": 4}, "cannot have both"),
         ({"min_tokens": 5, "grammar": 'root ::= "a"'}, "min_tokens forbids the end"),
         ({"ignore_eos": True, "json_schema": {}}, "ignore_eos forbids the end"),

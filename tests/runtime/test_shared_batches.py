@@ -104,7 +104,7 @@ def test_the_cheaper_model_goes_first_but_not_for_ever() -> None:
     drafter.leave.clear()
     with ThreadPoolExecutor(2) as pool, gathering.join_as(seats[0]), gathering.join_as(seats[1]):
         writing = pool.submit(lambda: [drafting.extend([1], 1) for _ in range(4 * MOST_PASSED)])
-        until(lambda: bool(gathering._wishes))
+        until(lambda: bool(gathering._requests))
         done_after = pool.submit(lambda: (judging.extend([1], 1), len(drafter.batches))[1])
         drafter.leave.set()
         assert done_after.result(PATIENCE_S) <= MOST_PASSED + 2
@@ -120,7 +120,7 @@ def test_a_long_text_is_read_in_pieces_and_can_be_ended_between_them() -> None:
     assert max(size for batch in context.batches for size in batch) == PIECE
     session.roll_back(5)
     seat.stopped = lambda: True
-    with pytest.raises(SessionError, match="nobody waits"):
+    with pytest.raises(SessionError, match="caller has given up"):
         session.extend(text[5:], 1)
     assert session.tokens == text[:5]
 

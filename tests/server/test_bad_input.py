@@ -1,4 +1,4 @@
-"""What is wrong with a request is told in OpenAI's error object, with the right status; nothing of it reaches the models."""
+"""Wrong requests get OpenAI's error object with the right status, and never reach the models."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def served():
         yield it
 
 
-def refused(response, status=400):
-    """The error object."""
+def require_error(response, status=400):
+    """Assert that the response is an error, and return the error object."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     error = response.json()["error"]
@@ -42,19 +42,19 @@ def refused(response, status=400):
      b"9" * 5000],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
-def test_what_is_no_json_object(served, path, body):
-    assert refused(served.post(path, body))["code"] == "invalid_json"
+def test_a_body_must_be_a_json_object(served, path, body):
+    assert require_error(served.post(path, body))["code"] == "invalid_json"
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
-def test_numbers_that_are_none(served, number):
+def test_nan_and_infinity_are_refused(served, number):
     body = f'{{"model": "demo", "messages": [{{"role": "user", "content": "Hi"}}], "temperature": {number}}}'
-    assert "not valid JSON" in refused(served.post("/v1/chat/completions", body.encode()))["message"]
+    assert "not valid JSON" in require_error(served.post("/v1/chat/completions", body.encode()))["message"]
 
 
-def test_a_number_too_large_to_be_one(served):
+def test_a_number_that_is_too_large_is_refused(served):
     body = b'{"model": "demo", "messages": [{"role": "user", "content": "Hi"}], "temperature": 1e999}'
-    assert refused(served.post("/v1/chat/completions", body))["param"] == "temperature"
+    assert require_error(served.post("/v1/chat/completions", body))["param"] == "temperature"
 
 
 @pytest.mark.parametrize(
@@ -103,8 +103,8 @@ def test_a_number_too_large_to_be_one(served):
         ("speccascade", 5, "speccascade"),
     ],
 )  # fmt: skip
-def test_fields_of_the_wrong_kind(served, field, value, param):
-    error = refused(served.chat(**{field: value}))
+def test_fields_with_wrong_values_are_refused(served, field, value, param):
+    error = require_error(served.chat(**{field: value}))
     assert (error["param"] or "").startswith(param or "")
     assert error["type"] == "invalid_request_error"
     assert len(error["message"]) < 600
@@ -116,7 +116,7 @@ def test_fields_of_the_wrong_kind(served, field, value, param):
 )
 def test_parts_that_are_not_read(served, kind, what):
     content = [{"type": "text", "text": "What is this?"}, {"type": kind, kind: {"url": "/etc/passwd"}}]
-    error = refused(served.chat(messages=[{"role": "user", "content": content}]))
+    error = require_error(served.chat(messages=[{"role": "user", "content": content}]))
     assert error["message"] == f"messages.0.content.1: {what} are not read; send text parts"
     assert error["param"] == "messages.0.content.1"
 
@@ -134,8 +134,8 @@ def test_parts_that_are_not_read(served, kind, what):
         ([{"type": "text", "text": "a"}] * 5000, "messages.0.content", "1024"),
     ],
 )
-def test_content_that_is_no_text(served, content, param, what):
-    error = refused(served.chat(messages=[{"role": "user", "content": content}]))
+def test_content_other_than_text_is_refused(served, content, param, what):
+    error = require_error(served.chat(messages=[{"role": "user", "content": content}]))
     assert error["param"] == param
     assert what in error["message"]
 
@@ -159,7 +159,7 @@ DEEP = '{"a":' * 150 + "1" + "}" * 150
         (DEEP, "more than 100 deep"),
         (json.loads(DEEP), "more than 100 deep"),
         ("[" * 100_000, "not valid JSON"),
-        ([1], "list"),
+        ([1], "[1]"),
         (5, "5"),
     ],
     ids=lambda value: str(value)[:20],
@@ -168,14 +168,14 @@ def test_arguments_of_earlier_calls_that_are_no_object(served, arguments, what):
     function = {"name": "now", "arguments": arguments}
     call = {"id": "1", "type": "function", "function": function}
     for fields, place in (({"tool_calls": [call]}, "tool_calls.0.function"), ({"function_call": function}, "function_call")):
-        error = refused(served.chat(messages=[*QUESTION, {"role": "assistant", "content": None, **fields}]))
+        error = require_error(served.chat(messages=[*QUESTION, {"role": "assistant", "content": None, **fields}]))
         assert error["param"] == f"messages.1.{place}.arguments"
         assert what in error["message"]
         assert len(error["message"]) < 600
 
 
-def test_nothing_that_is_nested_deeply_is_an_error_of_the_server(served):
-    """Whatever the JSON reader takes, the rest takes or refuses."""
+def test_deep_nesting_is_never_a_server_error(served):
+    """Everything that the JSON parser accepts is accepted or refused later."""
     for depth in range(0, 220, 20):
         deep = json.loads('{"a":' * depth + "1" + "}" * depth)
         schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"x-note": deep}}}
@@ -184,20 +184,20 @@ def test_nothing_that_is_nested_deeply_is_an_error_of_the_server(served):
 
 
 @pytest.mark.parametrize("missing", ["model", "messages"])
-def test_fields_that_are_missing(served, missing):
+def test_missing_fields_are_refused(served, missing):
     body = {"model": "demo", "messages": QUESTION}
     del body[missing]
-    assert refused(served.post("/v1/chat/completions", body))["param"] == missing
+    assert require_error(served.post("/v1/chat/completions", body))["param"] == missing
 
 
-def test_unknown_fields_are_left_aside(served):
+def test_unknown_fields_are_ignored(served):
     plain = served.chat(max_tokens=8).json()["choices"][0]
     assert served.chat(max_tokens=8, store=True, metadata={"a": "b"}, tomorrow=[1]).json()["choices"][0] == plain
 
 
 @pytest.mark.parametrize("model", ["gpt-4o", "Demo", "demo@", "@strict", "demo/../demo", "/etc/passwd"])
-def test_an_unknown_model_lists_what_there_is(served, model):
-    error = refused(served.chat(model=model), 404)
+def test_the_error_for_an_unknown_model_lists_the_models(served, model):
+    error = require_error(served.chat(model=model), 404)
     assert error["code"] == "model_not_found"
     assert "models are demo" in error["message"]
 
@@ -212,7 +212,7 @@ def test_a_rule_is_never_code_or_a_file(served, rule, monkeypatch, tmp_path):
     sys.addaudithook(lambda event, given: opened.append((event, given)) if event in ("open", "import") and watching else None)
     watching = [True]
     for response in (served.chat(speccascade={"rule": rule}), served.chat(model=f"demo@{rule}")):
-        refused(response)
+        require_error(response)
     watching.clear()
     assert not [given for event, given in opened if event == "open" and str(given[0]) in rule]
     assert not [given for event, given in opened if event == "import" and given[0] == "tests.my"]
@@ -228,49 +228,49 @@ def test_rules_by_name_alpha_and_registration(served):
     assert rule(speccascade={"rule": "diff:0.1", "alpha": 0.4}) == "diff:0.4"
     assert rule(speccascade={"rule": "careful"}) == rule(model="demo@careful") == "opt:0.2"
     assert rule(model="demo@strict", speccascade={"rule": "strict"}) == "strict"
-    assert "name one" in refused(served.chat(model="demo@strict", speccascade={"rule": "never"}))["message"]
-    refused(served.chat(speccascade={"rule": "strict", "alpha": 0.5}))
-    refused(served.chat(speccascade={"alpha": 5}))
+    assert "name one" in require_error(served.chat(model="demo@strict", speccascade={"rule": "never"}))["message"]
+    require_error(served.chat(speccascade={"rule": "strict", "alpha": 0.5}))
+    require_error(served.chat(speccascade={"alpha": 5}))
 
 
 def test_the_expert_alone_drafts_nothing(served):
     alone = served.chat(speccascade={"rule": "expert"}).json()
     assert alone["timings"]["draft_n"] == alone["speccascade"]["block_size"] == 0
     assert alone["choices"] == served.chat(model="demo@strict").json()["choices"]
-    refused(served.chat(speccascade={"rule": "expert", "block_size": 4}))
+    require_error(served.chat(speccascade={"rule": "expert", "block_size": 4}))
 
 
 def test_a_prompt_that_is_too_long_is_refused_before_it_is_read(served):
-    error = refused(served.chat(messages=[{"role": "user", "content": "a" * 1_000_000}]))
+    error = require_error(served.chat(messages=[{"role": "user", "content": "a" * 1_000_000}]))
     assert error["code"] == "context_length_exceeded"
-    assert refused(served.chat(messages=[{"role": "user", "content": "word " * 1000}]))["code"] == "context_length_exceeded"
-    assert refused(served.chat(messages=[{"role": "user", "content": "a" * 10_000_000}]), 413)["code"] == "request_too_large"
-    refused(served.post("/v1/completions", {"model": "demo", "prompt": [1] * 100_000}))
-    refused(served.post("/v1/completions", {"model": "demo", "prompt": [2**30]}))
-    refused(served.post("/tokenize", {"content": "a" * 1_000_000}))
+    assert require_error(served.chat(messages=[{"role": "user", "content": "word " * 1000}]))["code"] == "context_length_exceeded"
+    assert require_error(served.chat(messages=[{"role": "user", "content": "a" * 10_000_000}]), 413)["code"] == "request_too_large"
+    require_error(served.post("/v1/completions", {"model": "demo", "prompt": [1] * 100_000}))
+    require_error(served.post("/v1/completions", {"model": "demo", "prompt": [2**30]}))
+    require_error(served.post("/tokenize", {"content": "a" * 1_000_000}))
 
 
-def test_grammars_and_schemas_that_cannot_be_followed(served):
+def test_unusable_grammars_and_schemas_are_refused(served):
     schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}
     for stream in (False, True):
-        refused(served.chat(response_format=schema, stream=stream))
-    refused(served.post("/v1/completions", {"model": "demo", "prompt": "Hi", "grammar": "root ::= ("}))
+        require_error(served.chat(response_format=schema, stream=stream))
+    require_error(served.post("/v1/completions", {"model": "demo", "prompt": "Hi", "grammar": "root ::= ("}))
 
 
-def test_tokens_there_and_back(served, demo):
+def test_detokenize_inverts_tokenize(served, demo):
     text = "Who is Ada Lovelace? né 😀"
     ids = served.post("/tokenize", {"content": text}).json()["tokens"]
     assert served.post("/detokenize", {"tokens": ids}).json()["content"] == text
     assert served.post("/tokenize", {"messages": QUESTION}).json()["tokens"] == demo.chat_ids(QUESTION)
-    refused(served.post("/detokenize", {"tokens": [10**6]}))
-    refused(served.post("/tokenize", {"content": "a", "prompt": "b"}))
+    require_error(served.post("/detokenize", {"tokens": [10**6]}))
+    require_error(served.post("/tokenize", {"content": "a", "prompt": "b"}))
 
 
-def test_routes_and_methods_that_there_are_not(served):
-    refused(served.get("/nothing"), 404)
-    refused(served.get("/v1/chat/completions"), 405)
-    refused(served.post("/health", {}), 405)
-    refused(served.post("/v1/embeddings", {"model": "demo", "input": "Hi"}))
+def test_unknown_routes_and_methods_are_refused(served):
+    require_error(served.get("/nothing"), 404)
+    require_error(served.get("/v1/chat/completions"), 405)
+    require_error(served.post("/health", {}), 405)
+    require_error(served.post("/v1/embeddings", {"model": "demo", "input": "Hi"}))
 
 
 def test_the_description_names_every_route(served):
@@ -279,7 +279,7 @@ def test_the_description_names_every_route(served):
     json.dumps(paths, allow_nan=False)
 
 
-def test_figures_for_prometheus(served):
+def test_metrics_count_replies(served):
     def figure(name):
         line = next(line for line in served.get("/metrics").text.splitlines() if line.startswith(name))
         return float(line.split()[-1])
@@ -318,10 +318,10 @@ def test_large_requests_are_read_one_at_a_time_and_small_ones_pass_them(monkeypa
     assert most == [1, 1, 1]
 
 
-def test_memory_of_large_requests_is_looked_for_a_few_times_and_then_no_more(monkeypatch):
-    looks: list[int] = []  # the threads of all servers in this process
+def test_memory_of_large_requests_is_given_back_a_few_times(monkeypatch):
+    calls: list[int] = []  # threads of all servers in this process
     monkeypatch.setattr(large_requests, "TIDY_AFTER_S", 0.01)
-    monkeypatch.setattr(large_requests, "give_back_memory", lambda: looks.append(threading.get_ident()))
+    monkeypatch.setattr(large_requests, "give_back_memory", lambda: calls.append(threading.get_ident()))
 
     async def one() -> int:
         large = large_requests.LargeRequests()
@@ -331,11 +331,11 @@ def test_memory_of_large_requests_is_looked_for_a_few_times_and_then_no_more(mon
         large._thread.shutdown()
         return own
 
-    assert looks.count(asyncio.run(asyncio.wait_for(one(), PATIENCE_S))) == large_requests.TIDY_TIMES
+    assert calls.count(asyncio.run(asyncio.wait_for(one(), PATIENCE_S))) == large_requests.TIDY_TIMES
 
 
-def test_what_only_cycles_hold_is_given_back():
-    class Chain(list):  # a list that a weak reference may point at
+def test_reference_cycles_are_freed():
+    class Chain(list):  # weak references need a subclass
         pass
 
     chain = Chain()

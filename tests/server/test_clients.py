@@ -1,4 +1,4 @@
-"""Clients that go away, read nothing, come all at once or speak of one conversation; and what ends a server."""
+"""Clients that disconnect, do not read, come all at once or share a conversation; and how a server ends."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from speccascade_local.server.http import connections, listen, log_limit, policy
 
 @pytest.fixture
 def slow(monkeypatch):
-    """Decoding that goes on block by block only when it is let, and counts them."""
+    """Decoding that waits at a gate before each block, and counts blocks."""
     gate = Gate()
     real = engine_module.answer
 
@@ -88,7 +88,7 @@ def test_a_client_that_goes_away_ends_the_decoding_within_a_block(slow, stream, 
         connection.close()
         wait_until(lambda: job.cancelled, "cancelled")
         slow.let(1)
-        wait_until(lambda: running(served) == (0, 0), "nobody is answered")
+        wait_until(lambda: running(served) == (0, 0), "no request is left")
         assert slow.blocks <= 3
         slow.open()
         assert served.chat().status_code == 200
@@ -102,13 +102,13 @@ def test_a_client_that_goes_away_while_it_waits_leaves_the_queue(slow):
         second.sendall(request())
         wait_until(lambda: running(served) == (1, 1), "the second waits")
         second.close()
-        wait_until(lambda: running(served) == (1, 0), "nobody waits")
+        wait_until(lambda: running(served) == (1, 0), "the queue is empty")
         first.close()
         slow.open()
-        wait_until(lambda: running(served) == (0, 0), "nobody is answered")
+        wait_until(lambda: running(served) == (0, 0), "no request is left")
 
 
-def test_past_its_bound_the_queue_says_when_to_come_back(slow):
+def test_a_full_queue_says_when_to_retry(slow):
     with serving(slots=1, queue=1) as served, served.connect() as first, served.connect() as second:
         first.sendall(request(stream=True))
         wait_until(lambda: running(served) == (1, 0), "the first is answered")
@@ -120,22 +120,22 @@ def test_past_its_bound_the_queue_says_when_to_come_back(slow):
             assert int(third.headers["retry-after"]) >= 1
             assert third.json()["error"]["type"] == "rate_limit_error"
         slow.open()
-        wait_until(lambda: running(served) == (0, 0), "nobody is left")
+        wait_until(lambda: running(served) == (0, 0), "no request is left")
         assert served.chat().status_code == 200
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_request_that_takes_too_long_is_told_so(slow, stream):
+def test_a_request_that_takes_too_long_gets_a_timeout_error(slow, stream):
     with serving(slots=1, timeout_s=0.3) as served:
         response = served.chat(stream=stream)
         assert response.status_code == 504
         assert response.json()["error"]["code"] == "timeout"
         slow.let(1)
-        wait_until(lambda: running(served) == (0, 0), "nobody is answered")
+        wait_until(lambda: running(served) == (0, 0), "no request is left")
         slow.open()
 
 
-def test_who_reads_slowly_holds_nobody_up():
+def test_a_slow_reader_blocks_no_other_client():
     with serving(slots=1) as served, served.connect() as lazy:
         expected = served.chat().json()["choices"]
         lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
@@ -145,7 +145,7 @@ def test_who_reads_slowly_holds_nobody_up():
         assert served.chat().json()["choices"] == expected
 
 
-def test_who_never_reads_is_given_up(monkeypatch):
+def test_a_client_that_never_reads_is_dropped(monkeypatch):
     monkeypatch.setattr(streams, "READ_WITHIN_S", 0.3)
     with serving(slots=1) as served, served.connect() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
@@ -166,7 +166,7 @@ def test_two_requests_of_one_conversation_are_both_answered():
     assert together == alone
 
 
-def test_many_at_once_get_what_each_gets_alone():
+def test_concurrent_requests_get_the_same_replies_as_alone():
     questions = ["Who is Ada Lovelace?", "Who is Alan Turing?", "Who is Marie Curie?", "What is 3 plus 4?"] * 4
 
     def ask(question, stream):
@@ -187,7 +187,7 @@ HEALTH = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
 def read_answer(connection):
-    """One answer with a length, whole."""
+    """Return one whole response that has a length."""
     answer = b""
     while b"\r\n\r\n" not in answer:
         answer += connection.recv(1) or pytest.fail(f"closed after {answer!r}")
@@ -216,7 +216,7 @@ def test_a_head_that_does_not_come_whole_closes_the_connection(monkeypatch, begu
         assert is_closed(connection)
 
 
-def test_a_byte_now_and_then_does_not_keep_a_connection(monkeypatch):
+def test_single_bytes_do_not_keep_a_connection_open(monkeypatch):
     monkeypatch.setattr(connections, "HEAD_WITHIN_S", 0.3)
     with serving() as served, served.connect() as connection:
         connection.sendall(HEALTH)
@@ -228,7 +228,7 @@ def test_a_byte_now_and_then_does_not_keep_a_connection(monkeypatch):
         assert is_closed(connection)
 
 
-def test_the_rest_of_a_body_that_was_refused_is_not_waited_for(monkeypatch):
+def test_the_rest_of_a_refused_body_is_not_awaited(monkeypatch):
     monkeypatch.setattr(connections, "HEAD_WITHIN_S", 0.2)
     with serving() as served, served.connect() as connection:
         connection.sendall(b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{")
@@ -236,8 +236,8 @@ def test_the_rest_of_a_body_that_was_refused_is_not_waited_for(monkeypatch):
         assert is_closed(connection)
 
 
-def test_a_slow_client_gets_its_answers_one_after_the_other():
-    """Heads in pieces, several requests at once, and a pause longer than no head may take."""
+def test_a_slow_client_gets_its_responses_in_order():
+    """Heads in pieces, several requests at once, and pauses."""
     with serving() as served, served.connect() as connection:
         for piece in (HEALTH[:1], HEALTH[1:20], HEALTH[20:] + HEALTH + HEALTH[:5]):
             connection.sendall(piece)
@@ -257,7 +257,7 @@ def half_open(served, begun):
 
 @pytest.mark.parametrize("begun", [b"", b"G", request()[:-1]], ids=["idle", "a byte", "no whole body"])
 def test_clients_that_only_hold_connections_keep_none_out(begun):
-    """As many as there may be, and more; who waits for an answer keeps its connection."""
+    """More connections than one client may have."""
     with serving() as served, contextlib.ExitStack() as opened:
         held = [opened.enter_context(half_open(served, begun)) for _ in range(connections.MAX_PER_PEER + 10)]
         answers = [served.get("/health") for _ in range(20)]
@@ -297,7 +297,7 @@ async def large(scope, receive, send):
 
 
 @pytest.mark.parametrize("head", [HEALTH, HEALTH.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")], ids=["kept", "closed"])
-def test_an_answer_that_is_never_read_is_not_kept(monkeypatch, head):
+def test_an_unread_response_is_dropped(monkeypatch, head):
     monkeypatch.setattr(connections, "UNREAD_WITHIN_S", 0.2)
     monkeypatch.setattr(listen, "BETWEEN_S", 0.2)
     listens = listen.bind("127.0.0.1", 0)
@@ -328,7 +328,7 @@ def test_an_ipv6_network_is_one_peer(address, peer):
     assert policy.peer_of(address) == peer
 
 
-def answer_of_half_closed(served, sent):
+def read_after_half_close(served, sent):
     with served.connect() as connection:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
@@ -336,9 +336,9 @@ def answer_of_half_closed(served, sent):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_shuts_its_side_behind_the_request_gets_its_answer(slow, stream):
+def test_a_half_closed_client_gets_its_response(slow, stream):
     with serving(slots=1) as served, ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(answer_of_half_closed, served, request(stream=stream))
+        answer = pool.submit(read_after_half_close, served, request(stream=stream))
         wait_until(lambda: running(served) == (1, 0), "it is answered")
         with pytest.raises(TimeoutError):
             answer.result(0.5)
@@ -348,10 +348,10 @@ def test_a_client_that_shuts_its_side_behind_the_request_gets_its_answer(slow, s
         assert (b"[DONE]" if stream else b"chat.completion") in rest
 
 
-def test_several_requests_before_the_side_is_shut_are_all_answered():
+def test_pipelined_requests_before_a_half_close_are_all_answered():
     with serving() as served:
-        assert answer_of_half_closed(served, HEALTH * 3).count(b"200 OK") == 3
-        assert answer_of_half_closed(served, HEALTH[:-2]) == b""
+        assert read_after_half_close(served, HEALTH * 3).count(b"200 OK") == 3
+        assert read_after_half_close(served, HEALTH[:-2]) == b""
 
 
 # ---------------------------------------------------------------- the log
@@ -388,8 +388,8 @@ def test_what_was_not_logged_is_counted(monkeypatch):
 # ---------------------------------------------------------------- the verb
 
 
-#: Python runs it before anything else; see tests/cli/test_no_network.py.
-ASKS_NOBODY = """\
+#: Python runs it first; see tests/cli/test_no_network.py.
+NO_NETWORK = """\
 import sys
 
 def refuse(event, arguments):
@@ -400,8 +400,8 @@ sys.addaudithook(refuse)
 """
 
 
-def started(*options, path=""):
-    """``speccascade serve`` in a process of its own, and where it listens. path: where its modules are looked for first."""
+def start_server(*options, path=""):
+    """Start ``speccascade serve`` in a new process. Return it and its URL. ``path`` is searched first for modules."""
     process = subprocess.Popen(
         [sys.executable, "-m", "speccascade_local", "serve", "--port", "0", "--threads", "1", *options],
         stdout=subprocess.PIPE,
@@ -415,9 +415,9 @@ def started(*options, path=""):
     return process, address[0]
 
 
-def test_a_server_asks_nobody(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(ASKS_NOBODY)
-    process, url = started(path=tmp_path)
+def test_a_server_uses_no_network(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
+    process, url = start_server(path=tmp_path)
     with process:
         body = {"model": "demo", "messages": QUESTION, "max_tokens": 8}
         assert httpx.post(url + "/v1/chat/completions", json=body, timeout=PATIENCE_S).status_code == 200
@@ -427,7 +427,7 @@ def test_a_server_asks_nobody(tmp_path):
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_server_and_a_stream_that_runs(sent):
-    process, url = started()
+    process, url = start_server()
     with process:
         body = {"model": "demo", "messages": QUESTION, "stream": True, "temperature": 5.0, "n": 16, "logit_bias": {}}
         with httpx.stream("POST", url + "/v1/chat/completions", json=body, timeout=PATIENCE_S) as response:
@@ -456,9 +456,9 @@ class Slow:
 
 @pytest.fixture
 def stuck(tmp_path):
-    """A server in the middle of an answer that no cancelling ends: its process, and a stream of that answer."""
+    """A server with a reply that cannot be cancelled: its process, a stream of the reply, and a child process."""
     (tmp_path / "slow_rule.py").write_text(SLOW_RULE.replace("CHILD", str(tmp_path / "child")))
-    process, url = started("--rule", "slow=slow_rule:Slow()", path=tmp_path)
+    process, url = start_server("--rule", "slow=slow_rule:Slow()", path=tmp_path)
     host, port = url.removeprefix("http://").split(":")
     with process, socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
         try:
@@ -480,17 +480,17 @@ def has_ended(process):
 def test_a_signal_ends_the_process_whatever_a_rule_does(stuck):
     process, answered, child = stuck
     process.send_signal(signal.SIGTERM)
-    assert b"closing" in b"".join(iter(lambda: answered.recv(4096), b"")), "its client is told"
+    assert b"closing" in b"".join(iter(lambda: answered.recv(4096), b"")), "its client gets an error"
     assert process.wait(PATIENCE_S) == 1
     (line,) = process.stderr.read().splitlines()
-    assert line.startswith("the server did not end within 4.5 s; it is ended while these still run: ")
+    assert line.startswith("the server did not end within 4.5 s; killing it while these still run: ")
     assert "answers of demo (in defer, slow_rule.py:9)" in line
     assert has_ended(child)
 
 
 def test_a_second_ctrl_c_ends_the_process_at_once(stuck):
     process, _, child = stuck
-    for _ in range(2):  # a signal that comes twice before it is handled is one signal
+    for _ in range(2):  # a signal that repeats before it is handled counts once
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
     assert process.wait(PATIENCE_S) == 130
@@ -498,8 +498,8 @@ def test_a_second_ctrl_c_ends_the_process_at_once(stuck):
     assert has_ended(child)
 
 
-def test_a_killed_server_leaves_its_port_and_nothing_to_clean():
-    process, url = started()
+def test_a_killed_server_frees_its_port():
+    process, url = start_server()
     with process:
         port = url.rpartition(":")[2]
         body = {"model": "demo", "messages": QUESTION, "stream": True, "temperature": 5.0, "n": 16}
@@ -508,7 +508,7 @@ def test_a_killed_server_leaves_its_port_and_nothing_to_clean():
             next(raw)
             process.kill()
             assert b"[DONE]" not in b"".join(raw)
-    again, url = started("--port", port)
+    again, url = start_server("--port", port)
     with again:
         assert url.endswith(port)
         assert httpx.get(url + "/health", timeout=PATIENCE_S).status_code == 200
@@ -516,12 +516,12 @@ def test_a_killed_server_leaves_its_port_and_nothing_to_clean():
         assert again.wait(PATIENCE_S) == 0
 
 
-# --------------------------------------------------------------------------- what is seen is what stops
+# --------------------------------------------------------------------------- control tokens and templates
 
 
 @pytest.fixture(scope="module")
 def talks_in_control_tokens(tmp_path_factory: pytest.TempPathFactory):
-    """A server of a model that likes a control token, has a BOS, and a template with a mind of its own."""
+    """A server of a model with a control token, a BOS, and a template that can raise."""
     source = "{% if messages[0].content == '!' %}{{ raise_exception('\x1b[2J' ~ '/home/me/x ' * 100000) }}{% endif %}" + CHATML
     path = text_model(tmp_path_factory.mktemp("served") / "m.gguf", add_bos=True, chat_template=source)
     with sc.load(drafter="ngram", expert=path, n_ctx=256, n_threads=1, timelines=2) as runtime, serving({"m": runtime}) as served:
@@ -548,14 +548,14 @@ def test_a_prompt_that_begins_with_the_bos_has_one_over_http(talks_in_control_to
     assert sizes == [3, 3]
 
 
-def test_a_last_message_of_the_assistants_is_continued_over_http(talks_in_control_tokens):
+def test_the_assistants_last_message_is_continued_over_http(talks_in_control_tokens):
     runtime = talks_in_control_tokens.engine.pairs["m"]
     begun = [*QUESTION, {"role": "assistant", "content": "She was "}]
     got = talks_in_control_tokens.post("/v1/chat/completions", {"model": "m", "messages": begun, "max_tokens": 2}).json()
     assert got["usage"]["prompt_tokens"] == len(runtime.chat_ids(begun)) < len(runtime.chat_ids(begun, continues=False))
 
 
-def test_what_a_template_says_is_cut_short_over_http(talks_in_control_tokens):
+def test_a_template_error_is_shortened_over_http(talks_in_control_tokens):
     asked = {"model": "m", "messages": [{"role": "user", "content": "!"}]}
     got = talks_in_control_tokens.post("/v1/chat/completions", asked)
     assert got.status_code == 400

@@ -1,4 +1,4 @@
-"""Requests in turn: who is answered when, what each gets, and how it ends."""
+"""The engine: the order of requests, their replies, and how they end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from speccascade_local.tokens import grammar
 
 QUESTION = [{"role": "user", "content": "Who is Ada Lovelace?"}]
 SHORT = Settings(max_tokens=12, rule="strict", block_size=3, seed=1)
-#: Much longer than any test waits for: broken off, or the test hangs.
+#: Much longer than any test waits, unless it hangs.
 PATIENCE_S = 30
 
 
@@ -35,13 +35,13 @@ def pair() -> Iterator[sc.Runtime]:
 
 @pytest.fixture
 def engine(pair: sc.Runtime) -> Iterator[Engine]:
-    """One job at a time, so that the order is plain."""
+    """One job at a time, so that the order is clear."""
     with Engine({"demo": pair}, queue=8) as engine:
         yield engine
 
 
 class Gate:
-    """A rule that waits at its first block until it is let through, so that a test knows what is being answered."""
+    """A rule that waits in its first block until it is opened, so that a test knows which job runs."""
 
     def __init__(self, log: list[str] | None = None, name: str = "gate") -> None:
         self.reached, self.opened, self.blocks = threading.Event(), threading.Event(), 0
@@ -65,35 +65,35 @@ def opened(log: list[str], name: str) -> Settings:
     return gate.settings()
 
 
-def held(engine: Engine, gate: Gate, **chosen) -> Job:
-    """A job that is being answered until the gate is opened."""
+def submit_held(engine: Engine, gate: Gate, **chosen) -> Job:
+    """Submit a job that runs until its gate is opened."""
     job = engine.submit("demo", QUESTION, gate.settings(**chosen))
     assert gate.reached.wait(PATIENCE_S)
     return job
 
 
-def test_a_job_gives_what_the_runtime_gives(engine: Engine, demo: sc.Runtime) -> None:
+def test_a_job_gives_the_same_reply_as_the_runtime(engine: Engine, demo: sc.Runtime) -> None:
     for question in (QUESTION, "Once", demo.chat_ids(QUESTION)):
         job = engine.submit("demo", question, SHORT)
         chunks = list(job)
-        assert list(job) == chunks, "each reading begins with the first"
-        asked = demo.chat(question, **vars(SHORT)) if question is QUESTION else demo.generate(question, **vars(SHORT))
+        assert list(job) == chunks, "every iteration begins with the first chunk"
+        asked = demo.chat(question, SHORT) if question is QUESTION else demo.generate(question, SHORT)
         assert job.reply().token_ids == asked.token_ids
         assert chunks[-1].finish_reason is not None
         assert job.wait(PATIENCE_S)
         assert job.done
 
 
-def test_a_seed_is_named_for_every_job(engine: Engine) -> None:
-    """Else automatic lengths would look at what other jobs have taught."""
+def test_every_job_has_a_seed(engine: Engine) -> None:
+    """Otherwise automatic lengths would depend on other jobs."""
     job = engine.submit("demo", QUESTION, Settings(max_tokens=2))
     assert job.settings.seed == job.reply().seed
 
 
 @pytest.mark.parametrize(
-    ("refused", "error", "says"),
+    ("call", "error", "message"),
     [
-        (lambda engine: engine.submit("other", QUESTION, SHORT), CatalogError, "there are demo"),
+        (lambda engine: engine.submit("other", QUESTION, SHORT), CatalogError, "pairs here are demo"),
         (lambda engine: engine.submit("demo", [], SHORT), PromptError, "empty"),
         (lambda engine: engine.submit("demo", "", SHORT), PromptError, "empty"),
         (lambda engine: engine.submit("demo", [10**9], SHORT), PromptError, "1000000000"),
@@ -105,15 +105,15 @@ def test_a_seed_is_named_for_every_job(engine: Engine) -> None:
         (lambda engine: Engine(engine.pairs, queue=0), SettingError, "queue"),
     ],
 )
-def test_bad_input_is_refused_by_the_call_itself(engine: Engine, refused: Callable, error: type, says: str) -> None:
-    with pytest.raises(error, match=says):
-        refused(engine)
+def test_submit_refuses_bad_input(engine: Engine, call: Callable, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(engine)
     assert engine.counts() == {"demo": (0, 0)}
 
 
 def test_conversations_take_turns_and_each_keeps_its_order(engine: Engine) -> None:
     gate, log = Gate(), []
-    held(engine, gate)
+    submit_held(engine, gate)
     asked = [("a", "a1"), ("a", "a2"), ("a", "a3"), ("b", "b1"), ("b", "b2"), (None, "x"), (None, "y")]
     jobs = [engine.submit("demo", QUESTION, opened(log, name), conversation=who) for who, name in asked]
     assert engine.counts() == {"demo": (1, 7)}
@@ -123,9 +123,9 @@ def test_conversations_take_turns_and_each_keeps_its_order(engine: Engine) -> No
     assert log == ["a1", "b1", "x", "y", "a2", "b2", "a3"]
 
 
-def test_more_than_may_wait_are_told_when_to_come_back(engine: Engine) -> None:
+def test_a_full_queue_says_when_to_retry(engine: Engine) -> None:
     gate = Gate()
-    held(engine, gate)
+    submit_held(engine, gate)
     waiting = [engine.submit("demo", QUESTION, SHORT) for _ in range(8)]
     with pytest.raises(EngineBusyError, match="8 requests are waiting") as refused:
         engine.submit("demo", QUESTION, SHORT)
@@ -139,7 +139,7 @@ def test_more_than_may_wait_are_told_when_to_come_back(engine: Engine) -> None:
 
 def test_a_job_that_waits_is_cancelled_at_once(engine: Engine) -> None:
     gate = Gate()
-    running = held(engine, gate)
+    running = submit_held(engine, gate)
     waiting = engine.submit("demo", QUESTION, SHORT)
     waiting.cancel()
     assert waiting.done
@@ -150,27 +150,27 @@ def test_a_job_that_waits_is_cancelled_at_once(engine: Engine) -> None:
     gate.opened.set()
     waited = running.queued_s
     assert running.reply().finish_reason
-    assert running.queued_s == waited, "it waits no longer"
+    assert running.queued_s == waited, "it no longer waits"
 
 
 def test_a_running_job_is_cancelled_within_one_block(engine: Engine) -> None:
     gate = Gate()
-    running = held(engine, gate, max_tokens=400)
+    running = submit_held(engine, gate, max_tokens=400)
     running.cancel()
-    assert list(running) == [], "who reads does not wait for the block"
+    assert list(running) == [], "a reader does not wait for the block"
     assert not running.done
     gate.opened.set()
     assert running.wait(PATIENCE_S)
     assert running.error is None
-    assert gate.blocks <= 2  # as many as are asked about the two tokens of one draft
+    assert gate.blocks <= 2  # one for each of the two tokens of a draft
     assert engine.submit("demo", QUESTION, SHORT).reply().finish_reason
 
 
 @pytest.mark.parametrize("waits", [True, False])
-def test_time_is_up_for_a_job(engine: Engine, waits: bool) -> None:
+def test_a_job_times_out(engine: Engine, waits: bool) -> None:
     gate, other = Gate(), Gate()
     if waits:
-        held(engine, other)
+        submit_held(engine, other)
     job = engine.submit("demo", QUESTION, gate.settings(), timeout_s=0.05)
     with pytest.raises(EngineTimeoutError, match=r"0\.05 s"):
         list(job)
@@ -182,7 +182,7 @@ def test_time_is_up_for_a_job(engine: Engine, waits: bool) -> None:
         job.reply()
 
 
-def test_a_job_that_fails_says_why_and_hurts_nobody(engine: Engine) -> None:
+def test_a_failing_job_reports_why_and_affects_no_other(engine: Engine) -> None:
     class Broken:
         def defer(self, evidence):
             raise RuntimeError("on purpose")
@@ -196,7 +196,7 @@ def test_a_job_that_fails_says_why_and_hurts_nobody(engine: Engine) -> None:
 
 def test_closing_finishes_what_it_can_and_ends_the_rest(pair: sc.Runtime) -> None:
     engine, gate = Engine({"demo": pair}), Gate()
-    running, waiting = held(engine, gate, max_tokens=400), engine.submit("demo", QUESTION, SHORT)
+    running, waiting = submit_held(engine, gate, max_tokens=400), engine.submit("demo", QUESTION, SHORT)
     closing = threading.Thread(target=engine.close, args=(0.01,))
     closing.start()
     with pytest.raises(EngineError, match="still waiting"):
@@ -210,10 +210,10 @@ def test_closing_finishes_what_it_can_and_ends_the_rest(pair: sc.Runtime) -> Non
     with pytest.raises(EngineError, match="closing"):
         engine.submit("demo", QUESTION, SHORT)
     engine.close()
-    assert pair.chat(QUESTION, **vars(SHORT)).finish_reason, "the pair is its own again"
+    assert pair.chat(QUESTION, SHORT).finish_reason, "the pair works alone again"
 
 
-#: Whole numbers that are multiples of four primes: far more states than can be computed.
+#: Multiples of four primes: far more grammar states than can be computed.
 ENDLESS = {"allOf": [{"type": "integer", "multipleOf": prime} for prime in (9973, 9967, 9949, 9941)]}
 COLOUR = {"enum": ["red", "blue"]}
 
@@ -224,7 +224,7 @@ def constrained(schema: object, **chosen) -> Settings:
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Grammars may take longer than any test waits."""
+    """Let grammars take longer than any test waits."""
     monkeypatch.setattr(grammar, "COMPILE_S", 600.0)
 
 
@@ -241,7 +241,7 @@ def test_others_are_answered_while_grammars_are_compiled(engine: Engine) -> None
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_grammar_ends_with_the_time_of_its_request(engine: Engine) -> None:
+def test_compiling_a_grammar_ends_with_the_timeout_of_its_request(engine: Engine) -> None:
     job = engine.submit("demo", QUESTION, constrained(ENDLESS), timeout_s=0.2)
     with pytest.raises(EngineTimeoutError):
         job.reply()
@@ -249,7 +249,7 @@ def test_a_grammar_ends_with_the_time_of_its_request(engine: Engine) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-def test_closing_waits_for_no_grammar(pair: sc.Runtime) -> None:
+def test_closing_does_not_wait_for_grammars(pair: sc.Runtime) -> None:
     engine = Engine({"demo": pair})
     job = engine.submit("demo", QUESTION, constrained(ENDLESS))
     engine.close(0.01)
@@ -267,7 +267,7 @@ def test_a_grammar_that_cannot_be_used_fails_its_job_alone(engine: Engine, monke
     assert jobs[2].reply().text in ('"red"', '"blue"')
 
 
-def test_a_slot_that_waits_holds_no_request_and_no_grammar(engine: Engine, pair: sc.Runtime) -> None:
+def test_an_idle_slot_holds_no_request_and_no_grammar(engine: Engine, pair: sc.Runtime) -> None:
     job = engine.submit("demo", QUESTION, constrained(COLOUR))
     gone, pool = weakref.ref(job), pair.models["expert"].tokenizer.for_grammars
     assert job.reply().text in ('"red"', '"blue"')
@@ -293,16 +293,16 @@ def test_jobs_of_a_conversation_keep_their_order_while_one_is_prepared(engine: E
     assert log == ["other", "second"]
 
 
-def test_while_an_engine_has_a_pair_the_pair_answers_nobody_else(engine: Engine, pair: sc.Runtime) -> None:
+def test_a_pair_in_an_engine_answers_no_other_caller(engine: Engine, pair: sc.Runtime) -> None:
     for call in (lambda: pair.chat(QUESTION), pair.reset, pair.saved_caches, pair.profile, lambda: Engine({"again": pair})):
         with pytest.raises(sc.SessionError, match="answer for an engine"):
             call()
     assert engine.submit("demo", QUESTION, SHORT).reply().finish_reason
 
 
-def test_closing_lets_an_answer_finish(pair: sc.Runtime) -> None:
+def test_closing_lets_a_reply_finish(pair: sc.Runtime) -> None:
     engine, gate = Engine({"demo": pair}), Gate()
-    running = held(engine, gate)
+    running = submit_held(engine, gate)
     gate.opened.set()
     engine.close(PATIENCE_S)
     assert running.reply().finish_reason
@@ -318,25 +318,25 @@ def test_an_event_loop_reads_jobs_and_cancels_those_it_leaves(engine: Engine, de
 
     gate = Gate()
     gate.opened.set()
-    asked = demo.chat(QUESTION, **vars(SHORT))
+    asked = demo.chat(QUESTION, SHORT)
     assert sc.Reply.of(asyncio.run(all_of())).token_ids == asked.token_ids
     left = engine.submit("demo", QUESTION, gate.settings(max_tokens=400))
     asyncio.run(first_of(left))
     assert left.wait(PATIENCE_S)
-    assert left.cancelled or left.reply().finish_reason  # the engine may have been done before the reader went
+    assert left.cancelled or left.reply().finish_reason  # the engine may be done before the reader leaves
 
 
-# --------------------------------------------------------------------------- several at once
+# --------------------------------------------------------------------------- several slots
 
 RULES = ["strict", "token_v3:0.3", "chow:0.4", "never", "token_cascade:0.6", "chow_average:-3"]
 PROMPTS = [[5, 9, 2], [5, 9, 2, 7], [11] * 40, [3]]
 
 
-def texts_alone(runtime: sc.Runtime, asked: list[tuple[list[int], Settings]]) -> list[list[int]]:
-    return [runtime.generate(prompt, **vars(settings)).token_ids for prompt, settings in asked]
+def ids_alone(runtime: sc.Runtime, asked: list[tuple[list[int], Settings]]) -> list[list[int]]:
+    return [runtime.generate(prompt, settings).token_ids for prompt, settings in asked]
 
 
-def texts_together(runtime: sc.Runtime, asked: list[tuple[list[int], Settings]]) -> list[list[int]]:
+def ids_together(runtime: sc.Runtime, asked: list[tuple[list[int], Settings]]) -> list[list[int]]:
     with Engine({"toy": runtime}, slots=4) as engine:
         jobs = [engine.submit("toy", prompt, settings) for prompt, settings in asked]
         return [job.reply().token_ids for job in jobs]
@@ -345,21 +345,21 @@ def texts_together(runtime: sc.Runtime, asked: list[tuple[list[int], Settings]])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("block_size", [4, "auto"])
 def test_each_text_is_what_the_request_gets_alone(demo: sc.Runtime, temperature: float, block_size: int | str) -> None:
-    """Exact models: nothing but the order of things could make a difference."""
+    """With exact models only the order could make a difference."""
     runtime = toy_runtime(demo, timelines=4)
     chosen = {"temperature": temperature, "block_size": block_size, "max_tokens": 24}
     asked = [(prompt, Settings(rule=rule, seed=seed, **chosen)) for seed, (rule, prompt) in enumerate(itertools.product(RULES, PROMPTS))]
     asked += [(PROMPTS[0], Settings(rule=rule, seed=3, grammar='root ::= ("ab" | "cd")+ "e"', **chosen)) for rule in RULES]
-    alone = texts_alone(runtime, asked)
+    alone = ids_alone(runtime, asked)
     before = len(runtime._expert.context.batches)
-    assert texts_together(runtime, asked) == alone
-    assert texts_together(runtime, asked[::-1]) == alone[::-1]
-    assert any(len(batch) > 1 for batch in runtime._expert.context.batches[before:]), "they did meet"
-    assert texts_alone(runtime, asked[:3]) == alone[:3]
+    assert ids_together(runtime, asked) == alone
+    assert ids_together(runtime, asked[::-1]) == alone[::-1]
+    assert any(len(batch) > 1 for batch in runtime._expert.context.batches[before:]), "they shared batches"
+    assert ids_alone(runtime, asked[:3]) == alone[:3]
 
 
-def parted_at_a_tie(alone: sc.Reply, together: sc.Reply, noise: float) -> bool:
-    """Whether the texts are equal, or part where the best two tokens are as good as each other."""
+def is_equal_up_to_ties(alone: sc.Reply, together: sc.Reply, noise: float) -> bool:
+    """Return whether the texts are equal, or first differ where the best two tokens are nearly tied."""
     for one, other in zip(alone.tokens, together.tokens):
         if one.id != other.id:
             assert one.logprobs is not None
@@ -369,33 +369,33 @@ def parted_at_a_tie(alone: sc.Reply, together: sc.Reply, noise: float) -> bool:
 
 
 def test_a_real_pair_gives_the_same_texts_too(pair: sc.Runtime) -> None:
-    """But for near ties, which batches of other sizes round differently."""
+    """Up to near ties, which batches of other sizes round differently."""
     settings = Settings(rule="strict", max_tokens=30, block_size=3, seed=0, logprobs=2)
     messages = [[{"role": "user", "content": f"Who is {name}?"}] for name in ("Ada Lovelace", "Mozart", "Voltaire", "Nikola Tesla")]
-    alone = [pair.chat(each, **vars(settings)) for each in messages]
+    alone = [pair.chat(each, settings) for each in messages]
     with Engine({"demo": pair}, slots=4) as engine:
         jobs = [engine.submit("demo", each, settings) for each in messages]
-        assert all(parted_at_a_tie(one, job.reply(), 0.3) for one, job in zip(alone, jobs))
+        assert all(is_equal_up_to_ties(one, job.reply(), 0.3) for one, job in zip(alone, jobs))
 
 
 @pytest.mark.parametrize("name", ["mamba2-dense", "falcon-h1-dense"])
 def test_a_recurrent_pair_answers_several_at_once(tmp_path: Path, name: str) -> None:
-    """Their memories go back in other ways, timeline by timeline."""
+    """Their states roll back in another way, timeline by timeline."""
     files = {role: write_architecture(tmp_path / f"{role}.gguf", name, off=off) for role, off in (("drafter", 0.1), ("expert", 0.0))}
     settings = Settings(rule="strict", max_tokens=20, block_size=3, seed=0, logprobs=2)
     prompts = [[n, 7, 3 * n, 5] for n in range(1, 7)]
     with sc.load(**files, n_ctx=256, n_threads=1, timelines=3, profile=False) as runtime:
         runtime._loaded.profile = toy_profile()
-        alone = [runtime.generate(prompt, **vars(settings)) for prompt in prompts]
+        alone = [runtime.generate(prompt, settings) for prompt in prompts]
         with Engine({"tiny": runtime}, slots=3) as engine:
             jobs = [engine.submit("tiny", prompt, settings) for prompt in prompts]
             together = [job.reply() for job in jobs]
-    assert sum(reply.stats.rejected for reply in together) > 0, "there was something to go back from"
-    assert all(parted_at_a_tie(*each, 0.1) for each in zip(alone, together))
+    assert sum(reply.stats.rejected for reply in together) > 0, "there was something to roll back"
+    assert all(is_equal_up_to_ties(*each, 0.1) for each in zip(alone, together))
 
 
-def test_a_conversation_goes_on_where_its_cache_is(demo: sc.Runtime) -> None:
-    """Also after others have asked, and by the ids that were generated."""
+def test_a_conversation_continues_in_the_slot_with_its_cache(demo: sc.Runtime) -> None:
+    """Also after other requests, and with the generated ids."""
     runtime = toy_runtime(demo, timelines=2)
     settings = Settings(rule="strict", max_tokens=6, block_size=2, seed=1)
     with Engine({"toy": runtime}, slots=2) as engine:
@@ -408,7 +408,7 @@ def test_a_conversation_goes_on_where_its_cache_is(demo: sc.Runtime) -> None:
         assert second.prompt.ids[: len(first.prompt.ids) + len(answer.token_ids)] == [*first.prompt.ids, *answer.token_ids]
 
 
-def test_a_job_takes_the_slot_that_shares_most_and_else_the_one_unused_the_longest(demo: sc.Runtime) -> None:
+def test_a_job_takes_the_slot_with_the_longest_shared_prefix_or_the_least_recently_used(demo: sc.Runtime) -> None:
     runtime = toy_runtime(demo, timelines=2)
     settings = Settings(rule="strict", max_tokens=2, block_size=0, seed=1)
     with Engine({"toy": runtime}, slots=2) as engine:
@@ -426,7 +426,7 @@ def test_owners_share_neither_caches_nor_conversations(demo: sc.Runtime) -> None
             return job, job.reply().stats.cached_tokens
 
         assert [ask([5] * 9, owner)[1] for owner in ("a", "b", "a", "b", None)] == [0, 0, 8, 8, 0]
-        assert [ask([5] * 9, owner)[1] for owner in ("a", "b", "b")] == [0, 0, 8], "one of two slots was needed for another"
+        assert [ask([5] * 9, owner)[1] for owner in ("a", "b", "b")] == [0, 0, 8], "another owner took one of the two slots"
         first, _ = ask(QUESTION, "a", "c")
         said = [*QUESTION, {"role": "assistant", "content": first.reply().text}, {"role": "user", "content": "And then?"}]
         spoken = [*first.prompt.ids, *first.reply().token_ids]
@@ -445,10 +445,10 @@ def test_owners_do_not_wait_for_each_other_s_conversations(pair: sc.Runtime) -> 
         assert running.reply().finish_reason
 
 
-def test_a_rule_that_takes_its_time_holds_no_other_slot_up(pair: sc.Runtime) -> None:
+def test_a_slow_rule_blocks_no_other_slot(pair: sc.Runtime) -> None:
     gate = Gate()
     with Engine({"demo": pair}, slots=2) as engine:
-        running = held(engine, gate)
+        running = submit_held(engine, gate)
         assert engine.submit("demo", QUESTION, SHORT).reply().finish_reason
         gate.opened.set()
         assert running.reply().finish_reason
@@ -473,19 +473,19 @@ def test_an_empty_name_is_no_conversation(demo: sc.Runtime) -> None:
         job = engine.submit("toy", QUESTION, Settings(rule="strict", max_tokens=4, block_size=2, seed=1), conversation="")
         assert job.reply().finish_reason
         assert job.conversation is None
-        assert not engine._lanes["toy"]._said
+        assert not engine._lanes["toy"]._transcripts
 
 
 def test_a_seed_repeats_an_answer_whatever_was_asked_in_between(demo: sc.Runtime) -> None:
     runtime = toy_runtime(demo, timelines=4)
     seeded = Settings(rule="token_v3:0.3", max_tokens=24, seed=7, temperature=1.0)
-    expected = runtime.generate([5, 6], **vars(seeded)).token_ids
+    expected = runtime.generate([5, 6], seeded).token_ids
     with Engine({"toy": runtime}, slots=4) as engine:
         others = [engine.submit("toy", [n, 3], Settings(rule="token_v3:0.3", max_tokens=24, temperature=1.0)) for n in range(1, 7)]
         assert engine.submit("toy", [5, 6], seeded).reply().token_ids == expected
         texts = [job.reply() for job in others]
         again = engine.submit("toy", [1, 3], Settings(rule="token_v3:0.3", max_tokens=24, temperature=1.0, seed=texts[0].seed))
-        assert again.reply().token_ids == texts[0].token_ids, "also one that was told, not asked for"
+        assert again.reply().token_ids == texts[0].token_ids, "also with a seed that the engine chose"
 
 
 def test_more_slots_than_the_pair_was_loaded_for_are_refused(demo: sc.Runtime) -> None:
@@ -493,26 +493,27 @@ def test_more_slots_than_the_pair_was_loaded_for_are_refused(demo: sc.Runtime) -
         Engine({"demo": demo}, slots=2)
     with pytest.raises(SettingError, match="slots is 0"):
         Engine({"demo": demo}, slots=0)
-    assert demo.chat(QUESTION, **vars(SHORT)).finish_reason
+    assert demo.chat(QUESTION, SHORT).finish_reason
 
 
-def test_copies_from_the_text_work_in_slots_too() -> None:
-    """Each slot has its own index."""
+@pytest.mark.parametrize("small", [False, True])
+def test_other_kinds_of_drafters_work_in_slots_too(small: bool) -> None:
+    """N-gram copies, with an index for each slot, and a third model."""
     bundled = catalog.bundled_pair()
     settings = Settings(rule="strict", max_tokens=16, block_size=3, seed=0, logprobs=2)
     with sc.load(drafter="ngram", expert=bundled.expert, n_threads=1, timelines=2, profile=False) as runtime:
         runtime._loaded.profile = toy_profile()
         prompts = [runtime.chat_ids([{"role": "user", "content": question}]) for question in ("Who is Mozart?", "What is 3 + 4?")]
-        alone = [runtime.generate(prompt, **vars(settings)) for prompt in prompts]
+        alone = [runtime.generate(prompt, settings) for prompt in prompts]
         with Engine({"pair": runtime}, slots=2) as engine:
             jobs = [engine.submit("pair", prompt, settings) for prompt in prompts]
-            assert all(parted_at_a_tie(one, job.reply(), 0.3) for one, job in zip(alone, jobs))
+            assert all(is_equal_up_to_ties(one, job.reply(), 0.3) for one, job in zip(alone, jobs))
 
 
-def test_many_clients_some_of_whom_leave_get_right_answers_or_none(demo: sc.Runtime) -> None:
+def test_cancelled_jobs_do_not_change_the_replies_of_others(demo: sc.Runtime) -> None:
     runtime, chosen = toy_runtime(demo, timelines=4), {"rule": "token_v3:0.3", "block_size": 3, "max_tokens": 10}
     asked = [([n % 7, 3], Settings(seed=n, temperature=1.0, **chosen)) for n in range(48)]
-    alone = texts_alone(runtime, asked)
+    alone = ids_alone(runtime, asked)
     threads = threading.active_count()
     with Engine({"toy": runtime}, slots=4, queue=48) as engine:
         jobs = [engine.submit("toy", *each, conversation=str(n % 5)) for n, each in enumerate(asked)]

@@ -1,4 +1,4 @@
-"""Every field that clients send is honoured, mapped, refused by name, or changes no answer, as the table says."""
+"""Every field that clients send is honored, mapped, refused by name, or ignored, as the table says."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ PLAIN: dict[str, dict[str, Any]] = {
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 SCHEMA = {"type": "object", "properties": {"colour": {"enum": ["red"]}}, "required": ["colour"], "additionalProperties": False}
 RED = 'root ::= "red"'
-#: A value that no field takes for nothing.
+#: A value that is neutral for no field.
 ODD = {"odd": [7.25]}
 CALL = {"type": "function", "function": {"name": "now"}}
 TOOL = [{"role": "user", "content": "Hi"}]
-#: For each field that is honoured or mapped: a value, and what it changes in the settings of the reply; nothing where it is about more.
+#: For each honored or mapped field: a value, and its changes in the reply's settings, if any.
 EFFECTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "model": ("demo@strict", {}),
     "messages": (TOOL, {}),
@@ -98,7 +98,7 @@ def rows(*kinds: str) -> list[Any]:
 
 
 def read(route: str, **fields: Any) -> Any:
-    """The request, as it is understood."""
+    """Return the parsed request."""
     return MODELS[route].model_validate(translate({**PLAIN[route], **fields}, route).fields)
 
 
@@ -110,12 +110,13 @@ def served():
 
 @pytest.fixture
 def settings(demo):
-    """The settings of the reply to a request."""
+    """A function that returns the settings for a request."""
     offer = ServedPairs({"demo": demo}, {})
     return lambda route, **fields: settings_of(read(route, **fields), demo, offer, None)
 
 
-def refused(response: Any, param: str | None) -> str:
+def require_error(response: Any, param: str | None) -> str:
+    """Assert that the response is an error about a field, and return its message."""
     error = response.json()["error"]
     assert response.status_code == 400, response.text
     assert error["param"] == param
@@ -124,11 +125,11 @@ def refused(response: Any, param: str | None) -> str:
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_the_protocol_has_the_fields_that_the_table_calls_honoured_and_no_others(route):
+def test_the_models_have_exactly_the_honored_fields(route):
     assert set(MODELS[route].model_fields) == {row.name for row in FIELDS if row.ours == "honoured" and route in row.routes}
 
 
-def test_every_row_says_what_it_needs_to():
+def test_every_row_is_complete():
     names = [(route, row.name) for row in FIELDS for route in row.routes]
     assert len(names) == len(set(names))
     for row in FIELDS:
@@ -140,55 +141,55 @@ def test_every_row_says_what_it_needs_to():
 
 
 @pytest.mark.parametrize(("route", "row"), rows("honoured", "mapped"))
-def test_what_is_honoured_or_mapped_has_an_effect(route, row, settings):
+def test_honored_and_mapped_fields_have_an_effect(route, row, settings):
     value, changes = EFFECTS[row.name]
     value = value[route] if isinstance(value, dict) and route in value else value
     fields = {row.name: value} | ({"logprobs": True} if row.name == "top_logprobs" else {})
     assert read(route, **fields) != read(route)
     changes = {name: change[route] if isinstance(change, dict) and route in change else change for name, change in changes.items()}
-    plain = vars(settings(route))
-    assert vars(settings(route, **fields)) == plain | changes | (
+    plain = settings(route).as_dict()
+    assert settings(route, **fields).as_dict() == plain | changes | (
         {"logprobs": 2, "logprobs_of": "raw"} if row.name == "top_logprobs" else {}
     )
     assert all(plain[name] != change for name, change in changes.items())
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_probabilities_after_sampling_are_no_matter_where_none_are_asked_for(route, settings):
+def test_post_sampling_probs_is_accepted_without_logprobs(route, settings):
     assert settings(route, logprobs=False, post_sampling_probs=True) == settings(route)
 
 
-def test_without_parallel_calls_an_answer_ends_with_its_first_call(settings):
+def test_without_parallel_calls_a_reply_ends_with_its_first_call(settings):
     stops = {"parallel_tool_calls": False, "tools": [CALL], "stop": "x"}
     assert settings("chat", **stops).stop == ("x", "</tool_call>")
     for usual in ({"parallel_tool_calls": True}, {"tool_choice": "none"}, {"tools": []}):
         assert settings("chat", **{**stops, **usual}).stop == ("x",)
-    assert calls_in('Well. <tool_call>{"name": "now", "arguments": {}}', {"now"})[1], "as it stands where that stop has cut it"
+    assert calls_in('Well. <tool_call>{"name": "now", "arguments": {}}', {"now"})[1], "the stop cuts off the closing tag"
 
 
 @pytest.mark.parametrize(("route", "row"), rows("honoured", "mapped"))
-def test_a_wrong_value_is_refused_under_the_name_that_was_written(served, route, row):
+def test_a_wrong_value_is_refused_under_the_name_that_the_client_wrote(served, route, row):
     response = served.post(PATHS[route], {**PLAIN[route], row.name: 5 if row.name == "stream_options" else ODD})
-    if row.name in ("json_schema", "guided_json", "format"):  # an object is a schema, which others look at
+    if row.name in ("json_schema", "guided_json", "format"):  # any object is a schema
         assert response.status_code in (200, 400)
         return
     assert response.json()["error"]["param"].split(".")[0] == row.name
     assert response.json()["error"]["message"].startswith(row.name)
-    refused(response, response.json()["error"]["param"])
+    require_error(response, response.json()["error"]["param"])
 
 
 @pytest.mark.parametrize(("route", "row"), rows("refused"))
-def test_what_is_refused_is_refused_by_name_and_says_what_passes(served, route, row):
+def test_refused_fields_are_named_with_the_values_that_pass(served, route, row):
     values = {"logprobs": {"chat": True, "completions": 3}[route], "repetition_penalty": 1.5}
     beside = {each: values[each] for each in row.beside[:1]}
-    message = refused(served.post(PATHS[route], {**PLAIN[route], **beside, row.name: ODD}), row.name)
+    message = require_error(served.post(PATHS[route], {**PLAIN[route], **beside, row.name: ODD}), row.name)
     assert message.startswith(f"{row.name}: ")
     assert row.instead in message
     assert all(json.dumps(each, separators=(",", ":")) in message for each in row.neutral)
 
 
 @pytest.mark.parametrize(("route", "row"), ROWS)
-def test_null_and_neutral_values_are_as_if_the_field_was_not_there(route, row):
+def test_null_and_neutral_values_change_nothing(route, row):
     required = row.name in ("messages", "prompt")
     for value in (*row.neutral, *(() if required else (None,))):
         assert read(route, **{row.name: value}) == read(route) or row.name in PLAIN[route]
@@ -197,22 +198,22 @@ def test_null_and_neutral_values_are_as_if_the_field_was_not_there(route, row):
 
 
 @pytest.mark.parametrize(("route", "row"), rows("ignored"))
-def test_what_is_ignored_changes_nothing(route, row):
+def test_ignored_fields_change_nothing(route, row):
     assert read(route, **{row.name: ODD}) == read(route)
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_what_nobody_knows_is_ignored(route):
+def test_unknown_fields_are_ignored(route):
     assert read(route, tomorrow=[1], min_tokenz=5) == read(route)
 
 
-def test_neutral_values_go_by_their_type_too():
+def test_neutral_values_must_have_the_right_type():
     with pytest.raises(RefusedError, match="mirostat"):
         read("chat", mirostat=False)
     assert read("chat", mirostat=0.0) == read("chat")
 
 
-# ---------------------------------------------------------------------- two at once
+# ---------------------------------------------------------------------- two fields
 
 
 @pytest.mark.parametrize(
@@ -227,9 +228,9 @@ def test_neutral_values_go_by_their_type_too():
     ],
     ids=str,
 )
-def test_two_fields_that_disagree_are_refused_with_both_names(served, first, second):
+def test_contradicting_fields_are_refused_with_both_names(served, first, second):
     for fields in (first | second, second | first):
-        message = refused(served.chat(**fields), list(fields)[1])
+        message = require_error(served.chat(**fields), list(fields)[1])
         assert all(name in message for name in fields)
 
 
@@ -238,13 +239,13 @@ def test_two_names_for_the_same_value_agree():
     assert read("chat", grammar=RED, response_format={"type": "text"}).constraint == {"grammar": RED}
 
 
-def test_an_end_that_is_forbidden_goes_with_no_grammar_and_no_stop(served):
-    assert "min_tokens and stop" in refused(served.chat(min_tokens=4, max_tokens=8, stop="a"), None)
-    assert "ignore_eos forbids the end" in refused(served.chat(ignore_eos=True, grammar=RED), None)
-    assert "cannot have both" in refused(served.chat(min_tokens=40, max_tokens=8), None)
+def test_min_tokens_and_ignore_eos_exclude_stops_and_grammars(served):
+    assert "min_tokens and stop" in require_error(served.chat(min_tokens=4, max_tokens=8, stop="a"), None)
+    assert "ignore_eos forbids the end" in require_error(served.chat(ignore_eos=True, grammar=RED), None)
+    assert "cannot have both" in require_error(served.chat(min_tokens=40, max_tokens=8), None)
 
 
-# ---------------------------------------------------------------------- answers
+# ---------------------------------------------------------------------- replies
 
 
 @pytest.mark.parametrize(
@@ -288,7 +289,7 @@ def test_a_grammar_is_followed_in_chat_however_it_is_given(served, fields, strea
 
 
 @pytest.mark.parametrize("text", ['a"b', "a\\b", "two\nlines\r\t", "né 😀", "]", "root ::= x", "\x00\x1b", " "])
-def test_a_choice_is_written_as_it_is_whatever_is_in_it(served, text):
+def test_guided_choice_takes_any_text(served, text):
     grammar = read("chat", guided_choice=[text, "never\n"]).constraint["grammar"]
     from_gbnf(grammar)
     if "\x00" not in text:
@@ -316,21 +317,21 @@ def test_a_choice_is_written_as_it_is_whatever_is_in_it(served, text):
     ],
     ids=str,
 )
-def test_forms_that_cannot_be_read_are_refused_where_they_are_wrong(served, fields, param):
-    refused(served.chat(**fields), param)
+def test_wrong_forms_are_refused_with_their_place(served, fields, param):
+    require_error(served.chat(**fields), param)
 
 
-def test_a_prompt_may_stand_alone_in_a_list(served):
+def test_a_list_may_hold_one_prompt(served):
     def text(prompt):
         return served.post("/v1/completions", {**PLAIN["completions"], "prompt": prompt}).json()["choices"][0]["text"]
 
     assert text(["Who is"]) == text("Who is")
     ids = served.post("/tokenize", {"content": "Who is"}).json()["tokens"]
     assert text([ids]) == text(ids)
-    assert "list of 2" in refused(served.post("/v1/completions", {**PLAIN["completions"], "prompt": ["a", "b"]}), "prompt")
+    assert "list of 2" in require_error(served.post("/v1/completions", {**PLAIN["completions"], "prompt": ["a", "b"]}), "prompt")
 
 
-def test_sentinels_mean_what_they_mean_elsewhere(served, settings, demo):
+def test_minus_one_means_the_same_as_in_other_servers(served, settings, demo):
     assert settings("chat", seed=-1).seed is None
     assert settings("chat", seed=-5).seed is None
     assert settings("chat", top_k=-1).top_k == settings("chat", top_n_sigma=-1).top_n_sigma == 0
@@ -339,10 +340,10 @@ def test_sentinels_mean_what_they_mean_elsewhere(served, settings, demo):
     assert settings("completions").max_tokens == 16
     seeds = {served.chat(seed=-1, temperature=1.5).json()["speccascade"]["seed"] for _ in range(2)}
     assert len(seeds) == 2
-    assert "-1 for as many as the context holds" in refused(served.chat(max_tokens=0), "max_tokens")
+    assert "-1 for as many as the context holds" in require_error(served.chat(max_tokens=0), "max_tokens")
 
 
-def test_ends_that_are_forbidden_or_added_are_so_in_answers(served):
+def test_min_tokens_ignore_eos_and_stop_token_ids_change_the_reply(served):
     plain = served.chat().json()
     written = plain["usage"]["completion_tokens"]
     longer = served.chat(min_tokens=written + 20, max_tokens=written + 30).json()
@@ -356,7 +357,7 @@ def test_ends_that_are_forbidden_or_added_are_so_in_answers(served):
     assert shorter["usage"]["completion_tokens"] <= 4
 
 
-def test_a_bias_of_false_forbids(served, settings):
+def test_a_bias_of_false_forbids_a_token(served, settings):
     assert settings("chat", logit_bias=[[5, False], [6, 2]]).logit_bias == {5: -math.inf, 6: 2}
     plain = served.chat().json()["choices"][0]["message"]["content"]
     first = served.post("/tokenize", {"content": plain}).json()["tokens"][0]
@@ -388,8 +389,8 @@ def test_whether_the_last_message_is_continued(fields, continues):
     ],
     ids=str,
 )
-def test_what_cannot_be_continued_is_refused(served, fields):
-    assert "continue_final_message" in refused(served.chat(**fields), None)
+def test_contradicting_continuations_are_refused(served, fields):
+    assert "continue_final_message" in require_error(served.chat(**fields), None)
 
 
 # ---------------------------------------------------------------------- names of models
@@ -408,44 +409,44 @@ def test_other_names_of_a_pair_are_answered_and_told_as_they_were_asked(renamed,
     assert answer["speccascade"]["rule"] == "token_v3:0.8"
 
 
-def test_a_rule_goes_with_other_names_too(renamed):
+def test_an_alias_may_have_a_rule(renamed):
     assert renamed.chat(model="gpt-4o@strict", max_tokens=4).json()["speccascade"]["rule"] == "strict"
     assert renamed.chat(model="whatever@strict", max_tokens=4).json()["speccascade"]["rule"] == "strict"
 
 
-def test_other_names_are_listed(renamed):
+def test_aliases_are_listed(renamed):
     listed = [each["id"] for each in renamed.get("/v1/models").json()["data"]]
     assert listed == ["demo", "gpt-4o", "org/model:latest"]
     assert renamed.get("/v1/models/org/model:latest").json()["id"] == "org/model:latest"
     assert renamed.get("/v1/models/").json() == renamed.get("/v1/models").json()
 
 
-def test_without_being_asked_for_a_model_must_be_named_and_be_there(served):
-    assert "models are demo" in refused(served.chat(model=None), "model")
+def test_a_model_must_be_named_and_known(served):
+    assert "models are demo" in require_error(served.chat(model=None), "model")
     assert served.chat(model="gpt-4o").status_code == 404
 
 
 @pytest.mark.parametrize(
-    ("pairs", "aliases", "any_model", "said"),
+    ("pairs", "aliases", "any_model", "message"),
     [
-        (["a", "b"], {}, True, "--any-model answers every name by the only pair, and there are 2: a, b"),
-        (["a"], {"x": "b"}, False, "there is no pair 'b' here; there are a"),
+        (["a", "b"], {}, True, "--any-model needs exactly one pair; 2 are given: a, b"),
+        (["a"], {"x": "b"}, False, "unknown pair 'b'; the pairs here are a"),
         (["a", "b"], {"a": "b"}, False, "a pair has this name"),
         (["a"], {"x@y": "a"}, False, "cannot be a model's name"),
         (["a"], {"": "a"}, False, "cannot be a model's name"),
     ],
 )
-def test_names_that_cannot_be_served_are_refused(demo, pairs, aliases, any_model, said):
+def test_names_that_cannot_be_served_are_refused(demo, pairs, aliases, any_model, message):
     with pytest.raises(SettingError) as caught:
         ServedPairs(dict.fromkeys(pairs, demo), {}, aliases, any_model)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 # ---------------------------------------------------------------------- bodies
 
 
 def lists_in(schema: Any) -> list[dict[str, Any]]:
-    """All lists of a pydantic core schema."""
+    """Return all lists of a pydantic core schema."""
     if isinstance(schema, (list, tuple)):
         return [found for each in schema for found in lists_in(each)]
     if not isinstance(schema, dict):
@@ -467,8 +468,8 @@ CORPUS = list(requests("requests"))
 
 
 @pytest.mark.parametrize("sent", CORPUS, ids=[sent.about for sent in CORPUS])
-def test_requests_that_once_broke_a_server_are_answered_soon(served, sent):
-    """Within seconds, where it was up to a minute; errors are short, however long the body is."""
+def test_requests_that_once_broke_a_server_get_a_quick_response(served, sent):
+    """Responses come within seconds, and errors are short."""
     begun = time.monotonic()
     response = served.post(sent.path, sent.body, headers=sent.headers)
     assert time.monotonic() - begun < 10
@@ -502,7 +503,7 @@ def test_a_compressed_body_is_refused_by_its_encoding(served, encoding):
 
 
 @pytest.mark.parametrize("path", ["//v1/chat/completions", "/v1//chat/completions", "///v1/chat///completions"])
-def test_doubled_slashes_are_single_ones(served, path):
+def test_double_slashes_are_read_as_single_ones(served, path):
     assert served.post(path, {**PLAIN["chat"], "max_tokens": 2}).status_code == 200
 
 
@@ -510,7 +511,7 @@ def test_other_ways_to_say_the_same(served):
     body = json.dumps({**PLAIN["chat"], "max_tokens": 2}).encode()
     assert served.post("/v1/chat/completions", b"\xef\xbb\xbf" + body, headers={"content-encoding": "identity"}).status_code == 200
     assert served.get("/v1/health").json() == served.get("/health").json()
-    twice = b'{"model": "nobody", "max_tokens": 0,' + body[1:]
+    twice = b'{"model": "unknown", "max_tokens": 0,' + body[1:]
     assert served.post("/v1/chat/completions", twice).status_code == 200  # the last of two names counts
 
 

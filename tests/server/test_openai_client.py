@@ -1,4 +1,4 @@
-"""OpenAI's own Python client, unmodified, against a server with the bundled pair; what it should say is what the runtime says."""
+"""OpenAI's own Python client, unmodified, against a server with the bundled pair; the runtime gives the expected replies."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ask(client, **options):
 
 
 @pytest.mark.parametrize("rule", ["strict", "never", "token_v3:0.3"])
-def test_a_chat_is_what_the_runtime_answers(client, demo, rule):
+def test_a_chat_gives_the_same_reply_as_the_runtime(client, demo, rule):
     reply = demo.chat(QUESTION, rule=rule, max_tokens=30, block_size=4)
     got = ask(client, model=f"demo@{rule}", max_tokens=30, extra_body={"speccascade": {"block_size": 4, "origins": True}})
     choice = got.choices[0]
@@ -49,7 +49,7 @@ def test_a_chat_is_what_the_runtime_answers(client, demo, rule):
     assert got.speccascade["fidelity"]["mean_tv"] == pytest.approx(reply.fidelity.mean_tv)
 
 
-def test_a_stream_says_the_same_in_parts(client):
+def test_a_stream_gives_the_same_reply_in_parts(client):
     whole = ask(client).choices[0].message.content
     chunks = list(ask(client, stream=True, stream_options={"include_usage": True}))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == whole
@@ -62,7 +62,7 @@ def test_a_stream_says_the_same_in_parts(client):
     assert all(getattr(chunk, "usage", None) is None for chunk in ask(client, stream=True))
 
 
-def test_log_probabilities_of_what_was_drawn_from_are_those_of_the_runtime(client, demo):
+def test_drawn_log_probabilities_are_those_of_the_runtime(client, demo):
     options = {"temperature": 0.9, "seed": 5, "max_tokens": 20}
     reply = demo.chat(QUESTION, rule="token_v3:0.3", block_size=3, logprobs=3, **options)
     more = {"speccascade": {"block_size": 3, "logprobs_of": "drawn"}}
@@ -89,19 +89,19 @@ def test_both_models_candidates_are_told_where_they_are_asked_for(client, demo):
     options = {"rule": "strict", "model_logprobs": True, "block_size": 3}
     got = ask(client, max_tokens=12, temperature=1, seed=1, extra_body={"speccascade": options})
     reply = demo.chat(QUESTION, rule="strict", block_size=3, max_tokens=12, temperature=1, seed=1, logprobs=5, model_logprobs=True)
-    for told, token in zip(got.speccascade["tokens"], reply.tokens, strict=True):
+    for report, token in zip(got.speccascade["tokens"], reply.tokens, strict=True):
         for role, known in (("expert", token.expert_logprobs), ("drafter", token.drafter_logprobs)):
-            assert told["top"].get(role) == (known and [[each.text, pytest.approx(each.logprob)] for each in known.top])
+            assert report["top"].get(role) == (known and [[each.text, pytest.approx(each.logprob)] for each in known.top])
     assert got.choices[0].logprobs is None
 
 
-def test_an_answer_follows_a_schema(client):
+def test_a_reply_follows_a_schema(client):
     wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
     text = ask(client, response_format=wanted, max_tokens=200).choices[0].message.content
     jsonschema.validate(json.loads(text), SCHEMA)
 
 
-def test_an_answer_is_any_json_object(client):
+def test_a_reply_can_be_any_json_object(client):
     reply = ask(client, response_format={"type": "json_object"}, max_tokens=200, temperature=1.0, seed=3).choices[0]
     assert reply.message.content.lstrip().startswith("{")
     if reply.finish_reason == "stop":
@@ -148,7 +148,7 @@ def test_stops_seeds_penalties_and_biases_reach_the_decoding(client, demo):
     assert ask(client, extra_body={"speccascade": {"block_size": 2}}, **options).choices[0].message.content == expected
 
 
-def test_parts_and_developers_are_read_as_templates_know_them(client):
+def test_text_parts_and_developer_messages_are_read(client):
     plain = ask(client, messages=[{"role": "system", "content": "Be brief."}, *QUESTION]).usage.prompt_tokens
     parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]
     assert ask(client, messages=[{"role": "developer", "content": parts}, *QUESTION]).usage.prompt_tokens == plain
@@ -161,7 +161,7 @@ def test_the_models_are_listed(client):
         client.models.retrieve("other")
 
 
-def test_errors_are_the_clients_own(client):
+def test_errors_raise_the_clients_exceptions(client):
     with pytest.raises(openai.NotFoundError, match="models are demo") as unknown:
         ask(client, model="gpt-4o")
     assert unknown.value.code == "model_not_found"
@@ -176,7 +176,7 @@ def test_errors_are_the_clients_own(client):
     assert embedding.value.code == "not_supported"
 
 
-def test_an_error_on_the_way_ends_a_stream(monkeypatch):
+def test_an_error_during_a_stream_ends_it(monkeypatch):
     def failing(*given, **more):
         yield next(real(*given, **more))
         raise sc.SessionError("llama.cpp gave up at /home/somebody/model.gguf")

@@ -1,4 +1,4 @@
-"""The page at /, driven in a real browser against the bundled pair's answers, or against answers that a test makes up."""
+"""The page at /, in a real browser, with replies of the bundled pair or scripted ones."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def server(runtime: Any) -> Iterator[PageServer]:
 
 @pytest.fixture
 def page(browser: Any, server: PageServer) -> Iterator[Any]:
-    """The page, ready. Whatever it complains of, or fetches elsewhere, fails the test in the end."""
+    """The loaded page. Console messages and requests to other hosts fail the test."""
     context = browser.new_context(viewport={"width": 1200, "height": 800}, permissions=["clipboard-read", "clipboard-write"])
     opened = context.new_page()
     opened.set_default_timeout(10_000)
@@ -64,14 +64,14 @@ def page(browser: Any, server: PageServer) -> Iterator[Any]:
     opened.goto(server.url)
     opened.wait_for_selector("#health.there")
     yield opened
-    expected = re.compile("Failed to load resource")  # the browser's own note of a status or a server that is gone
+    expected = re.compile("Failed to load resource")  # the browser's own message about an error status or a stopped server
     assert [text for text in complaints if not expected.search(text)] == []
     assert {url for url in fetched if not url.startswith(server.url + "/")} == set()
     context.close()
 
 
 def turn_to(page: Any, name: str, value: str) -> None:
-    """Set a slider or a field as a user's hand would."""
+    """Set a slider or a field as a user does."""
     page.evaluate(
         """([name, value]) => {
             const field = document.getElementById(name);
@@ -94,14 +94,14 @@ def block(*tokens: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [path.name for path in PAGE.iterdir()])
-def test_no_file_of_the_page_names_another_place_or_makes_markup_of_texts(name):
+def test_page_files_load_nothing_from_elsewhere_and_build_no_markup(name):
     text = (PAGE / name).read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
     assert "//" not in re.sub(r"^\s*//.*$| // .*$", "", text, flags=re.MULTILINE).replace("/\\r?\\n\\r?\\n/", "")
     assert not re.search(
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|localStorage|sessionStorage|document\.cookie", text
     )
     assert not re.search(r"<style|<script(?! type=\"module\" src=\"/static/app.js\")|\son\w+=|\sstyle=", text), (
-        "a strict policy runs all of it"
+        "the content security policy allows all of it"
     )
 
 
@@ -109,7 +109,7 @@ def test_no_file_of_the_page_names_another_place_or_makes_markup_of_texts(name):
 def test_an_answer_streams_in_and_every_token_tells_who_wrote_it(page, server, runtime):
     server.pause_s = 0.05
     page.click("summary")
-    page.select_option("#block-size", "4")  # with automatic lengths this pair, too small for drafts to pay, hardly drafts
+    page.select_option("#block-size", "4")  # with automatic lengths this small pair hardly drafts
     page.fill("#seed", "8")
     turn_to(page, "temperature", "1")
     page.fill("#question", QUESTION)
@@ -123,7 +123,7 @@ def test_an_answer_streams_in_and_every_token_tells_who_wrote_it(page, server, r
     assert all(len(ORIGINS & set(names.split())) == 1 for names, _ in spans)
     asked = server.requests[0]
     settings = {name: asked[name] for name in ("temperature", "max_tokens", "seed")} | {"block_size": asked["speccascade"]["block_size"]}
-    server.close()  # until then the runtime is the engine's
+    server.close()  # the engine releases the runtime
     reply = runtime.chat(asked["messages"], rule=asked["speccascade"]["rule"], logprobs=5, model_logprobs=True, **settings)
     assert [(f"token {token.origin}", token.text) for token in reply.tokens] == [tuple(each) for each in spans]
     assert page.locator(".tokens .dropped").all_text_contents() == [token.dropped for token in reply.tokens if token.dropped]
@@ -158,7 +158,7 @@ def test_dropped_drafts_can_be_hidden(page, server):
 
 
 @needs_browser
-def test_the_keyboard_alone_does(page, server):
+def test_the_page_works_with_the_keyboard_alone(page, server):
     server.scripted.append([block({"text": "one", "origin": "accepted", "tv": 0.0}, {"text": " two", "origin": "bonus"}, finish="stop")])
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
@@ -177,12 +177,12 @@ def test_the_keyboard_alone_does(page, server):
     assert "bonus" in page.locator("#said").inner_text()
     assert page.locator("#inspector").is_visible()
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-    assert outline == "solid", "one sees where one is"
+    assert outline == "solid", "the focus is visible"
 
 
 @needs_browser
 @pytest.mark.parametrize("how", ["button", "Escape"])
-def test_stop_ends_the_answer_and_the_request_and_the_page_goes_on(page, server, how):
+def test_stop_ends_the_reply_and_the_request(page, server, how):
     server.pause_s = 0.1
     page.fill("#question", QUESTION)
     page.keyboard.press("Enter")
@@ -200,12 +200,12 @@ def test_stop_ends_the_answer_and_the_request_and_the_page_goes_on(page, server,
 
 
 @needs_browser
-def test_side_by_side_asks_three_ways_and_weighs_them_against_the_expert(page, server):
+def test_side_by_side_compares_three_ways_with_the_expert(page, server):
     page.check("#side-by-side")
     ask(page)
     assert [body["speccascade"]["rule"] for body in server.requests] == ["expert", "strict", "token_v3:0.8"]
     assert len({json.dumps(body["messages"]) for body in server.requests}) == 1
-    assert not any(body["speccascade"]["model_logprobs"] for body in server.requests), "what is timed does nothing besides"
+    assert not any(body["speccascade"]["model_logprobs"] for body in server.requests), "timed replies record nothing else"
     assert page.locator(".answer h3").all_text_contents() == ["Expert alone", "Speculative, strict", "Cascade, token_v3:0.8"]
     assert page.locator(".answer").first.locator(".token:not(.expert)").count() == 0
     figures = page.locator(".figures").all_inner_texts()
@@ -227,7 +227,7 @@ def test_the_dial_has_the_range_of_its_rule_and_changes_the_request(page, server
     ask(page)
     page.select_option("#rule", "opt")
     turn_to(page, "dial-number", "7")
-    assert dial() == ["-2", "7", "7"], "a range without end takes any number"
+    assert dial() == ["-2", "7", "7"], "an open range takes any number"
     ask(page)
     page.select_option("#rule", "strict")
     assert page.locator("#dial-setting").is_hidden()
@@ -321,20 +321,20 @@ def test_no_text_becomes_markup(browser, runtime):
 @needs_browser
 @pytest.mark.parametrize(
     ("status", "advice"),
-    [(400, "Change it, then ask again."), (401, "API key"), (429, "Ask again in 3 s."), (500, "look at what the server printed")],
+    [(400, "Change it, then ask again."), (401, "API key"), (429, "Ask again in 3 s."), (500, "see the server’s output")],
 )
-def test_what_the_server_refuses_is_told_with_what_to_do(page, server, status, advice):
+def test_refusals_are_shown_with_advice(page, server, status, advice):
     server.scripted.append((status, "it cannot be done"))
     ask(page)
     assert page.locator("#notice").inner_text().startswith("it cannot be done.")
     assert advice in page.locator("#notice").inner_text()
     assert page.locator("#key").is_visible() == (status == 401)
     ask(page)
-    assert page.locator("#notice").is_hidden(), "and it goes on"
+    assert page.locator("#notice").is_hidden(), "the next question works"
 
 
 @needs_browser
-def test_a_server_with_a_key_is_given_it_and_nobody_else(browser, runtime):
+def test_the_key_is_sent_to_the_server_only(browser, runtime):
     key = "k" * 32
     served = PageServer(runtime, policy=Policy(api_keys=(key,)))
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
@@ -358,19 +358,19 @@ def test_a_server_with_a_key_is_given_it_and_nobody_else(browser, runtime):
 
 
 @needs_browser
-def test_an_answer_that_breaks_off_keeps_what_came(page, server):
+def test_an_interrupted_reply_stays_visible(page, server):
     server.scripted.append([block({"text": "half", "origin": "accepted"}), {"error": {"message": "out of memory"}}])
     ask(page)
     assert page.locator(".tokens").inner_text() == "half"
     assert page.locator("#notice").inner_text().startswith("out of memory. Ask again")
-    assert page.locator("#health").inner_text() == "ready", "the server is there all the same"
+    assert page.locator("#health").inner_text() == "ready", "the server is still alive"
 
 
 @needs_browser
 def test_a_server_that_goes_away_and_comes_back(page, server):
     server.close()
     ask(page)
-    assert "The server does not answer. See whether “speccascade serve” is still running" in page.locator("#notice").inner_text()
+    assert "The server does not answer. Check whether “speccascade serve” is still running" in page.locator("#notice").inner_text()
     assert page.locator("#health").inner_text() == "no server"
     server.come_back()
     page.wait_for_selector("#health.there", timeout=30_000)
@@ -380,7 +380,7 @@ def test_a_server_that_goes_away_and_comes_back(page, server):
 
 
 @needs_browser
-def test_what_is_copied_says_the_same_request(page, server):
+def test_copied_snippets_send_the_same_request(page, server):
     question = 'It\'s "so" – $HOME `ls` \\n'
     ask(page, question)
     sent = server.requests[0]
@@ -423,7 +423,7 @@ CONTRAST = """() => {
 
 @needs_browser
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_every_text_stands_out_and_every_control_has_a_name(page, server, theme):
+def test_every_text_has_contrast_and_every_control_a_name(page, server, theme):
     page.emulate_media(color_scheme=theme)
     server.scripted.append(
         [block(*({"text": name, "origin": name, "dropped": "no", "tv": 0.1} for name in sorted(ORIGINS)), finish="stop")]
@@ -451,7 +451,7 @@ def test_the_switch_between_light_and_dark(page):
 
 
 @needs_browser
-def test_on_a_phone_nothing_sticks_out_and_the_settings_open_and_close(page, server):
+def test_on_a_phone_nothing_overflows_and_the_settings_open_and_close(page, server):
     page.set_viewport_size({"width": 390, "height": 844})
     ask(page)
     assert page.evaluate("document.documentElement.scrollWidth") == 390

@@ -1,4 +1,4 @@
-"""Whose turn it is, as a property of any course of coming, taking and finishing."""
+"""The queue is fair in any sequence of operations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Item:
 
 
 class Slow:
-    """One that may have to be prepared."""
+    """An item that may need preparation."""
 
     def __init__(self, line: str, number: int, *, ready: bool) -> None:
         self.line, self.number, self.ready, self.slow, self.heavy, self.client = line, number, ready, not ready, False, None
@@ -36,7 +36,7 @@ def test_turns_are_fair_and_lines_keep_their_order(course: list[str], random) ->
     queue: FairQueue[Item] = FairQueue(8)
     waiting: list[Item] = []
     busy: list[Item] = []
-    since: dict[str, set[str]] = {}  # lines that were served while this one could have been
+    since: dict[str, set[str]] = {}  # lines that were served while this one waited
     for number, step in enumerate(course):
         ready = list(dict.fromkeys(item.line for item in waiting if item.line not in {each.line for each in busy}))
         if step.startswith("put"):
@@ -60,7 +60,7 @@ def test_turns_are_fair_and_lines_keep_their_order(course: list[str], random) ->
             busy.append(taken)
         elif step == "finish" and busy:
             item = busy.pop(random.randrange(len(busy)))
-            queue.finished(item, 1.0)
+            queue.finish(item, 1.0)
             since[item.line] = set()
         elif step == "withdraw" and waiting:
             item = random.choice(waiting)
@@ -84,7 +84,7 @@ def test_turns_are_fair_and_lines_keep_their_order(course: list[str], random) ->
     st.randoms(use_true_random=False),
 )
 def test_what_is_prepared_keeps_its_place_and_lets_others_pass(course: list[str], servers: int, random) -> None:
-    """Against a model: a list of what waits, what is being prepared, what was prepared, and what is being answered."""
+    """Compared with a model: lists of waiting, preparing and running items."""
     queue: FairQueue[Slow] = FairQueue(80, servers)
     waiting: list[Slow] = []
     preparing: list[Slow] = []
@@ -111,14 +111,14 @@ def test_what_is_prepared_keeps_its_place_and_lets_others_pass(course: list[str]
         elif step.startswith("ready") and preparing:
             item = preparing.pop(random.randrange(len(preparing)))
             item.ready, item.heavy = True, step.endswith("heavy")
-            queue.prepared(item)
+            queue.finish_preparing(item)
         elif step == "take" and any(map(may_go, waiting)):
             item = queue.take()
             assert may_go(item)
             waiting.remove(item)
             busy.append(item)
         elif step == "finish" and busy:
-            queue.finished(busy.pop(random.randrange(len(busy))), 1.0)
+            queue.finish(busy.pop(random.randrange(len(busy))), 1.0)
         elif step == "withdraw" and waiting:
             item = random.choice(waiting)
             assert queue.withdraw(item)
@@ -130,7 +130,7 @@ def test_what_is_prepared_keeps_its_place_and_lets_others_pass(course: list[str]
 
 @given(st.lists(st.sampled_from(["put a", "put b", "put c", "take", "take", "finish"]), max_size=80), st.integers(1, 4))
 def test_no_client_keeps_another_out(course: list[str], servers: int) -> None:
-    """Jobs of no conversation: each client gets a place to wait, a server, and the next turn after any other's."""
+    """Without conversations: each client gets a place in the queue, a server, and the next turn after any other's."""
     queue: FairQueue[Item] = FairQueue(8, servers)
     waiting: list[Item] = []
     running: list[Item] = []
@@ -159,5 +159,5 @@ def test_no_client_keeps_another_out(course: list[str], servers: int) -> None:
             running.append(item)
             order.append(item.client)
         elif step == "finish" and running:
-            queue.finished(running.pop(0), 1.0)
+            queue.finish(running.pop(0), 1.0)
     assert len(queue) == len(waiting)

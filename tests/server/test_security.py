@@ -1,4 +1,4 @@
-"""Safe by default, line by line: who may ask, from where, how much at once, and what an error tells."""
+"""Safe by default: who may ask, from where, how much, and what errors reveal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def code(response):
     return response.json()["error"]["code"]
 
 
-# ---------------------------------------------------------------- where it listens
+# ---------------------------------------------------------------- the address
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "example.org"])
@@ -80,7 +80,7 @@ def test_every_key_takes_the_same_comparison(monkeypatch):
     assert compared == [(32, 32)] * 2 * len(given)
 
 
-def test_where_keys_come_from(tmp_path, monkeypatch):
+def test_keys_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("SPECCASCADE_API_KEY", raising=False)
     assert api_keys(None) == ()
     monkeypatch.setenv("SPECCASCADE_API_KEY", KEY)
@@ -139,20 +139,20 @@ def test_a_request_for_another_host_is_refused(served, host):
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:{port}", "127.0.0.1:{port}", "[::1]:{port}"])
-def test_a_request_for_this_one_is_answered(served, host):
+def test_a_request_for_this_host_is_answered(served, host):
     assert served.get("/v1/models", headers={"host": host.format(port=served.port)}).status_code == 200
 
 
-def test_further_names_are_answered_where_they_were_given(guarded):
+def test_allowed_host_names_are_answered(guarded):
     headers = {"authorization": f"Bearer {KEY}"}
     assert guarded.get("/v1/models", headers={**headers, "host": "box.lan:8080"}).status_code == 200
     assert guarded.get("/v1/models", headers={**headers, "host": "other.lan"}).status_code == 403
 
 
-def test_an_address_will_do_where_other_machines_ask():
-    assert Policy("0.0.0.0", (KEY,)).knows("192.168.1.7:8080")
-    assert not Policy("0.0.0.0", (KEY,)).knows("evil.example")
-    assert not Policy().knows("192.168.1.7:8080")
+def test_any_address_is_a_host_name_where_other_machines_ask():
+    assert Policy("0.0.0.0", (KEY,)).is_own_host("192.168.1.7:8080")
+    assert not Policy("0.0.0.0", (KEY,)).is_own_host("evil.example")
+    assert not Policy().is_own_host("192.168.1.7:8080")
 
 
 @pytest.mark.parametrize("origin", [EVIL, "null", "http://localhost.evil.example", "http://127.0.0.1:1", ""])
@@ -200,7 +200,7 @@ def test_no_cors_unless_asked_for(served, guarded):
         *("ftp://example.org", "file://", "file://localhost", "blob://x", "data://x", "javascript://x", "wss://example.org"),
     ],
 )
-def test_an_origin_that_is_none_is_refused_at_the_start(origin):
+def test_an_invalid_origin_is_refused_at_the_start(origin):
     with pytest.raises(SettingError, match="not an origin"):
         Policy(origins=(origin,))
 
@@ -223,11 +223,11 @@ def test_pages_of_applications_that_were_allowed_may_ask():
 def test_any_website_may_ask_only_where_a_key_is_needed():
     with pytest.raises(SettingError, match=r"every website .* no API key"):
         Policy(origins=("*",))
-    assert Policy(api_keys=(KEY,), origins=("*",)).lets_ask(EVIL)
+    assert Policy(api_keys=(KEY,), origins=("*",)).allows_origin(EVIL)
 
 
 @pytest.mark.parametrize("name", ["http://box.lan", "box.lan:8080", "box.lan/", ""])
-def test_a_name_that_no_host_header_has_is_refused_at_the_start(name):
+def test_an_invalid_host_name_is_refused_at_the_start(name):
     with pytest.raises(SettingError, match="--allow-host"):
         Policy(names=(name,))
     Policy(names=("box.lan", "Host.Docker.Internal", "::1", "my_service"))
@@ -238,7 +238,7 @@ def test_the_refusal_of_a_host_names_the_option(served):
     assert "--allow-host host.docker.internal" in message
 
 
-# ---------------------------------------------------------------- what two clients learn of each other
+# ---------------------------------------------------------------- caches of other clients
 
 
 def cached(served, prompt, **fields):
@@ -267,28 +267,28 @@ def test_what_was_read_is_shared_by_all_where_one_key_or_none_is_needed(served):
     assert cached(served, GUESS + "!", cache_salt="x") > 5
 
 
-def test_only_a_seed_that_the_client_names_has_a_prompt_read_anew(served):
+def test_only_a_seed_from_the_client_disables_the_caches(served):
     cached(served, SECRET)
     assert cached(served, GUESS) > 5
-    assert cached(served, GUESS, seed=1) == 0  # so that the answer is the same, warm and cold
+    assert cached(served, GUESS, seed=1) == 0  # so that the reply is the same, warm and cold
 
 
 def test_a_private_server_shares_within_one_prompt_cache_key_only():
     with serving(slots=2, policy=Policy(private=True)) as served:
         cached(served, SECRET, prompt_cache_key="a")
         assert [cached(served, GUESS), cached(served, GUESS), cached(served, GUESS, prompt_cache_key="")] == [0, 0, 0]
-        assert cached(served, SECRET, prompt_cache_key="a") == 0, "two slots were needed for others meanwhile"
+        assert cached(served, SECRET, prompt_cache_key="a") == 0, "other requests took both slots"
         assert cached(served, GUESS, prompt_cache_key="b") == 0
         assert cached(served, GUESS, prompt_cache_key="a") > 5
 
 
-# ---------------------------------------------------------------- what every answer carries
+# ---------------------------------------------------------------- headers and HTTP
 
 
 @pytest.mark.parametrize(
     "path", ["/", "/static/index.html", "/static/app.js", "/health", "/v1/models", "/metrics", "/nothing", "/static/none"]
 )
-def test_every_answer_has_the_headers_that_protect_it(guarded, path):
+def test_every_response_has_the_protective_headers(guarded, path):
     for headers in ({"authorization": f"Bearer {KEY}"}, {"host": "evil.example"}):
         answer = guarded.get(path, headers=headers)
         assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
@@ -300,7 +300,7 @@ def test_every_answer_has_the_headers_that_protect_it(guarded, path):
 
 
 @pytest.mark.parametrize("name", ["origin", "authorization", "content-type"])
-def test_a_header_that_is_there_twice_is_refused(served, name):
+def test_a_repeated_header_is_refused(served, name):
     values = {"origin": served.url, "authorization": f"Bearer {KEY}", "content-type": "application/json"}
     headers = [*values.items(), (name, values[name])]
     response = httpx.post(served.url + "/tokenize", content=b'{"content": "a"}', headers=headers)
@@ -316,7 +316,7 @@ def test_a_packed_body_is_refused_by_its_encoding(served):
     assert "'gzip'" in response.json()["error"]["message"]
 
 
-def test_what_is_no_http_is_answered_with_the_error_object(served):
+def test_invalid_http_gets_the_error_object(served):
     with served.connect() as connection:
         connection.sendall(b"SSH-2.0-x\r\n\r\n")
         head, _, body = b"".join(iter(lambda: connection.recv(4096), b"")).partition(b"\r\n\r\n")
@@ -326,7 +326,7 @@ def test_what_is_no_http_is_answered_with_the_error_object(served):
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""])
-def test_what_a_browser_sends_unasked_is_not_read(served, kind):
+def test_content_types_without_a_preflight_are_refused(served, kind):
     response = served.post("/v1/chat/completions", {"model": "demo", "messages": QUESTION}, headers={"content-type": kind})
     assert response.status_code == 415
 
@@ -392,7 +392,7 @@ def test_no_file_but_the_pages_own_is_served(page, path):
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("message", "expected"),
     [
         ("/home/me/models/a.gguf: no such file", "(a path): no such file"),
         ("cannot start '/usr/bin/python3'", "cannot start '(a path)'"),
@@ -401,13 +401,13 @@ def test_no_file_but_the_pages_own_is_served(page, path):
         ("see https://example.org/a/b", "see https://example.org/a/b"),
     ],
 )
-def test_an_error_tells_no_path(said, told):
-    assert without_paths(said) == told
+def test_errors_hide_paths(message, expected):
+    assert without_paths(message) == expected
     for kind in (sc.PromptError, sc.SessionError, sc.ModelLoadError):
-        assert str(refusal_of(kind(said))) == told
+        assert str(refusal_of(kind(message))) == expected
 
 
-def test_what_nobody_foresaw_is_told_in_a_sentence_without_details(served, monkeypatch, caplog):
+def test_an_unexpected_error_hides_its_details(served, monkeypatch, caplog):
     def failing(*_, **__):
         raise ZeroDivisionError("secret of /home/me")
 
@@ -430,5 +430,5 @@ def test_what_nobody_foresaw_is_told_in_a_sentence_without_details(served, monke
         ((KEY, OTHER_KEY), (0, "2001:db8::1:2"), (0, "2001:db8::/64")),
     ],
 )
-def test_clients_take_turns_where_a_key_or_an_address_tells_them_apart(keys, asks, client):
+def test_clients_are_distinguished_by_key_or_address(keys, asks, client):
     assert Policy(api_keys=keys).client(*asks) == client

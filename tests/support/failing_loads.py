@@ -1,4 +1,4 @@
-"""A process that fails to load pairs twenty times, after it has done so before, and says how, and by how many bytes it grew.
+"""A process that fails to load pairs in ten ways, three times each. It prints the later errors, and by how many bytes it grew then.
 
 python failing_loads.py FOLDER   writes its models there, of 8 MB each
 """

@@ -5,7 +5,7 @@
     recurrent_model(path)  Mamba, whose memory cannot drop its tail
     embedding_model(path)  BERT, which has no rows of logits at all
     hollow_model(path)     Llama of any size, without its weights
-    shaped_model(path)     Llama with ids only, as large as asked; quantized(source, target, ftype) writes it anew in fewer bits
+    shaped_model(path)     Llama with ids only, of any size; quantized(source, target, ftype) writes a copy in fewer bits
     adapter(path)          a LoRA for the Llamas above; merged_model(path) writes a Llama with it already in its weights
 
 Every function returns ``path``. The same ``seed`` and shape give the same weights.
@@ -26,7 +26,7 @@ import numpy as np
 WIDTH = 32
 CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 ENDOFTEXT, IM_START, IM_END = range(3)
-WORDS = ("th", "he", "the", "Ġthe")  # what MERGES make of bytes; Ġ is a space in the byte-level alphabet
+WORDS = ("th", "he", "the", "Ġthe")  # merged from bytes by MERGES; Ġ is a space in the byte-level alphabet
 MERGES = ("t h", "h e", "th e", "Ġ the")
 BASE_VOCABULARY = len(CONTROLS) + 256 + len(WORDS)
 CHATML = (
@@ -36,7 +36,7 @@ CHATML = (
 
 
 def byte_id(byte: int) -> int:
-    """The id of the token that stands for one byte."""
+    """Return the id of the token of one byte."""
     return len(CONTROLS) + byte
 
 
@@ -58,11 +58,14 @@ def text_model(
     seed: int = 0,
     loud_from: int | None = None,
 ) -> Path:
-    """Write a Llama with text. texts, types: other texts and types for some ids.
+    """Write a Llama with text.
 
-    kind: ``tokenizer.ggml.model``, of which ``llama`` is SentencePiece. pre: ``tokenizer.ggml.pre``.
-
-    loud_from: ids from here on get far larger output rows, so that one of them has the largest logit nearly always.
+    Args:
+        texts: other texts for some ids.
+        types: other types for some ids.
+        kind: ``tokenizer.ggml.model``; ``llama`` is SentencePiece.
+        pre: ``tokenizer.ggml.pre``.
+        loud_from: the first id with far larger output rows, so that nearly always one of these ids has the largest logit.
     """
     tokens: list[str | bytes] = [*CONTROLS, *_byte_alphabet(), *WORDS]
     tokens += [f"extra_{i}" for i in range(n_vocab - len(tokens))]
@@ -180,9 +183,9 @@ def hollow_model(path: Path, *, width: int, layers: int, ffn: int, vocab: int = 
 
 
 def shaped_model(path: Path, *, width: int, layers: int, ffn: int, vocab: int, n_ctx_train: int = 2048, split: int = 0) -> Path:
-    """Write a Llama with ids only that is as large as asked, in 16 bits, which no processor keeps in another order.
+    """Write a Llama with ids only, of any size, in 16 bits, which llama.cpp repacks for no processor.
 
-    split: how many tensors a file holds, 0 for all in one.
+    ``split``: most tensors in a file; 0 for all in one.
     """
     writer = _llama_header(path, vocab, n_ctx_train, heads=width // 64, width=width, layers=layers, ffn=ffn, split=split)
     writer.add_tokenizer_model("no_vocab")
@@ -204,7 +207,7 @@ def shaped_model(path: Path, *, width: int, layers: int, ffn: int, vocab: int, n
 
 
 def quantized(source: Path, target: Path, ftype: int) -> Path:
-    """Write a file anew in another quantization (llama.cpp's LLAMA_FTYPE_...), by llama.cpp's own tool."""
+    """Write a copy of a file in another quantization (llama.cpp's LLAMA_FTYPE_...), by llama.cpp's own tool."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = ftype, 1
     assert llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)) == 0
@@ -248,7 +251,7 @@ def overwrite(path: Path, key: str, number: int) -> Path:
 
 
 def _lora(width: int, rank: int, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Of each matrix, [rank, width] and [width, rank]."""
+    """Return a LoRA's factors of each matrix, [rank, width] and [width, rank]."""
     rng = np.random.default_rng(seed)
     return {name: tuple(rng.normal(size=shape).astype(np.float32) / 4 for shape in ((rank, width), (width, rank))) for name in ADAPTED}
 
@@ -286,7 +289,7 @@ def _llama(path: Path, n_vocab: int, n_ctx_train: int, heads: int, seed: int, lo
 
 
 def _add_random(writer: gguf.GGUFWriter, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
-    """Norm weights near 1, everything else so that rows keep their size."""
+    """Add random tensors: norm weights near 1, all others scaled so that rows keep their size."""
     rng = np.random.default_rng(seed)
     for name, shape in shapes.items():
         values = rng.normal(size=shape)
@@ -295,7 +298,7 @@ def _add_random(writer: gguf.GGUFWriter, shapes: Mapping[str, tuple[int, ...]], 
 
 
 def _byte_alphabet() -> list[str]:
-    """How byte-level BPE writes each byte: printable Latin-1 as itself, the others as the characters from U+0100 on."""
+    """Return how byte-level BPE writes each byte: printable Latin-1 as itself, others as characters from U+0100."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]

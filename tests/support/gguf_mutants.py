@@ -1,7 +1,7 @@
-"""Damaged copies of GGUF files, the same for the same seed: bits flipped, counts and lengths blown up, types changed, cut off anywhere.
+"""Damaged copies of GGUF files, the same for the same seed: flipped bits, huge counts and lengths, changed types, cut off anywhere.
 
-mutants(original, count, seed)   that many of them, as bytes
-header_size(original)            where the header ends, in which most of the damage is done
+mutants(original, count, seed)   yields ``count`` of them, as bytes
+header_size(original)            returns where the header ends; most of the damage is in it
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _change_bytes(data: bytearray, end: int, rng: np.random.Generator) -> bytear
 
 
 def _change_a_number(data: bytearray, end: int, rng: np.random.Generator) -> bytearray:
-    """A count, length or value of four or eight bytes becomes an awkward one."""
+    """Replace a count, length or value of four or eight bytes by an awkward one."""
     code, size = (("<I", 4), ("<Q", 8))[rng.integers(2)]
     at = int(rng.integers(4, end - size)) if rng.integers(3) else int(rng.choice([4, 8, 16]))
     struct.pack_into(code, data, at, int(_INTERESTING[rng.integers(len(_INTERESTING))]) % 2 ** (8 * size))
@@ -50,11 +50,11 @@ def _change_a_number(data: bytearray, end: int, rng: np.random.Generator) -> byt
 
 
 def _change_a_value(data: bytearray, end: int, rng: np.random.Generator) -> bytearray:
-    """What stands behind a key: its type, or its first bytes."""
+    """Change what follows a key: its type, or its first bytes."""
     keys = [
-        found
+        place
         for key in (b"llama.", b"qwen", b"deepseek2.", b"gemma3.", b"general.", b"tokenizer.", b"mamba.")
-        for found in _all(data[:end], key)
+        for place in _all(data[:end], key)
     ]
     at = int(rng.choice(keys))
     (length,) = struct.unpack_from("<Q", data, at - 8)
@@ -64,7 +64,7 @@ def _change_a_value(data: bytearray, end: int, rng: np.random.Generator) -> byte
 
 
 def _change_a_tensor(data: bytearray, end: int, rng: np.random.Generator) -> bytearray:
-    """Its number of dimensions, one of them, its type, or its place."""
+    """Change a tensor's number of dimensions, one of them, its type, or its offset."""
     at = int(rng.choice([*_all(data[:end], b".weight"), *_all(data[:end], b"norm.weight")])) + 7
     place = min(at + int(rng.integers(0, 32)), end - 8)
     struct.pack_into("<I", data, place, int(_INTERESTING[rng.integers(len(_INTERESTING))]) % 2**32)
@@ -82,11 +82,11 @@ def _leave_out(data: bytearray, end: int, rng: np.random.Generator) -> bytearray
 
 
 def _all(data: bytearray, text: bytes) -> list[int]:
-    found, at = [], data.find(text)
+    places, at = [], data.find(text)
     while at >= 0:
-        found.append(at)
+        places.append(at)
         at = data.find(text, at + 1)
-    return found
+    return places
 
 
 _KINDS: tuple[Callable[[bytearray, int, np.random.Generator], bytearray], ...] = (

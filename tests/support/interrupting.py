@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import speccascade_local
 
 PACKAGE = Path(speccascade_local.__file__).parent
-#: The interpreter looks for signals behind a call, at a jump back and when a function begins, and nowhere else.
+#: The interpreter checks for signals only after a call, at a backward jump and when a function begins.
 _LOOKS = ("CALL", "JUMP_BACKWARD", "RESUME")
 
 
 class Point(NamedTuple):
-    """The ``nth`` time that a place is reached. offset: of the bytecode, -1 for the whole line."""
+    """The ``nth`` pass of a place. ``offset`` is that of the bytecode, -1 for a whole line."""
 
     file: str
     line: int
@@ -30,15 +30,15 @@ class Point(NamedTuple):
 
 
 class Tracer:
-    """Counts the places that a thread reaches in some modules, and raises KeyboardInterrupt at one of them.
+    """Counts the places that a thread passes in some modules, and raises KeyboardInterrupt at one of them.
 
-    by_bytecode: only places where the interpreter looks for signals; else each line.
+    Places are lines, or ``by_bytecode`` those where the interpreter checks for signals.
     """
 
     def __init__(self, modules: tuple[str, ...], at: Point | None = None, *, by_bytecode: bool = False) -> None:
         self._files = {str(PACKAGE / f"{name}.py") for name in modules}
         self._at, self._by_bytecode = at, by_bytecode
-        self.reached: Counter[tuple[str, int, int]] = Counter()
+        self.passes: Counter[tuple[str, int, int]] = Counter()
 
     def __call__(self, frame: FrameType, _event: str, _argument: Any) -> Callable[..., Any] | None:
         if frame.f_code.co_filename not in self._files:
@@ -49,7 +49,7 @@ class Tracer:
         def follow(frame: FrameType, event: str, _argument: Any) -> Callable[..., Any]:
             nonlocal before
             if event == "opcode":
-                if (before, frame.f_lasti) in looks_for_signals(frame.f_code):
+                if (before, frame.f_lasti) in signal_checks(frame.f_code):
                     self._reach(frame.f_code.co_filename, frame.f_lineno, frame.f_lasti)
                 before = frame.f_lasti
             elif event == "line":
@@ -61,17 +61,17 @@ class Tracer:
         return follow
 
     def _reach(self, file: str, line: int, offset: int) -> None:
-        self.reached[file, line, offset] += 1
-        if self._at == (file, line, offset, self.reached[file, line, offset]):
+        self.passes[file, line, offset] += 1
+        if self._at == (file, line, offset, self.passes[file, line, offset]):
             raise KeyboardInterrupt
 
     def points(self) -> list[Point]:
-        """The first and the last time that each place was reached."""
-        return [Point(*place, nth) for place, count in self.reached.items() for nth in sorted({1, count})]
+        """Return the first and the last pass of each place."""
+        return [Point(*place, nth) for place, count in self.passes.items() for nth in sorted({1, count})]
 
     @contextmanager
     def tracing(self) -> Iterator[Tracer]:
-        """Within the block this thread is followed."""
+        """Trace this thread inside the block."""
         before = sys.gettrace()
         sys.settrace(self)
         try:
@@ -81,10 +81,10 @@ class Tracer:
 
 
 @cache
-def looks_for_signals(code: Any) -> set[tuple[int, int]]:
-    """Pairs of bytecodes, by offset, between which the interpreter looks for signals.
+def signal_checks(code: Any) -> set[tuple[int, int]]:
+    """Return pairs of bytecodes, by offset, between which the interpreter checks for signals.
 
-    What is raised there belongs to the first one, so only pairs that the same handler covers are the same to the code.
+    An exception there belongs to the first of them, so both must be covered by the same handler.
     """
     bytecode = dis.Bytecode(code)
     entries = bytecode.exception_entries  # type: ignore[attr-defined]  # since Python 3.11
@@ -99,10 +99,10 @@ def looks_for_signals(code: Any) -> set[tuple[int, int]]:
 
 @cache
 def deaf_lines(file: str) -> dict[int, range]:
-    """Lines at which no signal arrives where the line before was in a range: the interpreter enters and leaves a lock without looking.
+    """Return lines at which no signal arrives if the previous line was in a range: locks are acquired and released unchecked.
 
-    Those are with statements once more, behind their bodies, and a ``try:`` that begins such a body.
+    These are with statements, which come again after their bodies, and a ``try:`` that begins such a body.
     """
-    found = [node for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))) if isinstance(node, ast.With)]
-    left = {node.lineno: range(node.body[0].lineno, (node.end_lineno or 0) + 1) for node in found}
-    return left | {node.body[0].lineno: range(node.lineno, node.lineno + 1) for node in found if isinstance(node.body[0], ast.Try)}
+    blocks = [node for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))) if isinstance(node, ast.With)]
+    left = {node.lineno: range(node.body[0].lineno, (node.end_lineno or 0) + 1) for node in blocks}
+    return left | {node.body[0].lineno: range(node.lineno, node.lineno + 1) for node in blocks if isinstance(node.body[0], ast.Try)}

@@ -22,8 +22,8 @@ class LocalHub:
     """Repositories by name, each with its files' bytes.
 
     address: for HF_ENDPOINT. requests: (method, path, token) in order. sent: bytes of files. And what goes wrong:
-    drop_after: so many bytes of a file's next answers, one number each. stand_still_after: bytes, once. pace: seconds per piece.
-    served_instead: other bytes, by file name. token: what a reader must have. gated: repositories behind terms.
+    drop_after: the bytes to send of a file's next answers, one number each. stand_still_after: bytes, once. pace: seconds per piece.
+    served_instead: other bytes, by file name. token: what a reader must have. gated: repositories with terms to accept.
     without_range: ranges are ignored. broken: the status of every answer.
     """
 
@@ -43,8 +43,8 @@ class LocalHub:
 
     def commit(self, repository: str) -> str:
         """That of a repository as it is now; all branches are at it."""
-        told = repr(sorted((name, hashlib.sha256(data).hexdigest()) for name, data in self.repositories[repository].items()))
-        return hashlib.sha1(told.encode()).hexdigest()
+        content = repr(sorted((name, hashlib.sha256(data).hexdigest()) for name, data in self.repositories[repository].items()))
+        return hashlib.sha1(content.encode()).hexdigest()
 
     def __enter__(self) -> LocalHub:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Answer", (_Answer,), {"hub": self}))
@@ -105,8 +105,8 @@ class _Answer(BaseHTTPRequestHandler):
                 {"rfilename": name, "size": len(data), "blobId": _git_hash(data)} | _large(name, data)
                 for name, data in self.hub.repositories[repository].items()
             ]
-            told = {"id": repository, "modelId": repository, "sha": self.hub.commit(repository), "siblings": siblings}
-            self._say(200, {"Content-Type": "application/json"}, json.dumps(told).encode())
+            reply = {"id": repository, "modelId": repository, "sha": self.hub.commit(repository), "siblings": siblings}
+            self._say(200, {"Content-Type": "application/json"}, json.dumps(reply).encode())
 
     def _resolve(self, repository: str, revision: str, name: str) -> None:
         if not self._known(repository, revision):

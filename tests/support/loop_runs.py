@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from toys import never_ends, writing
 
-from speccascade_local.decoding.loop import decode
+from speccascade_local.decoding.loop import BlockLoop
 from speccascade_local.decoding.stats import Stats
 from speccascade_local.tokens.shaping import UNSHAPED
 
@@ -30,5 +30,5 @@ def run(
     ends = (lambda token: token == end) if end is not None else never_ends
     generation = writing(tokens, temperature, rng or seed, ends, shaper=shaper)
     more = {"block_size": block_size, "max_tokens": max_tokens, "stops": stops or ends, "stats": stats}
-    blocks = list(decode(generation, drafter, expert, rule=rule, **more, **mode))
+    blocks = list(BlockLoop(generation, drafter, expert, rule=rule, **more, **mode).decode())
     return tokens[len(prompt) :], blocks, stats

@@ -1,4 +1,4 @@
-"""A process that says how much it grew by loading a model and filling its context, and what was foretold: one JSON object.
+"""A process that prints, as JSON, how much it grew by loading a model and filling its context, and what was estimated.
 
 python memory_growth.py MODEL N_CTX
 """
@@ -21,7 +21,7 @@ from speccascade_local.machine.memory import choose_layers, memory_need
 from speccascade_local.models.placement import Placement
 
 
-def filled(path: Path, n_ctx: int, placement: Placement | None = None) -> tuple[LlamaModel, LlamaContext]:
+def fill_context(path: Path, n_ctx: int, placement: Placement | None = None) -> tuple[LlamaModel, LlamaContext]:
     model = LlamaModel(path, placement=placement)
     context = LlamaContext(model, n_ctx=n_ctx, n_threads=2)
     session = LlamaSession(context)
@@ -37,16 +37,16 @@ def resident() -> int:
 
 def main() -> None:
     path, n_ctx = Path(sys.argv[1]), int(sys.argv[2])
-    with TemporaryDirectory() as folder:  # what the first use of llama.cpp takes, whatever the model
-        model, context = filled(textless_model(Path(folder) / "warm.gguf"), 64)
+    with TemporaryDirectory() as folder:  # the first use of llama.cpp takes memory with any model
+        model, context = fill_context(textless_model(Path(folder) / "warm.gguf"), 64)
         context.close()
         model.close()
     models = dry_run_models({"expert": path}, n_ctx=n_ctx)
     need = memory_need(models["expert"], n_ctx)
     placement = choose_layers({"expert": Placement()}, models, {}, n_ctx, [])["expert"]
     before = resident()
-    kept = filled(path, n_ctx, placement)
-    print(json.dumps({"grown": resident() - before, "need": need.own_bytes, "parts": need.own, "of": kept[0].description}))
+    model, _context = fill_context(path, n_ctx, placement)
+    print(json.dumps({"grown": resident() - before, "need": need.own_bytes, "parts": need.own, "of": model.description}))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""A process that is given damaged files one after the other, and says of each how it took it; it may die of one.
+"""A process that reads damaged files, one after the other, and may die of one.
 
-    python mutant_reader.py rehearse   as the child of a rehearsal takes them
-    python mutant_reader.py use        as the user's own process does: loaded whole, evaluated, its vocabulary read
+    python mutant_reader.py dry-run   as the child process of a dry run does
+    python mutant_reader.py use       as the user's process does: loads and evaluates the model, and reads its vocabulary
 
-Reads paths from stdin, and writes a line for each: ok, or refused and why.
+Input: a path per line. Output: a line for each, ``ok``, or ``refused`` and the reason.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.model import LlamaModel
 from speccascade_local.llama.session import LlamaSession
 from speccascade_local.models.placement import Placement
-from speccascade_local.programs.dry_run import Heard, Trial
+from speccascade_local.programs.dry_run import LoadTrial, LogLines
 
-KEPT = []
+TRIALS = []
 
 
-def rehearse(path: Path) -> None:
-    heard = Heard()
-    backend._listeners[:] = [heard.take]
-    KEPT.append(Trial(path, Placement(), heard))
-    KEPT[-1].facts(64, 8)
+def dry_run(path: Path) -> None:
+    lines = LogLines()
+    backend._listeners[:] = [lines.take]
+    TRIALS.append(LoadTrial(path, Placement(), lines))
+    TRIALS[-1].facts(64, 8)
 
 
 def use(path: Path) -> None:
@@ -44,10 +44,10 @@ def use(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    take = {"rehearse": rehearse, "use": use}[sys.argv[1]]
+    read = {"dry-run": dry_run, "use": use}[sys.argv[1]]
     for line in sys.stdin:
         try:
-            take(Path(line.strip()))
+            read(Path(line.strip()))
             print("ok", flush=True)
         except SpeccascadeError as error:
             print("refused", " ".join(str(error).split()), flush=True)

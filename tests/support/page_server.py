@@ -1,6 +1,6 @@
-"""The server with the page, in a thread of this process: real answers of the bundled pair, or what a test puts in their place.
+"""The server with the page, in a thread of this process, with real replies of the bundled pair or scripted ones.
 
-``python tests/support/page_server.py [PORT]`` serves the page to look at it while it is changed.
+``python tests/support/page_server.py [PORT]`` serves the page for its development.
 """
 
 from __future__ import annotations
@@ -24,10 +24,14 @@ from speccascade_local.server.http.policy import Policy
 
 
 class PageServer:
-    """Answers until it is closed. ``url`` is where.
+    """A running server at ``url``.
 
-    requests: the bodies that came. pairs: what is told in place of the real pairs. pause_s: before each part of a stream. scripted: taken
-    one by one in place of the pair's answers, a list of events, or a status with an error's sentence. left: streams that the page ended.
+    Attributes:
+        requests: The bodies of all chat requests.
+        pairs: Listed instead of the real pairs.
+        pause_s: Seconds before each part of a stream.
+        scripted: Replies in place of the pair's: a list of events, or a status and an error message.
+        left: Number of streams that the page ended.
     """
 
     def __init__(self, runtime: sc.Runtime, port: int = 0, policy: Policy | None = None) -> None:
@@ -56,18 +60,18 @@ class PageServer:
         self._begin(self._port)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """In front of the real application."""
+        """Handle a request in place of the application, or pass it on."""
         if scope["path"] == "/api/pairs" and self.pairs:
-            await self._tell_pairs(scope, receive, send)
+            await self._replace_pairs(scope, receive, send)
         elif scope["path"] == "/v1/chat/completions":
             body = await Request(scope, receive).body()
             self.requests.append(json.loads(body))
             scripted = _response(self.scripted.pop(0)) if self.scripted else None
-            await (scripted or self._app)(scope, self._heard(body, receive), self._slowly(send))
+            await (scripted or self._app)(scope, self._record(body, receive), self._delay(send))
         else:
             await self._app(scope, receive, send)
 
-    async def _tell_pairs(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _replace_pairs(self, scope: Scope, receive: Receive, send: Send) -> None:
         parts: list[bytes] = []
 
         async def keep(message: Message) -> None:
@@ -76,28 +80,28 @@ class PageServer:
         await self._app(scope, receive, keep)
         await JSONResponse(json.loads(b"".join(parts)) | {"pairs": self.pairs})(scope, receive, send)
 
-    def _heard(self, body: bytes, receive: Receive) -> Receive:
+    def _record(self, body: bytes, receive: Receive) -> Receive:
         whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-        async def hear() -> Message:
+        async def receive_recorded() -> Message:
             message = whole.pop() if whole else await receive()
             self.left += message["type"] == "http.disconnect"
             return message
 
-        return hear
+        return receive_recorded
 
-    def _slowly(self, send: Send) -> Send:
-        async def say(message: Message) -> None:
+    def _delay(self, send: Send) -> Send:
+        async def send_late(message: Message) -> None:
             await asyncio.sleep(self.pause_s)
             await send(message)
 
-        return say
+        return send_late
 
 
 def _response(scripted: Any) -> Response:
     if isinstance(scripted, tuple):
-        status, sentence = scripted
-        error = {"message": sentence, "type": "any", "param": None, "code": None}
+        status, text = scripted
+        error = {"message": text, "type": "any", "param": None, "code": None}
         return JSONResponse({"error": error}, status, headers={"Retry-After": "3"})
 
     def lines() -> Iterator[str]:

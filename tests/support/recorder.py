@@ -1,4 +1,4 @@
-"""Sessions that record what they evaluate, and the fidelity of each token worked out anew."""
+"""Sessions that record what they evaluate, and the fidelity of each token computed again."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ def deviations(token: Token, rule: str, q_row, p_row, settings) -> list[float]:
     if token.drafter_logprob is not None:
         found.append(token.drafter_logprob - plain(q_row, token.id))
         sides.append((token.drafter_logprobs, Sampler(**settings).probs(q_row)))
-    for told, probs in sides:
-        told_of = np.zeros(len(probs))
-        told_of[[c.id for c in told.top]] = np.exp([c.logprob for c in told.top])
-        best = -np.sort(-probs)[: len(told.top)]
-        assert len(told.top) == min(5, np.count_nonzero(told_of)) <= 5
-        assert [c.logprob for c in told.top] == sorted((c.logprob for c in told.top), reverse=True)
-        found.append(math.exp(told.logprob) - probs[token.id])  # may be 0 for a model that did not write it
-        found += (np.exp([c.logprob for c in told.top]) - best).tolist()  # nothing better was left out
-        found += [told_of[c.id] - probs[c.id] for c in told.top]
-        found.append(np.delete(probs, [c.id for c in told.top]).max() if len(told.top) < 5 else 0.0)
+    for account, probs in sides:
+        probs_of = np.zeros(len(probs))
+        probs_of[[c.id for c in account.top]] = np.exp([c.logprob for c in account.top])
+        best = -np.sort(-probs)[: len(account.top)]
+        assert len(account.top) == min(5, np.count_nonzero(probs_of)) <= 5
+        assert [c.logprob for c in account.top] == sorted((c.logprob for c in account.top), reverse=True)
+        found.append(math.exp(account.logprob) - probs[token.id])  # may be 0 for a model that did not write it
+        found += (np.exp([c.logprob for c in account.top]) - best).tolist()  # nothing better was left out
+        found += [probs_of[c.id] - probs[c.id] for c in account.top]
+        found.append(np.delete(probs, [c.id for c in account.top]).max() if len(account.top) < 5 else 0.0)
     return [abs(float(each)) for each in found]
 
 

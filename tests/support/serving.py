@@ -1,4 +1,4 @@
-"""A server on a port of its own, in a thread of this process, for tests that speak to it as programs do."""
+"""A server on a free port, in a thread of this process, for tests that use it as programs do."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from speccascade_local.server.engine import Engine
 from speccascade_local.server.http.listen import Server, address_of, bind
 
 QUESTION = [{"role": "user", "content": "Who is Ada Lovelace?"}]
-PATIENCE_S = 60.0  # nothing is measured by it: after so long something hangs
+PATIENCE_S = 60.0  # after that something hangs
 
 
 @dataclass(frozen=True)
 class Served:
-    """url: where it listens. engine: what answers."""
+    """A running server."""
 
     url: str
     port: int
     engine: Engine
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        """body: what is sent as JSON, or bytes as they are."""
+        """Post a JSON value, or bytes as they are."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         headers = {"content-type": "application/json", **options.pop("headers", {})}
         return httpx.post(self.url + path, content=content, headers=headers, timeout=PATIENCE_S, **options)
 
     def chat(self, **fields: Any) -> httpx.Response:
-        """A question at temperature 0."""
+        """Ask a question at temperature 0."""
         return self.post("/v1/chat/completions", {"model": "demo", "messages": QUESTION, "temperature": 0, **fields})
 
     def get(self, path: str, **options: Any) -> httpx.Response:
@@ -49,7 +49,7 @@ class Served:
 
 @contextmanager
 def serving(pairs: Mapping[str, sc.Runtime] | None = None, *, slots: int = 2, queue: int = 64, **options: Any) -> Iterator[Served]:
-    """These pairs, or the bundled one, for the time of the block. options: as make_app takes them."""
+    """Serve these pairs, or the bundled one, with these options of make_app, for the block."""
     listening = bind("127.0.0.1", 0)
     with ExitStack() as opened:
         pairs = pairs or {"demo": opened.enter_context(sc.load(n_threads=1, timelines=slots))}
@@ -65,7 +65,7 @@ def serving(pairs: Mapping[str, sc.Runtime] | None = None, *, slots: int = 2, qu
 
 
 def wait_until(holds: Callable[[], bool], what: str) -> None:
-    """Fails where it does not within a minute."""
+    """Fail unless ``holds`` becomes true within a minute."""
     end = time.monotonic() + PATIENCE_S
     while not holds():
         assert time.monotonic() < end, f"still not: {what}"
@@ -73,7 +73,7 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
 
 
 def events(text: str) -> list[dict[str, Any]]:
-    """What a stream said, without its end."""
+    """Return a stream's events without its end."""
     lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
     assert lines[-1] == "[DONE]"
     return [json.loads(line) for line in lines[:-1]]

@@ -1,4 +1,4 @@
-"""A context without a model, exact whatever is read together: rows follow from a text alone, and are borrowed as llama.cpp's are."""
+"""A context without a model. Its rows depend on a text alone, in any batch, and are views for one call, as llama.cpp's are."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from speccascade_local.llama.session import LlamaSession
 from speccascade_local.rules.registry import parse
 from speccascade_local.runtime.runtime import Runtime
 
-#: Where any batch takes as long as a single token, so that all that can be is read together.
+#: Any batch takes as long as a single token, so as much as possible is read together.
 FLAT = Speed(1, 1, (0,), (tuple(0.01 for _ in SIZES),), 1e-6)
 CHEAP = Speed(1, 1, (0,), (tuple(0.001 for _ in SIZES),), 1e-6)
 
 
 class ToyContext:
-    """What a :class:`LlamaSession` asks of a context. batches: how many tokens of each part, evaluation by evaluation."""
+    """What a :class:`LlamaSession` needs of a context. ``batches`` has the number of tokens of each part, for each evaluation."""
 
     def __init__(self, row_of: RowOf, model, *, n_vocab: int, n_ctx: int = 512, timelines: int = 1) -> None:
         self.row_of, self.model, self.n_vocab, self.n_ctx, self.timelines = row_of, model, n_vocab, n_ctx, timelines
@@ -57,7 +57,7 @@ class ToyContext:
             self.decoders.add(threading.get_ident())
             self.entered.set()
             assert self.leave.wait(30)
-            self._rows[:] = np.nan  # what was borrowed is over
+            self._rows[:] = np.nan  # earlier views are invalid
             self.batches.append([len(part.tokens) for part in parts])
             for part in parts:
                 if max(part.tokens) >= self.n_vocab:
@@ -82,7 +82,7 @@ class ToyContext:
 
 
 def toy_runtime(demo: sc.Runtime, timelines: int = 1) -> Runtime:
-    """The vocabulary and templates of a real pair over two small Markov models that agree in part."""
+    """Return a runtime with the vocabulary and templates of a real pair over two small Markov models that agree in part."""
     shared, own = random_rows(demo.n_vocab, 3), random_rows(demo.n_vocab, 4)
     rows = {"drafter": lambda text: 1.5 * shared(text) + 0.7 * own(text), "expert": lambda text: 1.5 * shared(text)}
     model = demo.models["expert"]
@@ -94,5 +94,5 @@ def toy_runtime(demo: sc.Runtime, timelines: int = 1) -> Runtime:
 
 
 def toy_profile() -> Profile:
-    """Of models that are read as fast together as alone."""
+    """Return a profile of models that evaluate a batch as fast as a token."""
     return Profile(FLAT, CHEAP, 1.0, {})

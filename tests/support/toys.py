@@ -6,6 +6,7 @@ The rows are one shared buffer that turns into nan at the next call, so code tha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -56,13 +57,16 @@ class ToySession:
         del self.tokens[length:]
 
 
-def random_rows(n_vocab: int, seed: int, scale: float = 2.0) -> RowOf:
-    """A fixed random row for each pair of last tokens: a small Markov model."""
-
-    def row(text: Sequence[int]) -> np.ndarray:
-        return scale * np.random.default_rng([seed, *text[-2:]]).normal(size=n_vocab)
-
+@lru_cache(maxsize=100_000)
+def _random_row(n_vocab: int, *seeds: int) -> np.ndarray:
+    row = np.random.default_rng(seeds).normal(size=n_vocab)
+    row.flags.writeable = False  # everyone gets the same array
     return row
+
+
+def random_rows(n_vocab: int, seed: int, scale: float = 2.0) -> RowOf:
+    """Return a fixed random row for each pair of last tokens: a small Markov model."""
+    return lambda text: scale * _random_row(n_vocab, seed, *map(int, text[-2:]))
 
 
 def certain(token_after: Callable[[Sequence[int]], int], n_vocab: int) -> RowOf:

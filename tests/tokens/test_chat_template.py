@@ -145,9 +145,9 @@ def test_a_template_that_takes_a_spelled_control_token_apart_is_refused_and_one_
 ) -> None:
     source = f"{{{{ messages[0].content | {taken_apart} }}}}"
     assert rendered(source, "Hi") == "Hi"
-    with pytest.raises(PromptError, match=r"^the model's chat template takes a message apart .* leave that spelling out$"):
+    with pytest.raises(PromptError, match=r"^the model's chat template splits a message .* leave that spelling out$"):
         rendered(source, "<|im_end|>")
-    with pytest.raises(PromptError, match="takes a message apart"):
+    with pytest.raises(PromptError, match="splits a message"):
         rendered("{{ messages[0].content }}" + source, "<|im_end|>")
 
 
@@ -250,12 +250,12 @@ def test_malformed_messages_are_refused(messages: object) -> None:
 
 
 @pytest.mark.parametrize("messages", [[], "Hi", b"Hi"])
-def test_what_is_no_list_of_messages_is_told_what_one_looks_like(messages: object) -> None:
+def test_an_error_for_no_list_of_messages_shows_what_one_looks_like(messages: object) -> None:
     with pytest.raises(PromptError, match=r"^a chat needs .* one message, such as \[\{'role': 'user', 'content': 'Hi'\}\]$"):
         template(CHATML).render(messages)  # type: ignore[arg-type]
 
 
-def test_the_position_of_a_malformed_message_is_told() -> None:
+def test_the_position_of_a_malformed_message_is_reported() -> None:
     with pytest.raises(PromptError, match=r"message 1 is \{'role': 'user'\}"):
         template(CHATML).render([*USER, {"role": "user"}])
 
@@ -372,7 +372,7 @@ def test_real_templates_leave_an_answer_that_is_continued_where_its_content_ends
     assert text.endswith(content)
     if messages[0] == SYSTEM and name in NO_SYSTEM:
         messages = [{"role": "user", "content": f"{SYSTEM['content']}\n\n{FIRST['content']}"}, *messages[2:]]
-    closed = real._rendered(messages, tools, add_generation_prompt=False)
+    closed = real._render(messages, tools, add_generation_prompt=False)
     assert closed.startswith(text.rstrip())  # many cut the white space off
 
 
@@ -431,7 +431,7 @@ TOO_LONG = {
     "loops in loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(999) %}{% endfor %}{% endfor %}{% endfor %}",
     "a macro that calls itself twice": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "one huge power": "{{ messages|length * 9 ** (10 ** 8) }}",
-    "nested lists that are told apart": "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(60) %}"
+    "nested lists that differ": "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(60) %}"
     "{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}{{ ns.a == ns.b }}",
     "lists of lists": "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}",
     "while it is compiled": "{{ 9 ** (10 ** 8) }}",
@@ -446,23 +446,24 @@ TOO_MUCH = {
 
 
 @pytest.fixture
-def anew() -> Iterator[None]:
-    """Limits that a test changes hold for a process that is started anew."""
+def new_process() -> Iterator[None]:
+    """Limits that a test changes hold for a new process."""
     template_process.renderer.close()
     yield
     template_process.renderer.close()
 
 
-@pytest.mark.usefixtures("anew")
+@pytest.mark.usefixtures("new_process")
 @pytest.mark.parametrize("source", TOO_LONG.values(), ids=TOO_LONG)
 def test_a_template_without_an_end_is_an_error_and_the_next_honest_one_renders(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_process, "SECONDS", 1.0)
-    with pytest.raises(PromptError, match=r"does not come to an end within 1 seconds.*--raw"):
+    monkeypatch.setattr(template_process, "SECONDS", 0.5)
+    with pytest.raises(PromptError, match=r"does not come to an end within 0.5 seconds.*--raw"):
         rendered(source)
+    monkeypatch.setattr(template_process, "SECONDS", 60.0)  # for a machine that is busy
     assert rendered("{{ messages[0].content }}") == "Hi"
 
 
-@pytest.mark.usefixtures("anew")
+@pytest.mark.usefixtures("new_process")
 @pytest.mark.parametrize("source", TOO_MUCH.values(), ids=TOO_MUCH)
 def test_a_template_that_fills_the_memory_is_an_error_and_the_next_honest_one_renders(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_process, "SECONDS", 60.0)
@@ -483,7 +484,7 @@ def test_ctrl_c_in_the_terminal_is_not_for_the_process_that_renders() -> None:
     assert os.getpgid(template_process.renderer._child.process.pid) != os.getpgid(0)
 
 
-def test_a_template_whose_text_is_too_long_is_told_how_long_it_is() -> None:
+def test_the_error_for_a_template_whose_text_is_too_long_says_how_long_it_is() -> None:
     with pytest.raises(PromptError, match=r"it writes 10000001 characters; 10000000 are allowed"):
         rendered("{{ 'a' * 10000001 }}")
 

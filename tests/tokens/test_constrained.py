@@ -112,6 +112,7 @@ def test_every_answer_under_a_schema_is_valid_whatever_the_method_block_size_and
     assert {reply.finish_reason for _, reply in runs} == {"stop"}
 
 
+@pytest.mark.slow
 def test_under_a_schema_answers_vary_and_drafts_are_still_accepted(runs):
     warm = [reply.stats for settings, reply in runs if settings["temperature"] == 1]
     assert sum(stats.accepted for stats in warm) > 0.2 * sum(stats.tested for stats in warm)
@@ -154,6 +155,7 @@ def distance_at_parting(runtime: sc.Runtime, ids: list[int], constraint: dict, o
     return float(abs(shaped[one[place]] - shaped[other[place]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constraint", CONSTRAINTS, ids=lambda constraint: " ".join(constraint))
 def test_at_temperature_0_strict_says_what_the_expert_alone_says_under_the_same_constraint(demo, constraint):
     """But for near-ties, which batches of another size may decide otherwise; see assert_caches_are_true for how near."""
@@ -186,22 +188,23 @@ def test_penalties_change_what_is_said(demo, constraint):
     assert free != shaped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", EVERY_METHOD)
 def test_a_bias_of_minus_100_bans_a_token_and_one_of_plus_100_forces_it(demo, spec):
     ids = question(demo)
     space, end = demo._ids(" the")[0], [token for token in range(demo.n_vocab) if demo._model.tokenizer.is_end(token)]
-    for settings in settings_of(spec, 4):
-        usual = set(demo.generate(ids, max_tokens=40, **settings).token_ids) - set(end)
-        banned = demo.generate(ids, max_tokens=40, logit_bias=dict.fromkeys(usual, -100), **settings)
+    for settings in settings_of(spec, 4 if has_blocks(spec) else 2):
+        usual = set(demo.generate(ids, max_tokens=24, **settings).token_ids) - set(end)
+        banned = demo.generate(ids, max_tokens=24, logit_bias=dict.fromkeys(usual, -100), **settings)
         assert not usual & set(banned.token_ids)
         assert usual
-        forced = demo.generate(ids, max_tokens=20, logit_bias={space: 100}, **settings)
-        assert forced.token_ids == [space] * 20
+        forced = demo.generate(ids, max_tokens=12, logit_bias={space: 100}, **settings)
+        assert forced.token_ids == [space] * 12
     assert_caches_are_true(demo)
 
 
 @pytest.mark.parametrize("spec", EVERY_METHOD)
-def test_a_schema_that_max_tokens_cuts_short_is_told_by_the_finish_reason(demo, spec):
+def test_the_finish_reason_shows_that_max_tokens_cut_a_schema_short(demo, spec):
     for settings in settings_of(spec, 4):
         reply = demo.generate(question(demo), json_schema=SCHEMA, max_tokens=6, **settings)
         assert (len(reply.token_ids), reply.finish_reason) == (6, "length")
@@ -230,7 +233,7 @@ def test_a_schema_and_strings_that_stop_and_max_tokens_go_together(demo):
 
 
 @pytest.mark.parametrize(
-    ("constraint", "said"),
+    ("constraint", "message"),
     [
         ({"grammar": "root ::= root"}, "no text satisfies the grammar"),
         ({"grammar": "root ::= ["}, "not valid GBNF"),
@@ -244,9 +247,9 @@ def test_a_schema_and_strings_that_stop_and_max_tokens_go_together(demo):
     ],
     ids=str,
 )
-def test_a_constraint_that_cannot_be_used_is_refused_by_the_call_before_anything_is_evaluated(demo, constraint, said):
+def test_a_constraint_that_cannot_be_used_is_refused_by_the_call_before_anything_is_evaluated(demo, constraint, message):
     demo.reset()
-    with pytest.raises(sc.SettingError, match=re.escape(said)):
+    with pytest.raises(sc.SettingError, match=re.escape(message)):
         demo.stream(question(demo), **constraint)
     assert demo._drafter.tokens == demo._expert.tokens == []
 
@@ -279,8 +282,8 @@ def test_an_answer_under_a_closed_grammar_may_stand_in_the_history_already(demo,
     """eager: all that can be copied is guessed, by the expert's batch and by the drafter's, whatever it costs."""
     with pytest.MonkeyPatch.context() as patch:
         if eager:
-            patch.setattr(AutoLength, "review", lambda self, guess: len(guess.token_ids))
-            patch.setattr(AutoLength, "tail", lambda self, guess: len(guess.token_ids))
+            patch.setattr(AutoLength, "count_reviewed", lambda self, guess: len(guess.token_ids))
+            patch.setattr(AutoLength, "count_guesses", lambda self, guess: len(guess.token_ids))
         grammar = "root ::= " + " | ".join(map(literal, texts))
         reply = repeated(demo, texts, grammar, rule=spec, temperature=temperature, seed=1, presence_penalty=penalty)
     assert reply.text in texts

@@ -63,7 +63,7 @@ class Words:
         return ids
 
     def mask(self, text: bytes, begins: Callable[[bytes], bool], complete: Callable[[bytes], bool]) -> Mask:
-        """By brute force: every token asked whether the text may go on with it."""
+        """By brute force: every token is asked whether it may continue the text."""
         return np.array(
             [complete(text) if token in self.ends else bool(piece) and begins(text + piece) for token, piece in enumerate(self.pieces)]
         )
@@ -77,7 +77,7 @@ class Words:
         return bool(grammar.allowed(ids)[self.ends].all())
 
     def walk(self, grammar: Grammar, start: list[int], length: int, rng: np.random.Generator) -> list[int]:
-        """A reply that goes on from ``start`` by tokens that are allowed, up to ``length`` tokens or an end of text."""
+        """A reply that continues ``start`` by tokens that are allowed, up to ``length`` tokens or an end of text."""
         reply = list(start)
         while len(reply) < length:
             allowed = np.flatnonzero(grammar.allowed(reply))
@@ -239,8 +239,8 @@ def test_a_reply_may_be_taken_back_by_more_than_the_masks_that_are_kept(words):
         np.testing.assert_array_equal(mask, words.gbnf('root ::= "a"{0,200} ([x-z] "b"?)*').allowed(reply[:place]))
 
 
-def test_a_token_that_was_taken_back_leaves_no_trace_in_the_masks_behind_another(words):
-    """llguidance's own rollback forgets that "ee" may follow, once a mask was made behind the token that is taken back."""
+def test_a_token_that_is_rolled_back_leaves_no_trace_in_later_masks(words):
+    """llguidance's own rollback forgets that "ee" may follow, once a mask was made after the token that is rolled back."""
     gbnf = 'root ::= "h"? "hee" tail\ntail ::= "" | "~" tail'
     grammar, (h, e) = words.gbnf(gbnf), words.spell(b"he")
     grammar.allowed([h, e])
@@ -248,7 +248,7 @@ def test_a_token_that_was_taken_back_leaves_no_trace_in_the_masks_behind_another
 
 
 def test_a_long_reply_is_read_once_but_for_what_was_dropped(words, monkeypatch):
-    """Blocks of 5, asked for by the drafter and then by the expert, of which every other draft loses its last 3 tokens."""
+    """Blocks of 5 by the drafter and then the expert; every other draft loses its last 3 tokens."""
     grammar = words.gbnf('root ::= ("a" | "b")*')
     ask, counts = grammar._child.ask, {"held": 0, "read": 0, "forgotten": 0}
 
@@ -334,16 +334,16 @@ def refusal(use: Callable[[], object]) -> str:
         use()
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
-    said = str(caught.value)
-    assert "\n" not in said
-    assert "<state>" not in said
-    assert "%llguidance" not in said
-    assert len(said) < 400
-    return said
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "<state>" not in message
+    assert "%llguidance" not in message
+    assert len(message) < 400
+    return message
 
 
 @pytest.mark.parametrize(
-    ("gbnf", "said"),
+    ("gbnf", "message"),
     [
         ("", "it must be a text in GBNF with a rule named root"),
         (" \n", "it must be a text in GBNF with a rule named root"),
@@ -374,18 +374,18 @@ def refusal(use: Callable[[], object]) -> str:
         ("root ::= [z-a]", "ends before it begins, in line 1 at '[z-a]'"),
         ('root ::= "\\q"', "unknown escape"),
         ('root ::= "\\x4"', "unknown escape"),
-        ('root ::= "\\uD800"', "this is no character"),
-        ('root ::= "\ud800"', "this is no character"),
-        ('root ::= "\\U00110000"', "this is no character"),
+        ('root ::= "\\uD800"', "this is not a character"),
+        ('root ::= "\ud800"', "this is not a character"),
+        ('root ::= "\\U00110000"', "this is not a character"),
         ("root ::= " + 5000 * "(" + '"a"' + 5000 * ")", "nested too deeply"),
     ],
 )
-def test_a_grammar_that_cannot_be_used_is_refused_in_one_clear_line(words, gbnf, said):
-    assert said in refusal(lambda: words.gbnf(gbnf))
+def test_a_grammar_that_cannot_be_used_is_refused_in_one_clear_line(words, gbnf, message):
+    assert message in refusal(lambda: words.gbnf(gbnf))
 
 
 @pytest.mark.parametrize(
-    ("schema", "said"),
+    ("schema", "message"),
     [
         ("{", "not valid JSON"),
         ("", "not valid JSON"),
@@ -410,8 +410,8 @@ def test_a_grammar_that_cannot_be_used_is_refused_in_one_clear_line(words, gbnf,
     ],
     ids=lambda value: f"{value!s:.60}",
 )
-def test_a_schema_that_cannot_be_used_is_refused_in_one_clear_line(words, schema, said):
-    assert said in refusal(lambda: words.schema(schema))
+def test_a_schema_that_cannot_be_used_is_refused_in_one_clear_line(words, schema, message):
+    assert message in refusal(lambda: words.schema(schema))
 
 
 def test_a_schema_that_holds_itself_is_refused():
@@ -490,7 +490,7 @@ def test_a_grammar_whose_process_dies_is_refused_and_the_next_one_compiles(words
 )
 def test_a_grammar_that_takes_too_long_or_too_much_is_refused(words, schema, monkeypatch):
     monkeypatch.setattr(grammar_module, "COMPILE_S", 0.3)
-    assert "does not come to an end within 0.3 seconds" in refusal(lambda: words.schema(schema))
+    assert "does not finish within 0.3 seconds" in refusal(lambda: words.schema(schema))
     monkeypatch.setattr(grammar_module, "COMPILE_S", 60.0)
     monkeypatch.setattr(grammar_pool, "MEMORY_BYTES", 60_000_000)
     small = MatcherPool([b"</s>", *(bytes([byte]) for byte in range(32, 127))], [0])
@@ -515,7 +515,7 @@ def test_multiples_are_as_large_as_can_be_computed(value, passes):
         assert "multipleOf is" in refusal(lambda: from_json_schema(schema))
 
 
-def test_whoever_gives_up_does_not_wait_for_a_grammar(words):
+def test_a_caller_that_gives_up_does_not_wait_for_a_grammar(words):
     slow = from_json_schema({"allOf": [{"type": "integer", "multipleOf": n} for n in (9973, 9967, 9949, 9941)]})
     gone = threading.Event()
     threading.Timer(0.2, gone.set).start()

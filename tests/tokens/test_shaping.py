@@ -142,7 +142,7 @@ def test_each_setting_alone_makes_a_shaper_active(setting):
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ({"presence": 2.1}, "presence_penalty is 2.1; it must be between -2 and 2"),
         ({"presence": float("nan")}, "presence_penalty is nan; it must be between -2 and 2"),
@@ -159,10 +159,10 @@ def test_each_setting_alone_makes_a_shaper_active(setting):
     ],
     ids=str,
 )
-def test_a_value_out_of_range_is_refused_by_name_with_the_value_and_the_range(setting, said):
+def test_a_value_out_of_range_is_refused_by_name_with_the_value_and_the_range(setting, message):
     with pytest.raises(SettingError) as caught:
         Penalties(**setting)
-    assert str(caught.value) == said
+    assert str(caught.value) == message
 
 
 def test_a_bias_outside_the_vocabulary_is_refused_with_the_ids_that_there_are():
@@ -209,7 +209,7 @@ def test_a_text_that_nothing_may_follow_is_an_error_that_says_where():
 
 def test_rows_that_are_no_numbers_are_the_models_fault_and_not_the_grammars():
     shaped = Shaper(WIDTH, (), None, OnlyTheLast()).shape(np.full(WIDTH, np.nan), [])
-    with pytest.raises(SessionError, match="no numbers"):
+    with pytest.raises(SessionError, match="nan or inf as logits"):
         Sampler().probs(shaped)
 
 

@@ -1,6 +1,6 @@
 """A conversation as ids: the prompt spells exactly what the template wrote, and what was generated keeps the ids that were generated.
 
-The oracle is plain: the same text tokenized anew, compared as text.
+The oracle is plain: the same text tokenized again, compared as text.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def spelled(ids: list[int], tokenizer: Tokenizer) -> bytes:
     return b"".join(tokenizer.piece(token, special=True) for token in ids)
 
 
-def said(ids: list[int], tokenizer: Tokenizer) -> str:
+def written_text(ids: list[int], tokenizer: Tokenizer) -> str:
     """The text that a user would see of an answer."""
     return b"".join(map(tokenizer.piece, ids)).decode(errors="replace")
 
@@ -69,13 +69,13 @@ def test_every_prompt_spells_what_the_template_wrote(tokenizers, name: str, whic
         transcript = transcript.prompt(rendered, tokenizer)
         # Broken characters of an answer are shown as U+FFFD, and the prompt has them either as they were or as they are shown.
         plain = encode_parts(rendered, tokenizer)
-        assert said_alike(spelled(transcript.ids, tokenizer), spelled(plain, tokenizer))
+        assert is_same_text(spelled(transcript.ids, tokenizer), spelled(plain, tokenizer))
         ids = [token for token in answer if token > 2] + ([IM_END] if ended else [])
         transcript = transcript.answered(ids)
-        messages.append({"role": "assistant", "content": said(ids, tokenizer)})
+        messages.append({"role": "assistant", "content": written_text(ids, tokenizer)})
 
 
-def said_alike(one: bytes, other: bytes) -> bool:
+def is_same_text(one: bytes, other: bytes) -> bool:
     return one.decode(errors="replace") == other.decode(errors="replace")
 
 

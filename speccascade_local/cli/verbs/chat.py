@@ -1,6 +1,6 @@
-"""``speccascade chat``: a conversation in the terminal, or scripted through a pipe, a line each.
+"""``speccascade chat``: a conversation in the terminal, or a script through a pipe.
 
-Lines come in, answers go to stdout as they are made, everything else to stderr. What a command does is cli/chat_commands.py's business.
+Each line is a question or a command (cli/chat_commands.py). Replies stream to stdout, everything else goes to stderr.
 """
 
 from __future__ import annotations
@@ -21,68 +21,68 @@ from ...runtime import session_file
 from ...runtime.conversation import Conversation
 from ...runtime.reply import Chunk, Reply
 from .. import options
-from ..chat_commands import Chat, LeaveError, obey, system_text, tell
+from ..chat_commands import Chat, LeaveError, obey, print_note, system_text
 from ..load import load_with_progress, set_log_level
 from ..terminal import legend, number, print_error, print_tokens, shows_styles, stderr, write
 
 QUOTES = '"""'
 
 
-def chat(
+def run(
     asking: options.ChatOptions,
     chosen: options.ModelOptions,
     pair: options.PairName = None,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT|@FILE", help="The system prompt.")] = None,
     session: Annotated[
         Path | None,
-        typer.Option("--session", metavar="FILE", help="Go on with this session file if it is there, and write it when the chat ends."),
+        typer.Option("--session", metavar="FILE", help="Resume this session file if it exists, and write it when the chat ends."),
     ] = None,
-    show_origin: Annotated[bool, typer.Option("--show-origin", help="Colour each token by who wrote it.")] = False,
+    show_origin: Annotated[bool, typer.Option("--show-origin", help="Color each token by its origin.")] = False,
     verbose: options.Verbose = 0,
 ) -> None:
-    """Talk with a pair. Both models keep what they have read, so that each turn reads only what is new.
+    """Chat with a pair. Both models keep their KV caches, so each turn reads only what is new.
 
-    /help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves. From a pipe each line is a question or a command, and nothing but the
-    answers goes to stdout; the exit code is 1 if any of them failed.
+    /help lists the commands; Ctrl-C stops a reply, Ctrl-D leaves. From a pipe each line is a question or a command, and only the replies
+    go to stdout; the exit code is 1 if any line failed.
     """
     set_log_level(verbose)
-    settings = asking.settings()  # refused before anything is loaded, as is what a file says
+    settings = asking.settings()  # raises before anything is loaded, as the files below do
     prompt = system_text(system) if system else None
     saved = session_file.read(session) if session and session.exists() else None
     if session:
         session_file.require_place(session)
     with load_with_progress(pair, chosen, verbose, rule=asking.rule, profile=settings.block_size == "auto") as runtime:
         if not runtime.has_chat_template:
-            raise PromptError("the expert has no chat template, so there are no turns to take; use speccascade run --raw")
-        talk = Chat(Conversation(runtime), settings, show_origin)
+            raise PromptError("the expert has no chat template, so it cannot chat; use speccascade run --raw")
+        chat = Chat(Conversation(runtime), settings, show_origin)
         if saved:
-            usual = vars(options.ChatOptions().settings())
-            chosen_here = {name: value for name, value in vars(settings).items() if value != usual[name]}
-            talk.go_on(talk.conversation.restore(saved), **chosen_here)
-        talk.conversation.system = prompt or talk.conversation.system
+            defaults = options.ChatOptions().settings().as_dict()
+            overrides = {name: value for name, value in settings.as_dict().items() if value != defaults[name]}
+            chat.resume(chat.conversation.restore(saved), **overrides)
+        chat.conversation.system = prompt or chat.conversation.system
         lines = Lines(sys.stdin is not None and sys.stdin.isatty())
         if lines.typed:
-            with contextlib.suppress(ImportError):  # on Windows the console itself edits lines and remembers them
+            with contextlib.suppress(ImportError):  # on Windows the console itself edits lines and keeps a history
                 import readline  # noqa: F401  # gives input() line editing and a history; may write to a stdout that is a pipe
-            tell(f"{runtime.pair.name}, rule {talk.settings.method(runtime.rule)}; /help lists the commands")
+            print_note(f"{runtime.pair.name}, rule {chat.settings.method(runtime.rule)}; /help lists the commands")
             if show_origin and shows_styles():
                 stderr.print(legend())
         try:
-            failed = _turns(talk, lines)
+            failed = _take_turns(chat, lines)
         finally:
             if session:
-                talk.conversation.save(session, talk.settings)
+                chat.conversation.save(session, chat.settings)
     raise typer.Exit(1 if failed and not lines.typed else 0)
 
 
 @dataclass
 class Lines:
-    """Questions and commands, from a keyboard (typed) or a pipe."""
+    """Questions and commands from a keyboard (typed) or a pipe."""
 
     typed: bool
 
     def next(self) -> str | None:
-        """The next one, of several lines where it is quoted; None at the end. Raises PromptError."""
+        """Return the next one, which has several lines if it is quoted; None at the end. Raises PromptError."""
         line = self._line("> ")
         while line is not None and not line.strip():
             line = self._line("> ")
@@ -92,7 +92,7 @@ class Lines:
         while not text.rstrip().endswith(QUOTES):
             more = self._line(". ")
             if more is None:
-                raise PromptError(f"a question that was begun with {QUOTES} does not end; close it with {QUOTES}")
+                raise PromptError(f"a question that begins with {QUOTES} does not end; close it with {QUOTES}")
             text += f"\n{more}"
         return text.rstrip().removesuffix(QUOTES).strip("\n")
 
@@ -100,8 +100,8 @@ class Lines:
         try:
             if self.typed:
                 return input(prompt if sys.stdout.isatty() else "")
-            read = sys.stdin.buffer.readline() if sys.stdin is not None else b""
-            return decode_text(read).rstrip("\r\n") if read else None
+            data = sys.stdin.buffer.readline() if sys.stdin is not None else b""
+            return decode_text(data).rstrip("\r\n") if data else None
         except EOFError:
             print(file=sys.stderr)
             return None
@@ -109,8 +109,8 @@ class Lines:
             raise PromptError(f"a line is {error}") from error
 
 
-def _turns(talk: Chat, lines: Lines) -> bool:
-    """Until the lines end; whether one failed, which in a chat is told and no reason to leave."""
+def _take_turns(chat: Chat, lines: Lines) -> bool:
+    """Answer until the lines end, and return whether one failed; an error is printed, and the chat continues."""
     failed = False
     while True:
         try:
@@ -118,13 +118,13 @@ def _turns(talk: Chat, lines: Lines) -> bool:
             if line is None:
                 return failed
             try:
-                answer = obey(talk, line) if line.startswith("/") else talk.ask(line)
-                if answer is not None:
-                    _show_answer(talk, answer, lines)
+                chunks = obey(chat, line) if line.startswith("/") else chat.ask(line)
+                if chunks is not None:
+                    _show_reply(chat, chunks, lines)
             except KeyboardInterrupt:
                 if not lines.typed:
                     raise
-                tell("stopped; what was said stays, /retry asks again")
+                print_note("stopped; the text so far stays, /retry asks again")
         except LeaveError:
             return failed
         except SpeccascadeError as error:
@@ -132,31 +132,32 @@ def _turns(talk: Chat, lines: Lines) -> bool:
             failed = True
 
 
-def _show_answer(talk: Chat, answer: Generator[Chunk], lines: Lines) -> None:
-    """Write an answer as it comes, and what it took; of one that is stopped, too."""
-    read: list[Chunk] = []
+def _show_reply(chat: Chat, chunks: Generator[Chunk], lines: Lines) -> None:
+    """Print a reply as it streams, and its figures, also if it is stopped."""
+    seen: list[Chunk] = []
     try:
-        with closing(answer):
-            for chunk in answer:
-                read.append(chunk)
-                print_tokens(chunk.tokens, coloured=talk.coloured)
+        with closing(chunks):
+            for chunk in chunks:
+                seen.append(chunk)
+                print_tokens(chunk.tokens, colored=chat.colored)
     finally:
         write("")
-        if read:
-            _report(talk, Reply.of(read), lines)
+        if seen:
+            _report(chat, Reply.of(seen), lines)
 
 
-def _report(talk: Chat, reply: Reply, lines: Lines) -> None:
-    """Keep it for /stats, and say what it took."""
-    talk.replies.append(reply)
+def _report(chat: Chat, reply: Reply, lines: Lines) -> None:
+    """Store the reply for /stats, and print its figures."""
+    chat.replies.append(reply)
+    n_ctx = chat.conversation.runtime.n_ctx
     if reply.finish_reason == "length":
-        limit = talk.settings.max_tokens
-        full = f"because the context of {talk.conversation.runtime.n_ctx} tokens is full"
-        tell(f"cut off {f'at --max-tokens {limit}' if len(reply.tokens) == limit else full}")
+        limit = chat.settings.max_tokens
+        reason = f"at --max-tokens {limit}" if len(reply.tokens) == limit else f"because the context of {n_ctx} tokens is full"
+        print_note(f"cut off {reason}")
     if lines.typed and stderr.is_terminal:
-        stats, n_ctx = reply.stats, talk.conversation.runtime.n_ctx
-        kept = f", {stats.acceptance_rate:.0%} of drafts kept" if stats.acceptance_rate is not None else ""
-        tell(
-            f"{stats.tokens} tokens, {number(stats.tokens_per_s)}/s{kept}; prompt {stats.cached_tokens} + "
+        stats = reply.stats
+        accepted = f", {stats.acceptance_rate:.0%} of drafts accepted" if stats.acceptance_rate is not None else ""
+        print_note(
+            f"{stats.tokens} tokens, {number(stats.tokens_per_s)}/s{accepted}; prompt {stats.cached_tokens} + "
             f"{stats.prompt_tokens - stats.cached_tokens} new; context {stats.prompt_tokens + stats.tokens} of {n_ctx}"
         )

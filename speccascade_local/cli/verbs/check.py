@@ -1,4 +1,4 @@
-"""``speccascade check``: do two models pair, and which of those on this machine would draft for an expert."""
+"""``speccascade check``: check whether two models pair, or rank the models on this machine as drafters for an expert."""
 
 from __future__ import annotations
 
@@ -17,35 +17,33 @@ from ...machine.profile_cache import measured_models
 from ...machine.suggest import MAX_SUGGESTIONS, Suggestions, suggest
 from ...models.catalog import Pair
 from ...models.hub_header import fetch_headers
-from ...models.local import Found, known_places, models_in
+from ...models.local import LocalModels, known_places, models_in
 from ...models.source import ModelSource
 from ...runtime.load import placements_of
 from .. import options
 from ..check_view import show_suggestions, show_verdict
-from ..load import set_log_level, stepping
+from ..load import progress_of, set_log_level
 from ..terminal import print_error
 
 _NO = EXIT_CODES["no"]
 
 Suggest = Annotated[
     Path | None,
-    typer.Option("--suggest", metavar="EXPERT", help="An expert's GGUF file: rank the models on this machine as drafters for it."),
+    typer.Option("--suggest", metavar="EXPERT", help="GGUF file of an expert: rank the models on this machine as its drafters."),
 ]
 Folders = Annotated[
     list[Path] | None,
     typer.Option(
         "--folder",
-        show_default="where the Hugging Face hub, LM Studio, Ollama and llama.cpp keep theirs",
-        help="With --suggest: look in this folder; may be repeated.",
+        show_default="those of the Hugging Face hub, LM Studio, Ollama and llama.cpp",
+        help="With --suggest: search this folder; may be repeated.",
     ),
 ]
-Best = Annotated[int, typer.Option("--best", min=1, help="With --suggest: so many drafters; each takes a second or two to be sure of.")]
-Remote = Annotated[
-    bool, typer.Option("--remote", help="Fetch the headers, and nothing else, of files that are not here yet. Uses the network.")
-]
+Best = Annotated[int, typer.Option("--best", min=1, help="With --suggest: number of drafters; each takes a second or two.")]
+Remote = Annotated[bool, typer.Option("--remote", help="Fetch only the headers of files that are not on this machine. Uses the network.")]
 
 
-def check_verb(
+def run(
     chosen: options.ModelOptions,
     pair: options.PairName = None,
     suggest: Suggest = None,
@@ -55,35 +53,35 @@ def check_verb(
     as_json: options.Json = False,
     verbose: options.Verbose = 0,
 ) -> None:
-    """Whether two models can answer as one, what speaks against it, what they need, and what they would bring. Nothing is loaded.
+    """Check compatibility, memory and expected speed of two models without loading them.
 
-    Exit code 0: yes. 1: yes, but there is something to know. 2: no, or no answer: files that are missing or damaged, wrong options, no
-    network. With --suggest 0 where a model was found that pairs, else 2.
+    Exit code 0: yes. 1: yes, with warnings. 2: no, or an error: files that are missing or damaged, wrong options, no network. With
+    --suggest 0 if a model pairs, else 2.
     """
     set_log_level(verbose)
     try:
         if suggest is not None:
             if pair or chosen.drafter or chosen.expert or chosen.models or remote:
-                raise SettingError("--suggest takes an expert's file and looks for drafters; name no pair, no other files and no --remote")
+                raise SettingError("--suggest takes an expert's file and searches for drafters; omit the pair, other files and --remote")
             raise typer.Exit(_suggest(suggest, folder or [], best, as_json, verbose))
         if folder:
-            raise SettingError("--folder says where --suggest looks; name the expert too: --suggest EXPERT")
-        checked = _check(options.pair_of(pair, chosen, complete=False), chosen, remote, verbose)
-    except (SpeccascadeError, OSError) as error:  # OSError: no room for headers, for one
+            raise SettingError("--folder says where --suggest searches; name the expert too: --suggest EXPERT")
+        report = _check(options.pair_of(pair, chosen, complete=False), chosen, remote, verbose)
+    except (SpeccascadeError, OSError) as error:  # OSError: for example no disk space for headers
         print_error(error)
         raise typer.Exit(_NO) from error
     if as_json:
-        print(json.dumps(checked.as_dict()))
+        print(json.dumps(report.as_dict()))
     else:
-        show_verdict(checked)
-    raise typer.Exit(EXIT_CODES[checked.answer])
+        show_verdict(report)
+    raise typer.Exit(EXIT_CODES[report.answer])
 
 
 # --------------------------------------------------------------------------- one pair
 
 
 def _check(pair: Pair, chosen: options.ModelOptions, remote: bool, verbose: int) -> PairReport:
-    """Return the verdict on a pair. Raises SettingError, CatalogError and FetchError."""
+    """Return the report on a pair. Raises SettingError, CatalogError and FetchError."""
     placements = {role: replace(each, rpc=()) for role, each in placements_of(pair, chosen.placements()).items()}
     name = pair.name if pair.source else " + ".join(path.name for path in pair.files.values())
     with tempfile.TemporaryDirectory(prefix="speccascade-") as temporary:
@@ -94,7 +92,7 @@ def _check(pair: Pair, chosen: options.ModelOptions, remote: bool, verbose: int)
         must_fit = chosen.check_memory and not pair.rpc
         report = check(name, files, n_ctx=chosen.ctx, placements=placements, measured=measured_models(), must_fit=must_fit)
     if pair.rpc:
-        others = f"{', '.join(pair.rpc)} are to share the expert; they were not asked, and all memory is counted as if it were needed here"
+        others = f"{', '.join(pair.rpc)} share the expert, but were not asked; all memory is counted as needed here"
         report = replace(report, findings=(*report.findings, Finding("note", "machines", others)))
     return report
 
@@ -105,13 +103,13 @@ def _file(pair: Pair, role: str, source: ModelSource, temporary: Path, remote: b
         if adapter.missing:
             raise ModelLoadError(f"the {role}'s LoRA adapter {adapter.file or adapter.path} is not on this machine; fetch it first")
     if remote and source.hub and source.missing and not source.trouble:
-        with stepping(f"fetching the {role}'s header", verbose) as step:
-            path = fetch_headers(source, temporary / role, lambda come: step(come / (come + 2**22)))
+        with progress_of(f"fetching the {role}'s header", verbose) as step:
+            path = fetch_headers(source, temporary / role, lambda size: step(size / (size + 2**22)))  # the total is unknown
         return NamedFile(path, f"{source.hub}/{path.name}")
     problem = source.problem()
     if problem:
-        todo = f"; fetch it with 'speccascade pull {pair.name}', or look at its header only: --remote" if source.hub else ""
-        raise ModelLoadError(f"{problem}{todo}")
+        hint = f"; fetch it with 'speccascade pull {pair.name}', or read only its header with --remote" if source.hub else ""
+        raise ModelLoadError(f"{problem}{hint}")
     return NamedFile(source.path, str(source.path))
 
 
@@ -119,23 +117,23 @@ def _file(pair: Pair, role: str, source: ModelSource, temporary: Path, remote: b
 
 
 def _suggest(expert: Path, folders: list[Path], best: int, as_json: bool, verbose: int) -> int:
-    """The exit code. Raises SettingError and ModelLoadError."""
+    """Rank the models in the folders as drafters, and return the exit code. Raises SettingError and ModelLoadError."""
     missing = next((folder for folder in folders if not folder.expanduser().is_dir()), None)
     if missing is not None:
         raise SettingError(f"--folder {missing}: no such folder; name one that holds GGUF files")
     places = {str(folder): folder.expanduser() for folder in folders} or known_places()
     found = models_in(places)
-    known = measured_models()
-    with stepping("comparing", verbose) as step:
-        suggestions = suggest(expert.expanduser(), found.models, known, best, step)
+    measured = measured_models()
+    with progress_of("comparing", verbose) as step:
+        suggestions = suggest(expert.expanduser(), found.models, measured, best, step)
     if as_json:
-        print(json.dumps(_as_dict(suggestions, found, places, bool(known))))
+        print(json.dumps(_as_dict(suggestions, found, places, bool(measured))))
     else:
-        show_suggestions(suggestions, found, places, bool(known))
+        show_suggestions(suggestions, found, places, bool(measured))
     return 0 if suggestions.ranked else _NO
 
 
-def _as_dict(suggestions: Suggestions, found: Found, places: dict[str, Path], measured: bool) -> dict[str, Any]:
+def _as_dict(suggestions: Suggestions, found: LocalModels, places: dict[str, Path], measured: bool) -> dict[str, Any]:
     return {
         "places": {name: str(folder) for name, folder in places.items()},
         "measured": measured,

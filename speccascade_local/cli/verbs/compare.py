@@ -1,4 +1,4 @@
-"""``speccascade compare``: one question, asked in several ways."""
+"""``speccascade compare``: answer one question in several ways, side by side."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ...common.errors import SettingError
 from ...rules import registry
 from ...runtime.compare import DEFAULT_THRESHOLD, all_arms, compare, few_arms
 from .. import options
-from ..load import load_with_progress, pair_and_prompt, prompt_ids, set_log_level, stepping, tell_rule
+from ..load import load_with_progress, pair_and_prompt, print_rule, progress_of, prompt_ids, set_log_level
 from ..terminal import comparison_table, legend, print_groups, print_row, shows_styles, stdout, write
 
 DEFAULT_QUESTION = "Who is Buzz Aldrin?"
 
 
-def compare_verb(
+def run(
     asking: options.CompareOptions,
     chosen: options.ModelOptions,
     words: options.Words = None,
@@ -33,39 +33,35 @@ def compare_verb(
     everything: Annotated[
         bool, typer.Option("--all", help="Every method but calibrated, with typical dials, and the min-p control.")
     ] = False,
-    repeat: Annotated[int, typer.Option(min=1, help="Ask this often in turns; times are medians.")] = 1,
+    repeat: Annotated[int, typer.Option(min=1, help="How often each arm answers, in turns; times are medians.")] = 1,
     raw: options.Raw = False,
     as_json: options.Json = False,
     verbose: options.Verbose = 0,
 ) -> None:
-    """Ask one question in every way: drafter, expert, plain cascade, speculative decoding, speculative cascade.
+    """Answer one question with the drafter, the expert, a plain cascade, speculative decoding and a speculative cascade.
 
-    The cascade's rule is --rule or the pair's own, and beside it the paper's, opt:0.2. Without a prompt the question is
-    "Who is Buzz Aldrin?". TV is the mean distance (total variation) between what each token was drawn from and the expert's own
-    distribution: 0 is the expert, 1 has nothing in common with it. Where the expert was not asked about a token it judges it afterwards,
-    outside the measured time.
+    The cascade's rule is --rule or the pair's own; opt:0.2, the paper's, stands beside it. Without a prompt the question is
+    "Who is Buzz Aldrin?". TV is the mean total variation between each token's distribution and the expert's own: 0 is the expert, 1 has
+    nothing in common with it. The expert judges tokens that it did not check afterwards, outside the measured time.
     """
     set_log_level(verbose)
     if everything and threshold is not None:
-        raise SettingError("--all shows sequential cascades with thresholds of its own; leave --threshold away")
+        raise SettingError("--all shows sequential cascades with thresholds of its own; omit --threshold")
     below = DEFAULT_THRESHOLD if threshold is None else threshold
     pair, prompt = pair_and_prompt(words or [DEFAULT_QUESTION], chosen)
-    settings = asking.settings()  # refused before anything is loaded
+    settings = asking.settings()  # raises before anything is loaded
     with load_with_progress(pair, chosen, verbose, profile=settings.block_size == "auto") as runtime:
         own = registry.parse(asking.rule or runtime.rule)
         if verbose:
-            tell_rule(own, asking.seed)
+            print_rule(own, asking.seed)
         arms = all_arms(settings, own) if everything else few_arms(settings, own, below)
         ids = prompt_ids(runtime, prompt, raw)
-        with stepping("asking", verbose) as on_step:
+        with progress_of("asking", verbose) as on_step:
             rows = compare(runtime, ids, arms, repeat=repeat, on_step=on_step)
     if as_json:
-        asked = {"pair": runtime.pair.name, "prompt": prompt, "settings": {**vars(settings), "rule": str(own)}}
-        write(
-            json.dumps(
-                {**asked, "repeat": repeat, "threshold": below, "rows": [row.as_dict() for row in rows]}, ensure_ascii=False, indent=1
-            )
-        )
+        request = {"pair": runtime.pair.name, "prompt": prompt, "settings": {**settings.as_dict(), "rule": str(own)}}
+        result = {**request, "repeat": repeat, "threshold": below, "rows": [row.as_dict() for row in rows]}
+        write(json.dumps(result, ensure_ascii=False, indent=1))
         return
     if everything:
         print_groups(rows)

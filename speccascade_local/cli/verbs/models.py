@@ -1,4 +1,4 @@
-"""The verbs that list what there is: pairs and methods."""
+"""``speccascade models``: list the pairs of models.yaml, or show one."""
 
 from __future__ import annotations
 
@@ -16,32 +16,31 @@ from ...rules import registry
 from .. import options
 from ..terminal import for_tables, stdout
 
+#: Columns of a terminal.
 _ROOM_FOR_DESCRIPTIONS = 110
 
 
-def models_verb(
-    pair: Annotated[
-        str | None, typer.Argument(metavar="[PAIR]", show_default="all", help="One pair, with all that is known of it.")
-    ] = None,
+def run(
+    pair: Annotated[str | None, typer.Argument(metavar="[PAIR]", show_default="all", help="Show all facts of this pair.")] = None,
     models: options.Models = None,
 ) -> None:
-    """List the pairs in models.yaml: size, licence, rule, and whether their files are here."""
+    """List the pairs in models.yaml: size, license, rule, and whether their files are on this machine."""
     if pair is not None:
         _show_pair(catalog.find(pair, models))
         return
     pairs = catalog.known_pairs(models)
     if stdout.is_terminal:
-        stdout.print(_families(pairs))
-        stdout.print(f"{len(pairs)} pairs; more of one: speccascade models PAIR; to fetch it: speccascade pull PAIR", style="dim")
+        stdout.print(_short_table(pairs))
+        stdout.print(f"{len(pairs)} pairs; details: speccascade models PAIR; to fetch one: speccascade pull PAIR", style="dim")
     else:
-        _print(_everything(pairs))
+        _print(_full_table(pairs))
 
 
-def _families(pairs: dict[str, Pair]) -> Table:
-    """For a terminal: one line for each pair, under its family; descriptions only where there is room."""
+def _short_table(pairs: dict[str, Pair]) -> Table:
+    """Return a line for each pair, under its family, for a terminal; descriptions only where there is room."""
     table = Table("pair", "here", box=None, pad_edge=False)
     table.add_column("size", justify="right", no_wrap=True)
-    for name in ("rule", "licence", *(["description"] if stdout.width >= _ROOM_FOR_DESCRIPTIONS else [])):
+    for name in ("rule", "license", *(["description"] if stdout.width >= _ROOM_FOR_DESCRIPTIONS else [])):
         table.add_column(name, overflow="fold")
     families: dict[str, list[Pair]] = {}
     for pair in pairs.values():
@@ -55,18 +54,18 @@ def _families(pairs: dict[str, Pair]) -> Table:
     return table
 
 
-def _everything(pairs: dict[str, Pair]) -> Table:
-    """For a pipe: all of it, one line for each pair."""
+def _full_table(pairs: dict[str, Pair]) -> Table:
+    """Return a line with all facts for each pair, for a pipe."""
     roles = ["drafter", "expert"]
-    table = Table("pair", "rule", *roles, "family", "size", "licence", "named in", "description", box=None, pad_edge=False)
+    table = Table("pair", "rule", *roles, "family", "size", "license", "listed in", "description", box=None, pad_edge=False)
     for name, pair in pairs.items():
-        known = pair.family or "", _size(pair), _licences(pair), str(pair.source), pair.description
-        table.add_row(Text(name), Text(_rule(pair)), *(Text(_file(pair, role)) for role in roles), *(Text(each) for each in known))
+        facts = pair.family or "", _size(pair), _licences(pair), str(pair.source), pair.description
+        table.add_row(Text(name), Text(_rule(pair)), *(Text(_file(pair, role)) for role in roles), *(Text(fact) for fact in facts))
     return table
 
 
 def _show_pair(pair: Pair) -> None:
-    """One pair, a fact to a line."""
+    """Print one pair, a fact in each line."""
     facts = {
         "family": pair.family,
         "description": pair.description,
@@ -74,7 +73,7 @@ def _show_pair(pair: Pair) -> None:
         "context": pair.context,
         "rpc": ", ".join(pair.rpc),
         "seen in": pair.seen_in,
-        "named in": pair.source,
+        "listed in": pair.source,
         "to allow": "; ".join(pair.demands.values()),
     }
     table = Table("", Column(overflow="fold"), box=None, show_header=False, pad_edge=False)
@@ -82,15 +81,11 @@ def _show_pair(pair: Pair) -> None:
         if fact:
             table.add_row(Text(name, "dim"), Text(str(fact)))
     for role, model in pair.models.items():
-        said = [
-            f"hub {model.hub}" if model.hub else "",
-            model.revision or "",
-            decimal(model.size) if model.size else "",
-            model.licence or "",
-        ]
+        size = decimal(model.size) if model.size else ""
+        details = ", ".join(filter(None, [model.hub and f"hub {model.hub}", model.revision, size, model.licence]))
         table.add_row(Text(role, "dim"), Text(model.file))
-        if any(said):
-            table.add_row("", Text(", ".join(filter(None, said))))
+        if details:
+            table.add_row("", Text(details))
         for source in model.sources:
             table.add_row("", Text(_state(source)))
     _print(table)
@@ -103,7 +98,7 @@ def _state(source: FileSource) -> str:
 
 
 def _print(table: Table) -> None:
-    """A pipe has no width, and no path is cut short for it."""
+    """Print a table so wide in a pipe that no path is cut off."""
     for_tables(width=10_000).print(table)
 
 
@@ -111,8 +106,8 @@ def _here(pair: Pair) -> Text:
     problems = [source.trouble for model in pair.models.values() for source in model.sources if source.trouble]
     if problems or not pair.missing:
         return Text("unclear", "red") if problems else Text("yes", "green")
-    fetched = all(source.hub for model in pair.models.values() for source in model.sources if source.missing)
-    return Text("to pull", "yellow") if fetched else Text("missing", "red")
+    can_pull = all(source.hub for model in pair.models.values() for source in model.sources if source.missing)
+    return Text("to pull", "yellow") if can_pull else Text("missing", "red")
 
 
 def _file(pair: Pair, role: str) -> str:
@@ -130,15 +125,15 @@ def _size(pair: Pair) -> str:
 
 
 def _bytes(model: ModelSource) -> int | None:
-    """What lies here, else what the catalog says."""
+    """Return the size of the files on disk, else the one in the catalog."""
     return model.size if model.missing else sum(path.stat().st_size for path in model.parts)
 
 
 def _rule(pair: Pair) -> str:
-    """With what its file may not ask for without --allow-code."""
+    """Return the pair's rule, and what it needs --allow-code for."""
     demands = {"code": "code", "rpc": "other machines"}
-    wants = [word for name, word in demands.items() if name in pair.demands]
-    return (pair.rule or f"{registry.DEFAULT} (default)") + (f" (wants {', '.join(wants)}: --allow-code)" if wants else "")
+    needs = [word for name, word in demands.items() if name in pair.demands]
+    return (pair.rule or f"{registry.DEFAULT} (default)") + (f" (needs {', '.join(needs)}: --allow-code)" if needs else "")
 
 
 def _licences(pair: Pair) -> str:

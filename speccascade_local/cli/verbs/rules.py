@@ -1,4 +1,4 @@
-"""``speccascade rules``: every method by name, and what it trades."""
+"""``speccascade rules``: list every method, and what it trades."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .. import options
 from ..terminal import stdout, write
 
 
-def rules_verb(as_json: options.Json = False) -> None:
-    """List every method: how it is written, what it does, its range, its lossless end, temperature 0, its source."""
+def run(as_json: options.Json = False) -> None:
+    """List every method: its syntax, what it does, its range, its lossless end, its behavior at temperature 0, and its source."""
     rows = [registry.describe(method) for method in registry.METHODS.values()]
     if as_json:
         write(json.dumps(rows, ensure_ascii=False, indent=1))
@@ -21,7 +21,7 @@ def rules_verb(as_json: options.Json = False) -> None:
     for row in rows:
         stdout.print(Text(row.pop("method"), "bold"))
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 2), pad_edge=True)
-        for name, told in row.items():
-            table.add_row(Text(name, "dim"), Text(told))
+        for name, text in row.items():
+            table.add_row(Text(name, "dim"), Text(text))
         stdout.print(table)
         stdout.print()

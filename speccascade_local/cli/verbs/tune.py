@@ -1,4 +1,4 @@
-"""``speccascade tune``: what the user asks for, what was found, and where it is written. How it is found is bench/tune.py's business."""
+"""``speccascade tune``: find the rule for what the user asks for, and write it into models.yaml."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Annotated
 
 import typer
 
-from ...bench import grid, questions, run
-from ...bench import tune as search
+from ...bench import grid, questions
 from ...bench.export import points
+from ...bench.goal import Goal
 from ...bench.rows import Row
+from ...bench.run import prompts_of, row_of, warm_up
+from ...bench.tune import Trial, require_enough, split, total_questions, tune
 from ...common.errors import CatalogError, SettingError
 from ...models import catalog
 from ...models.catalog import Pair
@@ -23,143 +25,149 @@ from .. import options
 from ..load import load_with_progress, progress, set_log_level
 from ..terminal import stdout
 
-#: Answers of each way from which draft lengths are learnt before anything counts.
+#: Unmeasured answers of each arm, from which it learns its lengths.
 WARM_UP = 4
 
 
-def tune(
+def run(
     chosen: options.ModelOptions,
     pair: options.PairName = None,
-    max_quality_loss: Annotated[str | None, typer.Option(help="Right answers that may be lost, such as 2%.")] = None,
-    expert_share: Annotated[str | None, typer.Option(help="Expert calls per token at most, such as 30%.")] = None,
-    budget: Annotated[float | None, typer.Option(help="Mean distance from the expert at most (total variation), such as 0.02.")] = None,
-    min_speedup: Annotated[float | None, typer.Option(help="Times as fast as the expert alone at least, such as 2.")] = None,
-    rules: Annotated[str, typer.Option(help="Candidates; a name alone is tried at every alpha.")] = "token_v3,opt,diff",
-    alphas: Annotated[str, typer.Option(help="Dials for rules that were named without one.")] = "0.1,0.2,0.4,0.6,0.8",
-    temperature: options.Heat = DEFAULTS.temperature,
+    max_quality_loss: Annotated[str | None, typer.Option(help="Largest loss of right answers, such as 2%.")] = None,
+    expert_share: Annotated[str | None, typer.Option(help="Largest number of expert calls per token, such as 30%.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Largest mean distance from the expert (total variation), such as 0.02.")] = None,
+    min_speedup: Annotated[float | None, typer.Option(help="Smallest speed-up over the expert alone, such as 2.")] = None,
+    rules: Annotated[str, typer.Option(help="Candidates; a name alone stands for every alpha.")] = "token_v3,opt,diff",
+    alphas: Annotated[str, typer.Option(help="Dials for the rules that are named without one.")] = "0.1,0.2,0.4,0.6,0.8",
+    temperature: options.Temperature = DEFAULTS.temperature,
     questions_file: options.QuestionsFile = None,
     per_family: options.PerFamily = None,
     max_tokens: options.MaxTokens = 128,
-    seed: Annotated[int, typer.Option(min=0, help="Of the two parts, and of the first question.")] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell; leave models.yaml as it is.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split, and of the first question.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the result; do not change models.yaml.")] = False,
     verbose: options.Verbose = 0,
 ) -> None:
     """Find the rule and the dial that give what you ask for on this machine, and write them into models.yaml.
 
-    Arms that cannot win leave the race early; the best are confirmed on questions that took no part in the choice. A limit counts as kept
-    only where the whole 95 % interval there keeps it; else strict is written. Without references agreement with the expert's own text
+    Rules that cannot win leave the race early; the best are confirmed on questions that took no part in the choice. A limit counts as
+    kept only if the whole 95 % interval there keeps it; else strict is written. Without references, agreement with the expert's own text
     stands for quality.
     """
     set_log_level(verbose)
-    goal = search.Goal(_share("--max-quality-loss", max_quality_loss), _share("--expert-share", expert_share), budget, min_speedup)
+    goal = Goal(
+        max_quality_loss=_share("--max-quality-loss", max_quality_loss),
+        expert_share=_share("--expert-share", expert_share),
+        budget=budget,
+        min_speedup=min_speedup,
+    )
     candidates = grid.parse_rules(rules, grid.parse_list(alphas, float, "--alphas", "0.2,0.4"))
     settings = replace(DEFAULTS, max_tokens=max_tokens)
-    grid.grid(candidates, ["auto"], [temperature], settings)  # refused before anything is loaded
-    asked = questions.choose_questions(questions_file, per_family)
-    choose_by, confirm_by = search.split(len(asked), [question.family for question in asked], seed)
+    grid.grid(candidates, ["auto"], [temperature], settings)  # raises before anything is loaded
+    selection = questions.choose_questions(questions_file, per_family)
+    choose_by, confirm_by = split(len(selection), [question.family for question in selection], seed)
     named = options.pair_of(pair, chosen)
     try:
-        search.require_enough(goal, len(confirm_by))
+        require_enough(goal, len(confirm_by))
     except SettingError as error:
         if not dry_run:
-            more = "--per-family asks more of the built-in questions; " if questions_file is None else ""
-            raise SettingError(f"{error}; {more}--dry-run only looks") from None
-        stdout.print(f"({error})", highlight=False, soft_wrap=True)
+            hint = "--per-family asks more of the built-in questions; " if questions_file is None else ""
+            raise SettingError(f"{error}; {hint}--dry-run only looks") from None
+        _print_line(f"({error})")
     target = None if dry_run else _target(named)
     with load_with_progress(pair, chosen, verbose) as runtime:
         arms = grid.grid([runtime.rule, *candidates], ["auto"], [temperature], settings)
         arms = [arm for arm in arms if arm.settings.min_p == 0]
-        prompts = run.prompts_of(runtime, asked)
+        prompts = prompts_of(runtime, selection)
         with progress(verbose) as bar:
             task = bar.add_task("warming up", total=1.0)
-            runtime.start_from(run.warm_up(runtime, [prompts[place] for place in choose_by], arms, WARM_UP))
-            experts: dict[int, str] = {}
+            runtime.start_from(warm_up(runtime, [prompts[index] for index in choose_by], arms, WARM_UP))
+            expert_texts: dict[int, str] = {}
 
-            def ask(arm: grid.Arm, place: int) -> Row:
-                row = run.row_of(runtime, asked[place], prompts[place], arm, repetition=0, seed=seed + place)
+            def ask(arm: grid.Arm, index: int) -> Row:
+                row = row_of(runtime, selection[index], prompts[index], arm, repetition=0, seed=seed + index)
                 if arm.name == grid.BASE:
-                    experts[place] = row["text"]
+                    expert_texts[index] = row["text"]
                 if row["quality"] is None:
-                    row["quality"] = float(row["text"] == experts[place])
+                    row["quality"] = float(row["text"] == expert_texts[index])
                 return row
 
-            found = search.tune(
-                arms, choose_by, confirm_by, ask, goal, lambda doing, fraction: bar.update(task, description=doing, completed=fraction)
+            choice = tune(
+                arms, choose_by, confirm_by, ask, goal, lambda work, fraction: bar.update(task, description=work, completed=fraction)
             )
-    for trial in found.trials:
-        stdout.print(f"{trial.arm.method}: {_measured_line(trial, goal, asked)}", highlight=False, soft_wrap=True)
-        stdout.print(f"({_excluded_line(trial)})", highlight=False, soft_wrap=True)
-    if found.chosen:
-        rule, grounds = str(found.chosen.arm.method), _measured_line(found.chosen, goal, asked)
+    for trial in choice.trials:
+        _print_line(f"{trial.arm.method}: {_describe_result(trial, goal, selection)}")
+        _print_line(f"({_describe_uncertainty(trial)})")
+    if choice.winner:
+        rule, reason = str(choice.winner.arm.method), _describe_result(choice.winner, goal, selection)
     else:
-        rule, grounds = "strict", found.why
-        stdout.print(f"{found.why}: strict, which is lossless", highlight=False, soft_wrap=True)
-        if found.trials and found.trials[-1].faster:
-            stdout.print(f"to use it all the same: --rule {found.trials[-1].arm.method}", highlight=False, soft_wrap=True)
-    told = (
-        f"({found.asked} answers to choose by; {found.left} of {len(arms) - 1} ways in the race to its end, "
-        f"{len(found.trials)} measured on other questions)"
-    )
-    stdout.print(told, highlight=False, soft_wrap=True)
+        rule, reason = "strict", choice.reason
+        _print_line(f"{reason}; the rule is strict, which is lossless")
+        if choice.trials and choice.trials[-1].is_faster:
+            _print_line(f"to use it anyway: --rule {choice.trials[-1].arm.method}")
+    confirmations = f"{len(choice.trials)} measured on other questions"
+    _print_line(f"({choice.answers} answers to choose by; {choice.finalists} of {len(arms) - 1} arms left at the end, {confirmations})")
     if target is not None:
-        _write(target, named, rule, f"tuned: {grounds}")
-        stdout.print(f"written: rule {rule} of {named.name} in {target}", highlight=False, soft_wrap=True)
+        _write(target, named, rule, f"tuned: {reason}")
+        _print_line(f"written: rule {rule} of {named.name} in {target}")
 
 
-def _measured_line(trial: search.Trial, goal: search.Goal, asked: Sequence[questions.Question]) -> str:
-    """What the arm showed on the questions that took no part in the choice, in one line."""
-    arm, judged = trial.measured.summary, sum(bool(question.reference) for question in asked)
-    measure = (
-        "quality" if judged == len(asked) else "quality, or agreement where nothing is known," if judged else "agreement with the expert"
-    )
-    told = [f"{arm.speedup} × as fast as the expert"]
+def _print_line(text: str) -> None:
+    stdout.print(text, soft_wrap=True)
+
+
+def _describe_result(trial: Trial, goal: Goal, selection: Sequence[questions.Question]) -> str:
+    """Return the figures of an arm on the questions that confirm, in one line."""
+    arm, graded = trial.result.summary, sum(bool(question.reference) for question in selection)
+    if graded == len(selection):
+        measure = "quality"
+    else:
+        measure = "quality, or agreement without a reference," if graded else "agreement with the expert"
+    figures = [f"{arm.speedup} × as fast as the expert"]
     if arm.quality_gain is not None:
-        told.append(f"{measure} {points(arm.quality_gain)} points")
-    distance = trial.measured.tv
+        figures.append(f"{measure} {points(arm.quality_gain)} points")
+    distance = trial.result.tv
     if goal.budget is not None and distance is not None:
-        told.append(f"distance from the expert {distance.value:.3f} [{distance.low:.3f}, {distance.high:.3f}]")
+        figures.append(f"distance from the expert {distance.value:.3f} [{distance.low:.3f}, {distance.high:.3f}]")
     if goal.expert_share is not None:
-        told.append(f"{trial.measured.calls} expert calls per token")
-    if judged < len(asked) and arm.logprob is not None:
-        told.append(f"log p {arm.logprob:.2f} per token by the expert")
-    return ", ".join([*told, f"{arm.n} questions"])
+        figures.append(f"{trial.result.calls} expert calls per token")
+    if graded < len(selection) and arm.logprob is not None:
+        figures.append(f"log p {arm.logprob:.2f} per token by the expert")
+    return ", ".join([*figures, f"{arm.n} questions"])
 
 
-def _excluded_line(trial: search.Trial) -> str:
-    """The loss that the questions cannot exclude, and how many questions would show what they do not."""
-    gain, told = trial.measured.gain, []
+def _describe_uncertainty(trial: Trial) -> str:
+    """Return the loss that the questions cannot exclude, and how many questions would confirm the limits."""
+    gain, parts = trial.result.gain, []
     if gain is not None and gain.exact:
-        told.append("it loses nothing, by definition")
+        parts.append("it loses nothing, by definition")
     elif gain is not None:
-        told.append(f"it may lose up to {max(0.0, -100 * gain.low):.1f} points, as far as {gain.n} questions can tell")
-    if not trial.shown:
-        many = "no number of questions" if trial.enough is None else f"about {search.in_all(trial.enough)} questions in all"
-        told.append(f"the limits are not shown to be kept; {many} would show it, if they went as these did")
-    return "; ".join(told)
+        parts.append(f"{gain.n} questions cannot exclude a loss of up to {max(0.0, -100 * gain.low):.1f} points")
+    if not trial.is_confirmed:
+        needed = trial.questions_needed
+        number = "no number of questions" if needed is None else f"about {total_questions(needed)} questions in all"
+        parts.append(f"the limits are not confirmed; {number} like these would confirm them")
+    return "; ".join(parts)
 
 
-def _share(name: str, text: str | None) -> float | None:
-    """``"1%"`` or ``"0.01"`` -> 0.01. Raises SettingError."""
+def _share(option: str, text: str | None) -> float | None:
+    """Return 0.01 for ``"1%"`` or ``"0.01"``. Raises SettingError."""
     if text is None:
         return None
     try:
         return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        raise SettingError(f"{name} is {text!r:.20}; it must be a share, such as 1% or 0.01") from None
+        raise SettingError(f"{option} is {text!r:.20}; it must be a share, such as 1% or 0.01") from None
 
 
 def _target(pair: Pair) -> Path:
-    """The file to write into, looked at before hours of asking: a pair of the package goes into the user's own, which is read first.
+    """Return the file to write into, checked before hours of asking; a pair of the package goes into the user's own file.
 
     Raises SettingError and CatalogError.
     """
     if pair.source is None:
-        raise SettingError(
-            "two files have no entry in a models.yaml to write into; make one and name the pair, or only look, with --dry-run"
-        )
-    target = catalog.users_own() if pair.source == catalog.packaged_file() else pair.source
+        raise SettingError("two files have no entry in a models.yaml to write into; add one and name the pair, or only look with --dry-run")
+    target = catalog.user_file() if pair.source == catalog.packaged_file() else pair.source
     if target.exists() and not os.access(target, os.W_OK):
-        raise CatalogError(f"{target}: may not be written to; change its permissions, or only look, with --dry-run")
+        raise CatalogError(f"{target}: not writable; change its permissions, or only look with --dry-run")
     return target
 
 

@@ -1,1 +1,1 @@
-"""Sockets, keys and limits: who may connect, how long, and how much they may send. Reads no request."""
+"""Sockets, keys and limits: who may connect, for how long, and how much they may send."""

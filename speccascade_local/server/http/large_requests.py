@@ -1,6 +1,6 @@
-"""Requests with large bodies: read one at a time, in one thread, and their memory given back afterwards.
+"""Requests with large bodies: read them one at a time, in one thread, and give their memory back afterwards.
 
-Several at once would multiply their peak, and each thread keeps what it has freed. Knows nothing of what bodies hold.
+Several at once would multiply the peak, and each thread keeps what it has freed.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-#: Bytes of a body from which on it is large.
+#: Bytes from which a body is large.
 LARGE = 65_536
-#: Seconds between two looks for memory to give back, and how many follow the last large request, whose answer may take a while.
+#: Seconds between attempts to give memory back, and their number after the latest large request, whose reply may take a while.
 TIDY_AFTER_S, TIDY_TIMES = 4.0, 6
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 class LargeRequests:
-    """A thread for them. For one event loop."""
+    """The thread that reads large bodies, for one event loop."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "large requests")
         self._timer: asyncio.TimerHandle | None = None
         self._left = 0
 
-    async def run(self, work: Callable[[], Made]) -> Made:
-        """What the work returns, once those before it are done."""
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """Return what the work returns, after all earlier work."""
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._thread, work)
@@ -45,9 +45,7 @@ class LargeRequests:
 
 
 def give_back_memory() -> None:
-    """Free what only cycles hold, such as errors and the frames that they name, and give free memory back to the system."""
+    """Free what only cycles hold, such as exceptions and their frames, and give free memory back to the system."""
     gc.collect()
-    with contextlib.suppress(
-        OSError, AttributeError, TypeError
-    ):  # other systems' C libraries have no such function, and give it back anyway
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # only glibc has the function and needs it
         ctypes.CDLL(None).malloc_trim(0)

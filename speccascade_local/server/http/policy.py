@@ -1,7 +1,6 @@
-"""Who may ask: the API keys, the names that the server is reached by, and the websites and applications whose pages may ask.
+"""Who may ask: API keys, host names of the server, and websites and applications whose pages may ask.
 
-Also whose caches a request may find and with whom it takes turns, because that follows from the key it brings. Knows nothing of routes or
-of how requests are read.
+A request's key also decides whose KV caches it may use and with whom it takes turns.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from ...common.files import read_text
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 ENVIRONMENT_KEY = "SPECCASCADE_API_KEY"
 SHORTEST_KEY = 16
-#: Bytes of a file with keys, which is room for thousands.
+#: Maximum bytes of a file with keys: room for thousands.
 MAX_KEY_FILE = 1 << 20
-#: A Host header as RFC 9110 has it, without what only a hostile one holds: user names, paths, escapes.
+#: A Host header of RFC 9110, without what only hostile ones hold: user names, paths, escapes.
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?))(?::[0-9]{1,5})?", re.ASCII | re.IGNORECASE)
 _ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:\[[0-9a-f:.]+\]|[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?)(?::[0-9]{1,5})?", re.ASCII)
-#: A page of the open internet, or a file that somebody downloaded, may have these without being an application of its own.
+#: Schemes of web pages and downloaded files, which are no application.
 _OPEN_SCHEMES = frozenset(("about", "blob", "data", "file", "filesystem", "ftp", "javascript", "view-source", "ws", "wss"))
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
-#: Origins that any website can have.
+#: The wildcard, and the origin that any website can have.
 ANY, OPAQUE = "*", "null"
 
 
@@ -38,9 +37,15 @@ ANY, OPAQUE = "*", "null"
 class Policy:
     """Who may ask.
 
-    host: what the server is bound to. api_keys: one of them must be sent; none: no key is needed. origins: other sites and applications
-    whose pages may ask. names: further names that the server is reached by. private: caches are shared within one ``prompt_cache_key``
-    only. Raises SettingError.
+    Args:
+        host: The address that the server is bound to.
+        api_keys: Requests must send one of these; empty if no key is needed.
+        origins: Other sites and applications whose pages may ask.
+        names: More host names of the server.
+        private: Share KV caches only within one ``prompt_cache_key``.
+
+    Raises:
+        SettingError: A setting is unsafe, or not an origin or host name.
     """
 
     host: str = "127.0.0.1"
@@ -52,7 +57,7 @@ class Policy:
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.api_keys:
             raise SettingError(
-                f"--host {self.host} lets other machines in, and there is no API key; give one with --api-key-file or ${ENVIRONMENT_KEY}, "
+                f"--host {self.host} lets other machines in, and no API key is set; give one with --api-key-file or ${ENVIRONMENT_KEY}, "
                 "or stay on 127.0.0.1"
             )
         for origin in self.origins:
@@ -60,34 +65,36 @@ class Policy:
         for name in self.names:
             if not (_is_address(name) or _name_of(name) == name.lower()):
                 raise SettingError(
-                    f"--allow-host {name!r:.80} is not a host name; give the name alone, without http:// and port, "
+                    f"--allow-host {name!r:.80} is not a host name; give only the name, without http:// and port, "
                     "such as host.docker.internal"
                 )
 
-    def knows(self, host: str) -> bool:
-        """Whether a Host header, with its port or without, names this server."""
+    def is_own_host(self, host: str) -> bool:
+        """Return whether a Host header, with or without port, names this server."""
         name = _name_of(host)
         if name is None:
             return False
         if name in (*LOOPBACK_NAMES, self.host.lower(), *map(str.lower, self.names)):
             return True
-        return not is_loopback(self.host) and _is_address(name)  # an address cannot be rebound, and there a key is needed
+        return not is_loopback(self.host) and _is_address(name)  # an address cannot be rebound, and a key is needed here
 
-    def lets_ask(self, origin: str) -> bool:
-        """Whether pages of this origin may ask."""
+    def allows_origin(self, origin: str) -> bool:
+        """Return whether pages of this origin may ask."""
         return ANY in self.origins or origin in self.origins
 
-    def key_number(self, given: str | None) -> int | None:
-        """Which of the keys this is, counted from 0; None for a wrong one. Takes the same time for every wrong one."""
-        digest = _digest(given or "")
-        same = [hmac.compare_digest(digest, _digest(right)) for right in self.api_keys]
-        return same.index(True) if True in same else None
+    def key_number(self, key: str | None) -> int | None:
+        """Return the key's index, or None for a wrong key. Takes the same time for every wrong key."""
+        digest = _digest(key or "")
+        matches = [hmac.compare_digest(digest, _digest(each)) for each in self.api_keys]
+        return matches.index(True) if True in matches else None
 
     def owner(self, key_number: int | None, salt: str | None, conversation: str | None) -> Hashable:
-        """Whose caches a request may find: equal for requests that may share what the models have read.
+        """Return whose KV caches a request may use: equal for requests that may share a cache.
 
-        key_number: of the key that it brought. salt: its ``cache_salt``, which separates requests within one key. conversation: its
-        ``prompt_cache_key``, which does the same where the server is private. A private request without either shares with no other.
+        Args:
+            key_number: Index of the request's key.
+            salt: Its ``cache_salt``, which separates requests of one key.
+            conversation: Its ``prompt_cache_key``, which does the same on a private server. There a request with neither shares nothing.
         """
         key = key_number if len(self.api_keys) > 1 else None
         if salt:
@@ -97,8 +104,9 @@ class Policy:
         return None if key is None else (key,)
 
     def client(self, key_number: int | None, address: str) -> Hashable:
-        """Who takes turns with others: by the key where there are several, and by the address unless it is this machine's, behind which a
-        proxy may stand. None where neither tells clients apart.
+        """Return who takes turns with others: by key if there are several, and by address.
+
+        An address of this machine does not count, because it may be a proxy's. None if neither distinguishes clients.
         """
         key = key_number if len(self.api_keys) > 1 else None
         peer = "" if not address or is_loopback(address) else peer_of(address)
@@ -106,22 +114,22 @@ class Policy:
 
 
 def peer_of(address: str) -> str:
-    """Whom an address belongs to, as far as it tells: itself, or of IPv6 the network, of which one client has all addresses."""
+    """Return an IPv4 address as it is, and for IPv6 the network, because one client has all of its addresses."""
     try:
-        found = ipaddress.ip_address(address.partition("%")[0])
+        parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return address
-    if isinstance(found, ipaddress.IPv4Address):
-        return str(found)
-    if found.ipv4_mapped is not None:
-        return str(found.ipv4_mapped)
-    return str(ipaddress.ip_network((found, 64), strict=False))
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
 def api_keys(file: Path | None) -> tuple[str, ...]:
-    """From a file with one key per line, or one from the environment; empty where neither is named. Raises CatalogError and SettingError.
+    """Return the keys of a file, or the one of the environment, or none. Raises CatalogError and SettingError.
 
-    Blank lines and those that begin with # are left out.
+    A file has one key per line; blank lines and lines that begin with # do not count.
     """
     if file is not None:
         source, text = f"--api-key-file {file}", read_text(file, MAX_KEY_FILE)
@@ -129,22 +137,22 @@ def api_keys(file: Path | None) -> tuple[str, ...]:
         source, text = f"${ENVIRONMENT_KEY}", os.environ[ENVIRONMENT_KEY]
     else:
         return ()
-    found: dict[str, int] = {}
+    lines: dict[str, int] = {}  # line numbers by key
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if line and not line.startswith("#"):
-            found.setdefault(line, number)
-    for key, number in (found or {"": 1}).items():
+            lines.setdefault(line, number)
+    for key, number in (lines or {"": 1}).items():
         if len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key:
             raise SettingError(
-                f"{source}, line {number}, holds a key of {len(key)} characters; it must be at least {SHORTEST_KEY} of ASCII without "
-                "blanks, such as what this prints: python -c 'import secrets; print(secrets.token_urlsafe())'"
+                f"{source}, line {number}, holds a key of {len(key)} characters; it needs at least {SHORTEST_KEY} ASCII characters without "
+                "blanks; this prints one: python -c 'import secrets; print(secrets.token_urlsafe())'"
             )
-    return tuple(found)
+    return tuple(lines)
 
 
-def origins_of(given: Sequence[str] | None) -> tuple[str, ...]:
-    """As browsers send them: without a slash at the end, and a website's in lower case and without the port that goes without saying."""
-    return tuple(_as_sent(each.rstrip("/")) for each in given or ())
+def origins_of(origins: Sequence[str] | None) -> tuple[str, ...]:
+    """Return origins as browsers send them: without a final slash, and a website's in lower case without its default port."""
+    return tuple(_as_sent(each.rstrip("/")) for each in origins or ())
 
 
 def _as_sent(origin: str) -> str:
@@ -155,25 +163,25 @@ def _as_sent(origin: str) -> str:
 
 
 def _check_origin(origin: str, *, has_key: bool) -> None:
-    """Raises SettingError."""
+    """Raise SettingError for an origin that is none, or that is unsafe."""
     if origin == OPAQUE:
         return
     if origin == ANY:
         if not has_key:
             raise SettingError(
-                "--allow-origin * lets the pages of every website use this server, and there is no API key; name the website, or "
+                "--allow-origin * lets the pages of every website use this server, and no API key is set; name the website, or "
                 f"give a key with --api-key-file or ${ENVIRONMENT_KEY}"
             )
         return
-    found = _ORIGIN.fullmatch(origin)
-    if found is None:
+    match = _ORIGIN.fullmatch(origin)
+    if match is None:
         raise SettingError(
-            f"--allow-origin {origin!r:.80} is not an origin: SCHEME://HOST, with a port where it has one and nothing behind it, "
+            f"--allow-origin {origin!r:.80} is not an origin; give SCHEME://HOST, with :PORT if it has one and nothing after it, "
             "such as https://chat.example.org, http://localhost:3000 or app://obsidian.md"
         )
-    if found["scheme"] in _OPEN_SCHEMES:
+    if match["scheme"] in _OPEN_SCHEMES:
         raise SettingError(
-            f"--allow-origin {origin!r:.80} is not an origin of one website or application: any page may have {found['scheme']}:; name "
+            f"--allow-origin {origin!r:.80} is not an origin of one website or application: any page may have {match['scheme']}:; name "
             "https://..., http://... or the application's own, such as app://obsidian.md"
         )
 
@@ -183,9 +191,9 @@ def _digest(key: str) -> bytes:
 
 
 def _name_of(host: str) -> str | None:
-    """``localhost:8080`` -> ``localhost``, ``[::1]:8080`` -> ``::1``; None for what is no host."""
-    found = _HOST.fullmatch(host)
-    return (found["v6"] or found["name"]).lower() if found else None
+    """``localhost:8080`` -> ``localhost``, ``[::1]:8080`` -> ``::1``; None for an invalid host."""
+    match = _HOST.fullmatch(host)
+    return (match["v6"] or match["name"]).lower() if match else None
 
 
 def _is_address(name: str) -> bool:

@@ -1,8 +1,7 @@
-"""The guard in front of all routes: who may ask (server/http/policy.py), how much at once, and the headers that protect every answer.
+"""The guard in front of all routes: who may ask (server/http/policy.py), how much, and the headers that protect every response.
 
-A page of any website can make its visitor's browser send requests to this machine, and by DNS rebinding read the answers: so the Host that
-a request names must be one of this server's, and an Origin the server's own, or one that was allowed. Other programs send no Origin.
-Bodies and headers are bounded. Knows nothing of routes, but which of them need no key.
+A page of any website can make its visitor's browser send requests to this machine, and with DNS rebinding read the responses. So a
+request's Host must be one of this server's, and its Origin the server's own or an allowed one. Other programs send no Origin.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..errors import RefusedError
 from .policy import Policy
 
-#: Bytes of a body; a request's line and headers; how many headers; seconds for a whole body.
+#: Maximum bytes of a body, bytes of a request's line and headers, number of headers, and seconds for a whole body.
 MAX_BODY, MAX_HEAD, MAX_HEADERS, BODY_WITHIN_S = 4_000_000, 16_384, 64, 30.0
-#: What anybody may see who reaches the port: that it lives, and a page without anything in it.
+#: Open without a key: whether the server is alive, and the page, which holds no data.
 OPEN_PATHS, OPEN_FOLDER = ("/", "/health", "/v1/health"), "/static/"
-#: Of these a request has one at most; which of two counts would be anybody's guess.
+#: Headers that may occur only once, because clients and proxies disagree which of two counts.
 _ONCE = ("host", "origin", "authorization", "content-type", "content-encoding")
-#: Of every answer: nothing is loaded from elsewhere, shown in another page, taken for another type, or sent on to other sites.
-ANSWER_HEADERS = {
+#: Headers of every response: load nothing from elsewhere, show it in no other page, guess no type, send no referrer.
+RESPONSE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -32,58 +31,56 @@ ANSWER_HEADERS = {
 }
 
 
-class ProtectedAnswers:
-    """ASGI middleware that puts :data:`ANSWER_HEADERS` on every answer, and keeps JSON out of caches."""
+class ProtectedResponses:
+    """ASGI middleware that puts :data:`RESPONSE_HEADERS` on every response, and keeps JSON out of HTTP caches."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything on, and add headers on the way back."""
 
-        async def protected(message: Message) -> None:
+        async def send_protected(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers.update(ANSWER_HEADERS)
+                headers.update(RESPONSE_HEADERS)
                 if headers.get("content-type", "").startswith("application/json"):
                     headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
-        await self._app(scope, receive, protected if scope["type"] == "http" else send)
+        await self._app(scope, receive, send_protected if scope["type"] == "http" else send)
 
 
 class Guard:
-    """The checks as ASGI middleware, in front of all routes.
+    """ASGI middleware that checks every request.
 
-    Requests that pass know whose caches they may find (``state.owner``), and with whom they take turns (``state.client``).
+    It adds whose KV caches a request may use (``state.owner``), and with whom it takes turns (``state.client``).
     """
 
     def __init__(self, app: ASGIApp, policy: Policy) -> None:
         self._app, self._policy = app, policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what is allowed."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         try:
             headers = Headers(scope=scope)
             self._check_head(scope, headers)
-            bounded = await _read(receive) if scope["method"] in ("POST", "PUT", "PATCH") else receive
+            receive = await _read(receive) if scope["method"] in ("POST", "PUT", "PATCH") else receive
         except RefusedError as refusal:
             await refusal.response(scope, receive, send)
             return
-        await self._app(scope, bounded, send)
+        await self._app(scope, receive, send)
 
     def _check_head(self, scope: Scope, headers: Headers) -> None:
-        """Raises RefusedError."""
+        """Raise RefusedError for a head that is not allowed."""
         if len(scope["headers"]) > MAX_HEADERS:
-            raise RefusedError(431, f"the request has {len(scope['headers'])} headers; {MAX_HEADERS} are allowed")
+            raise RefusedError(431, f"the request has {len(scope['headers'])} headers; at most {MAX_HEADERS} are allowed")
         twice = next((name for name in _ONCE if len(headers.getlist(name)) > 1), None)
         if twice is not None:
             raise RefusedError(400, f"the request has more than one {twice} header; send it once", code="invalid_value")
         host = headers.get("host", "")
-        if not self._policy.knows(host):
+        if not self._policy.is_own_host(host):
             raise RefusedError(
                 403,
                 f"the request is for host {host!r:.80}, which is not this server; use its address, or start it with --allow-host NAME, "
@@ -108,7 +105,7 @@ class Guard:
 
     def _check_origin(self, origin: str | None, host: str) -> None:
         own = (f"http://{host}".lower(), f"https://{host}".lower())
-        if origin is None or self._policy.lets_ask(origin) or origin.lower() in own:
+        if origin is None or self._policy.allows_origin(origin) or origin.lower() in own:
             return
         raise RefusedError(
             403,
@@ -118,7 +115,7 @@ class Guard:
 
 
 def _check_body_headers(headers: Headers) -> None:
-    """Raises RefusedError. What a browser sends without asking first is never JSON by its type."""
+    """Raise RefusedError for a body that is not plain JSON, the type that browsers send only after a preflight request."""
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise RefusedError(415, f"the content type is {kind!r:.60}; it must be application/json", code="unsupported_media_type")
@@ -131,17 +128,17 @@ def _check_body_headers(headers: Headers) -> None:
 
 
 async def _read(receive: Receive) -> Receive:
-    """The whole body, as far as it is allowed; and a way to read it once more. Raises RefusedError."""
+    """Read the whole body, and return a function that reads it again. Raises RefusedError."""
     try:
         body = await asyncio.wait_for(_body(receive), BODY_WITHIN_S)
     except asyncio.TimeoutError:
         raise RefusedError(408, f"the body did not arrive within {BODY_WITHIN_S:g} s", code="timeout") from None
     whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def again() -> Message:
+    async def receive_again() -> Message:
         return whole.pop() if whole else await receive()
 
-    return again
+    return receive_again
 
 
 async def _body(receive: Receive) -> bytes:
@@ -151,12 +148,12 @@ async def _body(receive: Receive) -> bytes:
         body += message.get("body", b"")
         if len(body) > MAX_BODY:
             raise _too_large()
-        if not message.get("more_body", False):  # the end, or nobody is there any more
+        if not message.get("more_body", False):  # the end, or the client disconnected
             return bytes(body)
 
 
 def _too_large() -> RefusedError:
-    return RefusedError(413, f"the body is larger than {MAX_BODY:,} bytes, which is what is read; send less", code="request_too_large")
+    return RefusedError(413, f"the body is larger than {MAX_BODY:,} bytes, the maximum; send less", code="request_too_large")
 
 
 def _is_open(path: str) -> bool:

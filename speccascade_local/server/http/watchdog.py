@@ -1,6 +1,6 @@
-"""Ends a process that was asked to end and does not, whatever still runs in it: rules of the user's own, models, other threads.
+"""A thread that ends the process if it does not end on request, whatever still runs in it: user rules, models, other threads.
 
-Only for a process that is the server and nothing else. Knows nothing of HTTP.
+Only for a process that is nothing but the server.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ import psutil
 
 log = logging.getLogger(__name__)
 
-#: Seconds for the log line, which a pipe that is full would never take.
-_TO_TELL_S = 0.2
-#: So many threads are named.
-_NAMED = 8
+#: Seconds for the log line, because writing to a full pipe never returns.
+_LOG_S = 0.2
+#: Maximum number of threads in the log line.
+_MAX_NAMES = 8
 
 
 class Watchdog:
-    """Started once, it ends the process within_s seconds later with exit code 1, having logged which threads still ran."""
+    """Ends the process ``within_s`` seconds after its start, with exit code 1, and logs which threads still run."""
 
     def __init__(self, within_s: float) -> None:
         self._within_s = within_s
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """From now on; harmless when repeated. The process may end earlier by itself, and nothing else stops it."""
-        with contextlib.suppress(RuntimeError):  # it runs already
+        """Start it; repeated calls do nothing, and it cannot be stopped."""
+        with contextlib.suppress(RuntimeError):  # it already runs
             self._thread.start()
 
     def _watch(self) -> None:
         time.sleep(self._within_s)
-        telling = threading.Thread(target=self._tell, name="watchdog's log", daemon=True)
-        telling.start()
-        telling.join(_TO_TELL_S)
+        logger = threading.Thread(target=self._log, name="watchdog's log", daemon=True)
+        logger.start()
+        logger.join(_LOG_S)
         end_process(1)
 
-    def _tell(self) -> None:
-        running = ", ".join(list(_running())[:_NAMED]) or "the main thread alone"
-        log.error("the server did not end within %g s; it is ended while these still run: %s", self._within_s, running)
+    def _log(self) -> None:
+        names = ", ".join(list(_running_threads())[:_MAX_NAMES]) or "only the main thread"
+        log.error("the server did not end within %g s; killing it while these still run: %s", self._within_s, names)
         sys.stdout.flush()
 
 
@@ -57,8 +57,8 @@ def end_process(status: int) -> None:
     os._exit(status)
 
 
-def _running() -> Iterator[str]:
-    """``answers of demo (in defer, slow_rule.py:5)`` for each thread but the main one and the watchdog's."""
+def _running_threads() -> Iterator[str]:
+    """Yield ``answers of demo (in defer, slow_rule.py:5)`` for each thread but the main one and the watchdog's."""
     frames = sys._current_frames()
     for thread in threading.enumerate():
         frame = frames.get(thread.ident or 0)

@@ -1,1 +1,1 @@
-"""OpenAI's protocol: what requests mean, and how answers are written. Opens no socket."""
+"""OpenAI's protocol: the fields of requests, and the objects of responses."""

@@ -1,6 +1,6 @@
-"""One turn of a conversation in every form in which clients send it: text, parts of text, calls of functions and their answers.
+"""One turn of a conversation in every form that clients send: text, parts of text, function calls and their results.
 
-Types are strict, numbers finite, lists and depths bounded. Knows nothing of requests, models or how answers are made.
+Types are strict, numbers finite, lists and nesting bounded.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import pydantic_core
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 MAX_MESSAGES, MAX_PARTS, MAX_TOOLS = 4096, 1024, 128
-#: Parts and tool calls of all messages together.
+#: Maximum number of parts and tool calls in all messages together.
 MAX_ALL_PARTS = 16_384
-#: So deep may JSON be nested that ends up in a template.
+#: Maximum nesting of JSON that reaches a chat template.
 MAX_DEPTH = 100
 
 
 class StrictModel(BaseModel):
-    """Types as they are written: no text for a number, no NaN."""
+    """A model without type conversion: no text for a number, no NaN."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore", protected_namespaces=())
 
 
-#: What parts of a message hold besides text, by their type.
+#: Contents that are not read, by the type of the part.
 _UNREAD = {
     "image_url": "images",
     "input_image": "images",
@@ -36,54 +36,53 @@ _UNREAD = {
 
 
 class TextPart(StrictModel):
-    """A piece of a message, under any of the names that OpenAI's protocols have for text."""
+    """A part of a message, under any of OpenAI's names for text."""
 
     type: Literal["text", "input_text", "output_text", "refusal"]
     text: str = Field(validation_alias=AliasChoices("text", "refusal"))
 
     @model_validator(mode="before")
     @classmethod
-    def _is_text(cls, given: Any) -> Any:
-        if isinstance(given, dict):
-            unread = _UNREAD.get(str(given.get("type")))
+    def _check_text(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            unread = _UNREAD.get(str(value.get("type")))
             if unread:
                 raise ValueError(f"{unread} are not read; send text parts")
-            if not isinstance(given.get("text", given.get("refusal")), str):
+            if not isinstance(value.get("text", value.get("refusal")), str):
                 raise ValueError('this part has no text; send {"type": "text", "text": "..."}')
-        return given
+        return value
 
 
 class CalledFunction(StrictModel):
-    """What an assistant called. arguments: an object, as JSON text or as it is; nothing for none."""
+    """A function that an assistant called. ``arguments`` is an object, the JSON text of one, or nothing."""
 
     name: str
     arguments: str | dict[str, Any] | None = Field(default=None, validate_default=True)
 
     @field_validator("arguments", mode="after")
     @classmethod
-    def _is_object(cls, given: str | dict[str, Any] | None) -> dict[str, Any]:
-        """Templates write arguments as JSON, so they must not be text by then."""
-        found: Any = given
-        if isinstance(given, str):
+    def _parse(cls, value: str | dict[str, Any] | None) -> dict[str, Any]:
+        """Return the object, because chat templates write it as JSON again."""
+        arguments: Any = value
+        if isinstance(value, str):
             try:
-                found = pydantic_core.from_json(given, allow_inf_nan=False) if given.strip() else None
+                arguments = pydantic_core.from_json(value, allow_inf_nan=False) if value.strip() else None
             except ValueError as error:
                 raise ValueError(f"the arguments are not valid JSON: {error}") from None
-        if found is None:
+        if arguments is None:
             return {}
-        if not isinstance(found, dict):
-            raise ValueError(f"the arguments are a JSON {type(found).__name__}; they must be an object")
-        _require_plain(found)
-        return found
+        if not isinstance(arguments, dict):
+            raise ValueError(f"the arguments are a JSON {type(arguments).__name__}; they must be an object")
+        _require_plain(arguments)
+        return arguments
 
     @property
     def characters(self) -> int:
-        """How long it is."""
         return len(self.name) + len(json.dumps(self.arguments))
 
 
 def _require_plain(value: Any) -> None:
-    """Refuse what cannot be written as JSON again. Raises ValueError."""
+    """Raise ValueError for a value that cannot be written as JSON again."""
     depth, level = 0, [value]
     while level:
         depth += 1
@@ -93,7 +92,7 @@ def _require_plain(value: Any) -> None:
     try:
         json.dumps(value, allow_nan=False)
     except ValueError:
-        raise ValueError("the arguments have a number that is too large for JSON") from None
+        raise ValueError("the arguments hold a number that is too large for JSON") from None
 
 
 class ToolCall(StrictModel):
@@ -104,23 +103,22 @@ class ToolCall(StrictModel):
     function: CalledFunction
 
     def as_dict(self) -> dict[str, Any]:
-        """As chat templates take it."""
         function = {"name": self.function.name, "arguments": self.function.arguments}
         return ({} if self.id is None else {"id": self.id}) | {"type": "function", "function": function}
 
 
-def _kind_of_content(given: Any) -> str | None:
-    return "str" if isinstance(given, str) else "list[TextPart]" if isinstance(given, list) else None
+def _kind_of_content(value: Any) -> str | None:
+    return "str" if isinstance(value, str) else "list[TextPart]" if isinstance(value, list) else None
 
 
 Content = Annotated[
     Annotated[str, Tag("str")] | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True), Tag("list[TextPart]")],
-    Discriminator(_kind_of_content, custom_error_type="content_type", custom_error_message="this must be text or a list of text parts"),
+    Discriminator(_kind_of_content, custom_error_type="content_type", custom_error_message="must be text or a list of text parts"),
 ]
 
 
 class ChatMessage(StrictModel):
-    """One turn, in every form in which clients send an answer back. function and function_call are OpenAI's older names."""
+    """One turn, in every form that clients send. ``function`` and ``function_call`` are OpenAI's older names."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
@@ -129,39 +127,38 @@ class ChatMessage(StrictModel):
     tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     function_call: CalledFunction | None = None
     tool_call_id: str | None = None
-    audio: None = Field(default=None, description="refused; sounds are not read")
+    audio: None = Field(default=None, description="refused; audio is not read")
 
     @model_validator(mode="after")
-    def _said_something(self) -> ChatMessage:
+    def _require_content(self) -> ChatMessage:
         if self.content is None and self.role not in ("assistant", "tool", "function"):
-            raise ValueError("content is missing; only an assistant's message or a tool's may do without")
+            raise ValueError("content is missing; only messages of the assistant or a tool may omit it")
         return self
 
     @property
     def text(self) -> str:
-        """All parts, joined; of a message without any, its refusal."""
-        said = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
-        return said or self.refusal or ""
+        """All parts, joined, or the refusal of a message without any."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
+        return text or self.refusal or ""
 
     @property
     def calls(self) -> list[ToolCall]:
-        """What it calls."""
         return [*(self.tool_calls or ()), *([ToolCall(function=self.function_call)] if self.function_call else ())]
 
     @property
     def characters(self) -> int:
-        """How long it is, calls included."""
+        """The length of the message, calls included."""
         return len(self.text) + len(self.name or "") + len(self.tool_call_id or "") + sum(call.function.characters for call in self.calls)
 
 
-def _bound(messages: Any) -> Any:
-    """Count parts and calls before they are looked at. Raises ValueError."""
+def _limit_parts(messages: Any) -> Any:
+    """Raise ValueError for too many parts and calls, before any is validated."""
     if isinstance(messages, list):
         lists = (each.get(name) for each in messages if isinstance(each, dict) for name in ("content", "tool_calls"))
         parts = sum(len(each) for each in lists if isinstance(each, list))
         if parts > MAX_ALL_PARTS:
-            raise ValueError(f"there are {parts:,} parts and tool calls in all; {MAX_ALL_PARTS:,} are allowed")
+            raise ValueError(f"there are {parts:,} parts and tool calls in all; at most {MAX_ALL_PARTS:,} are allowed")
     return messages
 
 
-Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True), BeforeValidator(_bound)]
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True), BeforeValidator(_limit_parts)]

@@ -1,7 +1,7 @@
-"""What a reply is as OpenAI's objects: chat completions, completions, their chunks, log-probabilities, usage; and our own account.
+"""Replies as OpenAI's objects: chat completions, completions, their chunks, log-probabilities and usage.
 
-``timings`` has llama.cpp's names for what was drafted and kept; ``speccascade`` tells the rule, who wrote each token, how far it is from
-the expert, and what it cost. Knows nothing of how replies are made or sent.
+``timings`` has llama.cpp's names for drafted and accepted tokens. ``speccascade`` reports the rule, who wrote each token, the distance from
+the expert, and the cost.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ...runtime.settings import BlockSize
 from .requests import CascadeOptions
 from .tool_calls import CallReader, calls_in
 
-#: What OpenAI writes where a token has no probability at all.
+#: OpenAI's log-probability of an impossible token.
 NEVER = -9999.0
 Kind = Literal["chat", "text"]
 _OBJECTS = {"chat": ("chat.completion", "chat.completion.chunk", "chatcmpl-"), "text": ("text_completion", "text_completion", "cmpl-")}
@@ -26,8 +26,16 @@ _OBJECTS = {"chat": ("chat.completion", "chat.completion.chunk", "chatcmpl-"), "
 
 @dataclass(frozen=True)
 class ResponseForm:
-    """In which form one request is answered. piece: what an id stands for; top: how many candidates are told, None for no logprobs.
-    tools: the names of the functions that may be called.
+    """Builds the responses to one request.
+
+    Args:
+        kind: Chat completions or text completions.
+        model: The model's name as the client wrote it.
+        options: The request's ``speccascade`` fields.
+        block_size: Drafted tokens per block, for the report.
+        piece: Returns the bytes of a token id.
+        top: Number of candidates per token; None for no log-probabilities.
+        tools: Names of the functions that may be called.
     """
 
     kind: Kind
@@ -43,35 +51,34 @@ class ResponseForm:
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", _OBJECTS[self.kind][2] + secrets.token_hex(12))
 
-    # ------------------------------------------------------------------ whole answers
+    # ------------------------------------------------------------------ one response
 
-    def whole(self, replies: Sequence[Reply]) -> dict[str, Any]:
-        """All choices in one object."""
+    def response(self, replies: Sequence[Reply]) -> dict[str, Any]:
+        """Return all choices in one object."""
         last = replies[-1]
         return {
             **self._head(streamed=False),
             "choices": [self._choice(index, reply) for index, reply in enumerate(replies)],
             "usage": usage([reply.stats for reply in replies]),
             "timings": timings(last.stats),
-            "speccascade": self._account(last)
-            | ({"tokens": [describe_token(token) for token in last.tokens]} if self._tells_tokens else {}),
+            "speccascade": self._report(last) | self._tokens("tokens", last.tokens),
         }
 
     def _choice(self, index: int, reply: Reply) -> dict[str, Any]:
         text, calls = calls_in(reply.text, self.tools)
         message: dict[str, Any] = {"role": "assistant", "content": None if calls and not text else text, "refusal": None}
-        said = {"message": message | ({"tool_calls": calls} if calls else {})} if self.kind == "chat" else {"text": text}
+        content = {"message": message | ({"tool_calls": calls} if calls else {})} if self.kind == "chat" else {"text": text}
         logprobs = self._logprobs(reply.tokens, 0)
-        return {"index": index, **said, "logprobs": logprobs, "finish_reason": _ending(reply.finish_reason, len(calls))}
+        return {"index": index, **content, "logprobs": logprobs, "finish_reason": _finish_reason(reply.finish_reason, len(calls))}
 
     # ------------------------------------------------------------------ streams
 
-    def first(self, index: int) -> dict[str, Any]:
-        """What a chat's stream begins with."""
+    def first_event(self, index: int) -> dict[str, Any]:
+        """Return the event that begins a choice of a chat's stream."""
         return self._chunk(index, {"delta": {"role": "assistant", "content": ""}}, None, None)
 
-    def part(self, index: int, chunk: Chunk, offset: int, reader: CallReader) -> dict[str, Any]:
-        """One block. offset: characters of the text before it. reader: what reads the calls out of this choice's text."""
+    def event(self, index: int, chunk: Chunk, offset: int, reader: CallReader) -> dict[str, Any]:
+        """Return the event of one block of a choice, which begins after ``offset`` characters."""
         first = reader.count
         text, calls = reader.feed(chunk.text)
         if chunk.finish_reason is not None:
@@ -79,36 +86,36 @@ class ResponseForm:
             text, calls = text + rest, calls + last
         numbered = [{"index": place, **call} for place, call in enumerate(calls, start=first)]
         delta = {"content": text} | ({"tool_calls": numbered} if numbered else {})
-        said: dict[str, Any] = {"delta": delta} if self.kind == "chat" else {"text": text}
-        part = self._chunk(index, said, self._logprobs(chunk.tokens, offset), _ending(chunk.finish_reason, reader.count))
-        account: dict[str, Any] = {"tokens": [describe_token(token) for token in chunk.tokens]} if self._tells_tokens else {}
-        account |= {"audited": [describe_token(token) for token in chunk.audited]} if chunk.audited and self._tells_tokens else {}
-        return part | ({"speccascade": account} if account else {})
+        content: dict[str, Any] = {"delta": delta} if self.kind == "chat" else {"text": text}
+        finish_reason = _finish_reason(chunk.finish_reason, reader.count)
+        event = self._chunk(index, content, self._logprobs(chunk.tokens, offset), finish_reason)
+        report = self._tokens("tokens", chunk.tokens) | (self._tokens("audited", chunk.audited) if chunk.audited else {})
+        return event | ({"speccascade": report} if report else {})
 
-    def ended(self, part: dict[str, Any], chunks: Sequence[Chunk]) -> dict[str, Any]:
-        """The last block of a choice, with what the whole of it cost. chunks: all of them."""
+    def add_totals(self, event: dict[str, Any], chunks: Sequence[Chunk]) -> dict[str, Any]:
+        """Return the last event of a choice with the costs of all its chunks."""
         reply = Reply.of(chunks)
-        return part | {"timings": timings(reply.stats), "speccascade": part.get("speccascade", {}) | self._account(reply)}
+        return event | {"timings": timings(reply.stats), "speccascade": event.get("speccascade", {}) | self._report(reply)}
 
-    def usage(self, stats: Sequence[Stats]) -> dict[str, Any]:
-        """The chunk behind the last choice, for whoever asked for it."""
+    def usage_event(self, stats: Sequence[Stats]) -> dict[str, Any]:
+        """Return the event after the last choice, for clients that ask for usage."""
         return {**self._head(streamed=True), "choices": [], "usage": usage(stats)}
 
-    def _chunk(self, index: int, said: dict[str, Any], logprobs: Any, finish_reason: str | None) -> dict[str, Any]:
-        choice = {"index": index, **said, "logprobs": logprobs, "finish_reason": finish_reason}
+    def _chunk(self, index: int, content: dict[str, Any], logprobs: Any, finish_reason: str | None) -> dict[str, Any]:
+        choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
         return {**self._head(streamed=True), "choices": [choice]}
 
-    # ------------------------------------------------------------------ parts of both
+    # ------------------------------------------------------------------ both
 
     def _head(self, *, streamed: bool) -> dict[str, Any]:
         name = _OBJECTS[self.kind][streamed]
         return {"id": self.id, "object": name, "created": self.created, "model": self.model, "system_fingerprint": None}
 
-    @property
-    def _tells_tokens(self) -> bool:
-        return self.options.origins or self.options.model_logprobs
+    def _tokens(self, key: str, tokens: Sequence[Token]) -> dict[str, Any]:
+        """Return what is known of each token under a key, if the client asks for it."""
+        return {key: list(map(describe_token, tokens))} if self.options.origins or self.options.model_logprobs else {}
 
-    def _account(self, reply: Reply) -> dict[str, Any]:
+    def _report(self, reply: Reply) -> dict[str, Any]:
         fidelity = reply.fidelity if self.options.fidelity else None
         return {
             "rule": str(reply.rule),
@@ -123,21 +130,21 @@ class ResponseForm:
             return None
         known = [(token, token.logprobs) for token in tokens if token.logprobs is not None]
         if self.kind == "chat":
-            return {"content": [self._place(token, logprobs) for token, logprobs in known], "refusal": None}
-        found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+            return {"content": [self._chat_logprobs(token, logprobs) for token, logprobs in known], "refusal": None}
+        lists: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for token, logprobs in known:
             own = _key(self.piece(token.id))
-            found["tokens"].append(own)
-            found["token_logprobs"].append(_logprob(logprobs.logprob))
+            lists["tokens"].append(own)
+            lists["token_logprobs"].append(_logprob(logprobs.logprob))
             top: dict[str, float] = {}
             for text, value in [*((_key(c.bytes), c.logprob) for c in logprobs.top[: self.top]), (own, logprobs.logprob)]:
-                top.setdefault(text, _logprob(value))  # the best of equal texts stays
-            found["top_logprobs"].append(top)
-            found["text_offset"].append(offset)
+                top.setdefault(text, _logprob(value))  # of equal texts the most probable one counts
+            lists["top_logprobs"].append(top)
+            lists["text_offset"].append(offset)
             offset += len(token.text)
-        return found
+        return lists
 
-    def _place(self, token: Token, logprobs: Logprobs) -> dict[str, Any]:
+    def _chat_logprobs(self, token: Token, logprobs: Logprobs) -> dict[str, Any]:
         piece = self.piece(token.id)
         top = [{"token": c.text, "logprob": _logprob(c.logprob), "bytes": list(c.bytes)} for c in logprobs.top[: self.top]]
         own = {"token": piece.decode(errors="replace"), "logprob": _logprob(logprobs.logprob), "bytes": list(piece)}
@@ -145,24 +152,24 @@ class ResponseForm:
 
 
 def describe_token(token: Token) -> dict[str, Any]:
-    """One token's account; what is not known of it is left out."""
+    """Return what is known of a token."""
     known = {"dropped": token.dropped, "tv": token.tv}
     known |= {name: _finite(getattr(token, name)) for name in ("expert_logprob", "drafter_logprob")}
     models = {"expert": token.expert_logprobs, "drafter": token.drafter_logprobs}
-    top = {name: [[c.text, c.logprob] for c in found.top] for name, found in models.items() if found is not None}
-    account = {"text": token.text, "origin": str(token.origin)} | {name: value for name, value in known.items() if value is not None}
-    return account | ({"top": top} if top else {})
+    top = {name: [[c.text, c.logprob] for c in logprobs.top] for name, logprobs in models.items() if logprobs is not None}
+    description = {"text": token.text, "origin": str(token.origin)} | {name: value for name, value in known.items() if value is not None}
+    return description | ({"top": top} if top else {})
 
 
 def usage(stats: Sequence[Stats]) -> dict[str, Any]:
-    """Tokens read and written, over all choices; the prompt counts once."""
+    """Return the numbers of tokens over all choices; the prompt counts once."""
     prompt, written = stats[0].prompt_tokens, sum(each.tokens for each in stats)
     cached = {"cached_tokens": stats[0].cached_tokens}
     return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written, "prompt_tokens_details": cached}
 
 
 def timings(stats: Stats) -> dict[str, Any]:
-    """As llama.cpp's server names them; milliseconds. The first block's time counts as the prompt's."""
+    """Return times in milliseconds by llama.cpp's names. The first block counts as the prompt's time."""
     written_s = max(0.0, stats.wall_s - stats.ttft_s)
     return {
         "cache_n": stats.cached_tokens,
@@ -176,12 +183,12 @@ def timings(stats: Stats) -> dict[str, Any]:
     }
 
 
-def _ending(finish_reason: str | None, calls: int) -> str | None:
+def _finish_reason(finish_reason: str | None, calls: int) -> str | None:
     return "tool_calls" if calls and finish_reason == "stop" else finish_reason
 
 
 def _key(piece: bytes) -> str:
-    """A token's text where no bytes stand beside it. Parts of characters as OpenAI writes them there, so that no two look alike."""
+    """Return a token's text, or OpenAI's ``bytes:`` form for parts of characters, so that no two tokens look alike."""
     try:
         return piece.decode()
     except UnicodeDecodeError:

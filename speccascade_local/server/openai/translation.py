@@ -1,6 +1,6 @@
-"""A request in this server's own names: what other servers call otherwise is mapped, what cannot be honoured is refused by name.
+"""Requests in this server's own names: other servers' fields are mapped, and fields that cannot be honored are refused by name.
 
-The table in server/openai/fields.py says which. Only names and forms are looked at here; values are checked by server/openai/requests.py. Knows nothing of models.
+The table is server/openai/fields.py. Only names and forms are translated here; server/openai/requests.py checks the values.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ from typing import Any, NamedTuple
 
 import pydantic_core
 
-from ..errors import RefusedError, shown
+from ...common.validation import short_repr
+from ..errors import RefusedError
 from .fields import RequestField, Route, field_of
 
-#: Fields that say what the answer's text follows; it can follow one.
+#: Fields that constrain the reply's text; only one can apply.
 CONSTRAINTS = ("grammar", "json_schema", "response_format")
-#: Texts of which an answer is one: at most so many, and characters in all.
+#: Maximum number of texts to choose a reply from, and of their characters in all.
 MAX_ALTERNATIVES, MAX_ALTERNATIVE_CHARACTERS = 1024, 50_000
 
 
 class Translation(NamedTuple):
-    """fields: in the names of server/openai/requests.py. names: for each of them the one that the client wrote."""
+    """``fields`` by the names of server/openai/requests.py, and for each of them the name that the client wrote."""
 
     fields: dict[str, Any]
     names: dict[str, str]
 
     def refusal(self, refusal: RefusedError) -> RefusedError:
-        """The same refusal, about the field that the client wrote."""
+        """Return a refusal with the name that the client wrote."""
         head, point, rest = (refusal.param or "").partition(".")
         name = self.names.get(head, head)
         if name == head:
@@ -35,42 +36,42 @@ class Translation(NamedTuple):
         return RefusedError(refusal.status, message, kind=refusal.kind, param=name + point + rest, code=refusal.code)
 
 
-def translate(given: Mapping[str, Any], route: Route) -> Translation:
-    """The fields of a body that count, each once. Raises RefusedError for what cannot be honoured, and for two that disagree."""
-    found = Translation({}, {})
-    waiting: list[tuple[RequestField, Any]] = []
-    for name, value in given.items():
+def translate(body: Mapping[str, Any], route: Route) -> Translation:
+    """Return the fields of a body that count, each once. Raises RefusedError for unsupported and for contradicting fields."""
+    translation = Translation({}, {})
+    unsupported: list[tuple[RequestField, Any]] = []
+    for name, value in body.items():
         row = field_of(route, name)
         if value is None or row is None or row.ours == "ignored" or any(_same(value, each) for each in row.neutral):
             continue
         if row.ours == "refused":
-            waiting.append((row, value))
+            unsupported.append((row, value))
             continue
-        to, read = FORMS[name](name, value) if name in FORMS else (row.to or name, value)
-        _put(found, to, read, name)
-    for row, value in waiting:
-        if not row.beside or any(each in found.fields for each in row.beside):
+        to, value = FORMS[name](name, value) if name in FORMS else (row.to or name, value)
+        _add(translation, to, value, name)
+    for row, value in unsupported:
+        if not row.beside or any(each in translation.fields for each in row.beside):
             raise _refusal(row, value)
-    return found
+    return translation
 
 
 def _same(value: Any, neutral: Any) -> bool:
     return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
 
 
-def _put(found: Translation, to: str, value: Any, name: str) -> None:
-    fields, names = found
+def _add(translation: Translation, to: str, value: Any, name: str) -> None:
+    fields, names = translation
     rivals = [each for each in CONSTRAINTS if each in fields and each != to] if to in CONSTRAINTS and not _is_text(to, value) else []
     if to in fields and fields[to] != value:
         rivals.append(to)
     if rivals:
-        raise _wrong(name, f"{names[rivals[0]]} and {name} ask for different things; give one of them")
+        raise _wrong(name, f"{names[rivals[0]]} and {name} contradict each other; give one of them")
     if not _is_text(to, value):
         fields[to], names[to] = value, name
 
 
 def _is_text(to: str, value: Any) -> bool:
-    """Whether it is the response_format that constrains nothing."""
+    """Return whether this is the response_format that constrains nothing."""
     return to == "response_format" and isinstance(value, dict) and value == {"type": "text"}
 
 
@@ -81,26 +82,28 @@ def _wrong(param: str, message: str) -> RefusedError:
 def _refusal(row: RequestField, value: Any) -> RefusedError:
     neutral = f" or give {', '.join(pydantic_core.to_json(each).decode() for each in row.neutral)}" if row.neutral else ""
     besides = f" beside {', '.join(row.beside)}" if row.beside else ""
-    message = (
-        f"{row.name}: this server does not offer what it asks for ({row.meaning}){besides}; {row.instead}{neutral}; it is {shown(value)}"
-    )
+    message = f"{row.name}: this server does not support it ({row.meaning}){besides}; {row.instead}{neutral}; it is {_short(value)}"
     return RefusedError(400, message, param=row.name, code="unsupported_value")
+
+
+def _short(value: Any) -> str:
+    return short_repr(value, 60)
 
 
 # ---------------------------------------------------------------------- forms
 
 
 def _prompt(name: str, value: Any) -> tuple[str, Any]:
-    """The only one of a list stands for itself."""
+    """Take the only prompt out of a list."""
     if isinstance(value, list) and value and isinstance(value[0], (str, list)):
         if len(value) > 1:
-            raise _wrong(name, f"{name}: one prompt is answered per request; it is a list of {len(value)}")
+            raise _wrong(name, f"{name}: a request has one prompt; it is a list of {len(value)}")
         return name, value[0]
     return name, value
 
 
 def _schema(name: str, value: Any) -> tuple[str, Any]:
-    """A JSON schema, or one as JSON text."""
+    """Take a JSON schema, or its JSON text."""
     if isinstance(value, str):
         try:
             value = pydantic_core.from_json(value, allow_inf_nan=False)
@@ -110,37 +113,37 @@ def _schema(name: str, value: Any) -> tuple[str, Any]:
 
 
 def _format(name: str, value: Any) -> tuple[str, Any]:
-    """Ollama's: ``json``, or a schema."""
+    """Take Ollama's ``json``, or a schema."""
     if isinstance(value, str) and value != "json":
-        raise _wrong(name, f'{name}: must be "json" or a JSON schema; it is {shown(value)}')
+        raise _wrong(name, f'{name}: must be "json" or a JSON schema; it is {_short(value)}')
     return "json_schema", {"type": "object"} if value == "json" else value
 
 
 def _choice(name: str, value: Any) -> tuple[str, Any]:
-    """Texts as the alternatives of a grammar."""
+    """Make a grammar whose alternatives are the texts."""
     if not (isinstance(value, list) and value and all(isinstance(each, str) for each in value[: MAX_ALTERNATIVES + 1])):
-        raise _wrong(name, f"{name}: must be a list of texts; it is {shown(value)}")
+        raise _wrong(name, f"{name}: must be a list of texts; it is {_short(value)}")
     if len(value) > MAX_ALTERNATIVES or sum(map(len, value)) > MAX_ALTERNATIVE_CHARACTERS:
-        most = f"{MAX_ALTERNATIVES} texts of {MAX_ALTERNATIVE_CHARACTERS:,} characters in all"
-        raise _wrong(name, f"{name}: at most {most} are allowed; it is {shown(value)}")
+        limits = f"{MAX_ALTERNATIVES} texts of {MAX_ALTERNATIVE_CHARACTERS:,} characters in all"
+        raise _wrong(name, f"{name}: at most {limits} are allowed; it is {_short(value)}")
     return "grammar", "root ::= " + " | ".join(map(_literal, value))
 
 
 def _literal(text: str) -> str:
-    """A text as GBNF writes it."""
+    """Return a text as a GBNF literal."""
     return '"' + "".join(each if each.isalnum() or each == " " else f"\\U{ord(each):08X}" for each in text) + '"'
 
 
 def _structured_output(name: str, value: Any) -> tuple[str, Any]:
-    """The object that vLLM has, of whose ways one may be named."""
+    """Take the only constraint in vLLM's object."""
     if not isinstance(value, dict):
-        raise _wrong(name, f"{name}: must be an object; it is {shown(value)}")
+        raise _wrong(name, f"{name}: must be an object; it is {_short(value)}")
     ways = {key: each for key, each in value.items() if each is not None and each is not False}
     if len(ways) != 1:
-        raise _wrong(name, f"{name}: names {len(ways)} ways; name one of {', '.join(_WAYS)}")
+        raise _wrong(name, f"{name}: has {len(ways)} constraints; give one of {', '.join(_WAYS)}")
     ((key, way),) = ways.items()
     if key not in _WAYS:
-        raise _wrong(f"{name}.{key:.60}", f"{name}.{key:.60}: is not offered here; name one of {', '.join(_WAYS)}")
+        raise _wrong(f"{name}.{key:.60}", f"{name}.{key:.60}: is not supported; give one of {', '.join(_WAYS)}")
     return _WAYS[key](f"{name}.{key}", way)
 
 
@@ -150,7 +153,7 @@ _WAYS: dict[str, Callable[[str, Any], tuple[str, Any]]] = {
     "choice": _choice,
     "grammar": lambda name, value: ("grammar", value),
 }
-#: Fields whose value is written in another form, by name: what makes a field of ours and its value of it.
+#: Fields whose value has another form, by name. Each function returns our field and its value.
 FORMS: dict[str, Callable[[str, Any], tuple[str, Any]]] = {
     "prompt": _prompt,
     "json_schema": _schema,

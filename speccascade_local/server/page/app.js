@@ -1,4 +1,4 @@
-// The page itself: what is on it, put together. Nothing is stored; the conversation lives in this page and ends with it.
+// The page: its parts, put together. Nothing is stored; the conversation ends with the page.
 
 import { Dial } from "./dial.js";
 import { Inspector } from "./inspector.js";
@@ -8,10 +8,10 @@ import { closeSettings, copy, fit, makeSwitches } from "./switches.js";
 import { element, legend } from "./tokens.js";
 import { Answer, Turn } from "./turn.js";
 
-const TOP = 5; // candidates of each model that are asked for
-const SETTLED_MS = 350; // how long the dial must rest before a question is asked again
-const LOOK_MS = [1000, 2000, 4000, 8000]; // between looks for a server that went away
-const QUIET_MS = 15000; // between looks while all is well
+const TOP = 5; // candidates of each model in a request
+const SETTLED_MS = 350; // how long the dial must rest before the question is asked again
+const LOOK_MS = [1000, 2000, 4000, 8000]; // between checks of a missing server
+const QUIET_MS = 15000; // between checks of a running server
 const EXAMPLES = {
   demo: ["Who is Buzz Aldrin?", "A baker makes 3 loaves every hour for 8 hours and sells 14 of them. How many loaves are left?"],
 };
@@ -28,13 +28,13 @@ const dial = new Dial(
 
 let pairs = [];
 let turns = [];
-let running = null; // the AbortController of the answer that is being written
+let running = null; // the AbortController of the current answer
 let conversation = crypto.randomUUID?.() ?? String(Math.random());
 let misses = 0;
 let settling = 0;
 let looking = 0;
 
-// ---------------------------------------------------------------- the server, there or not
+// ---------------------------------------------------------------- the server
 
 async function connect() {
   try {
@@ -94,7 +94,7 @@ function trouble(error) {
   notice(`${error.message} ${error.advice}`);
 }
 
-// ---------------------------------------------------------------- what is asked for
+// ---------------------------------------------------------------- the request
 
 function pair() {
   return pairs.find(({ name }) => name === page.pair.value);
@@ -150,7 +150,7 @@ function ways() {
   return rule === "strict" ? usual : [...usual, chosen];
 }
 
-// ---------------------------------------------------------------- asking
+// ---------------------------------------------------------------- answers
 
 function ask(question) {
   const text = question.trim();
@@ -192,7 +192,7 @@ async function run(turn) {
     }
     if (rule === "expert") baseline = answers[index].pace.rate;
   }
-  if (running !== control) return; // another answer has begun meanwhile
+  if (running !== control) return; // another answer has begun
   running = null;
   writing(false);
   if (!control.signal.aborted && page.notice.hidden) page.said.textContent = `Answer: ${turn.last.text}`;
@@ -217,7 +217,7 @@ async function write(turn, shown, control, baseline) {
     trouble(error);
     return false;
   }
-  shown.end(finish === "length" ? "Cut off: the longest answer that was asked for, or the end of the context." : null);
+  shown.end(finish === "length" ? "Cut off: at the maximum length, or at the end of the context." : null);
   return true;
 }
 
@@ -257,7 +257,7 @@ function startAnew() {
   page.question.focus();
 }
 
-// ---------------------------------------------------------------- what is pressed
+// ---------------------------------------------------------------- buttons and keys
 
 function escape() {
   if (inspector.hide() || stop()) return;

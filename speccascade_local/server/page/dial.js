@@ -1,4 +1,4 @@
-// The rule and its dial: which there are, what range each has, and how the choice is written. Knows nothing of requests.
+// The rule and its dial: all rules, the range of each dial, and the choice as a rule's text.
 
 /** How far a slider goes where the rule's own range has no end. The number field beside it takes anything that is allowed. */
 const FAR = 2;
@@ -11,8 +11,8 @@ export class Dial {
   constructor(page, onChange) {
     this.page = page; // rule, trade, setting, name, range, number, ends, hint
     this.rules = [];
-    this.turned = new Map(); // rule -> the value it was left at
-    this.tails = new Map(); // rule -> what is written behind its first dial
+    this.turned = new Map(); // rule -> its latest value
+    this.tails = new Map(); // rule -> its text after the first dial
     page.rule.addEventListener("change", () => {
       this.show();
       onChange();

@@ -1,4 +1,4 @@
-// The card beside a token: by pointer, by touch, or by arrow keys within an answer. Knows nothing of how tokens came to be.
+// The card beside a token: by pointer, by touch, or by arrow keys within an answer.
 
 import { card, spoken } from "./tokens.js";
 

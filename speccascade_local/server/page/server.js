@@ -1,7 +1,7 @@
-// Talks to the server: what pairs and rules there are, whether it is there, and streamed answers.
-// Knows nothing of the page; what goes wrong is a ServerError, whose message is a sentence and whose advice says what to do next.
+// Requests to the server: its pairs and rules, its health, and streamed answers.
+// Every failure is a ServerError, with a sentence as message and advice what to do next.
 
-/** status: of the server's answer; 0 where nobody answered. */
+/** status: of the server's response; 0 for none. */
 export class ServerError extends Error {
   constructor(message, advice, status = 0) {
     super(message);
@@ -11,11 +11,11 @@ export class ServerError extends Error {
 }
 
 const GONE = "The server does not answer.";
-const LOOK = "See whether “speccascade serve” is still running. This page keeps looking for it.";
+const LOOK = "Check whether “speccascade serve” is still running. This page keeps trying.";
 
 const ADVICE = {
-  401: "Give the server’s API key in the settings, then ask again.",
-  403: "Open this page under the address that the server printed.",
+  401: "Enter the server’s API key in the settings, then ask again.",
+  403: "Open this page at the address that the server printed.",
   404: "Choose another pair in the settings.",
   408: "Ask for a shorter answer in the settings, then ask again.",
   413: "Shorten the question, or begin a new conversation.",
@@ -26,7 +26,7 @@ const ADVICE = {
 
 function advice(status, wait) {
   if (status === 429 || status === 503) return wait ? `Ask again in ${wait} s.` : "Ask again in a moment.";
-  return ADVICE[status] ?? "Ask again; if it stays, look at what the server printed.";
+  return ADVICE[status] ?? "Ask again; if it fails again, see the server’s output.";
 }
 
 /** The sentence in an OpenAI-shaped error; null where there is none. */
@@ -62,7 +62,7 @@ function headers(key) {
 export async function pairsAndRules(key) {
   const response = await request("/api/pairs", { headers: headers(key) });
   const found = await response.json().catch(() => {
-    throw new ServerError("What answers here is not the server of this page.", "See what runs at this address.", 502);
+    throw new ServerError("The server of this page does not answer here.", "Check which program runs at this address.", 502);
   });
   const own = (found.own_rules ?? []).map((name) => ({ name, trade: "a rule of your own, named when the server was started", dial: null }));
   return { pairs: found.pairs ?? [], rules: [...(found.rules ?? []), ...own] };
@@ -117,7 +117,7 @@ export async function* answer(body, { key, signal }) {
     }
   } catch (error) {
     if (error instanceof ServerError || error.name === "AbortError") {
-      if (finished && error.name !== "AbortError") return; // all of it came, only the farewell is missing
+      if (finished && error.name !== "AbortError") return; // the answer is complete, only [DONE] is missing
       throw error;
     }
     if (error instanceof SyntaxError) throw new ServerError("The answer cannot be read.", "Ask again.", 502);

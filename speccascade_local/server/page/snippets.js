@@ -1,4 +1,4 @@
-// A request as something to paste elsewhere. Knows nothing of the page.
+// A request as code to paste elsewhere.
 
 /** Single-quoted for a POSIX shell. */
 function quoted(text) {

@@ -1,5 +1,5 @@
-// What changes the look of the page and nothing else: theme, the settings' sheet, dropped drafts, the growing field, and copying.
-// page: its elements by id. Knows nothing of conversations.
+// The look of the page: theme, the settings' sheet, dropped drafts, the growing field, and copying.
+// page: its elements by id.
 
 const COPIED_MS = 1200;
 

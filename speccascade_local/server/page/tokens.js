@@ -1,15 +1,15 @@
-// Tokens on the page: a span each, in the look of its origin; what both models wanted there, in words, as a table and as a card.
-// Every text of a model goes in as text, never as markup. Knows nothing of the server.
+// Tokens on the page: a span each, in the look of its origin, and both models' candidates in words, as a table and as a card.
+// Every text of a model is inserted as text, never as markup.
 
 /** What each origin is called, and what the rule decided, in words. */
 export const ORIGINS = {
   accepted: ["draft kept", "The small model drafted this, and the rule kept it."],
   matched: ["draft confirmed", "The rule left this draft to the expert, and it passed the strict test."],
   corrected: ["corrected", "The draft did not pass the rule; the expert wrote this instead."],
-  bonus: ["bonus", "The whole draft before it was kept, so the expert added this of its own."],
+  bonus: ["bonus", "The whole draft before it was kept, so the expert added one more token."],
   expert: ["no draft", "Nothing was drafted here; the expert wrote it."],
 };
-const UNKNOWN = ["not told", "The server did not tell who wrote this."];
+const UNKNOWN = ["unknown", "The server did not report who wrote this."];
 
 /** One element with text in it. */
 export function element(tag, { text, className, ...attributes } = {}, ...children) {
@@ -21,7 +21,7 @@ export function element(tag, { text, className, ...attributes } = {}, ...childre
   return made;
 }
 
-const told = new WeakMap(); // span -> token, rule, temperature
+const details = new WeakMap(); // span -> token, rule, temperature
 
 function known(token) {
   return Object.hasOwn(ORIGINS, token.origin ?? "") ? token.origin : "unknown";
@@ -30,7 +30,7 @@ function known(token) {
 /** The span of a token, and before it what it replaced. */
 export function spans(token, settings) {
   const span = element("span", { text: token.text, className: `token ${known(token)}` });
-  told.set(span, { token, settings });
+  details.set(span, { token, settings });
   return token.dropped ? [element("del", { text: token.dropped, className: "dropped" }), span] : [span];
 }
 
@@ -39,7 +39,7 @@ export function legend() {
   const entries = Object.entries(ORIGINS).map(([origin, [name, meaning]]) =>
     element("li", { title: meaning }, element("span", { text: name, className: `token ${origin}` })),
   );
-  return [...entries, element("li", { title: "Drafted, then thrown away." }, element("del", { text: "dropped draft", className: "dropped" }))];
+  return [...entries, element("li", { title: "Drafted, then dropped." }, element("del", { text: "dropped draft", className: "dropped" }))];
 }
 
 /** A token as it can be read: spaces and breaks seen. */
@@ -81,7 +81,7 @@ function candidates(token, role) {
 
 /** One line for a screen reader. */
 export function spoken(span) {
-  const { token, settings } = told.get(span);
+  const { token, settings } = details.get(span);
   const lines = [`${shown(token.text)}: ${(ORIGINS[token.origin] ?? UNKNOWN)[0]}. ${decision(token, settings)}`];
   for (const [role, name] of [["expert", "Expert"], ["drafter", "Drafter"]]) {
     const best = candidates(token, role).slice(0, 3).map(({ text, logprob }) => `${text.trim() || shown(text)} ${percent(logprob)}`);
@@ -110,9 +110,9 @@ function column(token, role, name, missing) {
 
 /** The card's content for a token. */
 export function card(span) {
-  const { token, settings } = told.get(span);
+  const { token, settings } = details.get(span);
   const origin = known(token);
-  const missing = settings.timed ? "Not asked side by side, where time is taken." : "Not asked here.";
+  const missing = settings.timed ? "Not recorded side by side, where answers are timed." : "Not recorded here.";
   const parts = [
     element(
       "p",
@@ -134,11 +134,11 @@ export function card(span) {
   return parts;
 }
 
-/** All tokens of an answer as a table, for whoever would rather read than point. */
+/** All tokens of an answer as a table, for keyboard and screen reader users. */
 export function table(container) {
-  const head = ["Token", "Who", "TV", "Expert’s favourites", "Drafter’s favourites"].map((text) => element("th", { text, scope: "col" }));
+  const head = ["Token", "Who", "TV", "Expert’s candidates", "Drafter’s candidates"].map((text) => element("th", { text, scope: "col" }));
   const rows = [...container.querySelectorAll(".token")].map((span) => {
-    const { token } = told.get(span);
+    const { token } = details.get(span);
     const best = (role) => candidates(token, role).slice(0, 3).map(({ text, logprob }) => `${shown(text)} ${percent(logprob)}`).join(", ");
     const who = (ORIGINS[token.origin] ?? UNKNOWN)[0] + (token.dropped ? `, for “${token.dropped.trim()}”` : "");
     const cells = [who, typeof token.tv === "number" ? token.tv.toFixed(2) : "–", best("expert") || "–", best("drafter") || "–"];

@@ -1,4 +1,4 @@
-// One question on the page, and its answers: a card for each way in which it is asked. Knows nothing of requests.
+// One question on the page, and its answers: a card for each way to answer it.
 
 import { element, spans, table } from "./tokens.js";
 
@@ -39,10 +39,10 @@ export class Answer {
     this.settings = settings;
     this.text = "";
     this.pace = new Pace();
-    this.gap = 0; // sum of the total variations, and of how many tokens
+    this.gap = 0; // sum of the total variations, and the number of tokens
     this.measured = 0;
     this.tokens = element("div", {
-      className: "tokens", tabindex: "0", role: "group", "aria-label": `${name}: answer, the arrow keys go from token to token`,
+      className: "tokens", tabindex: "0", role: "group", "aria-label": `${name}: answer; the arrow keys move from token to token`,
     });
     this.figures = element("dl", { className: "figures" });
     this.trouble = element("p", { className: "trouble", hidden: "" });
@@ -117,7 +117,7 @@ export class Turn {
     this.details.open = false;
   }
 
-  /** The answer that the conversation goes on with. */
+  /** The answer that the conversation continues. */
   get last() {
     return this.answers.at(-1);
   }

@@ -1,9 +1,9 @@
-"""Run the default comparison and put it into the README, as text and as a picture.
+"""Run the default comparison, and write it as a picture and as text.
 
-    python scripts/docs/readme.py
+    python scripts/docs/transcript.py
 
 Writes docs/results/compare.json (every figure), docs/results/compare.txt (what a pipe shows), docs/compare.svg (what a terminal
-shows) and the transcript in README.md.
+shows) and the transcript in docs/concepts.md.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ THEME = TerminalTheme(
 )  # fmt: skip
 
 
-def shown(rows: list[Row], *, coloured: bool) -> tuple[terminal.PlainConsole, str]:
-    """What ``speccascade compare`` prints, in a terminal of 100 columns or in a pipe: the recording, and the characters."""
+def render(rows: list[Row], *, coloured: bool) -> tuple[terminal.PlainConsole, str]:
+    """Return what ``speccascade compare`` prints, in a terminal of 100 columns or in a pipe: the recording, and the characters."""
     written = io.StringIO()
     console = terminal.PlainConsole(record=True, force_terminal=coloured, width=100, file=written)
     terminal.stdout = console
@@ -66,12 +66,12 @@ def main() -> None:
     results = ROOT / "docs" / "results"
     results.mkdir(parents=True, exist_ok=True)
     (results / "compare.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    svg = shown(rows, coloured=True)[0].export_svg(title=COMMAND, theme=THEME)
-    # The font would be fetched from outside; any monospace font does.
+    svg = render(rows, coloured=True)[0].export_svg(title=COMMAND, theme=THEME)
+    # Without the font, which a browser would fetch from another host. Any monospace font will do.
     (ROOT / "docs" / "compare.svg").write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL), encoding="utf-8")
-    text = "\n".join(line.rstrip() for line in shown(rows, coloured=False)[1].splitlines()) + "\n"
+    text = "\n".join(line.rstrip() for line in render(rows, coloured=False)[1].splitlines()) + "\n"
     (results / "compare.txt").write_text(text, encoding="utf-8")
-    write_section(ROOT / "README.md", "transcript", f"```console\n$ {COMMAND}\n{text}```\n")
+    write_section(ROOT / "docs" / "concepts.md", "transcript", f"```console\n$ {COMMAND}\n{text}```\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rows as a run would have measured them, made up: every field that reports look at."""
+"""Invented rows of a benchmark, with every field that reports read."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SETUP: dict[str, Any] = {
 }
 
 
-def made_row(question: int, arm: str, *, temperature: float = 0.0, repetition: int = 0, text: str | None = None) -> dict[str, Any]:
-    """The n-th question is answered rightly by an arm as often as its share in ARMS says, and in its time."""
+def fake_row(question: int, arm: str, *, temperature: float = 0.0, repetition: int = 0, text: str | None = None) -> dict[str, Any]:
+    """Return a row of an arm; its seconds and its share of right answers are those in ARMS."""
     wall, share = ARMS[arm]
     right = (question * 0.37) % 1 < share
     rule = arm.partition(",")[0]
@@ -70,9 +70,9 @@ def made_row(question: int, arm: str, *, temperature: float = 0.0, repetition: i
     }
 
 
-def made_rows(questions: int = 12, temperatures: tuple[float, ...] = (0.0,)) -> list[dict[str, Any]]:
-    """Every arm at every question."""
-    return [made_row(i, arm, temperature=temperature) for temperature in temperatures for i in range(questions) for arm in ARMS]
+def fake_rows(questions: int = 12, temperatures: tuple[float, ...] = (0.0,)) -> list[dict[str, Any]]:
+    """Return a row for every arm and question."""
+    return [fake_row(i, arm, temperature=temperature) for temperature in temperatures for i in range(questions) for arm in ARMS]
 
 
 def row(question, arm, *, wall=1.0, tokens=10, quality=1.0, repetition=0, temperature=0.0, tv=0.0, judged=None, **more):
