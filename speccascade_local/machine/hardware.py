@@ -1,7 +1,4 @@
-"""What this machine has, and what this process may use of it: processors, memory, graphics cards.
-
-Rests on what the system tells; knows nothing of llama.cpp and of models.
-"""
+"""The processors, memory and graphics cards of this machine, and what this process may use of them, as the system reports it."""
 
 from __future__ import annotations
 
@@ -20,15 +17,22 @@ from ..llama.backend import allowed_processors
 
 _ROOT = Path("/")
 _PCI_VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD"}
-#: Older cgroups say "no limit" by a number near this.
+#: Older control groups write "no limit" as a number above this.
 _NO_LIMIT = 1 << 60
 
 
 @dataclass(frozen=True)
 class Processors:
-    """physical, logical: of the machine. allowed: logical ones that this process may run on. quota: how many it may use at once by its
-    control group, None for all. load: how many processes wanted one in the last minute, None where the system does not tell. features:
-    in the system's own words, empty where it does not tell.
+    """The processors of this machine.
+
+    Args:
+        name: The model's name.
+        physical: Physical cores.
+        logical: Logical processors.
+        allowed: Logical processors that this process may run on.
+        quota: How many its control group lets it use at once; None for all.
+        load: How many processes wanted one in the last minute; None where the system does not say.
+        features: The instruction sets in the system's words; empty where it does not say.
     """
 
     name: str
@@ -42,7 +46,15 @@ class Processors:
 
 @dataclass(frozen=True)
 class Memory:
-    """In bytes. available: what can be had without swapping. limit: of this process's control group, None for none."""
+    """The memory of this machine in bytes.
+
+    Args:
+        total: All of it.
+        available: What this process can take without swapping.
+        limit: The limit of this process's control group; None for none.
+        swap_used: Swap in use.
+        swap_total: All swap.
+    """
 
     total: int
     available: int
@@ -52,7 +64,7 @@ class Memory:
 
 
 def processors(root: Path = _ROOT) -> Processors:
-    """Of this machine."""
+    """Return the processors of this machine."""
     logical = os.cpu_count() or 1
     physical = psutil.cpu_count(logical=False) or logical
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -60,28 +72,28 @@ def processors(root: Path = _ROOT) -> Processors:
 
 
 def memory(root: Path = _ROOT) -> Memory:
-    """Of this machine, now."""
-    whole, swap = psutil.virtual_memory(), psutil.swap_memory()
+    """Return the memory of this machine, as it is now."""
+    machine, swap = psutil.virtual_memory(), psutil.swap_memory()
     limit, used = _memory_limit(root)
-    available = whole.available if limit is None else max(0, min(whole.available, limit - used))
-    return Memory(whole.total, available, limit, swap.used, swap.total)
+    available = machine.available if limit is None else max(0, min(machine.available, limit - used))
+    return Memory(machine.total, available, limit, swap.used, swap.total)
 
 
 def graphics_cards(root: Path = _ROOT) -> tuple[str, ...]:
-    """The makers of cards that llama.cpp could use: ``NVIDIA``, ``AMD``, ``Apple``; whether their drivers work is not looked at."""
-    found = set()
+    """Return the makers of cards that llama.cpp could use: ``NVIDIA``, ``AMD``, ``Apple``. Drivers are not checked."""
+    makers = set()
     if sys.platform == "darwin" and platform.machine() == "arm64":
-        found.add("Apple")
+        makers.add("Apple")
     if any(root.glob("dev/nvidia[0-9]*")) or shutil.which("nvidia-smi"):
-        found.add("NVIDIA")
+        makers.add("NVIDIA")
     if (root / "dev/kfd").exists():
-        found.add("AMD")
-    found |= {_PCI_VENDORS.get(_line(path), "") for path in root.glob("sys/class/drm/card[0-9]*/device/vendor")} - {""}
-    return tuple(sorted(found))
+        makers.add("AMD")
+    makers |= {_PCI_VENDORS.get(_line(path), "") for path in root.glob("sys/class/drm/card[0-9]*/device/vendor")} - {""}
+    return tuple(sorted(makers))
 
 
 def cpu_name(root: Path = _ROOT) -> str:
-    """Linux tells it in a file only."""
+    """Return the processor's name, which Linux shows only in a file."""
     return next((value for name, value in _cpuinfo(root) if name == "model name"), "") or platform.processor()
 
 
@@ -96,34 +108,34 @@ def _cpuinfo(root: Path) -> Iterator[tuple[str, str]]:
             yield name.strip(), value.strip()
 
 
-# ---------------------------------------------------------------- control groups: what a container, or a service manager, allows
+# --------------------------------------------------------------------------- control groups: the limits of containers and services
 
 
 def _cpu_quota(root: Path) -> float | None:
-    """Processors' worth of time; the tightest of this group and those around it."""
-    found = []
+    """Return how many processors' time this group allows, or the tightest of those around it."""
+    quotas = []
     for folder in _groups(root, "cpu"):
         allowed, _, period = _line(folder / "cpu.max").partition(" ")
         if not allowed:
             allowed, period = _line(folder / "cpu.cfs_quota_us"), _line(folder / "cpu.cfs_period_us")
         if allowed.isdigit() and period.isdigit() and int(period):  # else "max", or -1
-            found.append(int(allowed) / int(period))
-    return min(found, default=None)
+            quotas.append(int(allowed) / int(period))
+    return min(quotas, default=None)
 
 
 def _memory_limit(root: Path) -> tuple[int | None, int]:
-    """The tightest limit, and how much of it is used."""
-    found = []
+    """Return the tightest limit and how much of it is used, in bytes."""
+    limits = []
     for folder in _groups(root, "memory"):
         for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
             size = _line(folder / limit)
             if size.isdigit() and int(size) < _NO_LIMIT:
-                found.append((int(size), max(0, int(_line(folder / used) or 0) - _idle(folder))))
-    return min(found, key=lambda each: each[0] - each[1], default=(None, 0))
+                limits.append((int(size), max(0, int(_line(folder / used) or 0) - _idle(folder))))
+    return min(limits, key=lambda each: each[0] - each[1], default=(None, 0))
 
 
 def _idle(folder: Path) -> int:
-    """Bytes of files that are only kept because there is room, which count as used."""
+    """Return the bytes of cached files, which count as used and are freed on demand."""
     with contextlib.suppress(OSError, ValueError):
         statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         return int(statistics.get("total_inactive_file", statistics.get("inactive_file", 0)))
@@ -131,7 +143,7 @@ def _idle(folder: Path) -> int:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """The folders of this process's control group and of all around it, in both versions that Linux has."""
+    """Yield the folders of this process's control group and of all around it, in both versions that Linux has."""
     with contextlib.suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
@@ -146,7 +158,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _line(path: Path) -> str:
-    """The first of a small file, empty where it cannot be read."""
+    """Return the first line of a small file, empty where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()
     except OSError:

@@ -1,7 +1,4 @@
-"""All that can be told of this installation and this machine, in one object: for people, and for bug reports.
-
-Knows nothing of what is good or bad about it.
-"""
+"""The facts about this installation and this machine in one object, for people and for bug reports."""
 
 from __future__ import annotations
 
@@ -20,13 +17,13 @@ from .hardware import Memory, Processors, graphics_cards, memory, processors
 from .installation import Extra, Folder, extras, folders, missing, versions
 from .trial import Trial, try_bundled_pair
 
-#: Variables that change how llama.cpp runs and hold no secrets; of others not even the name is told.
+#: The environment variables that a report shows: they change how llama.cpp runs and hold no secrets.
 _VARIABLES = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE")
 
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """A device of the build; bytes."""
+    """A device that this build of llama.cpp can use, with the bytes of its memory."""
 
     name: str
     description: str
@@ -37,7 +34,14 @@ class DeviceFacts:
 
 @dataclass(frozen=True)
 class Inspection:
-    """threads: as many as are used at most. catalog_problem: why the files that name pairs cannot be read, empty where they can."""
+    """The facts about this installation and this machine.
+
+    Args:
+        missing: Requirements that cannot be imported.
+        catalog_problem: Why the files that name pairs cannot be read; empty where they can.
+        threads: The most threads that are used.
+        trial: The outcome of asking the bundled pair.
+    """
 
     speccascade: str
     versions: dict[str, str]
@@ -55,22 +59,22 @@ class Inspection:
     trial: Trial
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; sets become sorted lists, paths text."""
-        whole = asdict(self)
-        whole["processors"]["features"] = sorted(self.processors.features)
-        for folder in whole["folders"]:
+        """Return the facts as JSON can hold them: sets as sorted lists, paths as text."""
+        facts = asdict(self)
+        facts["processors"]["features"] = sorted(self.processors.features)
+        for folder in facts["folders"]:
             folder["path"] = str(folder["path"])
-        return whole
+        return facts
 
 
 def inspect_machine(on_step: Callable[[str], None] = lambda _: None) -> Inspection:
-    """Look at everything; takes a few seconds. on_step: told what is done next."""
+    """Collect all facts, which takes a few seconds. ``on_step`` is called with what is done next."""
     on_step("asking llama.cpp")
     build = read_build()
-    places = tuple(DeviceFacts(each.name, each.description, each.kind, each.free, each.total) for each in devices())
+    device_facts = tuple(DeviceFacts(each.name, each.description, each.kind, each.free, each.total) for each in devices())
     on_step("loading the bundled pair and asking it, in a child process")
     trial = try_bundled_pair()
-    on_step("looking into folders")
+    on_step("looking at folders")
     return Inspection(
         speccascade=__version__,
         versions=versions(),
@@ -78,7 +82,7 @@ def inspect_machine(on_step: Callable[[str], None] = lambda _: None) -> Inspecti
         extras=extras(),
         catalog_problem=_catalog_problem(),
         build=build,
-        devices=places,
+        devices=device_facts,
         graphics_cards=graphics_cards(),
         processors=processors(),
         threads=physical_cores(),
@@ -99,7 +103,16 @@ def _catalog_problem() -> str:
 
 @dataclass(frozen=True)
 class Build:
-    """features: instruction sets and parts that are in it. gpu: whether it found a graphics card. repacking: whether weights may be."""
+    """A build of llama.cpp.
+
+    Args:
+        commit: llama.cpp's commit; None where the build does not name it.
+        features: Its instruction sets and optional parts.
+        gpu: Whether it finds a graphics card.
+        rpc: Whether it can use the devices of other machines.
+        mmap: Whether it can map files into memory.
+        repacking: Whether weights may be repacked for this processor.
+    """
 
     commit: str | None
     features: tuple[str, ...]
@@ -110,7 +123,7 @@ class Build:
 
 
 def read_build() -> Build:
-    """What llama.cpp says of itself."""
+    """Return what llama.cpp reports about its build."""
     info = system_info()
     pairs = (part.split(" : ")[-1].split(" = ") for part in info.split("|"))
     features = tuple(pair[0].strip() for pair in pairs if len(pair) == 2 and pair[1].strip() != "0")

@@ -1,7 +1,4 @@
-"""What is installed beside this package, and which folders it reads and writes.
-
-Knows nothing of what any of it is good for.
-"""
+"""The packages that this one needs, as they are installed, and the folders that it reads and writes."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import importlib.util
 import os
 import platform
 import re
+import stat
 import tempfile
 from dataclasses import dataclass
 from importlib import metadata
@@ -20,16 +18,16 @@ from ..models import catalog
 from ..models.hub_cache import cache_folder
 
 DISTRIBUTION = "speccascade-local"
-#: The extras that are for users; the others are for work on this package.
+#: The extras for users; the others are for work on this package.
 EXTRAS = ("calibrate", "hub", "serve")
-_ALWAYS = ("llama-cpp-python", "numpy")  # told also where this package runs from a folder, uninstalled
+_ALWAYS = ("llama-cpp-python", "numpy")  # shown also where this package runs uninstalled, from a folder
 _REQUIREMENT = re.compile(r"^(?P<name>[\w.-]+)(?:\[[^]]*\])?\s*(?P<version>[^;]*)(?:;(?P<marker>.*))?$")
 _MODULES = {"scikit-learn": "sklearn", "pyyaml": "yaml", "llama-cpp-python": "llama_cpp"}
 
 
 @dataclass(frozen=True)
 class Extra:
-    """An optional part, and which of its requirements (``name>=1,<2``) cannot be imported."""
+    """An optional part, and its requirements (``name>=1,<2``) that cannot be imported."""
 
     name: str
     missing: tuple[str, ...]
@@ -37,7 +35,15 @@ class Extra:
 
 @dataclass(frozen=True)
 class Folder:
-    """use: in words. size: bytes of the files in it, 0 where it is not there yet. problem: why it cannot be written, empty where it can."""
+    """A folder that this package uses.
+
+    Args:
+        use: Its purpose in words.
+        path: Where it lies.
+        exists: Whether it exists yet.
+        size: Bytes of the files in it.
+        problem: Why it cannot be written; empty where it can.
+    """
 
     use: str
     path: Path
@@ -47,18 +53,18 @@ class Folder:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, the system, and each package that this one needs; ``missing`` where one cannot be imported."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    return found | {name: _version(name) for name in [each[0] for each in _requirements("")] or _ALWAYS}
+    """Return the versions of Python, the system and each required package; ``missing`` where a package is not installed."""
+    system = {"python": platform.python_version(), "platform": platform.platform()}
+    return system | {name: _version(name) for name in [each[0] for each in _requirements("")] or _ALWAYS}
 
 
 def missing() -> tuple[str, ...]:
-    """The requirements that cannot be imported, without which nothing, or not everything, works."""
+    """Return the requirements that cannot be imported."""
     return tuple(f"{name}{version}" for name, version, module in _requirements("") if not _importable(module))
 
 
 def extras() -> tuple[Extra, ...]:
-    """Those that are for users."""
+    """Return the optional parts for users."""
     return tuple(
         Extra(extra, tuple(f"{name}{version}" for name, version, module in _requirements(extra) if not _importable(module)))
         for extra in EXTRAS
@@ -67,7 +73,7 @@ def extras() -> tuple[Extra, ...]:
 
 
 def folders() -> tuple[Folder, ...]:
-    """Where things are kept."""
+    """Return the folders that this package uses."""
     return (
         _folder("measurements", platformdirs.user_cache_path("speccascade")),
         _folder("your models.yaml", catalog.user_file().parent),
@@ -76,18 +82,18 @@ def folders() -> tuple[Folder, ...]:
 
 
 def _requirements(extra: str) -> list[tuple[str, str, str]]:
-    """Name, version and module of each, as the installed package says; none where it is not installed, such as on a path."""
+    """Return name, version and module of each requirement, from the installed package's metadata; none where it is not installed."""
     try:
         lines = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         return []
-    found = []
+    requirements = []
     for match in filter(None, map(_REQUIREMENT.match, lines)):
-        named = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", match["marker"] or "")
-        if (named[1] if named else "") == extra and match["name"].replace("_", "-").lower() != DISTRIBUTION:
+        marker = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", match["marker"] or "")
+        if (marker[1] if marker else "") == extra and match["name"].replace("_", "-").lower() != DISTRIBUTION:
             name = match["name"]
-            found.append((name, match["version"].strip(), _MODULES.get(name.lower(), name.replace("-", "_"))))
-    return found
+            requirements.append((name, match["version"].strip(), _MODULES.get(name.lower(), name.replace("-", "_"))))
+    return requirements
 
 
 def _importable(module: str) -> bool:
@@ -109,26 +115,26 @@ def _folder(use: str, path: Path) -> Folder:
 
 
 def _size(path: Path) -> int:
-    """Each file once, and links not at all: a cache links to what it keeps elsewhere in itself."""
+    """Return the bytes of all files, without links: a cache links to files that it keeps in another folder of its own."""
     total = 0
     for place, _, names in os.walk(path):
         for name in names:
             try:
-                found = os.lstat(os.path.join(place, name))
-            except OSError:  # gone meanwhile
+                status = os.lstat(os.path.join(place, name))
+            except OSError:  # deleted since the folder was listed
                 continue
-            total += 0 if os.path.islink(os.path.join(place, name)) else found.st_size
+            total += 0 if stat.S_ISLNK(status.st_mode) else status.st_size
     return total
 
 
 def _problem(path: Path) -> str:
-    """Tried by writing: permissions tell little (root, read-only file systems, full disks). A folder that is not there is not made."""
-    there = path
-    while not os.path.lexists(there) and there != there.parent:
-        there = there.parent
+    """Try to write, because permissions say little (root, read-only file systems, full disks). No folder is created."""
+    folder = path
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
     try:
-        with tempfile.TemporaryFile(dir=there, prefix=DISTRIBUTION) as file:
+        with tempfile.TemporaryFile(dir=folder, prefix=DISTRIBUTION) as file:
             file.write(bytes(4096))
     except OSError as error:
-        return f"{there}: {error.strerror or error}"
+        return f"{folder}: {error.strerror or error}"
     return ""

@@ -1,7 +1,4 @@
-"""Measures what the decoding loop takes beside its two models: nothing that a large one would notice, most of the time of a tiny one.
-
-Knows nothing of profiles in files.
-"""
+"""Measures what the decoding loop takes beside its two models: next to nothing beside a large model, most of the time of a tiny one."""
 
 from __future__ import annotations
 
@@ -23,20 +20,20 @@ from ..rules.position_rules import Strict
 from ..tokens.rows import Rows
 from ..tokens.sampler import Array, Sampler
 
-#: Blocks that are timed, or so many as begin within these seconds, and how many tokens are drafted in each.
-BLOCKS, ENOUGH_S, DRAFT = 12, 0.3, 4
+#: The most blocks that are timed, the seconds after which none is begun, and the tokens drafted in each.
+MAX_BLOCKS, MAX_S, DRAFT = 12, 0.3, 4
 
 
 def loop_cost(drafter: Session | None, expert: Session) -> tuple[float, float]:
-    """What the loop takes beside the models, in seconds: for each block, and for each drafted token with the decisions about it."""
-    judge, writer = _StopwatchSession(expert), _StopwatchSession(drafter or NgramSession(expert.n_vocab, expert.n_ctx))
-    per_block = _own_s(writer, judge, 0)
-    drafting = _own_s(writer, judge, DRAFT) if drafter is not None else per_block
-    return per_block, max(0.0, drafting - per_block) / DRAFT
+    """Return the seconds that the loop takes beside the models: for each block, and for each drafted token with the decisions about it."""
+    timed_expert, timed_drafter = _StopwatchSession(expert), _StopwatchSession(drafter or NgramSession(expert.n_vocab, expert.n_ctx))
+    block_s = _block_s(timed_drafter, timed_expert, 0)
+    drafting_s = _block_s(timed_drafter, timed_expert, DRAFT) if drafter is not None else block_s
+    return block_s, max(0.0, drafting_s - block_s) / DRAFT
 
 
-def _own_s(drafter: _StopwatchSession, expert: _StopwatchSession, block_size: int) -> float:
-    """Seconds of a block that neither model took, the median."""
+def _block_s(drafter: _StopwatchSession, expert: _StopwatchSession, block_size: int) -> float:
+    """Return the median of the seconds of a block that neither model took."""
     for session in (drafter, expert):
         session.roll_back(0)
     generation = Generation([0], Sampler(0), np.random.default_rng(0), lambda _: False)
@@ -47,21 +44,21 @@ def _own_s(drafter: _StopwatchSession, expert: _StopwatchSession, block_size: in
         generation, drafter, expert, rule=Strict(), block_size=min(block_size, room // 2), max_tokens=room, stops=lambda _: False,
         stats=Stats(), recording=Recording(), lengths=_AlwaysDraft(Profile(FREE, FREE, 1.0, {}), AcceptanceHistory()), index=NgramIndex(),
     ).decode()  # fmt: skip
-    own: list[float] = []
-    until = perf_counter() + ENOUGH_S
-    for _ in range(BLOCKS):
-        before, inside = perf_counter(), drafter.seconds + expert.seconds
+    seconds: list[float] = []
+    end = perf_counter() + MAX_S
+    for _ in range(MAX_BLOCKS):
+        before, models = perf_counter(), drafter.seconds + expert.seconds
         if next(blocks, None) is None:
             break
         now = perf_counter()
-        own.append(now - before - (drafter.seconds + expert.seconds - inside))
-        if now > until and len(own) > 2:
+        seconds.append(now - before - (drafter.seconds + expert.seconds - models))
+        if now > end and len(seconds) > 2:
             break
-    return median(own[1:] or own)  # the first block reads the prompt
+    return median(seconds[1:] or seconds)  # the first block reads the prompt
 
 
 class _AlwaysDraft(AutoLength):
-    """Weighs everything as always, and drafts on whatever comes of it."""
+    """Weighs each draft as automatic lengths do, and drafts whatever the outcome."""
 
     def wants_row(self, guess: Guess) -> bool:
         super().wants_row(guess)
@@ -84,7 +81,7 @@ class _AlwaysDraft(AutoLength):
 
 
 class _StopwatchSession:
-    """A session that counts its seconds."""
+    """A session that adds up the seconds of its evaluations."""
 
     def __init__(self, session: Session) -> None:
         self._session, self.seconds = session, 0.0

@@ -21,7 +21,7 @@ ACCEPTANCE_RATES = (0.5, 0.95)
 #: The relative error of an estimate of seconds that rests on a single model.
 SINGLE_MODEL_ERROR = 0.25
 _MIN_ERROR, _MAX_ERROR = 0.1, 0.9
-#: llama.cpp's compute buffers are counted as so many rows of logits, of 4 bytes for each id of the vocabulary.
+#: llama.cpp's compute buffers are counted as rows of logits, of 4 bytes for each id of the vocabulary.
 _COMPUTE_ROWS, _BYTES_PER_LOGIT = 128, 4
 
 

@@ -1,6 +1,6 @@
-"""A session under the stopwatch: how long its batches take, at two depths, and with which threads.
+"""Measures the profile of a pair: how long batches of each size take, at two depths of the KV cache, and with how many threads.
 
-On random tokens, and medians throughout. Knows nothing of pairs.
+The tokens are random, and every figure is a median.
 """
 
 from __future__ import annotations
@@ -17,50 +17,53 @@ from ..llama.backend import physical_cores
 from ..llama.session import LlamaSession
 from .loop_cost import loop_cost
 
-#: About how many seconds measuring a pair may take; a large model takes longer, because each size is measured at least once.
+#: About how many seconds a pair is measured. A large model takes longer, because each size is measured at least once.
 BUDGET_S = 6.0
-FEWEST_ROUNDS = 3
-#: The batch that a draft is usually checked in.
+MIN_ROUNDS, MAX_ROUNDS = 3, 9
+#: The size of the batch that a draft is usually scored in.
 USUAL_BATCH = 8
+#: Tokens in the KV cache when batches are measured.
 SHALLOW, DEEP, LESS_DEEP = 32, 512, 272
-#: llama.cpp looks at its cache in steps of 256 tokens: less difference than this between two depths would show nothing.
-_LEAST_DEEPER = 128
+#: llama.cpp reads its cache in steps of 256 tokens, so depths that are closer than this would not differ.
+_MIN_DEPTH_DIFFERENCE = 128
 _DEEP_SIZES = (1, 4, 8, 16)
-_AGREED = 0.05  # two measurements of one thing that differ by no more than this need no third
-_QUICK_S, _AT_ONCE = 0.01, 5  # one visit repeats what is quick, up to so many times
+#: Two measurements that differ by no more than this share need no third.
+_TOLERANCE = 0.05
+#: A visit repeats a batch for this many seconds, and at most this many times.
+_VISIT_S, _MAX_REPEATS = 0.01, 5
 
 Samples = dict[int, list[float]]
 
 
 def depths_in(n_ctx: int) -> tuple[int, ...]:
-    """How full the cache is when batches are measured in a context of this size: two depths, or one where there is no room."""
+    """Return the depths at which batches are measured in a context of ``n_ctx`` tokens: two, or one where there is no room."""
     shallow = min(SHALLOW, n_ctx // 4)
     deep = min(DEEP, n_ctx - SHALLOW)
-    return (shallow, deep) if deep >= shallow + _LEAST_DEEPER else (shallow,)
+    return (shallow, deep) if deep >= shallow + _MIN_DEPTH_DIFFERENCE else (shallow,)
 
 
 def fewest_threads(seconds: Mapping[int, float]) -> int:
-    """By thread count: the fewest of those within 5 % of the fastest."""
+    """Return the fewest threads within 5 % of the fastest, from the seconds of each thread count."""
     best = min(seconds.values())
-    return min(threads for threads, taken in seconds.items() if taken <= 1.05 * best)
+    return min(threads for threads, time in seconds.items() if time <= 1.05 * best)
 
 
 def extrapolate(known: Mapping[int, float]) -> tuple[float, ...]:
-    """Seconds for all SIZES from those for 1..k: beyond k, which is all that a tiny context has room for, a straight line."""
+    """Return seconds for all ``SIZES`` from those for 1..k, all that a tiny context has room for: beyond k a straight line. [17]"""
     last = max(known)
     slope = max(0.0, (known[last] - known[1]) / (last - 1)) if last > 1 else known[1]
     return tuple(known[n] if n in known else known[last] + (n - last) * slope for n in SIZES)
 
 
 def scale(shallow: Sequence[float], deep: Mapping[int, float]) -> tuple[float, ...]:
-    """Seconds for all SIZES at a depth where some were measured, from those at a lower one; a deeper cache is never cheaper."""
+    """Return seconds for all ``SIZES`` at a deeper cache where a few were measured, from those of a shallow one; never less. [17]"""
     sizes = sorted(deep)
     ratios = [max(1.0, deep[n] / shallow[n - 1]) for n in sizes]
     return tuple(float(seconds * np.interp(n, sizes, ratios)) for n, seconds in zip(SIZES, shallow))
 
 
 class Budget:
-    """How much of the budget is spent, and who wants to know."""
+    """The time that a measurement may take, and the progress that it reports."""
 
     def __init__(self, budget_s: float, on_step: Callable[[float], None]) -> None:
         self.budget_s, self._on_step = budget_s, on_step
@@ -68,19 +71,19 @@ class Budget:
 
     @property
     def spent(self) -> float:
-        """As a share of the budget."""
+        """The time that is spent, as a share of the budget."""
         return (perf_counter() - self._started) / self.budget_s if self.budget_s > 0 else float("inf")
 
     def tick(self) -> None:
-        """Something was measured."""
-        self._on_step(1 - 0.5 ** (2 * self.spent))  # a large model goes beyond the budget; the bar still moves
+        """Report the progress. A large model exceeds the budget, and the bar still moves."""
+        self._on_step(1 - 0.5 ** (2 * self.spent))
 
 
 class SessionProfiler:
-    """One session under measurement. It is filled to the lower depth, and every measurement leaves it so."""
+    """Measures one session. The session is filled to the shallow depth, and every measurement leaves it so."""
 
-    def __init__(self, session: LlamaSession, clock: Budget) -> None:
-        self._session, self._clock = session, clock
+    def __init__(self, session: LlamaSession, budget: Budget) -> None:
+        self._session, self._budget = session, budget
         self._ids = np.random.default_rng(1).integers(0, session.model.n_vocab, DEEP + SHALLOW).tolist()
         self.depth, *deeper = depths_in(session.n_ctx)
         self._deep = deeper[0] if deeper else None
@@ -91,35 +94,38 @@ class SessionProfiler:
         session.context.pad_batches({})
         self._prompt_s: float | None = None
         self._fill(self.depth)
-        for n in (self.sizes[-1], 1):  # the first batch of a kind finds cold weights and makes its buffers
+        for n in (self.sizes[-1], 1):  # the first batch of a kind finds cold weights and allocates its buffers
             self.batch_s(n)
 
     def batch_s(self, n: int) -> float:
-        """Evaluate n tokens now and forget them again."""
+        """Return the seconds of one batch of n tokens, which are rolled back."""
         session = self._session
         held = len(session.tokens)
         started = perf_counter()
         session.extend(self._ids[held : held + n], keep=n)
-        taken = perf_counter() - started
+        seconds = perf_counter() - started
         session.roll_back(held)
-        self._clock.tick()
-        return taken
+        self._budget.tick()
+        return seconds
 
     def steps_s(self, n: int) -> float:
-        """Evaluate n tokens one by one and forget them again."""
+        """Return the seconds of n single tokens one after the other, which are rolled back."""
         session = self._session
         held = len(session.tokens)
         started = perf_counter()
         for token in self._ids[held : held + n]:
             session.extend([token], keep=1)
-        taken = perf_counter() - started
+        seconds = perf_counter() - started
         session.roll_back(held)
-        return taken
+        return seconds
 
-    def choose_threads(self, named: int | None) -> None:
-        """Of 1, 2, 4, ... physical cores, for single tokens and for batches apart; not where the user or the model's size has decided."""
-        if named is not None:
-            self._session.context.set_threads(named, named)
+    def choose_threads(self, threads: int | None) -> None:
+        """Set the fastest of 1, 2, 4, ... physical cores for single tokens and for batches.
+
+        ``threads`` is the user's choice, which is kept; a tiny model keeps its one thread.
+        """
+        if threads is not None:
+            self._session.context.set_threads(threads, threads)
         elif self._session.model.default_threads > 1:
             cores = physical_cores()
             candidates = [*(2**i for i in range(cores.bit_length()) if 2**i < cores), cores]
@@ -129,50 +135,50 @@ class SessionProfiler:
 
     def _best_threads(self, n: int, candidates: Sequence[int]) -> int:
         samples: Samples = {threads: [] for threads in candidates}
-        for turn in range(FEWEST_ROUNDS):
-            for threads, taken in samples.items():
+        for turn in range(MIN_ROUNDS):
+            for threads, times in samples.items():
                 self._session.context.set_threads(threads, threads)
-                self._visit(n, taken)
-            best = min(min(taken) for taken in samples.values())
-            samples = {threads: taken for threads, taken in samples.items() if min(taken) <= 1.5 * best}
-            if len(samples) == 1 or (turn and self._clock.spent > 1):
+                self._visit(n, times)
+            best = min(min(times) for times in samples.values())
+            samples = {threads: times for threads, times in samples.items() if min(times) <= 1.5 * best}
+            if len(samples) == 1 or (turn and self._budget.spent > 1):
                 break
-        return fewest_threads({threads: median(taken) for threads, taken in samples.items()})
+        return fewest_threads({threads: median(times) for threads, times in samples.items()})
 
     def visit(self, n: int) -> None:
-        """Measure batches of n for the profile, once or, if quick, a few times."""
+        """Measure batches of n tokens for the profile: once, or a few times where that is quick."""
         self._visit(n, self._samples[n])
 
     def _visit(self, n: int, samples: list[float]) -> None:
-        until = perf_counter() + _QUICK_S
-        for _ in range(_AT_ONCE):
+        end = perf_counter() + _VISIT_S
+        for _ in range(_MAX_REPEATS):
             samples.append(self.batch_s(n))
-            if perf_counter() > until:
+            if perf_counter() > end:
                 break
 
-    def unsure(self, n: int) -> bool:
-        """Whether what was measured of n so far disagrees."""
-        return max(self._samples[n]) > (1 + _AGREED) * min(self._samples[n])
+    def is_noisy(self, n: int) -> bool:
+        """Return whether the measurements of n tokens disagree so far."""
+        return max(self._samples[n]) > (1 + _TOLERANCE) * min(self._samples[n])
 
     def typical_s(self, n: int) -> float:
-        """What was measured for n so far."""
+        """Return the median for n tokens so far."""
         return median(self._samples[n])
 
     def measure_deep(self) -> None:
-        """A few sizes with a fuller cache; how full depends on how long filling it takes."""
+        """Measure a few sizes with a fuller cache; how full it is depends on how long filling it takes."""
         if self._deep is None:
             return
         per_token = self.typical_s(self.sizes[-1]) / self.sizes[-1]
-        if per_token * self._deep > self._clock.budget_s / 3:
+        if per_token * self._deep > self._budget.budget_s / 3:
             self._deep = min(self._deep, LESS_DEEP)
-        if per_token * self._deep > self._clock.budget_s:
+        if per_token * self._deep > self._budget.budget_s:
             self._deep = None
             return
         started, filled = perf_counter(), len(self._session.tokens)
         self._fill(self._deep)
         self._prompt_s = (perf_counter() - started) / (self._deep - filled)
         self._deep_samples = {n: [] for n in _DEEP_SIZES}
-        for _ in range(FEWEST_ROUNDS - 1):
+        for _ in range(MIN_ROUNDS - 1):
             for n, samples in self._deep_samples.items():
                 self._visit(n, samples)
         self._session.roll_back(self.depth)
@@ -183,17 +189,14 @@ class SessionProfiler:
             self._session.extend(missing, keep=1)
 
     def speed(self) -> Speed:
-        """What was found."""
+        """Return the speed from all measurements."""
         shallow = extrapolate({n: median(samples) for n, samples in self._samples.items()})
         rows = {self.depth: shallow}
         if self._deep is not None:
             rows[self._deep] = scale(shallow, {n: median(samples) for n, samples in self._deep_samples.items()})
-        # A context too small to read a prompt in: as in the largest batch.
+        # Where a context is too small for a prompt, a token takes as long as in the largest batch.
         prompt_s = self._prompt_s or shallow[-1] / SIZES[-1]
         return Speed(self._session.context.threads, self._session.context.batch_threads, tuple(rows), tuple(rows.values()), prompt_s)
-
-
-MOST_ROUNDS = 9
 
 
 def measure(
@@ -205,29 +208,37 @@ def measure(
     budget_s: float = BUDGET_S,
     on_step: Callable[[float], None] = lambda _: None,
 ) -> Profile:
-    """Measure now. Both sessions are empty afterwards, their batches unpadded, with the thread counts that were found to be best.
+    """Measure the profile of a pair.
 
-    threads: what the user asked for, which is kept. key: what the profile holds for. If anything fails, both are as they were before,
-    but empty; what fails is raised on.
+    Both sessions are empty afterwards, their batches unpadded, with the thread counts of the profile. Where an exception ends the
+    measurement, threads and padding are as before.
+
+    Args:
+        drafter: None where drafts are copied from the text.
+        expert: The expert's session.
+        threads: The thread count that the user asked for; None to choose the fastest.
+        key: What the profile holds for.
+        budget_s: About how many seconds to measure.
+        on_step: Called with the progress, 0..1.
     """
-    clock = Budget(budget_s, on_step)
+    budget = Budget(budget_s, on_step)
     sessions = [session for session in (drafter, expert) if session is not None]
-    found = [(context, context.threads, context.batch_threads, context.padding) for context in (session.context for session in sessions)]
+    settings = [(context, context.threads, context.batch_threads, context.padding) for context in (session.context for session in sessions)]
     try:
-        benches = [SessionProfiler(session, clock) for session in sessions]
-        for bench in benches:
-            bench.choose_threads(threads)
-        rounds = _rounds(benches, clock)
+        profilers = [SessionProfiler(session, budget) for session in sessions]
+        for each in profilers:
+            each.choose_threads(threads)
+        rounds = _rounds(profilers, budget)
         next(rounds)
-        for bench in benches:  # amid the rounds at the lower depth, which they are compared with
-            bench.measure_deep()
+        for each in profilers:  # between the shallow rounds, which they are compared with
+            each.measure_deep()
         for _ in rounds:
             pass
-        overlap = 1.0 if drafter is None else _overlap(clock, *benches)
-        speeds = [bench.speed() for bench in benches]
+        overlap = 1.0 if drafter is None else _overlap(budget, *profilers)
+        speeds = [each.speed() for each in profilers]
         profile = Profile(speeds[-1], FREE if drafter is None else speeds[0], overlap, key or {}, *loop_cost(drafter, expert))
     except BaseException:
-        for context, single, batch, padding in found:
+        for context, single, batch, padding in settings:
             context.set_threads(single, batch)
             context.pad_batches(padding)
         raise
@@ -238,42 +249,42 @@ def measure(
     return profile
 
 
-def _rounds(benches: Sequence[SessionProfiler], clock: Budget) -> Iterator[int]:
-    """Round after round over all sizes of both models, until the budget is spent and enough is known of each."""
-    for turn in range(MOST_ROUNDS):
-        late = clock.spent > 1
-        if turn and (clock.spent > 2 or (late and turn >= FEWEST_ROUNDS)):
+def _rounds(profilers: Sequence[SessionProfiler], budget: Budget) -> Iterator[int]:
+    """Measure all sizes of both models, round after round, until the budget is spent and each size is measured well enough."""
+    for turn in range(MAX_ROUNDS):
+        late = budget.spent > 1
+        if turn and (budget.spent > 2 or (late and turn >= MIN_ROUNDS)):
             return
-        for bench in benches:
-            bench.batch_s(1)  # not counted: the other model's weights are in the processor's cache
-            for n in bench.sizes:
-                if turn < 2 or not late or bench.unsure(n):
-                    bench.visit(n)
+        for each in profilers:
+            each.batch_s(1)  # not counted: the other model's weights are in the processor's cache
+            for n in each.sizes:
+                if turn < 2 or not late or each.is_noisy(n):
+                    each.visit(n)
         yield turn
 
 
-def _overlap(clock: Budget, drafter: SessionProfiler, expert: SessionProfiler) -> float:
-    """How much of the shorter of two works is not hidden when they run side by side: the expert's batch, the drafter's single steps.
+def _overlap(budget: Budget, drafter: SessionProfiler, expert: SessionProfiler) -> float:
+    """Return the share of the shorter work that is not hidden when both run at once: the expert's batch, the drafter's single steps.
 
-    What each takes alone is measured before there is a second thread: from then on the threads of both may hinder one another even
-    where only one model works, and what the drafter loses by that counts too.
+    Each is measured alone before a second thread exists. From then on the threads of both may slow each other down even while only one
+    model works, and what the drafter loses by that counts too.
     """
     size = min(USUAL_BATCH, expert.sizes[-1])
     steps = max(1, min(round(expert.typical_s(size) / drafter.typical_s(1)), len(drafter.sizes)))
-    alone = [(expert.batch_s(size), drafter.steps_s(steps)) for _ in range(FEWEST_ROUNDS)]
-    batch, steps_alone = (median(each) for each in zip(*alone))
-    lost = []
+    times = [(expert.batch_s(size), drafter.steps_s(steps)) for _ in range(MIN_ROUNDS)]
+    batch, steps_alone = (median(each) for each in zip(*times))
+    losses = []
     with ThreadPoolExecutor(max_workers=1) as pool:
-        pool.submit(drafter.steps_s, 1).result()  # the first parallel region of a thread makes its helpers
-        for _ in range(FEWEST_ROUNDS):
+        pool.submit(drafter.steps_s, 1).result()  # the first parallel region of a thread starts its workers
+        for _ in range(MIN_ROUNDS):
             started = perf_counter()
-            beside = pool.submit(drafter.steps_s, steps)
+            steps_together = pool.submit(drafter.steps_s, steps)
             expert.batch_s(size)
-            beside.result()
+            steps_together.result()
             together = perf_counter() - started
             afterwards = drafter.steps_s(steps)
-            lost.append((together - max(batch, steps_alone) + afterwards - steps_alone) / min(batch, steps_alone))
-            if clock.spent > 2:
+            losses.append((together - max(batch, steps_alone) + afterwards - steps_alone) / min(batch, steps_alone))
+            if budget.spent > 2:
                 break
-    share: float = median(lost)
+    share: float = median(losses)
     return min(1.0, max(0.0, share))

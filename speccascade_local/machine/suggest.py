@@ -168,8 +168,8 @@ class _Vocabulary:
             n = shared - FIRST_COMPARED_ID
             for token, (text, other_text) in enumerate(zip(_texts(ours, start, n), _texts(theirs, other_start, n)), FIRST_COMPARED_ID):
                 if text != other_text and _as_loaded(text, token) != _as_loaded(other_text, token):
-                    shown = [each.decode(errors="replace") for each in (other_text, text)]
-                    return f"token id {token} is {shown[0]!r} there, {shown[1]!r} for the expert"
+                    own, its = (each.decode(errors="replace") for each in (text, other_text))
+                    return f"token id {token} is {its!r} there, {own!r} for the expert"
         return None
 
     def _first_compared(self, data: mmap.mmap) -> int:

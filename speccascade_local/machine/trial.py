@@ -1,7 +1,4 @@
-"""The bundled pair, loaded and asked in a child process, so that a build that crashes is found out without crashing.
-
-Knows nothing of other pairs.
-"""
+"""A trial of the bundled pair in a child process, so that a build of llama.cpp that crashes is found without crashing."""
 
 from __future__ import annotations
 
@@ -16,17 +13,22 @@ from ..common.child_process import command
 from ..common.files import PACKAGE
 
 QUESTION, EXPECTED = "Who is Ada Lovelace?", "Lovelace"
-#: On a busy machine, in seconds.
+#: The time limit, on a busy machine.
 TIMEOUT_S = 120.0
-#: Windows' exit codes of processes that crash.
-_WINDOWS = {0xC000001D: "SIGILL", 0xC0000005: "SIGSEGV", 0xC0000409: "SIGABRT"}
+#: The exit codes of processes that crash on Windows.
+_WINDOWS_CRASHES = {0xC000001D: "SIGILL", 0xC0000005: "SIGSEGV", 0xC0000409: "SIGABRT"}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """works: the pair was loaded and gave the answer that it gives everywhere. seconds: for all of it. reason: why not, in words.
+    """The outcome of a trial.
 
-    crash: the signal that ended the child, if one did.
+    Args:
+        works: Whether the pair was loaded and gave the answer that it gives everywhere.
+        seconds: The whole time, the start of Python included.
+        answer: The text of the answer.
+        reason: Why it does not work, in words.
+        crash: The signal that ended the child; empty where none did.
     """
 
     works: bool
@@ -36,29 +38,32 @@ class Trial:
     crash: str = ""
 
 
-def try_bundled_pair(words: Sequence[str] = tuple(command("trial")), *, patience: float = TIMEOUT_S) -> Trial:
-    """Try it now."""
+def try_bundled_pair(child: Sequence[str] = tuple(command("trial")), *, timeout_s: float = TIMEOUT_S) -> Trial:
+    """Load the bundled pair and ask it one question, in the child process that this command starts."""
     start = time.perf_counter()
     try:
-        done = subprocess.run(words, capture_output=True, stdin=subprocess.DEVNULL, timeout=patience, cwd=PACKAGE.parent)
+        done = subprocess.run(child, capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout_s, cwd=PACKAGE.parent)
     except subprocess.TimeoutExpired:
-        return Trial(False, time.perf_counter() - start, reason=f"no answer within {patience:g} s")
+        return Trial(False, time.perf_counter() - start, reason=f"no answer within {timeout_s:g} s")
     seconds = time.perf_counter() - start
-    said = done.stderr.decode(errors="replace").strip().splitlines()
-    last_words = said[-1] if said else "it said nothing"
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    last_line = lines[-1] if lines else "without a message"
     crash = _signal(done.returncode)
     if crash:
-        return Trial(False, seconds, reason=f"the process was ended by {crash}: {last_words}", crash=crash)
+        return Trial(False, seconds, reason=f"the process was ended by {crash}: {last_line}", crash=crash)
     try:
-        found = json.loads(done.stdout)
-        answer = str(found["answer"])
+        report = json.loads(done.stdout)
+        answer = str(report["answer"])
     except (ValueError, KeyError, TypeError):
-        return Trial(False, seconds, reason=f"the process ended with exit code {done.returncode}: {last_words}")
-    if found.get("error"):
-        return Trial(False, seconds, reason=str(found["error"]))
+        return Trial(False, seconds, reason=f"the process ended with exit code {done.returncode}: {last_line}")
+    if report.get("error"):
+        return Trial(False, seconds, reason=str(report["error"]))
     if EXPECTED not in answer:
         return Trial(
-            False, seconds, answer, reason=f"the bundled pair, asked {QUESTION!r}, says {answer!r:.80}, which is not what it learnt"
+            False,
+            seconds,
+            answer,
+            reason=f"the bundled pair, asked {QUESTION!r}, says {answer!r:.80}, which is not the answer that it was trained on",
         )
     return Trial(True, seconds, answer)
 
@@ -66,4 +71,4 @@ def try_bundled_pair(words: Sequence[str] = tuple(command("trial")), *, patience
 def _signal(code: int) -> str:
     if code < 0:
         return signal.Signals(-code).name
-    return _WINDOWS.get(code & 0xFFFFFFFF, "")
+    return _WINDOWS_CRASHES.get(code & 0xFFFFFFFF, "")

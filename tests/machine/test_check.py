@@ -133,13 +133,13 @@ def test_a_drafter_that_copies_from_the_text_has_nothing_to_fit():
 # --------------------------------------------------------------------------- context and memory
 
 
-def test_memory_is_what_the_rehearsal_says_at_the_context_that_would_be_made():
+def test_memory_is_that_of_the_dry_run_at_the_context_that_would_be_used():
     checked = check("demo", PAIR, n_ctx=256)
     assert checked.n_ctx == 256
     models = dry_run_models(PATHS, n_ctx=256)
     for role, model in models.items():
         need = checked.needs[role]
-        assert need.own_bytes == pytest.approx(model.total, rel=0.2, abs=2e6), "the plan's own memory is measured anew each time"
+        assert need.own_bytes == pytest.approx(model.total, rel=0.2, abs=2e6), "the plan's own memory is measured again each time"
         assert (need.own["weights"], need.own["cache"]) == (model.weights, model.cache)
     assert check("demo", PAIR, n_ctx=512).needs["expert"].own["cache"] == 2 * checked.needs["expert"].own["cache"]
 
@@ -154,7 +154,7 @@ def test_a_context_beyond_what_was_trained_is_a_no_and_one_that_is_none_an_error
 
 
 @pytest.mark.parametrize(("must_fit", "answer", "grade"), [(True, "no", "no"), (False, "yes, but", "warning")])
-def test_what_does_not_fit_is_a_no_unless_that_was_asked_to_be_overlooked(monkeypatch, must_fit, answer, grade):
+def test_models_that_do_not_fit_are_a_no_unless_memory_is_not_checked(monkeypatch, must_fit, answer, grade):
     monkeypatch.setattr("speccascade_local.machine.check.free_memory", lambda: 1_000_000)
     checked = check("demo", PAIR, must_fit=must_fit)
     assert (checked.answer, grades(checked)["memory"]) == (answer, grade)
@@ -171,7 +171,7 @@ def test_a_quantized_cache_is_smaller_and_warned_of_for_the_drafter_only():
     assert (drafter.answer, grades(drafter)["cache"]) == ("yes, but", "warning")
 
 
-def test_a_device_that_there_is_not_is_an_error():
+def test_an_unknown_device_is_an_error():
     with pytest.raises(SettingError, match="device is 'CUDA9'"):
         check("demo", PAIR, placements={"expert": Placement(device="CUDA9")})
 

@@ -38,29 +38,33 @@ WELL = Inspection(
 def test_where_all_is_well_nothing_is_found():
     assert diagnose(WELL) == ()
     fine = replace(WELL, processors=replace(WELL.processors, quota=4.0), environment={"OMP_THREAD_LIMIT": "4"})
-    assert diagnose(replace(fine, build=replace(WELL.build, features=()))) == ()  # such as a build that tells nothing
+    assert diagnose(replace(fine, build=replace(WELL.build, features=()))) == ()  # such as a build that reports nothing
 
 
 @pytest.mark.parametrize(
-    ("crash", "why", "mended"),
+    ("crash", "why", "has_fix"),
     [
         ("SIGILL", "instructions that this processor does not have", True),
-        ("SIGSEGV", "a fault of this build", True),
+        ("SIGSEGV", "this build of llama.cpp is at fault", True),
         ("SIGKILL", "more memory than there is", False),
         ("", "exit code 3", True),
     ],
 )
-def test_a_pair_that_does_not_answer_is_broken(crash, why, mended):
+def test_a_pair_that_does_not_answer_is_broken(crash, why, has_fix):
     (finding,) = diagnose(replace(WELL, trial=Trial(False, 1.0, reason=f"{crash or 'exit code 3'}", crash=crash)))
     assert finding.broken
     assert finding.what.startswith(f"the bundled pair does not answer: {crash or 'exit code 3'}")
     assert why in finding.what
-    assert bool(finding.fix) is mended
-    assert not mended or "-DGGML_NATIVE=on" in finding.fix
+    assert bool(finding.fix) is has_fix
+    assert not has_fix or "-DGGML_NATIVE=on" in finding.fix
 
 
 HINTS = {
-    "a missing extra": (replace(WELL, extras=(Extra("hub", ("huggingface-hub>=1,<2",)),)), "'hub' is not there", "'huggingface-hub>=1,<2'"),
+    "a missing extra": (
+        replace(WELL, extras=(Extra("hub", ("huggingface-hub>=1,<2",)),)),
+        "'hub' is not installed",
+        "'huggingface-hub>=1,<2'",
+    ),
     "a folder": (replace(WELL, folders=(Folder("speeds", Path("/c/p"), False, 0, "/c: Read-only"),)), "/c/p cannot be written", ""),
     "instructions": (
         replace(WELL, build=replace(WELL.build, features=("AVX", "AVX2", "FMA", "F16C"))),
@@ -79,12 +83,12 @@ HINTS = {
 
 
 @pytest.mark.parametrize("name", HINTS)
-def test_what_could_be_better_is_a_hint_with_what_mends_it(name):
-    facts, what, mend = HINTS[name]
+def test_what_could_be_better_is_a_hint_with_the_command_that_fixes_it(name):
+    facts, what, fix = HINTS[name]
     (finding,) = diagnose(facts)
     assert not finding.broken
     assert what in finding.what
-    assert mend in finding.fix
+    assert fix in finding.fix
 
 
 def test_a_card_that_is_used_is_no_finding_and_one_thread_is_never_too_many():

@@ -70,7 +70,7 @@ def test_a_cache_that_cannot_be_written_is_a_hint(tmp_path):
     assert done.stdout.endswith("nothing is broken\n")
 
 
-def test_a_child_that_crashes_is_told_and_does_not_take_the_doctor_with_it(tmp_path):
+def test_a_child_that_crashes_is_reported_and_does_not_take_the_doctor_with_it(tmp_path):
     crash = "import os, signal, sys\nif 'speccascade_local.programs.trial' in sys.orig_argv: os.kill(os.getpid(), signal.SIGILL)\n"
     (tmp_path / "sitecustomize.py").write_text(crash)
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"), str(Path(inspection.__file__).parent.parent))))

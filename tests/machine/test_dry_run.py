@@ -1,4 +1,4 @@
-"""A rehearsal says of a file what a real load finds, and survives whatever its child does."""
+"""A dry run finds what a real load finds, and survives whatever its child does."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_sizes_are_those_of_the_loaded_model(caplog):
 
 
 def test_neither_weights_nor_a_whole_file_are_needed(tmp_path):
-    """A header that was fetched alone, stretched to the size of its file, tells all but the weights."""
+    """A header that was fetched alone, stretched to the size of its file, shows all but the weights."""
     path = text_model(tmp_path / "whole.gguf")
     header = path.read_bytes()[: gguf.GGUFReader(path).data_offset]
     with (tmp_path / "header.gguf").open("wb") as file:
@@ -78,7 +78,7 @@ def test_no_context_is_planned_beyond_what_a_model_was_trained_for(tmp_path):
         (embedding_model, None, "an embedding model reads a text both ways and writes none"),
     ],
 )
-def test_how_a_memory_will_forget_is_foretold(tmp_path, write, rollback, refused):
+def test_the_kind_of_rollback_is_that_of_the_memory(tmp_path, write, rollback, refused):
     found = dry_run_models({"expert": write(tmp_path / "m.gguf")}, n_ctx=64)["expert"]
     assert (found.rollback, found.refused) == (rollback, refused)
 
@@ -101,11 +101,11 @@ def test_the_type_of_a_cache_changes_its_size(tmp_path):
         kind: dry_run_models({"expert": path}, n_ctx=2048, placements={"expert": Placement(cache_type=kind)})["expert"].cache
         for kind in ("f32", "f16", "q8_0")
     }
-    assert sizes["f32"] == pytest.approx(2 * sizes["f16"], abs=2**20 / 50), "llama.cpp tells hundredths of a MiB"
+    assert sizes["f32"] == pytest.approx(2 * sizes["f16"], abs=2**20 / 50), "llama.cpp logs hundredths of a MiB"
     assert sizes["q8_0"] == pytest.approx(sizes["f16"] * 34 / 64, abs=2**20 / 50)
 
 
-def test_what_llama_cpp_refuses_is_told_in_its_words(tmp_path):
+def test_an_error_of_llama_cpp_is_shown_in_its_words(tmp_path):
     path = textless_model(tmp_path / "m.gguf")
     changed = path.read_bytes().replace(b"blk.0.attn_q.weight", b"blk.0.attn_x.weight")
     (tmp_path / "odd.gguf").write_bytes(changed)
@@ -135,7 +135,7 @@ BEGINS = 'import json, sys; asked = json.load(sys.stdin); print(json.dumps({"rol
         ("print('garbage' * 1000)", "exit code 0"),
         ("print('[1, 2]'); print('7'); print('null'); print('{}'); print(chr(123) * 100_000)", "exit code 0"),
         (BEGINS + 'print(json.dumps({"role": "expert", "facts": {"path": 7}}))', "exit code 0"),
-        (BEGINS + 'print(json.dumps({"role": "nobody", "facts": 1}))', "exit code 0"),
+        (BEGINS + 'print(json.dumps({"role": "nameless", "facts": 1}))', "exit code 0"),
         ("import os; os.write(1, bytes(range(256)) * 10_000)", "exit code 0"),
         ("import sys; sys.stdin.close()", "exit code 0"),
     ],
@@ -146,7 +146,7 @@ def test_whatever_the_child_does_is_an_error_that_names_the_file(monkeypatch, ch
         dry_run_models({"expert": DEMO / "expert.gguf"})
 
 
-def test_the_file_that_was_in_work_is_named(monkeypatch):
+def test_an_error_names_the_file_that_was_being_loaded(monkeypatch):
     monkeypatch.setattr(dry_run, "CHILD", (sys.executable, "-c", BEGINS + "import os; os.abort()"))
     with pytest.raises(ModelLoadError, match=r"^\S+expert\.gguf: "):
         dry_run_models({"drafter": DEMO / "drafter.gguf", "expert": DEMO / "expert.gguf"})

@@ -40,7 +40,7 @@ def same(one, other):
     return [replace(each, other=0) for each in one.values()] == [replace(each, other=0) for each in other.values()]
 
 
-def test_what_is_remembered_is_what_was_found(tmp_path, tried):
+def test_the_cache_returns_what_the_dry_run_found(tmp_path, tried):
     a, b = textless_model(tmp_path / "a.gguf"), textless_model(tmp_path / "b.gguf", seed=1)
     first = plans(a)
     assert plans(a) == first
@@ -84,7 +84,7 @@ def test_a_file_that_is_replaced_is_tried_again_though_its_size_and_its_time_sta
     assert len(tried) == 2
 
 
-def test_a_damaged_memory_is_no_memory(tmp_path, tried):
+def test_a_damaged_cache_file_is_ignored(tmp_path, tried):
     path = textless_model(tmp_path / "a.gguf")
     first = plans(path)
     (kept,) = (platformdirs.user_cache_path("speccascade") / "dry_runs").iterdir()
@@ -102,7 +102,7 @@ def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, tried, monkey
     assert len(tried) == 2
 
 
-def test_what_was_refused_is_not_remembered(tmp_path, tried):
+def test_a_refused_file_is_not_cached(tmp_path, tried):
     path = textless_model(tmp_path / "a.gguf")
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b"blk.0.attn_q.weight", b"blk.0.attn_x.weight"))

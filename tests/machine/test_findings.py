@@ -72,13 +72,13 @@ def test_the_same_tokenizer_is_well(tokenizer):
 
 def test_what_differs_is_named_with_both_sides_and_written_out():
     ours = replace(TOKENIZER, pre="", bos_id=None, end_ids=(0, 3))
-    told = {each.about: each.text for each in findings.tokenizers(ours, TOKENIZER)}
-    assert told["pre-type"].startswith("not named for the drafter, smollm for the expert")
-    assert told["special ids"] == "BOS is none for the drafter, 1 '<bos>' for the expert"
-    assert told["end ids"] == "only the drafter ends a text at 3 '<turn>'; only the expert ends a text at 2 '<eos>': the expert's count"
+    texts = {each.about: each.text for each in findings.tokenizers(ours, TOKENIZER)}
+    assert texts["pre-type"].startswith("not named for the drafter, smollm for the expert")
+    assert texts["special ids"] == "BOS is none for the drafter, 1 '<bos>' for the expert"
+    assert texts["end ids"] == "only the drafter ends a text at 3 '<turn>'; only the expert ends a text at 2 '<eos>': the expert's count"
     many = replace(TOKENIZER, end_ids=tuple(range(4, 11)))
-    (told,) = [each.text for each in findings.tokenizers(many, TOKENIZER) if each.about == "end ids"]
-    assert "4, 5, 6, 7 and 3 more" in told
+    (text,) = [each.text for each in findings.tokenizers(many, TOKENIZER) if each.about == "end ids"]
+    assert "4, 5, 6, 7 and 3 more" in text
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_every_line_of_a_verdict_is_explained_in_the_documents():
     page = (root / "docs" / "pairs.md").read_text(encoding="utf-8")
     sources = [(root / "speccascade_local" / "machine" / name).read_text(encoding="utf-8") for name in ("findings.py", "check.py")]
     found = (re.findall(r'Finding\(\s*(?:"\w+"|grade|[^,]+),\s*"([a-z -]+)"', source) for source in sources)
-    told = {"rollback"}.union(*found)
-    assert told >= {"vocabulary", "chat template", "memory", "speed", "files", "context", "size", "experts", "cache"}
-    for about in told:
+    subjects = {"rollback"}.union(*found)
+    assert subjects >= {"vocabulary", "chat template", "memory", "speed", "files", "context", "size", "experts", "cache"}
+    for about in subjects:
         assert f"**{about}.**" in page, about

@@ -1,4 +1,4 @@
-"""What the system tells, against other sources of the same, and against made-up systems."""
+"""What the system reports, against other sources, and against made-up systems."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def written(root: Path, files: dict[str, str]) -> Path:
 
 
 @linux
-def test_processors_and_memory_are_those_that_linux_tells_elsewhere():
+def test_processors_and_memory_agree_with_other_sources_of_linux():
     found, memory = hardware.processors(), hardware.memory()
-    told = subprocess.run(["nproc"], capture_output=True, text=True, env={"PATH": os.environ["PATH"]}, check=True).stdout
-    assert found.allowed == int(told)
+    nproc = subprocess.run(["nproc"], capture_output=True, text=True, env={"PATH": os.environ["PATH"]}, check=True).stdout
+    assert found.allowed == int(nproc)
     assert found.logical == len(re.findall(r"^processor\s*:", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
     assert 1 <= found.physical <= found.logical
     assert found.load is not None
@@ -42,14 +42,14 @@ def test_processors_and_memory_are_those_that_linux_tells_elsewhere():
 
 @linux
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or (os.cpu_count() or 1) < 2, reason="needs two processors")
-def test_a_process_that_may_use_one_processor_knows_it():
+def test_a_process_bound_to_one_processor_reports_one():
     asking = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
     asking += "from speccascade_local.machine.hardware import processors; print(processors().allowed)"
     assert subprocess.run([sys.executable, "-c", asking], capture_output=True, text=True, check=True).stdout == "1\n"
 
 
 @given(st.integers(1000, 10**6), st.integers(1000, 10**6))
-def test_a_quota_is_so_many_processors_in_both_versions_of_control_groups(tmp_path_factory, quota, period):
+def test_a_quota_is_a_number_of_processors_in_both_versions_of_control_groups(tmp_path_factory, quota, period):
     two = written(tmp_path_factory.mktemp("v2"), {"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": f"{quota} {period}\n"})
     one = {"proc/self/cgroup": "5:cpu,cpuacct:/box\n0::/\n", "sys/fs/cgroup/cpu/box/cpu.cfs_quota_us": f"{quota}\n"}
     one |= {"sys/fs/cgroup/cpu/box/cpu.cfs_period_us": f"{period}\n"}

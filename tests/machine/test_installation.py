@@ -109,7 +109,7 @@ def test_a_cache_counts_each_file_once_and_no_link(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="where Linux keeps things")
-def test_a_folder_that_cannot_be_written_is_told_for_whoever_asks(monkeypatch, tmp_path):
+def test_a_folder_that_cannot_be_written_has_a_problem(monkeypatch, tmp_path):
     (tmp_path / "cache").write_text("a file in the way")  # stops root too
     found = places(monkeypatch, tmp_path)
     assert found["measurements"].problem == f"{tmp_path / 'cache'}: Not a directory"
@@ -117,7 +117,7 @@ def test_a_folder_that_cannot_be_written_is_told_for_whoever_asks(monkeypatch, t
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="where Linux keeps things")
-def test_a_read_only_folder_is_told(monkeypatch, tmp_path):
+def test_a_read_only_folder_has_a_problem(monkeypatch, tmp_path):
     (tmp_path / "cache").mkdir(mode=0o500)
     write = tempfile.TemporaryFile
 

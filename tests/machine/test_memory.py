@@ -31,7 +31,7 @@ GROWTH = Path(__file__).parents[1] / "support" / "memory_growth.py"
 NO_TEXT = TokenizerFacts(0, "", None, None, False, False, (), {})
 
 
-def rehearsed(layers: Layers, *, cache: int = 4000, n_ctx: int = 1000, recurrent: int = 0, gpu: int = 0, **changed) -> ModelPlan:
+def dry_run_of(layers: Layers, *, cache: int = 4000, n_ctx: int = 1000, recurrent: int = 0, gpu: int = 0, **changed) -> ModelPlan:
     facts = {
         "path": Path("m.gguf"),
         "n_ctx": n_ctx,
@@ -62,7 +62,7 @@ all_layers = st.builds(Layers, sizes, st.lists(sizes, min_size=1, max_size=40).m
 
 @given(all_layers, sizes, sizes, st.integers(0, 500), st.integers(-1, 45), st.integers(1, 4000), st.integers(1, 7))
 def test_nothing_is_lost_between_the_two_memories(layers, cache, recurrent, gpu, count, n_ctx, timelines):
-    model = rehearsed(layers, cache=cache, recurrent=recurrent, gpu=gpu)
+    model = dry_run_of(layers, cache=cache, recurrent=recurrent, gpu=gpu)
     alone, split = memory_need(model, n_ctx, timelines=timelines), memory_need(model, n_ctx, layers, count, timelines)
     for part in ("cache", "recurrent state", "computing", "logits"):
         assert split.own.get(part, 0) + split.gpu.get(part, 0) == alone.own[part]
@@ -72,7 +72,7 @@ def test_nothing_is_lost_between_the_two_memories(layers, cache, recurrent, gpu,
 
 @pytest.mark.parametrize("timelines", [2, 7])
 def test_each_text_needs_a_memory_of_its_own_and_the_weights_are_there_once(timelines):
-    model = rehearsed(LAYERS["expert"], recurrent=300)
+    model = dry_run_of(LAYERS["expert"], recurrent=300)
     one, several = memory_need(model, 1000).own, memory_need(model, 1000, timelines=timelines).own
     assert {part for part, size in several.items() if size == timelines * one[part] > 0} >= {"cache", "recurrent state"}
     assert {part: several[part] for part in ("weights", "computing")} == {part: one[part] for part in ("weights", "computing")}
@@ -92,7 +92,7 @@ def test_a_context_that_fits_one_text_is_refused_for_several(tmp_path, monkeypat
 
 @given(all_layers, sizes, st.integers(0, 500), st.integers(0, 60_000))
 def test_as_many_layers_as_fit_and_no_more(layers, cache, gpu, free):
-    model = rehearsed(layers, cache=cache, gpu=gpu)
+    model = dry_run_of(layers, cache=cache, gpu=gpu)
     count = layers_that_fit(model, 1000, layers, free)
     assert -1 <= count <= len(layers.blocks)
     if count:
@@ -106,7 +106,7 @@ def gpus(*free: int) -> list[Device]:
 
 
 SMALL, LARGE = Layers(100, (100,) * 8, 100), Layers(1000, (1000,) * 20, 1000)
-PAIR = {"drafter": rehearsed(SMALL, cache=0), "expert": rehearsed(LARGE, cache=0)}
+PAIR = {"drafter": dry_run_of(SMALL, cache=0), "expert": dry_run_of(LARGE, cache=0)}
 LAYERS = {"drafter": SMALL, "expert": LARGE}
 
 
@@ -121,7 +121,7 @@ LAYERS = {"drafter": SMALL, "expert": LARGE}
         ([5_500, 5_500], -1, 9),  # llama.cpp spreads over both
     ],
 )
-def test_who_drafts_goes_first_and_the_expert_takes_what_is_left(free, drafter, expert):
+def test_the_drafter_goes_first_and_the_expert_takes_what_is_left(free, drafter, expert):
     found = choose_layers(dict.fromkeys(PAIR, Placement()), PAIR, LAYERS, 1000, gpus(*free))
     assert (found["drafter"].gpu_layers, found["expert"].gpu_layers) == (drafter, expert)
 
@@ -159,7 +159,7 @@ def test_too_many_layers_for_a_gpu_are_refused():
 @given(all_layers, st.integers(1, 10_000), st.integers(256, 100_000), st.integers(0, 2 * 10**9))
 def test_what_is_advised_fits(layers, each_token, n_ctx, free):
     cache = each_token * n_ctx
-    model = rehearsed(layers, cache=cache, n_ctx=n_ctx)
+    model = dry_run_of(layers, cache=cache, n_ctx=n_ctx)
     need, placements = memory_need(model, n_ctx), {"expert": Placement()}
     assume(need.own_bytes > free)
     with pytest.raises(ModelLoadError) as error:

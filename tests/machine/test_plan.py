@@ -37,7 +37,7 @@ def test_seconds_lie_on_the_line_through_what_was_measured():
     assert high / low == pytest.approx(1.1 / 0.9), "never surer than a tenth"
 
 
-def test_the_page_tells_what_is_estimated_of_the_pair_that_was_measured():
+def test_the_page_shows_the_estimate_for_the_pair_that_was_measured():
     docs = Path(__file__).parents[2] / "docs"
     measured = json.loads((docs / "results" / "curves_scaled.json").read_text(encoding="utf-8"))["setup"]["profile"]
     profile = read_profile(measured)
@@ -91,7 +91,7 @@ def test_batches_follow_the_model_that_is_most_alike():
     assert estimate_pair(DRAFTER, EXPERT, [flat, steep], 512).speedup[1] < estimate_pair(DRAFTER, EXPERT, [flat], 512).speedup[1]
 
 
-def test_the_error_is_told_of_models_that_were_estimated_from_the_others():
+def test_errors_are_those_of_models_estimated_from_the_others():
     sizes = (90_000_000, 300_000_000, 900_000_000)
     assert estimate_errors([MeasuredModel(size, speed(line(size))) for size in sizes]) == pytest.approx((0, 0), abs=1e-9)
     odd = [MeasuredModel(sizes[0], speed(line(sizes[0]))), MeasuredModel(sizes[0], speed(2 * line(sizes[0])))]

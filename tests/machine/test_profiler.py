@@ -274,12 +274,12 @@ def test_a_runtime_is_profiled_and_answers_as_before(cache, measured):
 
 
 class Beside:
-    """Stands for a bench: works for so many units of a clock that only work moves."""
+    """Stands for a SessionProfiler: its work alone moves the clock."""
 
     sizes = range(1, 18)
 
-    def __init__(self, now: list[float], step: float, *, hidden: bool = False, hindered: bool = False) -> None:
-        self.now, self.step, self.hidden, self.hindered = now, step, hidden, hindered
+    def __init__(self, now: list[float], step: float, *, hidden: bool = False, slowed: bool = False) -> None:
+        self.now, self.step, self.hidden, self.slowed = now, step, hidden, slowed
         self.shared = False  # whether there has been a second thread
 
     def typical_s(self, n: int) -> float:
@@ -292,18 +292,18 @@ class Beside:
     def steps_s(self, n: int) -> float:
         in_pool = threading.current_thread() is not threading.main_thread()
         self.shared |= in_pool
-        taken = n * self.step * (2 if self.hindered and self.shared else 1)
+        taken = n * self.step * (2 if self.slowed and self.shared else 1)
         self.now[0] += 0 if in_pool and self.hidden else taken
         return taken
 
 
 @pytest.mark.parametrize(
     ("drafter", "expected"),
-    [({"hidden": True}, 0.0), ({"hidden": False}, 1.0), ({"hidden": True, "hindered": True}, 1.0)],
+    [({"hidden": True}, 0.0), ({"hidden": False}, 1.0), ({"hidden": True, "slowed": True}, 1.0)],
     ids=["hidden", "one after the other", "hidden, but from then on the first thread is slower too"],
 )
 def test_overlap_counts_what_a_second_thread_costs_the_first(monkeypatch, drafter, expected):
     now = [0.0]
     monkeypatch.setattr(profiler, "perf_counter", lambda: now[0])
-    clock = profiler.Budget(1e9, lambda _: None)
-    assert profiler._overlap(clock, Beside(now, 1.0, **drafter), Beside(now, 1.0)) == pytest.approx(expected)
+    budget = profiler.Budget(1e9, lambda _: None)
+    assert profiler._overlap(budget, Beside(now, 1.0, **drafter), Beside(now, 1.0)) == pytest.approx(expected)

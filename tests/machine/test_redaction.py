@@ -1,4 +1,4 @@
-"""What a bug report must not tell."""
+"""What a bug report must not show."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ texts = st.recursive(
 
 
 @pytest.fixture(autouse=True)
-def somebody(monkeypatch, tmp_path):
+def user(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", "/home/jane.doe")
     monkeypatch.setattr(getpass, "getuser", lambda: "jane.doe")
 
@@ -65,8 +65,8 @@ def test_a_home_is_never_shown(before, after):
 
 
 def test_a_user_without_a_name_is_no_failure(monkeypatch):
-    def nobody():
+    def nameless():
         raise OSError("no name")
 
-    monkeypatch.setattr(getpass, "getuser", nobody)
+    monkeypatch.setattr(getpass, "getuser", nameless)
     assert diagnosis.redact("/mnt/jane.doe/x", {}) == "/mnt/jane.doe/x"

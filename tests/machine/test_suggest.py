@@ -58,10 +58,10 @@ def test_a_look_at_the_files_never_rules_out_what_pairs(tmp_path_factory, one, o
     for each in opened:
         each.close()
     assert not (reason and pairs)
-    assert reason or pairs or frames[0] != frames[1], "all but what is added to texts can be told from the files"
+    assert reason or pairs or frames[0] != frames[1], "only what is added to texts cannot be seen in the files"
 
 
-def test_reasons_are_told(tmp_path, large):
+def test_each_model_that_does_not_pair_has_its_reason(tmp_path, large):
     expert = text_model(tmp_path / "expert.gguf")
     folder = tmp_path / "models"
     folder.mkdir()
@@ -114,7 +114,7 @@ def test_an_expert_that_is_none_is_an_error(tmp_path):
             suggest(tmp_path / name, ())
 
 
-def test_a_model_that_went_away_meanwhile_stops_nothing(tmp_path):
+def test_a_model_that_was_deleted_stops_nothing(tmp_path):
     shutil.copy(DEMO / "drafter.gguf", tmp_path / "small.gguf")
     shutil.copy(DEMO / "drafter.gguf", tmp_path / "gone.gguf")
     models = models_in({"here": tmp_path}).models
@@ -127,7 +127,7 @@ def test_a_model_that_went_away_meanwhile_stops_nothing(tmp_path):
     assert steps[-1] == 1
 
 
-def test_as_many_are_rehearsed_as_were_asked_for_and_failures_do_not_count(tmp_path, monkeypatch):
+def test_as_many_are_dry_run_as_were_asked_for_and_failures_do_not_count(tmp_path, monkeypatch):
     for name in "abcde":
         text_model(tmp_path / f"{name}.gguf", add_bos=name in "ab")
     expert = text_model(tmp_path / "expert.gguf")
@@ -166,7 +166,7 @@ def test_without_a_measurement_the_speed_is_leviathans_formula():
             assert found == pytest.approx(max(1.0, best), rel=1e-6)
 
 
-def test_with_measurements_it_is_what_plan_tells():
+def test_with_measurements_it_differs_from_the_formula():
     seconds = tuple(0.1 * (1 + 0.1 * n) for n in range(len(SIZES)))
     known = [MeasuredModel(10**9, Speed(threads=1, batch_threads=1, depths=(0,), seconds=(seconds,), prompt_s=0.01))]
     assert estimate_speedup(header(10**8), header(10**9), known, 4096) != estimate_speedup(header(10**8), header(10**9), (), 4096)
