@@ -247,7 +247,7 @@ def test_a_broken_calibration_is_refused_with_its_file_and_key(calibration, tmp_
         ("uncertainty", [0.5] * 300_000, "uncertainty: list should have at most 200000 items"),
         ("validation", [7] * 1_000_000, "validation.0: "),
         ("drafter", 7, "drafter: "),
-        ("drafter", "a" * (17 << 20), "larger than the 16 MiB"),
+        ("drafter", "a" * (17 << 20), "larger than 16 MiB"),
     ],
 )
 def test_a_calibration_of_ill_will_is_refused_in_few_words(calibration, tmp_path, name, value, message):

@@ -538,8 +538,8 @@ def test_the_list_of_pairs_shows_which_need_code_and_checking_them_runs_nothing(
     (tmp_path / "theirs.py").write_text(PROGRAM)
     (tmp_path / "models.yaml").write_text(ASKING.replace("RULE", "theirs:Rule()"))
     listed = as_text("models", cwd=tmp_path).stdout
-    assert re.search(r"^coded +theirs:Rule\(\) \(wants code: --allow-code\)", listed, re.MULTILINE)
-    assert re.search(r"^far +token_v3:0.3 \(default\) \(wants other machines: --allow-code\)", listed, re.MULTILINE)
+    assert re.search(r"^coded +theirs:Rule\(\) \(needs code: --allow-code\)", listed, re.MULTILINE)
+    assert re.search(r"^far +token_v3:0.3 \(default\) \(needs other machines: --allow-code\)", listed, re.MULTILINE)
     assert "to allow" in as_text("models", "coded", cwd=tmp_path).stdout
     for verb in ("check", "plan"):
         assert as_text(verb, "coded", cwd=tmp_path).returncode < 2
