@@ -130,7 +130,7 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path):
     path = tmp_path / "q.jsonl"
     with path.open("wb") as file:
         file.truncate(1 << 40)  # a hole: takes no space
-    with pytest.raises(CatalogError, match=r"q\.jsonl: larger than the 64 MiB"):
+    with pytest.raises(CatalogError, match=r"q\.jsonl: larger than 64 MiB"):
         read_questions(path)
 
 

@@ -113,7 +113,7 @@ WRONG = {
     "/system @nowhere.txt": "nowhere.txt: cannot be read",
     "/retry": "ask something first",
     "/save": "/save needs a file",
-    "/save pyproject.toml": "it is no session; choose another name",
+    "/save pyproject.toml": "is no session; choose another name",
     "/save pyproject.toml/a": "cannot be written",
     "/load": "/load needs a file",
     "/load nowhere.chat": "nowhere.chat: cannot be read",

@@ -22,6 +22,7 @@ from speccascade_local.bench.questions import Question, built_in_questions
 from speccascade_local.decoding.verify import Draft
 from speccascade_local.llama.context import LlamaContext
 from speccascade_local.llama.session import LlamaSession
+from speccascade_local.models import catalog
 from speccascade_local.rules import registry
 from speccascade_local.tokens.rows import Rows
 from speccascade_local.tokens.sampler import Sampler, softmax
@@ -50,7 +51,7 @@ def rows_of(runtime: sc.Runtime, tokens: list[int], keep: int = 1) -> tuple[np.n
 def test_the_committed_results_are_those_of_the_committed_files():
     for name, digest in RESULT["files"].items():
         assert hashlib.sha256((DEMO / name).read_bytes()).hexdigest() == digest
-    assert sc.catalog.find("demo").rule == RESULT["chosen_rule"]
+    assert catalog.find("demo").rule == RESULT["chosen_rule"]
 
 
 def test_the_pair_is_small_enough_to_ship():

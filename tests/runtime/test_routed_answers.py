@@ -235,7 +235,7 @@ def test_settings_about_blocks_are_refused_with_the_method_that_has_none(demo, r
 
 
 def test_a_whole_answer_cascade_is_no_thinking_rule(demo):
-    with pytest.raises(sc.SettingError, match=r"margin:0\.9 is not one"):
+    with pytest.raises(sc.SettingError, match=r"margin:0\.9 does not; choose another"):
         demo.stream([1, 2], rule="strict", thinking_rule="margin:0.9")
 
 

@@ -34,7 +34,7 @@ class ToyContext:
         self.entered, self.leave = threading.Event(), threading.Event()
         self.leave.set()
         self._rows = np.empty((0, n_vocab), np.float32)
-        self._in_use = threading.Lock()
+        self._evaluating, self._in_use = threading.Lock(), threading.Lock()
         self._open = 0
 
     def open(self, n_vocab: int | None = None) -> Timeline:
@@ -52,26 +52,30 @@ class ToyContext:
         assert timeline is None or not timeline.closed
 
     def evaluate(self, parts: Sequence[Part]) -> list[np.ndarray]:
-        assert self._in_use.acquire(blocking=False), "two threads use one context"
+        assert self._evaluating.acquire(blocking=False), "two threads evaluate in one context"
         try:
-            self.decoders.add(threading.get_ident())
-            self.entered.set()
-            assert self.leave.wait(30)
-            self._rows[:] = np.nan  # earlier views are invalid
-            self.batches.append([len(part.tokens) for part in parts])
-            for part in parts:
-                if max(part.tokens) >= self.n_vocab:
-                    raise PromptError(f"token id {max(part.tokens)}")
-            rows = []
-            for timeline, tokens, keep in parts:
-                start = len(timeline.tokens) + len(tokens) - keep
-                timeline.tokens += tokens
-                rows += [self.row_of(timeline.tokens[: start + i + 1]) for i in range(keep)]
-            self._rows = np.array(rows, np.float32)
-            ends = np.cumsum([part.keep for part in parts])
-            return [self._rows[end - part.keep : end] for end, part in zip(ends, parts)]
+            with self._in_use:
+                return self._rows_of(parts)
         finally:
-            self._in_use.release()
+            self._evaluating.release()
+
+    def _rows_of(self, parts: Sequence[Part]) -> list[np.ndarray]:
+        self.decoders.add(threading.get_ident())
+        self.entered.set()
+        assert self.leave.wait(30)
+        self._rows[:] = np.nan  # earlier views are invalid
+        self.batches.append([len(part.tokens) for part in parts])
+        for part in parts:
+            if max(part.tokens) >= self.n_vocab:
+                raise PromptError(f"token id {max(part.tokens)}")
+        rows = []
+        for timeline, tokens, keep in parts:
+            start = len(timeline.tokens) + len(tokens) - keep
+            timeline.tokens += tokens
+            rows += [self.row_of(timeline.tokens[: start + i + 1]) for i in range(keep)]
+        self._rows = np.array(rows, np.float32)
+        ends = np.cumsum([part.keep for part in parts])
+        return [self._rows[end - part.keep : end] for end, part in zip(ends, parts)]
 
     def aligned(self, timeline: Timeline, length: int) -> int:
         return length

@@ -457,7 +457,7 @@ def new_process() -> Iterator[None]:
 @pytest.mark.parametrize("source", TOO_LONG.values(), ids=TOO_LONG)
 def test_a_template_without_an_end_is_an_error_and_the_next_honest_one_renders(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_process, "SECONDS", 0.5)
-    with pytest.raises(PromptError, match=r"does not come to an end within 0.5 seconds.*--raw"):
+    with pytest.raises(PromptError, match=r"does not finish within 0.5 seconds.*--raw"):
         rendered(source)
     monkeypatch.setattr(template_process, "SECONDS", 60.0)  # for a machine that is busy
     assert rendered("{{ messages[0].content }}") == "Hi"

@@ -240,7 +240,7 @@ def test_a_schema_and_strings_that_stop_and_max_tokens_go_together(demo):
         ({"json_schema": False}, "schema is false"),
         ({"json_schema": "{"}, "not valid JSON"),
         ({"json_schema": {"type": "text"}}, "Invalid type: text"),
-        ({"json_schema": True, "grammar": 'root ::= "a"'}, "choose one"),
+        ({"json_schema": True, "grammar": 'root ::= "a"'}, "omit the other"),
         ({"logit_bias": {1024: 1}}, "logit_bias names token id 1024; the ids that both models have are 0 to 1023"),
         ({"logit_bias": {1: 101}}, "logit_bias of token 1 is 101"),
         ({"presence_penalty": 3}, "presence_penalty is 3"),
