@@ -64,12 +64,7 @@ def describe(handle: int) -> Device:
     numbers = ctypes.POINTER(_NUMBER)
     ggml_function("ggml_backend_dev_memory", None, _POINTER, numbers, numbers)(handle, ctypes.byref(free), ctypes.byref(total))
     return Device(
-        name.decode(errors="replace"),
-        description.decode(errors="replace").strip(),
-        _kind(handle),
-        free.value,
-        total.value,
-        handle,
+        name.decode(errors="replace"), description.decode(errors="replace").strip(), _kind(handle), free.value, total.value, handle
     )
 
 

@@ -143,12 +143,7 @@ def _describe_error(error: ModelLoadError, files: Iterable[NamedFile]) -> str:
 
 
 def _check_memory(
-    needs: Mapping[str, MemoryNeed],
-    placements: Mapping[str, Placement],
-    n_ctx: int,
-    free: int,
-    available: Sequence[Device],
-    must_fit: bool,
+    needs: Mapping[str, MemoryNeed], placements: Mapping[str, Placement], n_ctx: int, free: int, available: Sequence[Device], must_fit: bool
 ) -> Finding:
     try:
         require_fit(needs, placements, n_ctx, free, available)

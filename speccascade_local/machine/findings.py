@@ -39,9 +39,7 @@ class Finding:
 
 
 def compare_models(
-    models: Mapping[str, ModelPlan],
-    headers: Mapping[str, Header],
-    placements: Mapping[str, Placement],
+    models: Mapping[str, ModelPlan], headers: Mapping[str, Header], placements: Mapping[str, Placement]
 ) -> Iterator[Finding]:
     """Yield what is to be known of the models, given by role, with or without a drafter."""
     expert, drafter = models["expert"], models.get("drafter")

@@ -65,12 +65,7 @@ def memory_need(model: ModelPlan, n_ctx: int, layers: Layers | None = None, gpu_
     blocks = len(layers.blocks) if gpu_layers < 0 else min(gpu_layers - 1, len(layers.blocks))
     share = blocks / max(1, len(layers.blocks))
     weights = layers.output + sum(layers.blocks[len(layers.blocks) - blocks :])
-    gpu = {
-        "weights": weights,
-        "cache": round(cache * share),
-        "recurrent state": round(recurrent * share),
-        "computing": computing - host,
-    }
+    gpu = {"weights": weights, "cache": round(cache * share), "recurrent state": round(recurrent * share), "computing": computing - host}
     own = {
         "weights": max(layers.input, model.weights - weights),
         "cache": cache - gpu["cache"],
@@ -126,11 +121,7 @@ def choose_layers(
 
 
 def require_fit(
-    needs: Mapping[str, MemoryNeed],
-    placements: Mapping[str, Placement],
-    n_ctx: int,
-    free: int,
-    devices: Sequence[Device],
+    needs: Mapping[str, MemoryNeed], placements: Mapping[str, Placement], n_ctx: int, free: int, devices: Sequence[Device]
 ) -> None:
     """Raise ModelLoadError where the models do not fit, with what would fit.
 
