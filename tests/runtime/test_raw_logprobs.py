@@ -42,7 +42,7 @@ WAYS = [
     ("strict", {"block_size": 0}, {}),
     ("expert", {"block_size": None}, {}),
     ("token_v3:0.5", {}, {}),
-    ("opt:0.3", {}, {}),
+    ("opt:0.3", {"block_size": 1}, {}),  # an accepted draft brings a bonus token
     ("chow:1", {"block_size": 2}, {}),
     ("lenience:0.5", {}, {}),
     ("strict", {"block_size": "auto"}, {}),
