@@ -22,21 +22,13 @@ MOST_QUESTIONS = 1_000_000
 
 @dataclass(frozen=True)
 class Measurement:
-    """One arm on the questions that it and the expert alone have answered. Of strict, gain and tv are 0 by definition.
+    """One arm on the questions that it and the expert alone have answered. Of strict, gain and tv are 0 by definition."""
 
-    Args:
-        summary: Speed and quality.
-        gain: Right answers more than the expert's, as a share; None without references.
-        tv: Mean distance of an answer from the expert; None unless the expert was asked about each token.
-        calls: Mean expert calls per token of an answer.
-        spread: By limit, the standard deviation over questions of the figure that it limits.
-    """
-
-    summary: ArmSummary
-    gain: Estimate | None
-    tv: Estimate | None
-    calls: Estimate
-    spread: dict[str, float]
+    summary: ArmSummary  # speed and quality
+    gain: Estimate | None  # right answers more than the expert's, as a share; None without references
+    tv: Estimate | None  # mean distance of an answer from the expert; None unless the expert was asked about each token
+    calls: Estimate  # mean expert calls per token of an answer
+    spread: dict[str, float]  # by limit, the standard deviation over questions of the figure that it limits
 
     @classmethod
     def of(cls, rows: Sequence[Row], arm: str, farthest: float = 1.0) -> Measurement:
@@ -70,20 +62,15 @@ class Goal:
 
     With one of the first two the fastest arm within the limits wins, else the arm with the best answers.
 
-    Args:
-        max_quality_loss: Share of right answers that may be lost; without references, of answers that agree with the expert's.
-        budget: Largest mean total variation from the expert.
-        expert_share: Largest number of expert calls per token.
-        min_speedup: Smallest speed relative to the expert alone.
-
     Raises:
         SettingError: For no limit, or one that makes no sense.
     """
 
+    # share of right answers that may be lost; without references, of answers that agree with the expert's
     max_quality_loss: float | None = None
-    budget: float | None = None
-    expert_share: float | None = None
-    min_speedup: float | None = None
+    budget: float | None = None  # largest mean total variation from the expert
+    expert_share: float | None = None  # largest number of expert calls per token
+    min_speedup: float | None = None  # smallest speed relative to the expert alone
 
     def __post_init__(self) -> None:
         limits = {name: value for name, value in vars(self).items() if value is not None}

@@ -34,25 +34,19 @@ class Turn(BaseModel):
 
 
 class Question(BaseModel):
-    """A question, and how its answer is graded.
-
-    Args:
-        prompt: The question; either this or messages.
-        messages: A conversation that ends with the question.
-        reference: Texts (or patterns) that count as right; without one an answer cannot be graded.
-        metric: How the reference is compared with an answer; None for the same text.
-        family: The kind of question, a free text.
-        id: Unique in a set of questions.
-    """
+    """A question, and how its answer is graded."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    prompt: Text | None = None
+    prompt: Text | None = None  # the question; either this or messages
+    # a conversation that ends with the question
     messages: Annotated[tuple[Turn, ...], Field(min_length=1, max_length=MOST_PARTS, strict=False, fail_fast=True)] | None = None
+    # texts (or patterns) that count as right; without one an answer cannot be graded
     reference: tuple[str, ...] = Field(default=(), max_length=MOST_PARTS, strict=False, fail_fast=True)
+    # how the reference is compared with an answer; None for the same text
     metric: Literal["exact", "contains", "numeric", "regex", "rouge_l"] | None = None
-    family: str = ""
-    id: str = ""
+    family: str = ""  # the kind of question, a free text
+    id: str = ""  # unique in a set of questions
 
     @model_validator(mode="before")
     @classmethod

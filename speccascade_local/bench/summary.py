@@ -34,51 +34,28 @@ from .rows import Row
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """One arm at one temperature, over the questions that every arm has answered.
-
-    Args:
-        arm: Its name.
-        about: Its rule and settings.
-        n: Number of questions.
-        tokens_per_s: All tokens over all seconds.
-        first_s: Mean seconds to the first text, including prefill.
-        decode_tokens_per_s: Tokens per second after the first text.
-        tokens: Mean tokens of an answer.
-        speedup: Geometric mean over questions of the expert's seconds per answer divided by this arm's.
-        speedup_per_token: The same for seconds per token, which the length of the text does not change.
-        quality: Mean grade; None without references.
-        quality_gain: The grade minus the expert's.
-        solved_s: Seconds of all answers divided by the number of right ones; None if none is right.
-        mean_tv: Distance from the expert per token; None unless the expert was asked about every token.
-        logprob: The expert's log-probability per token, in nats; None like mean_tv.
-        parted: Of strict at temperature 0, the share of answers that differ from the expert's; else None.
-        parted_at: The median position, from 1, of the first different token; None without one.
-        expert_calls_per_token: Evaluations of the expert per token.
-        tokens_per_block: Tokens per block.
-        acceptance_rate: Share of drafted tokens that are accepted; None without drafts.
-        deferral_rate: Share of tested positions that are deferred; None without tests.
-    """
+    """One arm at one temperature, over the questions that every arm has answered."""
 
     arm: str
-    about: Mapping[str, Any]
-    n: int
-    tokens_per_s: float
-    first_s: float
-    decode_tokens_per_s: float | None
-    tokens: float
-    speedup: Estimate
-    speedup_per_token: Estimate
-    quality: float | None
-    quality_gain: Estimate | None
-    solved_s: float | None
-    mean_tv: float | None
-    logprob: float | None
-    parted: float | None
-    parted_at: float | None
-    expert_calls_per_token: float
+    about: Mapping[str, Any]  # its rule and settings
+    n: int  # number of questions
+    tokens_per_s: float  # all tokens over all seconds
+    first_s: float  # mean seconds to the first text, including prefill
+    decode_tokens_per_s: float | None  # tokens per second after the first text
+    tokens: float  # mean tokens of an answer
+    speedup: Estimate  # geometric mean over questions of the expert's seconds per answer divided by this arm's
+    speedup_per_token: Estimate  # the same for seconds per token, which the length of the text does not change
+    quality: float | None  # mean grade; None without references
+    quality_gain: Estimate | None  # the grade minus the expert's
+    solved_s: float | None  # seconds of all answers divided by the number of right ones; None if none is right
+    mean_tv: float | None  # distance from the expert per token; None unless the expert was asked about every token
+    logprob: float | None  # the expert's log-probability per token, in nats; None like mean_tv
+    parted: float | None  # of strict at temperature 0, the share of answers that differ from the expert's; else None
+    parted_at: float | None  # the median position, from 1, of the first different token; None without one
+    expert_calls_per_token: float  # evaluations of the expert per token
     tokens_per_block: float
-    acceptance_rate: float | None
-    deferral_rate: float | None
+    acceptance_rate: float | None  # share of drafted tokens that are accepted; None without drafts
+    deferral_rate: float | None  # share of tested positions that are deferred; None without tests
 
     def as_dict(self) -> dict[str, Any]:
         """Return all figures on one level, for JSON and CSV; an end of an interval that is infinite is None."""
@@ -95,19 +72,12 @@ class ArmSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """All arms of a run.
+    """All arms of a run."""
 
-    Args:
-        by_temperature: The arms at each temperature.
-        left_out: Number of rows whose question not every arm has answered.
-        alike: Groups of arms with the same tokens in the same blocks everywhere.
-        families: By family of questions, the arms at each temperature; empty for one family.
-    """
-
-    by_temperature: dict[float, list[ArmSummary]]
-    left_out: int
-    alike: list[tuple[str, ...]]
-    families: dict[str, dict[float, list[ArmSummary]]]
+    by_temperature: dict[float, list[ArmSummary]]  # the arms at each temperature
+    left_out: int  # number of rows whose question not every arm has answered
+    alike: list[tuple[str, ...]]  # groups of arms with the same tokens in the same blocks everywhere
+    families: dict[str, dict[float, list[ArmSummary]]]  # by family of questions, the arms at each temperature; empty for one family
 
 
 def summarize(rows: Iterable[Row]) -> Summary:

@@ -30,40 +30,24 @@ _NONE_LEFT = "no arm keeps the limits"
 
 @dataclass(frozen=True)
 class Trial:
-    """An arm on the questions that confirm.
-
-    Args:
-        arm: The arm.
-        result: Its measurement there.
-        is_faster: Whether its whole interval is above the expert's speed.
-        is_confirmed: Whether the whole interval of each figure keeps its limit.
-        questions_needed: About how many such questions would confirm the limits; None if no number would.
-    """
+    """An arm on the questions that confirm."""
 
     arm: Arm
-    result: Measurement
-    is_faster: bool
-    is_confirmed: bool
-    questions_needed: int | None
+    result: Measurement  # its measurement there
+    is_faster: bool  # whether its whole interval is above the expert's speed
+    is_confirmed: bool  # whether the whole interval of each figure keeps its limit
+    questions_needed: int | None  # about how many such questions would confirm the limits; None if no number would
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The outcome of a search.
+    """The outcome of a search."""
 
-    Args:
-        arm: The best arm; None if none is confirmed to keep the limits and to be faster than the expert alone.
-        reason: Why, in words.
-        trials: In their order.
-        answers: Number of answers of the search.
-        finalists: Number of arms in the race at its end.
-    """
-
-    arm: Arm | None
-    reason: str
-    trials: tuple[Trial, ...]
-    answers: int
-    finalists: int
+    arm: Arm | None  # the best arm; None if none is confirmed to keep the limits and to be faster than the expert alone
+    reason: str  # why, in words
+    trials: tuple[Trial, ...]  # in their order
+    answers: int  # number of answers of the search
+    finalists: int  # number of arms in the race at its end
 
     @property
     def winner(self) -> Trial | None:

@@ -24,21 +24,13 @@ class LeaveError(Exception):
 
 @dataclass
 class Chat:
-    """A conversation with its settings.
+    """A conversation with its settings."""
 
-    Args:
-        conversation: The turns so far.
-        settings: How the next question is answered.
-        colored: Whether tokens are colored by their origin.
-        replies: All replies of this process.
-        retries: How often the last question was asked again.
-    """
-
-    conversation: Conversation
-    settings: Settings
-    colored: bool = False
-    replies: list[Reply] = field(default_factory=list)
-    retries: int = 0
+    conversation: Conversation  # the turns so far
+    settings: Settings  # how the next question is answered
+    colored: bool = False  # whether tokens are colored by their origin
+    replies: list[Reply] = field(default_factory=list)  # all replies of this process
+    retries: int = 0  # how often the last question was asked again
 
     def ask(self, question: str) -> Generator[Chunk]:
         """Return the reply, block by block."""

@@ -24,23 +24,15 @@ WORTH_PADDING = 0.03
 class Speed:
     """The seconds that one model takes for a batch of n tokens, for each n of ``SIZES``.
 
-    Args:
-        threads: CPU threads for single tokens.
-        batch_threads: CPU threads for batches.
-        depths: How many tokens the KV cache held when the batches were measured, ascending.
-        seconds: ``seconds[i][n - 1]`` is the time of a batch of n tokens at ``depths[i]``. [depths, 17]
-        prompt_s: Seconds for each token of a long prompt.
-
     Raises:
         ValueError: A number is out of its range, or the lengths do not match.
-
     """
 
-    threads: int
-    batch_threads: int
-    depths: tuple[int, ...]
-    seconds: tuple[tuple[float, ...], ...]
-    prompt_s: float
+    threads: int  # CPU threads for single tokens
+    batch_threads: int  # CPU threads for batches
+    depths: tuple[int, ...]  # how many tokens the KV cache held when the batches were measured, ascending
+    seconds: tuple[tuple[float, ...], ...]  # ``seconds[i][n - 1]`` is the time of a batch of n tokens at ``depths[i]``. [depths, 17]
+    prompt_s: float  # seconds for each token of a long prompt
 
     def __post_init__(self) -> None:
         if not all(1 <= threads <= MOST_THREADS for threads in (self.threads, self.batch_threads)):
@@ -92,26 +84,19 @@ class Speed:
 class Profile:
     """The speeds of a pair, and what they hold for.
 
-    Args:
-        expert: The expert's speed.
-        drafter: The drafter's speed; ``FREE`` where drafts are copied from the text.
-        overlap: What is lost when the drafter decodes while the expert reads a batch, as a share of the time that this could save.
-            0: both run as if alone; 1: nothing is gained.
-        key: The files, the machine and the build that were measured.
-        block_s: Seconds that the decoding loop takes beside the models, for each block. A large model hides them, a tiny one does not.
-        draft_s: The same for each drafted token.
-
     Raises:
         ValueError: A number is out of its range.
-
     """
 
-    expert: Speed
-    drafter: Speed
+    expert: Speed  # the expert's speed
+    drafter: Speed  # the drafter's speed; ``FREE`` where drafts are copied from the text
+    # What is lost when the drafter decodes while the expert reads a batch, as a share of the time that this could save. 0: both run as if
+    # alone; 1: nothing is gained.
     overlap: float
-    key: Mapping[str, str | int]
+    key: Mapping[str, str | int]  # the files, the machine and the build that were measured
+    # Seconds that the decoding loop takes beside the models, for each block. A large model hides them, a tiny one does not.
     block_s: float = 0.0
-    draft_s: float = 0.0
+    draft_s: float = 0.0  # the same for each drafted token
 
     def __post_init__(self) -> None:
         for name in ("block_s", "draft_s"):

@@ -28,35 +28,21 @@ BUNDLED_PAIR = "demo"
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models, and what a ``models.yaml`` says about them.
-
-    Attributes:
-        drafter: The file of the small model, or ``ngram``.
-        expert: The file of the large model.
-        rule: The rule that suits the pair.
-        source: The ``models.yaml`` that defines it; None if the caller named two files.
-        models: More about each model, by role.
-        family: The family of both models.
-        context: Tokens that both were trained for.
-        seen_in: The source of these facts.
-        rpc: Machines that share the expert, ``host:port`` each.
-        code_line: The line of ``source`` that names code as the rule, if one does.
-        rpc_line: The line of ``source`` that names such machines, if one does.
-    """
+    """Two models, and what a ``models.yaml`` says about them."""
 
     name: str
-    drafter: Path
-    expert: Path
-    rule: str | None = None
+    drafter: Path  # the file of the small model, or ``ngram``
+    expert: Path  # the file of the large model
+    rule: str | None = None  # the rule that suits the pair
     description: str = ""
-    source: Path | None = None
-    models: Mapping[str, ModelSource] = field(default_factory=dict)
-    family: str | None = None
-    context: int | None = None
-    seen_in: str | None = None
-    rpc: tuple[str, ...] = ()
-    code_line: int | None = None
-    rpc_line: int | None = None
+    source: Path | None = None  # the ``models.yaml`` that defines it; None if the caller named two files
+    models: Mapping[str, ModelSource] = field(default_factory=dict)  # more about each model, by role
+    family: str | None = None  # the family of both models
+    context: int | None = None  # tokens that both were trained for
+    seen_in: str | None = None  # the source of these facts
+    rpc: tuple[str, ...] = ()  # machines that share the expert, ``host:port`` each
+    code_line: int | None = None  # the line of ``source`` that names code as the rule, if one does
+    rpc_line: int | None = None  # the line of ``source`` that names such machines, if one does
 
     def __post_init__(self) -> None:
         models = {role: self.models.get(role) or ModelSource(path, str(path)) for role, path in self.files.items()}

@@ -38,27 +38,16 @@ _CACHE_BYTES = 2  # of one value in a KV cache of type f16, the default
 
 @dataclass(frozen=True)
 class Header:
-    """The facts about one model; sizes are in bytes.
+    """The facts about one model; sizes are in bytes."""
 
-    Attributes:
-        path: The file, or the first of its shards.
-        architecture: llama.cpp's name of it.
-        quantization: The type of most of the weights.
-        weights: The size of all tensors.
-        token_bytes: What one token reads: all weights but the input embedding and the experts of a mixture that are not used.
-        cache_bytes: What each token of a context takes. It is too much for memories that do not grow with the text.
-        n_vocab: The number of token ids.
-        n_ctx_train: The context in tokens that the model was trained for.
-    """
-
-    path: Path
-    architecture: str
-    quantization: str
-    weights: int
-    token_bytes: int
-    cache_bytes: int
-    n_vocab: int
-    n_ctx_train: int
+    path: Path  # the file, or the first of its shards
+    architecture: str  # llama.cpp's name of it
+    quantization: str  # the type of most of the weights
+    weights: int  # the size of all tensors
+    token_bytes: int  # what one token reads: all weights but the input embedding and the experts of a mixture that are not used
+    cache_bytes: int  # What each token of a context takes. It is too much for memories that do not grow with the text.
+    n_vocab: int  # the number of token ids
+    n_ctx_train: int  # the context in tokens that the model was trained for
 
 
 @dataclass(frozen=True)

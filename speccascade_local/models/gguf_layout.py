@@ -63,23 +63,14 @@ class StoredList:
 
 @dataclass(frozen=True)
 class Layout:
-    """The header of one file.
-
-    Attributes:
-        path: The file.
-        values: Numbers and texts by key. For a list: its length.
-        lists: Where each list is stored, by key.
-        n_tensors: The number of tensors that the file claims to have.
-        tensors: The tensors; empty if reading stopped before them.
-        data_start: The offset in bytes from which the tensors' offsets count.
-    """
+    """The header of one file."""
 
     path: Path
-    values: dict[str, Any]
-    lists: dict[str, StoredList]
-    n_tensors: int
-    tensors: tuple[Tensor, ...]
-    data_start: int
+    values: dict[str, Any]  # Numbers and texts by key. For a list: its length.
+    lists: dict[str, StoredList]  # where each list is stored, by key
+    n_tensors: int  # the number of tensors that the file claims to have
+    tensors: tuple[Tensor, ...]  # empty if reading stopped before them
+    data_start: int  # the offset in bytes from which the tensors' offsets count
 
     def numbers(self, key: str) -> list[Any]:
         """Return the entries of a list of numbers. Raises KeyError and OSError."""

@@ -34,22 +34,14 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as the hub describes it, at one commit of its repository.
-
-    Attributes:
-        revision: The branch, tag or commit that was requested.
-        commit: The commit that it stands for.
-        name: The file's path in the repository.
-        size: Bytes.
-        digest: SHA-256 of a large file, git's SHA-1 of a small one, as hex.
-    """
+    """A file as the hub describes it, at one commit of its repository."""
 
     repository: str
-    revision: str
-    commit: str
-    name: str
-    size: int
-    digest: str
+    revision: str  # the branch, tag or commit that was requested
+    commit: str  # the commit that it stands for
+    name: str  # the file's path in the repository
+    size: int  # bytes
+    digest: str  # SHA-256 of a large file, git's SHA-1 of a small one, as hex
 
     @property
     def path(self) -> Path:

@@ -32,24 +32,15 @@ _OLLAMA_HOST, _OLLAMA_OWNER = "registry.ollama.ai", "library"
 
 @dataclass(frozen=True)
 class LocalModel:
-    """One model on this machine.
+    """One model on this machine."""
 
-    Attributes:
-        path: The file, or the first of its shards.
-        name: The name under which its owner knows it.
-        place: Where it was found, a key of ``models_in``'s argument.
-        tokenizer: The file's name of the kind of its vocabulary.
-        n_tokens: The number of texts in the vocabulary, 0 if it has none.
-        size: Bytes of all its shards.
-    """
-
-    path: Path
-    name: str
-    place: str
+    path: Path  # the file, or the first of its shards
+    name: str  # the name under which its owner knows it
+    place: str  # where it was found, a key of ``models_in``'s argument
     architecture: str
-    tokenizer: str
-    n_tokens: int
-    size: int
+    tokenizer: str  # the file's name of the kind of its vocabulary
+    n_tokens: int  # the number of texts in the vocabulary, 0 if it has none
+    size: int  # bytes of all its shards
 
 
 @dataclass(frozen=True)

@@ -88,21 +88,13 @@ class ModelEntry(FileEntry):
 
 @dataclass(frozen=True)
 class FileSource:
-    """A file, and how it was named.
+    """A file, and how it was named."""
 
-    Attributes:
-        path: Its path, or that of the first shard, whether it is there or not.
-        file: The name in ``models.yaml``.
-        hub: The repository on the hub.
-        revision: The branch, tag or commit of the repository.
-        trouble: Why the name stands for no single file; "" if it does.
-    """
-
-    path: Path
-    file: str = ""
-    hub: str | None = None
-    revision: str | None = None
-    trouble: str = ""
+    path: Path  # its path, or that of the first shard, whether it is there or not
+    file: str = ""  # the name in ``models.yaml``
+    hub: str | None = None  # the repository on the hub
+    revision: str | None = None  # the branch, tag or commit of the repository
+    trouble: str = ""  # why the name stands for no single file; "" if it does
 
     @property
     def parts(self) -> list[Path]:
@@ -135,21 +127,12 @@ class FileSource:
 
 @dataclass(frozen=True)
 class ModelSource(FileSource):
-    """A model, and what ``models.yaml`` says about it; None for what it does not say.
+    """A model, and what ``models.yaml`` says about it; None for what it does not say."""
 
-    Attributes:
-        size: Bytes, as its source says.
-        ``licence``: as the repository's card names it.
-        adapters: LoRA files with their scales.
-        gpu_layers: -1 for all.
-        device: llama.cpp's name of the device.
-        cache_type: The type of the KV cache.
-    """
-
-    size: int | None = None
-    licence: str | None = None
-    adapters: tuple[tuple[FileSource, float], ...] = ()
-    gpu_layers: int | Literal["auto"] | None = None
+    size: int | None = None  # bytes, as its source says
+    licence: str | None = None  # as the repository's card names it
+    adapters: tuple[tuple[FileSource, float], ...] = ()  # LoRA files with their scales
+    gpu_layers: int | Literal["auto"] | None = None  # -1 for all
     device: str | None = None
     cache_type: CacheType | None = None
 

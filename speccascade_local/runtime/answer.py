@@ -47,27 +47,17 @@ UNCHECKED_BLOCK = 5
 
 @dataclass(eq=False)
 class LoadedPair:
-    """What a reply is made with.
+    """What a reply is made with."""
 
-    Attributes:
-        drafter: its session.
-        expert: its session.
-        tokenizer: the expert's, which serves both.
-        vocabulary: the texts of the ids.
-        profile: seconds of both models; None until a call asks for automatic lengths.
-        start: the histories of acceptance when the pair was loaded, by rule and temperature.
-        learnt: the same histories as they are now.
-        index: guesses from the text.
-    """
-
-    drafter: Session
-    expert: Session
-    tokenizer: Tokenizer
-    vocabulary: Vocabulary
-    profile: Profile | None = None
+    drafter: Session  # its session
+    expert: Session  # its session
+    tokenizer: Tokenizer  # the expert's, which serves both
+    vocabulary: Vocabulary  # the texts of the ids
+    profile: Profile | None = None  # seconds of both models; None until a call asks for automatic lengths
+    # the histories of acceptance when the pair was loaded, by rule and temperature
     start: dict[str, AcceptanceHistory] = field(default_factory=dict)
-    learnt: dict[str, AcceptanceHistory] = field(init=False)
-    index: NgramIndex = field(default_factory=NgramIndex)
+    learnt: dict[str, AcceptanceHistory] = field(init=False)  # the same histories as they are now
+    index: NgramIndex = field(default_factory=NgramIndex)  # guesses from the text
 
     def __post_init__(self) -> None:
         self.learnt = deepcopy(self.start)

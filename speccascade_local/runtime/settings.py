@@ -233,17 +233,15 @@ OnChunk = Callable[[Chunk], object] | None
 class Watch:
     """How the caller of one reply watches over it.
 
-    Attributes:
-        cancel: an event. Once it is set no further block begins, nor the next 512 tokens of a prompt; the reply ends with the
-            finish_reason ``"cancelled"``. It stays set, so each call needs its own, or one that was cleared.
-        on_chunk: called with every chunk as soon as it exists, by the thread that makes the reply. An exception in it ends the reply and
-            reaches the caller.
-
     Raises:
         SettingError: ``cancel`` has no ``is_set``, or ``on_chunk`` cannot be called.
     """
 
+    # an event. Once it is set no further block begins, nor the next 512 tokens of a prompt; the reply ends with the finish_reason
+    # ``"cancelled"``. It stays set, so each call needs its own, or one that was cleared.
     cancel: Cancel | None = None
+    # called with every chunk as soon as it exists, by the thread that makes the reply. An exception in it ends the reply and reaches the
+    # caller.
     on_chunk: OnChunk = None
 
     def __post_init__(self) -> None:

@@ -42,20 +42,14 @@ _ALIAS = re.compile(r"[^@\s\x00-\x1f\x7f]{1,200}")
 class ServedPairs:
     """The pairs and the user's rules, by the names that requests give.
 
-    Args:
-        pairs: Loaded pairs by name.
-        rules: The user's rules by name.
-        aliases: More names, each with the pair's own.
-        any_model: Answer every name, or none, with the only pair.
-
     Raises:
         SettingError: Names that cannot be served together.
     """
 
-    pairs: Mapping[str, Runtime]
-    rules: Mapping[str, Method]
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    any_model: bool = False
+    pairs: Mapping[str, Runtime]  # loaded pairs by name
+    rules: Mapping[str, Method]  # the user's rules by name
+    aliases: Mapping[str, str] = field(default_factory=dict)  # more names, each with the pair's own
+    any_model: bool = False  # answer every name, or none, with the only pair
 
     def __post_init__(self) -> None:
         check_names(list(self.pairs), self.aliases, self.any_model)

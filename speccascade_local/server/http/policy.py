@@ -37,22 +37,15 @@ ANY, OPAQUE = "*", "null"
 class Policy:
     """Who may ask.
 
-    Args:
-        host: The address that the server is bound to.
-        api_keys: Requests must send one of these; empty if no key is needed.
-        origins: Other sites and applications whose pages may ask.
-        names: More host names of the server.
-        private: Share KV caches only within one ``prompt_cache_key``.
-
     Raises:
         SettingError: A setting is unsafe, or not an origin or host name.
     """
 
-    host: str = "127.0.0.1"
-    api_keys: tuple[str, ...] = ()
-    origins: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-    private: bool = False
+    host: str = "127.0.0.1"  # the address that the server is bound to
+    api_keys: tuple[str, ...] = ()  # requests must send one of these; empty if no key is needed
+    origins: tuple[str, ...] = ()  # other sites and applications whose pages may ask
+    names: tuple[str, ...] = ()  # more host names of the server
+    private: bool = False  # share KV caches only within one ``prompt_cache_key``
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.api_keys:

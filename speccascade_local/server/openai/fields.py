@@ -17,29 +17,17 @@ Ours = Literal["honoured", "mapped", "refused", "ignored"]
 
 @dataclass(frozen=True)
 class RequestField:
-    """One field of a request.
-
-    Args:
-        name: Its name.
-        ours: What this server does with it.
-        servers: Servers that have it.
-        meaning: What it asks for.
-        to: The field that a mapped one is read as.
-        neutral: Values that change nothing and are accepted, as null always is.
-        beside: A refused field is accepted without any of these.
-        instead: What a client can do.
-        routes: Routes that have it.
-    """
+    """One field of a request."""
 
     name: str
-    ours: Ours
-    servers: str
-    meaning: str
-    to: str = ""
-    neutral: tuple[Any, ...] = ()
-    beside: tuple[str, ...] = ()
-    instead: str = "leave it out"
-    routes: tuple[Route, ...] = ROUTES
+    ours: Ours  # what this server does with it
+    servers: str  # servers that have it
+    meaning: str  # what it asks for
+    to: str = ""  # the field that a mapped one is read as
+    neutral: tuple[Any, ...] = ()  # values that change nothing and are accepted, as null always is
+    beside: tuple[str, ...] = ()  # a refused field is accepted without any of these
+    instead: str = "leave it out"  # what a client can do
+    routes: tuple[Route, ...] = ROUTES  # routes that have it
 
 
 def _honour(name: str, servers: str, meaning: str, *routes: Route, neutral: tuple[Any, ...] = ()) -> RequestField:

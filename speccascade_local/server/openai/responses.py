@@ -26,25 +26,15 @@ _OBJECTS = {"chat": ("chat.completion", "chat.completion.chunk", "chatcmpl-"), "
 
 @dataclass(frozen=True)
 class ResponseForm:
-    """Builds the responses to one request.
+    """Builds the responses to one request."""
 
-    Args:
-        kind: Chat completions or text completions.
-        model: The model's name as the client wrote it.
-        options: The request's ``speccascade`` fields.
-        block_size: Drafted tokens per block, for the report.
-        piece: Returns the bytes of a token id.
-        top: Number of candidates per token; None for no log-probabilities.
-        tools: Names of the functions that may be called.
-    """
-
-    kind: Kind
-    model: str
-    options: CascadeOptions
-    block_size: BlockSize
-    piece: Callable[[int], bytes]
-    top: int | None = None
-    tools: frozenset[str] = frozenset()
+    kind: Kind  # chat completions or text completions
+    model: str  # the model's name as the client wrote it
+    options: CascadeOptions  # the request's ``speccascade`` fields
+    block_size: BlockSize  # drafted tokens per block, for the report
+    piece: Callable[[int], bytes]  # returns the bytes of a token id
+    top: int | None = None  # number of candidates per token; None for no log-probabilities
+    tools: frozenset[str] = frozenset()  # names of the functions that may be called
     id: str = field(default="")
     created: int = field(default_factory=lambda: int(time.time()))
 
