@@ -28,8 +28,7 @@ class LlamaSession:
         n_vocab: crops the rows to fewer ids, for a partner with a slightly smaller vocabulary.
         timeline: its place in the context, which lets several sessions read at once; opened here unless given.
 
-    Raises:
-        SessionError: the context is closed or full.
+    Raises SessionError where the context is closed or full.
     """
 
     def __init__(self, context: LlamaContext, *, n_vocab: int | None = None, timeline: Timeline | None = None) -> None:

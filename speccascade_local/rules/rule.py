@@ -26,17 +26,12 @@ from .evidence import Evidence
 
 @dataclass(frozen=True)
 class Dial:
-    """The range of one number of a method.
-
-    Args:
-        words: The range in words, where "a number from LOW to HIGH" does not say it.
-        whole: Whether only whole numbers are allowed.
-    """
+    """The range of one number of a method."""
 
     low: float
     high: float
-    words: str = ""
-    whole: bool = False
+    words: str = ""  # the range in words, where "a number from LOW to HIGH" does not say it
+    whole: bool = False  # whether only whole numbers are allowed
 
     def allowed(self) -> str:
         """Return the range in words."""

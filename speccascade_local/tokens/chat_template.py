@@ -109,10 +109,8 @@ class ChatTemplate:
     @cached_property
     def takes_tools(self) -> bool:
         """Whether the template lists the functions that may be called."""
-        probe = {
-            "type": "function",
-            "function": {"name": _PROBE, "description": _PROBE, "parameters": {"type": "object", "properties": {}}},
-        }
+        function = {"name": _PROBE, "description": _PROBE, "parameters": {"type": "object", "properties": {}}}
+        probe = {"type": "function", "function": function}
         try:
             return _PROBE in self._render([{"role": "user", "content": "?"}], [probe])
         except PromptError:

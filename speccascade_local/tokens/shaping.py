@@ -87,8 +87,7 @@ class Penalties:
 class Shaper:
     """Penalties and a grammar for one reply.
 
-    Raises:
-        SettingError: A biased id is outside the vocabulary, or the grammar allows no token after some text.
+    Raises SettingError where a biased id is outside the vocabulary, or the grammar allows no token after some text.
     """
 
     def __init__(self, n_vocab: int, prompt: Sequence[int] = (), penalties: Penalties | None = None, grammar: Constraint | None = None):
@@ -127,10 +126,8 @@ class Shaper:
                 row[possible] = 0.0
                 return row
             cause = "grammar or schema" if self._grammar else "logit_bias"
-            raise SettingError(
-                f"after {len(reply)} tokens the {cause} allows nothing that this vocabulary can say; "
-                "make it wider, or check that it can be satisfied"
-            )
+            problem = f"after {len(reply)} tokens the {cause} allows nothing that this vocabulary can say"
+            raise SettingError(f"{problem}; make it wider, or check that it can be satisfied")
         return row
 
     def rows(self, logits: Array, reply: Sequence[int], drafted: Sequence[int]) -> Rows:
