@@ -83,7 +83,7 @@ def check(
     measured: Sequence[MeasuredModel] = (),
     must_fit: bool = True,
 ) -> PairReport:
-    """Return the verdict on a pair. What is wrong with the files is a finding, not an error.
+    """Return the verdict on a pair. What is wrong with the files is a finding. Raises SettingError for an impossible context or device.
 
     Args:
         name: The pair's name, for the report.
@@ -92,9 +92,6 @@ def check(
         placements: Devices, layers on the GPU and type of the cache, by role.
         measured: The models whose speed on this machine is known.
         must_fit: Whether too little memory forbids the pair; False makes it a warning.
-
-    Raises:
-        SettingError: The context or a device is impossible.
     """
     if n_ctx is not None:
         whole_number("n_ctx (--ctx)", n_ctx, 1, _MAX_CONTEXT)

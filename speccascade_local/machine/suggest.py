@@ -63,7 +63,7 @@ def suggest(
     limit: int = MAX_SUGGESTIONS,
     on_step: Callable[[float], None] = lambda _: None,
 ) -> Suggestions:
-    """Rank models as drafters for an expert.
+    """Rank models as drafters for an expert. Raises ModelLoadError where the expert cannot be read.
 
     Args:
         expert: The expert's file.
@@ -71,9 +71,6 @@ def suggest(
         measured: The models whose speed on this machine is known.
         limit: How many drafters to find.
         on_step: Called with the progress, 0..1.
-
-    Raises:
-        ModelLoadError: The expert cannot be read.
     """
     header = read_header(expert)
     vocabulary, own_path = _Vocabulary(expert), os.path.realpath(expert)

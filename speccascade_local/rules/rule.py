@@ -57,8 +57,7 @@ NON_NEGATIVE = Dial(0, math.inf, "0 or more")
 class Method(ABC):
     """A way to let two models answer as one, written as a line of text. Subclasses are frozen dataclasses whose fields are its dials.
 
-    Raises:
-        SettingError: A dial is outside its range.
+    Raises SettingError for a dial outside its range.
     """
 
     #: How the method is written on the command line, in YAML and in result files.

@@ -43,7 +43,7 @@ class ForbiddenIds:
 
 @dataclass(frozen=True)
 class Penalties:
-    """Changes to logits that depend on the text so far.
+    """Changes to logits that depend on the text so far. Raises SettingError for a value outside its range.
 
     Args:
         logit_bias: The number added to the logit of each id, -100 to 100; -inf for never.
@@ -51,9 +51,6 @@ class Penalties:
         frequency: Subtracted for each occurrence of a token in the reply, as in the OpenAI API.
         repetition: Divides positive and multiplies negative logits of tokens in prompt or reply, before all others (Keskar et al.
             1909.05858); 1 is off.
-
-    Raises:
-        SettingError: A value is outside its range.
     """
 
     logit_bias: Mapping[int, float] = field(default_factory=dict)
