@@ -232,9 +232,8 @@ def supports_mmap() -> bool:
 def extra_buffers_are_safe(info: str) -> bool:
     """Return whether weights may be repacked for this CPU.
 
-    A GCC build with AMX dies with SIGSEGV at the first batch of two or more tokens of a quantized model, because the tile
-    configuration is optimized away (llama.cpp issue 20824). The build itself says whether it has AMX, so no
-    trial has to crash.
+    A GCC build with AMX dies with SIGSEGV at the first batch of two or more tokens of a quantized model, because the tile configuration is
+    optimized away (llama.cpp issue 20824). The build itself says whether it has AMX, so no trial has to crash.
     """
     return "AMX_INT8 = 1" not in info
 

@@ -34,32 +34,21 @@ class Rollbacks:
 class Timeline:
     """One sequence of tokens in a context.
 
-    Attributes:
-        sequence: its number in the context.
-        n_vocab: width of its rows.
-        tokens: what it holds.
-        closed: whether it was released.
-        held: how many of its tokens llama.cpp's memory holds.
-        uncertain: set while that memory changes. After an interruption nothing after ``held`` counts, and nothing of a recurrent state. A
-            new timeline is uncertain: its sequence may hold what an earlier one left.
-        batch: how many tokens it read last, in one batch; 0 for unknown.
-        aligned: how many of its first tokens are in the memory as a cold prefill writes them (``LlamaContext.aligned``).
-        rolled_back: whether it was rolled back since the last read.
-        checkpoints: copies of its state.
-        rollbacks: what rollbacks have cost.
+    It is ``uncertain`` while llama.cpp's memory changes. After an interruption nothing after ``held`` counts, and nothing of a recurrent
+    state. A new timeline is uncertain too: its sequence may hold what an earlier one left.
     """
 
-    sequence: int
-    n_vocab: int
-    tokens: list[int] = field(default_factory=list)
-    closed: bool = False
-    held: int = 0
+    sequence: int  # its number in the context
+    n_vocab: int  # width of its rows
+    tokens: list[int] = field(default_factory=list)  # what it holds
+    closed: bool = False  # whether it was released
+    held: int = 0  # how many of its tokens llama.cpp's memory holds
     uncertain: bool = True
-    batch: int = 0
-    aligned: int = 0
-    rolled_back: bool = True
-    checkpoints: list[Any] = field(default_factory=list)
-    rollbacks: Rollbacks = field(default_factory=Rollbacks)
+    batch: int = 0  # how many tokens it read last, in one batch; 0 for unknown
+    aligned: int = 0  # how many of its first tokens are in the memory as a cold prefill writes them (``LlamaContext.aligned``)
+    rolled_back: bool = True  # whether it was rolled back since the last read
+    checkpoints: list[Any] = field(default_factory=list)  # copies of its state
+    rollbacks: Rollbacks = field(default_factory=Rollbacks)  # what rollbacks have cost
 
 
 class Part(NamedTuple):

@@ -17,23 +17,14 @@ _KINDS = ("cpu", "gpu", "integrated gpu", "accelerator", "several")  # enum ggml
 
 @dataclass(frozen=True)
 class Device:
-    """One device.
+    """One device."""
 
-    Attributes:
-        name: as llama.cpp names it, such as ``CUDA0``.
-        description: as its driver names it; of a server, its address.
-        kind: ``cpu``, ``gpu``, ``integrated gpu``, ``accelerator`` (helps the CPU, holds nothing) or ``several``.
-        free: bytes of free memory.
-        total: bytes of all its memory.
-        handle: the ``ggml_backend_dev_t``.
-    """
-
-    name: str
-    description: str
-    kind: str
-    free: int
-    total: int
-    handle: int = field(default=0, repr=False, compare=False)
+    name: str  # as llama.cpp names it, such as ``CUDA0``
+    description: str  # as its driver names it; of a server, its address
+    kind: str  # ``cpu``, ``gpu``, ``integrated gpu``, ``accelerator`` (helps the CPU, holds nothing) or ``several``
+    free: int  # bytes of free memory
+    total: int  # bytes of all its memory
+    handle: int = field(default=0, repr=False, compare=False)  # the ``ggml_backend_dev_t``
 
     @property
     def server(self) -> str | None:

@@ -47,13 +47,8 @@ class LlamaModel:
         self.placement = placement or Placement()
         check_model(self.path)
         params = model_parameters(self.placement)
-        log.info(
-            "%s: weight repacking is %s",
-            self.path.name,
-            "on"
-            if params.use_extra_bufts
-            else "off, because this llama.cpp build has AMX, which crashes on batches (llama.cpp issue 20824)",
-        )
+        off = "off, because this llama.cpp build has AMX, which crashes on batches (llama.cpp issue 20824)"
+        log.info("%s: weight repacking is %s", self.path.name, "on" if params.use_extra_bufts else off)
         interrupts: list[BaseException] = []
 
         @llama_cpp.llama_progress_callback  # type: ignore[untyped-decorator]
@@ -87,13 +82,8 @@ class LlamaModel:
         self.tokenizer = Tokenizer(self.path.name, llama_cpp.llama_model_get_vocab(self._model), self._free)
         self.n_vocab = self.tokenizer.n_vocab
         self.n_ctx_train: int = llama_cpp.llama_model_n_ctx_train(self._model)
-        log.info(
-            "%s: %s, %d tokens in the vocabulary, trained for a context of %d",
-            self.path.name,
-            self.description,
-            self.n_vocab,
-            self.n_ctx_train,
-        )
+        facts = self.path.name, self.description, self.n_vocab, self.n_ctx_train
+        log.info("%s: %s, %d tokens in the vocabulary, trained for a context of %d", *facts)
 
     def close(self) -> None:
         """Free the weights, after all sessions over them. Harmless when repeated."""

@@ -23,13 +23,8 @@ class SavedState(NamedTuple):
 class LlamaSession:
     """One sequence of tokens over a model: the real :class:`~speccascade_local.decoding.draft.Session`.
 
-    Args:
-        context: where it lives.
-        n_vocab: crops the rows to fewer ids, for a partner with a slightly smaller vocabulary.
-        timeline: its place in the context, which lets several sessions read at once; opened here unless given.
-
-    Raises:
-        SessionError: the context is closed or full.
+    ``n_vocab`` crops the rows to fewer ids, for a partner with a slightly smaller vocabulary. ``timeline`` is its place in the context,
+    which lets several sessions read at once; opened here unless given. Raises SessionError where the context is closed or full.
     """
 
     def __init__(self, context: LlamaContext, *, n_vocab: int | None = None, timeline: Timeline | None = None) -> None:

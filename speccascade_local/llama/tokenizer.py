@@ -14,13 +14,7 @@ from ..tokens.grammar_pool import MatcherPool
 
 
 class Tokenizer:
-    """The vocabulary of one file. After the model is closed, its methods raise SessionError.
-
-    Args:
-        name: of the file.
-        pointer: llama.cpp's ``llama_vocab``.
-        freed: frees the weights, and knows whether it has.
-    """
+    """The vocabulary of one file, over llama.cpp's ``llama_vocab``. Its methods raise SessionError once ``freed`` has freed the weights."""
 
     def __init__(self, name: str, pointer: Any, freed: weakref.finalize[..., Any]) -> None:
         self.name = name

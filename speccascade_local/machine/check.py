@@ -39,26 +39,15 @@ class NamedFile:
 
 @dataclass(frozen=True)
 class PairReport:
-    """The verdict on a pair.
-
-    Args:
-        name: The pair's name.
-        findings: What is well, what is to be known and what forbids the pair.
-        n_ctx: Tokens of context that memory and speed are estimated for.
-        models: The dry runs by role; None where a file cannot be read.
-        needs: Bytes of memory by role; empty where a model cannot be used.
-        free: Bytes of free memory by place: "memory", and each GPU's name.
-        plan: The estimated speed; None where nothing was measured on this machine.
-
-    """
+    """The verdict on a pair."""
 
     name: str
-    findings: tuple[Finding, ...]
-    n_ctx: int | None = None
-    models: Mapping[str, ModelPlan] | None = None
-    needs: Mapping[str, MemoryNeed] | None = None
-    free: Mapping[str, int] | None = None
-    plan: Estimate | None = None
+    findings: tuple[Finding, ...]  # what is well, what is to be known and what forbids the pair
+    n_ctx: int | None = None  # tokens of context that memory and speed are estimated for
+    models: Mapping[str, ModelPlan] | None = None  # the dry runs by role; None where a file cannot be read
+    needs: Mapping[str, MemoryNeed] | None = None  # bytes of memory by role; empty where a model cannot be used
+    free: Mapping[str, int] | None = None  # bytes of free memory by place: "memory", and each GPU's name
+    plan: Estimate | None = None  # the estimated speed; None where nothing was measured on this machine
 
     @property
     def answer(self) -> Answer:
@@ -94,7 +83,7 @@ def check(
     measured: Sequence[MeasuredModel] = (),
     must_fit: bool = True,
 ) -> PairReport:
-    """Return the verdict on a pair. What is wrong with the files is a finding, not an error.
+    """Return the verdict on a pair. What is wrong with the files is a finding. Raises SettingError for an impossible context or device.
 
     Args:
         name: The pair's name, for the report.
@@ -103,10 +92,6 @@ def check(
         placements: Devices, layers on the GPU and type of the cache, by role.
         measured: The models whose speed on this machine is known.
         must_fit: Whether too little memory forbids the pair; False makes it a warning.
-
-    Raises:
-        SettingError: The context or a device is impossible.
-
     """
     if n_ctx is not None:
         whole_number("n_ctx (--ctx)", n_ctx, 1, _MAX_CONTEXT)
@@ -124,9 +109,8 @@ def check(
     available = devices()
     free = {"memory": free_memory()} | {device.name: device.free for device in available if device.is_gpu}
     placements = choose_layers(placements, models, layers, size, available)
-    needs: dict[str, MemoryNeed] = {}
-    if not any(model.refused for model in models.values()):
-        needs = {role: memory_need(model, size, layers[role], gpu_layers(placements[role])) for role, model in models.items()}
+    usable = {} if any(model.refused for model in models.values()) else models
+    needs = {role: memory_need(model, size, layers[role], gpu_layers(placements[role])) for role, model in usable.items()}
     estimate = estimate_pair(headers.get("drafter"), headers["expert"], measured, size) if measured else None
     lines = [*findings.compare_models(models, headers, placements), *findings.context(n_ctx or size, n_ctx_train)]
     if needs:

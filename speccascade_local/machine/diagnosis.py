@@ -22,17 +22,11 @@ _MAX_SWAP = 256 << 20
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem of an installation.
+    """A problem of an installation."""
 
-    Args:
-        broken: True where something does not work; False where it works and could be better.
-        what: The problem in words.
-        fix: A command that fixes it; empty where there is none.
-    """
-
-    broken: bool
-    what: str
-    fix: str = ""
+    broken: bool  # True where something does not work; False where it works and could be better
+    what: str  # the problem in words
+    fix: str = ""  # a command that fixes it; empty where there is none
 
 
 def diagnose(facts: Inspection) -> tuple[Problem, ...]:
@@ -94,9 +88,8 @@ def _check_folders(facts: Inspection) -> Iterator[Problem]:
             yield Problem(False, f"{folder.use}: {folder.path} cannot be written ({folder.problem}); change its permissions{elsewhere}")
     for extra in facts.extras:
         if extra.missing:
-            yield Problem(
-                False, f"the optional part {extra.name!r} is not installed: {', '.join(extra.missing)}", pip("install", *extra.missing)
-            )
+            what = f"the optional part {extra.name!r} is not installed: {', '.join(extra.missing)}"
+            yield Problem(False, what, pip("install", *extra.missing))
 
 
 HIDDEN = "***"

@@ -47,53 +47,24 @@ CHILD = command("dry_run")
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """What decides whether two tokenizers agree.
+    """What decides whether two tokenizers agree."""
 
-    Args:
-        kind: llama.cpp's ``llama_vocab_type``; 0 for ids without text.
-        pre: How text is split before merging, as the file names it.
-        bos_id: As the file names it; None where it has none.
-        eos_id: As the file names it; None where it has none.
-        adds_bos: Whether every text begins with BOS.
-        adds_eos: Whether every text ends with EOS.
-        end_ids: The ids that end a text or a turn.
-        texts: The texts of these special tokens, by id.
-
-    """
-
-    kind: int
-    pre: str
-    bos_id: int | None
-    eos_id: int | None
-    adds_bos: bool
-    adds_eos: bool
-    end_ids: tuple[int, ...]
-    texts: Mapping[int, str]
+    kind: int  # llama.cpp's ``llama_vocab_type``; 0 for ids without text
+    pre: str  # how text is split before merging, as the file names it
+    bos_id: int | None  # as the file names it; None where it has none
+    eos_id: int | None  # as the file names it; None where it has none
+    adds_bos: bool  # whether every text begins with BOS
+    adds_eos: bool  # whether every text ends with EOS
+    end_ids: tuple[int, ...]  # the ids that end a text or a turn
+    texts: Mapping[int, str]  # the texts of these special tokens, by id
 
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """A model as llama.cpp plans it. All sizes are in bytes.
-
-    Args:
-        n_ctx: Tokens of the context that is planned.
-        weights: All tensors.
-        cache: The KV cache.
-        recurrent: A recurrent memory, snapshots included.
-        compute: The compute buffers, by device.
-        output: The rows of logits.
-        other: The vocabulary and the compute graph.
-        rollback: How the memory forgets a rejected draft: "tail", "snapshots" or "checkpoints"; None where it cannot.
-        refused: Why this model cannot be used; None where it can.
-        state: One snapshot of a recurrent memory.
-        n_shared: Ids shared with the expert; None where there is no expert, or ``difference`` says why there are none.
-        difference: The first difference from the expert's vocabulary.
-        reordered: Whether llama.cpp stores weights in another order than the file, for this processor.
-
-    """
+    """A model as llama.cpp plans it. All sizes are in bytes."""
 
     path: Path
-    n_ctx: int
+    n_ctx: int  # tokens of the context that is planned
     architecture: str
     description: str
     n_layers: int
@@ -101,20 +72,20 @@ class ModelPlan:
     n_ctx_train: int
     n_parameters: int
     n_experts: int
-    weights: int
-    cache: int
-    recurrent: int
-    compute: Mapping[str, int]
-    output: int
-    other: int
-    rollback: str | None
-    refused: str | None
+    weights: int  # all tensors
+    cache: int  # the KV cache
+    recurrent: int  # a recurrent memory, snapshots included
+    compute: Mapping[str, int]  # the compute buffers, by device
+    output: int  # the rows of logits
+    other: int  # the vocabulary and the compute graph
+    rollback: str | None  # how the memory forgets a rejected draft: "tail", "snapshots" or "checkpoints"; None where it cannot
+    refused: str | None  # why this model cannot be used; None where it can
     chat_template: str | None
     tokenizer: TokenizerFacts
-    state: int = 0
-    n_shared: int | None = None
-    difference: str | None = None
-    reordered: bool = False
+    state: int = 0  # one snapshot of a recurrent memory
+    n_shared: int | None = None  # ids shared with the expert; None where there is no expert, or ``difference`` says why there are none
+    difference: str | None = None  # the first difference from the expert's vocabulary
+    reordered: bool = False  # whether llama.cpp stores weights in another order than the file, for this processor
 
     @property
     def copies(self) -> int:
@@ -145,7 +116,6 @@ def dry_run_models(
     Raises:
         ModelLoadError: A file is refused, or the child crashes, hangs or reports nothing.
         SettingError: A device does not exist.
-
     """
     for path in files.values():
         check_model(path)
@@ -220,9 +190,8 @@ class _Child:
             if late.is_set():
                 raise ModelLoadError(f"{path}: not read within {timeout_s:g} seconds; the file is damaged, or this machine is very busy")
             end = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-            raise ModelLoadError(
-                f"{path}: llama.cpp aborted on this file ({end}): {stderr.last_lines()}. Fetch it again, or choose another"
-            )
+            reason = f"llama.cpp aborted on this file ({end}): {stderr.last_lines()}"
+            raise ModelLoadError(f"{path}: {reason}. Fetch it again, or choose another")
         return self.plans
 
     def _start(self, stdin: IO[bytes]) -> Any:

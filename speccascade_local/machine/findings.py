@@ -24,18 +24,11 @@ _MAX_IDS_SHOWN = 4
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the verdict on a pair.
+    """One line of the verdict on a pair."""
 
-    Args:
-        grade: "well", "note" (nothing against the pair), "warning" (it works, but) or "no" (it cannot work).
-        about: The subject, in a word or two.
-        text: The finding itself.
-
-    """
-
-    grade: Grade
-    about: str
-    text: str
+    grade: Grade  # "well", "note" (nothing against the pair), "warning" (it works, but) or "no" (it cannot work)
+    about: str  # the subject, in a word or two
+    text: str  # the finding itself
 
 
 def compare_models(
@@ -62,21 +55,17 @@ def vocabulary(drafter: ModelPlan, expert: ModelPlan) -> Finding:
         return Finding("no", "vocabulary", drafter.difference or "the drafter's was not compared with the expert's")
     sizes = "" if drafter.n_vocab == expert.n_vocab else f"; the drafter has {drafter.n_vocab}, the expert {expert.n_vocab}"
     if not expert.tokenizer.kind:
-        return Finding(
-            "warning", "vocabulary", f"{drafter.n_shared} ids in common by number alone: these files hold no text for them{sizes}"
-        )
+        text = f"{drafter.n_shared} ids in common by number alone: these files hold no text for them{sizes}"
+        return Finding("warning", "vocabulary", text)
     return Finding("well", "vocabulary", f"{drafter.n_shared} ids in common, with the same texts{sizes}")
 
 
 def tokenizers(drafter: TokenizerFacts, expert: TokenizerFacts) -> Iterator[Finding]:
     """Yield what llama.cpp does not compare: how text is split before merging, special ids, and the ids that end a text."""
     if drafter.pre != expert.pre:
-        yield Finding(
-            "warning",
-            "pre-type",
-            f"{drafter.pre or 'not named'} for the drafter, {expert.pre or 'not named'} for the expert: text is split as the expert splits "
-            "it, so the drafter may meet ids that it seldom saw in training",
-        )
+        names = f"{drafter.pre or 'not named'} for the drafter, {expert.pre or 'not named'} for the expert"
+        effect = "text is split as the expert splits it, so the drafter may meet ids that it seldom saw in training"
+        yield Finding("warning", "pre-type", f"{names}: {effect}")
     elif expert.pre:
         yield Finding("well", "pre-type", f"{expert.pre}, for both")
     special = [
@@ -126,12 +115,8 @@ def size(drafter_bytes: int, expert_bytes: int) -> Finding:
 def drafter_cache(placement: Placement) -> Iterator[Finding]:
     """Warn of a quantized KV cache of the drafter."""
     if placement.cache_type in QUANTIZED:
-        yield Finding(
-            "warning",
-            "cache",
-            f"the drafter's is held as {placement.cache_type}, which others report can halve how many drafts are accepted; f16 costs "
-            "little memory there",
-        )
+        effect = "which others report can halve how many drafts are accepted; f16 costs little memory there"
+        yield Finding("warning", "cache", f"the drafter's is held as {placement.cache_type}, {effect}")
 
 
 def rollback(role: str, model: ModelPlan) -> Finding:
@@ -142,43 +127,33 @@ def rollback(role: str, model: ModelPlan) -> Finding:
     if model.rollback == "tail":
         return Finding("well", about, f"drops the tail of its memory, which costs nothing ({model.architecture})")
     if model.rollback == "snapshots":
-        return Finding(
-            "well", about, f"returns to one of its snapshots, which take {decimal(model.recurrent)} in all ({model.architecture})"
-        )
+        snapshots = f"one of its snapshots, which take {decimal(model.recurrent)} in all"
+        return Finding("well", about, f"returns to {snapshots} ({model.architecture})")
     state = decimal(model.state) if model.state else "under 10 kB"  # llama.cpp's log shows no smaller size
-    return Finding(
-        "warning",
-        about,
-        f"a checkpoint of its state, {state}, is taken about once a block; after a rejected draft it is restored and the accepted tokens "
-        f"are read again ({model.architecture})",
-    )
+    taken = f"a checkpoint of its state, {state}, is taken about once a block"
+    used = "after a rejected draft it is restored and the accepted tokens are read again"
+    return Finding("warning", about, f"{taken}; {used} ({model.architecture})")
 
 
 def mixture(expert: ModelPlan) -> Iterator[Finding]:
     """Warn of a mixture of experts, which gains less from drafts."""
     if expert.n_experts:
-        yield Finding(
-            "warning",
-            "experts",
-            f"the expert is a mixture of {expert.n_experts}: several tokens at once read more of its weights than one does, so drafts gain "
-            "less; others report 15 to 35 %",
-        )
+        effect = "several tokens at once read more of its weights than one does, so drafts gain less; others report 15 to 35 %"
+        yield Finding("warning", "experts", f"the expert is a mixture of {expert.n_experts}: {effect}")
 
 
 def context(n_ctx: int, n_ctx_train: int) -> Iterator[Finding]:
     """Refuse a context of more tokens than the models were trained for."""
     if n_ctx > n_ctx_train:
-        yield Finding(
-            "no", "context", f"{n_ctx} tokens were asked for (--ctx); the models were trained for {n_ctx_train}, which is the most"
-        )
+        text = f"{n_ctx} tokens were asked for (--ctx); the models were trained for {n_ctx_train}, which is the most"
+        yield Finding("no", "context", text)
 
 
 def speed(estimate: Estimate | None) -> Finding:
     """Return the estimated speed-up; None where nothing was measured on this machine."""
     if estimate is None:
-        return Finding(
-            "note", "speed", "nothing was measured on this machine; run 'speccascade profile PAIR' with any pair to get an estimate"
-        )
+        text = "nothing was measured on this machine; run 'speccascade profile PAIR' with any pair to get an estimate"
+        return Finding("note", "speed", text)
     low, high = estimate.speedup
     least, most = ACCEPTANCE_RATES
     text = f"{low:.1f} to {high:.1f} × as fast as the expert alone, where {least:.0%} to {most:.0%} of drafts are accepted"

@@ -23,42 +23,24 @@ _NO_LIMIT = 1 << 60
 
 @dataclass(frozen=True)
 class Processors:
-    """The processors of this machine.
+    """The processors of this machine."""
 
-    Args:
-        name: The model's name.
-        physical: Physical cores.
-        logical: Logical processors.
-        allowed: Logical processors that this process may run on.
-        quota: How many its control group lets it use at once; None for all.
-        load: How many processes wanted one in the last minute; None where the system does not say.
-        features: The instruction sets in the system's words; empty where it does not say.
-    """
-
-    name: str
-    physical: int
+    name: str  # of the model
+    physical: int  # cores
     logical: int
-    allowed: int
-    quota: float | None
-    load: float | None
-    features: frozenset[str]
+    allowed: int  # of the logical ones, those that this process may run on
+    quota: float | None  # how many its control group lets it use at once; None for all
+    load: float | None  # how many processes wanted one in the last minute; None where the system does not say
+    features: frozenset[str]  # the instruction sets in the system's words; empty where it does not say
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory of this machine in bytes.
-
-    Args:
-        total: All of it.
-        available: What this process can take without swapping.
-        limit: The limit of this process's control group; None for none.
-        swap_used: Swap in use.
-        swap_total: All swap.
-    """
+    """The memory of this machine in bytes."""
 
     total: int
-    available: int
-    limit: int | None
+    available: int  # what this process can take without swapping
+    limit: int | None  # the limit of this process's control group; None for none
     swap_used: int
     swap_total: int
 

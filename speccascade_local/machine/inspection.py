@@ -34,29 +34,22 @@ class DeviceFacts:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The facts about this installation and this machine.
-
-    Args:
-        missing: Requirements that cannot be imported.
-        catalog_problem: Why the files that name pairs cannot be read; empty where they can.
-        threads: The most threads that are used.
-        trial: The outcome of asking the bundled pair.
-    """
+    """The facts about this installation and this machine."""
 
     speccascade: str
     versions: dict[str, str]
-    missing: tuple[str, ...]
+    missing: tuple[str, ...]  # requirements that cannot be imported
     extras: tuple[Extra, ...]
-    catalog_problem: str
+    catalog_problem: str  # why the files that name pairs cannot be read; empty where they can
     build: Build
     devices: tuple[DeviceFacts, ...]
     graphics_cards: tuple[str, ...]
     processors: Processors
-    threads: int
+    threads: int  # the most threads that are used
     memory: Memory
     folders: tuple[Folder, ...]
     environment: dict[str, str]
-    trial: Trial
+    trial: Trial  # the outcome of asking the bundled pair
 
     def as_dict(self) -> dict[str, Any]:
         """Return the facts as JSON can hold them: sets as sorted lists, paths as text."""
@@ -103,23 +96,14 @@ def _catalog_problem() -> str:
 
 @dataclass(frozen=True)
 class Build:
-    """A build of llama.cpp.
+    """A build of llama.cpp."""
 
-    Args:
-        commit: llama.cpp's commit; None where the build does not name it.
-        features: Its instruction sets and optional parts.
-        gpu: Whether it finds a graphics card.
-        rpc: Whether it can use the devices of other machines.
-        mmap: Whether it can map files into memory.
-        repacking: Whether weights may be repacked for this processor.
-    """
-
-    commit: str | None
-    features: tuple[str, ...]
-    gpu: bool
-    rpc: bool
-    mmap: bool
-    repacking: bool
+    commit: str | None  # llama.cpp's commit; None where the build does not name it
+    features: tuple[str, ...]  # its instruction sets and optional parts
+    gpu: bool  # whether it finds a graphics card
+    rpc: bool  # whether it can use the devices of other machines
+    mmap: bool  # whether it can map files into memory
+    repacking: bool  # whether weights may be repacked for this processor
 
 
 def read_build() -> Build:

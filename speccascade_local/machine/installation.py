@@ -35,21 +35,13 @@ class Extra:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder that this package uses.
+    """A folder that this package uses."""
 
-    Args:
-        use: Its purpose in words.
-        path: Where it lies.
-        exists: Whether it exists yet.
-        size: Bytes of the files in it.
-        problem: Why it cannot be written; empty where it can.
-    """
-
-    use: str
-    path: Path
-    exists: bool
-    size: int
-    problem: str
+    use: str  # its purpose in words
+    path: Path  # where it lies
+    exists: bool  # whether it exists yet
+    size: int  # bytes of the files in it
+    problem: str  # why it cannot be written; empty where it can
 
 
 def versions() -> dict[str, str]:

@@ -125,12 +125,7 @@ def require_fit(
 ) -> None:
     """Raise ModelLoadError where the models do not fit, with what would fit.
 
-    Args:
-        needs: The memory that each role needs.
-        placements: Where each role's layers lie.
-        n_ctx: Tokens of context.
-        free: Bytes free in this machine's own memory.
-        devices: The devices of this machine and of its servers.
+    ``free``: bytes of this machine's own memory. ``devices``: those of this machine and of its servers.
     """
     need = sum(each.own_bytes for each in needs.values())
     if need > free:

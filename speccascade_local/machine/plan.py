@@ -46,7 +46,6 @@ class Estimate:
         basis: How many measured models the estimate rests on, and the nearest one's weights as a multiple of the expert's.
         off: The median and the largest relative error when the seconds of each measured model are estimated from the others; None for a
             single model.
-
     """
 
     speedup: tuple[float, float]
@@ -59,17 +58,9 @@ class Estimate:
 
 
 def estimate_pair(drafter: Header | None, expert: Header, measured: Sequence[MeasuredModel], n_ctx: int) -> Estimate:
-    """Estimate the speed and memory of a pair.
+    """Estimate the speed and memory of a pair; a drafter of None copies drafts from the text.
 
-    Args:
-        drafter: None where drafts are copied from the text.
-        expert: The expert's header.
-        measured: The models whose speed on this machine is known.
-        n_ctx: Tokens of context.
-
-    Raises:
-        SettingError: Nothing was measured on this machine.
-
+    Raises SettingError where nothing was measured on this machine.
     """
     if not measured:
         raise SettingError(
@@ -140,7 +131,6 @@ def best_length(acceptance: float, drafter: float, batches: Sequence[float]) -> 
         acceptance: How often a drafted token is accepted, below 1.
         drafter: Cost of a drafted token, in single tokens of the expert.
         batches: ``batches[n]`` is the measured cost of a batch of n + 1 tokens in the same unit; the theorem has 1 in its place.
-
     """
     rates = [(1 - acceptance ** (n + 1)) / (1 - acceptance) / (n * drafter + batches[n]) for n in range(len(batches))]
     best = int(np.argmax(rates))

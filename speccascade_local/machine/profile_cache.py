@@ -58,7 +58,6 @@ def profile_of(
         threads: The thread count that the user asked for; None to choose the fastest.
         refresh: Measure even if the profile is in the cache.
         on_step: Called with the progress, 0..1.
-
     """
     key = profile_key(drafter, expert, threads)
     path = _cache_file(key)

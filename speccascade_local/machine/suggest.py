@@ -39,36 +39,21 @@ _LENGTH = struct.Struct("<Q")
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A model that pairs with the expert.
-
-    Args:
-        model: The model.
-        speedup: Speed-up of the rule ``strict`` over the expert alone, (low, high).
-        ratio: How many times as many bytes of weights a token of the expert reads.
-        rollback: How its memory forgets a rejected draft.
-
-    """
+    """A model that pairs with the expert."""
 
     model: LocalModel
-    speedup: tuple[float, float]
-    ratio: float
-    rollback: str
+    speedup: tuple[float, float]  # speed-up of the rule ``strict`` over the expert alone, (low, high)
+    ratio: float  # how many times as many bytes of weights a token of the expert reads
+    rollback: str  # how its memory forgets a rejected draft
 
 
 @dataclass(frozen=True)
 class Suggestions:
-    """Drafters for an expert.
+    """Drafters for an expert."""
 
-    Args:
-        ranked: The best first.
-        untried: Models that may pair too, but promise no more.
-        others: Models that do not pair, each with the reason.
-
-    """
-
-    ranked: tuple[Suggestion, ...]
-    untried: tuple[LocalModel, ...]
-    others: tuple[tuple[LocalModel, str], ...]
+    ranked: tuple[Suggestion, ...]  # the best first
+    untried: tuple[LocalModel, ...]  # models that may pair too, but promise no more
+    others: tuple[tuple[LocalModel, str], ...]  # models that do not pair, each with the reason
 
 
 def suggest(
@@ -78,7 +63,7 @@ def suggest(
     limit: int = MAX_SUGGESTIONS,
     on_step: Callable[[float], None] = lambda _: None,
 ) -> Suggestions:
-    """Rank models as drafters for an expert.
+    """Rank models as drafters for an expert. Raises ModelLoadError where the expert cannot be read.
 
     Args:
         expert: The expert's file.
@@ -86,10 +71,6 @@ def suggest(
         measured: The models whose speed on this machine is known.
         limit: How many drafters to find.
         on_step: Called with the progress, 0..1.
-
-    Raises:
-        ModelLoadError: The expert cannot be read.
-
     """
     header = read_header(expert)
     vocabulary, own_path = _Vocabulary(expert), os.path.realpath(expert)

@@ -21,21 +21,13 @@ _WINDOWS_CRASHES = {0xC000001D: "SIGILL", 0xC0000005: "SIGSEGV", 0xC0000409: "SI
 
 @dataclass(frozen=True)
 class Trial:
-    """The outcome of a trial.
+    """The outcome of a trial."""
 
-    Args:
-        works: Whether the pair was loaded and gave the answer that it gives everywhere.
-        seconds: The whole time, the start of Python included.
-        answer: The text of the answer.
-        reason: Why it does not work, in words.
-        crash: The signal that ended the child; empty where none did.
-    """
-
-    works: bool
-    seconds: float
+    works: bool  # whether the pair was loaded and gave the answer that it gives everywhere
+    seconds: float  # the whole time, the start of Python included
     answer: str = ""
-    reason: str = ""
-    crash: str = ""
+    reason: str = ""  # why it does not work, in words
+    crash: str = ""  # the signal that ended the child; empty where none did
 
 
 def try_bundled_pair(child: Sequence[str] = tuple(command("trial")), *, timeout_s: float = TIMEOUT_S) -> Trial:
@@ -59,12 +51,8 @@ def try_bundled_pair(child: Sequence[str] = tuple(command("trial")), *, timeout_
     if report.get("error"):
         return Trial(False, seconds, reason=str(report["error"]))
     if EXPECTED not in answer:
-        return Trial(
-            False,
-            seconds,
-            answer,
-            reason=f"the bundled pair, asked {QUESTION!r}, says {answer!r:.80}, which is not the answer that it was trained on",
-        )
+        reason = f"the bundled pair, asked {QUESTION!r}, says {answer!r:.80}, which is not the answer that it was trained on"
+        return Trial(False, seconds, answer, reason)
     return Trial(True, seconds, answer)
 
 

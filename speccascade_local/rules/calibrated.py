@@ -26,6 +26,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 #: The largest file and the longest list in it: room for far more graded answers than a calibration needs.
 MAX_BYTES, MAX_ENTRIES = 16 << 20, 200_000
 Shares = Annotated[list[Share], Field(max_length=MAX_ENTRIES, fail_fast=True)]
+Verdicts = Annotated[list[tuple[Share, bool]], Field(min_length=1, max_length=MAX_ENTRIES, fail_fast=True)]
 
 
 class Calibration(BaseModel):
@@ -49,9 +50,7 @@ class Calibration(BaseModel):
     kept: Share  # of the answers, by the drafter
     expert_accuracy: Share
     drafter_accuracy: Share
-    validation: Annotated[
-        list[tuple[Share, bool]], Field(min_length=1, max_length=MAX_ENTRIES, fail_fast=True)
-    ]  # predicted error, and whether the drafter was wrong
+    validation: Verdicts  # predicted error, and whether the drafter was wrong
     calibrated_on: int  # number of answers for the fit
     chosen_on: int | None = None  # number of answers for the threshold
 

@@ -26,17 +26,12 @@ from .evidence import Evidence
 
 @dataclass(frozen=True)
 class Dial:
-    """The range of one number of a method.
-
-    Args:
-        words: The range in words, where "a number from LOW to HIGH" does not say it.
-        whole: Whether only whole numbers are allowed.
-    """
+    """The range of one number of a method."""
 
     low: float
     high: float
-    words: str = ""
-    whole: bool = False
+    words: str = ""  # the range in words, where "a number from LOW to HIGH" does not say it
+    whole: bool = False  # whether only whole numbers are allowed
 
     def allowed(self) -> str:
         """Return the range in words."""
@@ -62,8 +57,7 @@ NON_NEGATIVE = Dial(0, math.inf, "0 or more")
 class Method(ABC):
     """A way to let two models answer as one, written as a line of text. Subclasses are frozen dataclasses whose fields are its dials.
 
-    Raises:
-        SettingError: A dial is outside its range.
+    Raises SettingError for a dial outside its range.
     """
 
     #: How the method is written on the command line, in YAML and in result files.

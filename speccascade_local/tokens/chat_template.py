@@ -26,15 +26,12 @@ _PROBE = "speccascade"
 
 
 class ChatTemplate:
-    """A model's Jinja chat template.
+    """A model's Jinja chat template. Raises PromptError where the source does not compile.
 
     Args:
         source: The template.
         special_texts: ``bos_token`` and ``eos_token`` for the template.
         control_texts: The spellings of control tokens, which stay plain text in messages.
-
-    Raises:
-        PromptError: The source does not compile.
     """
 
     def __init__(self, source: str, *, special_texts: Mapping[str, str], control_texts: Iterable[str]) -> None:
@@ -109,10 +106,8 @@ class ChatTemplate:
     @cached_property
     def takes_tools(self) -> bool:
         """Whether the template lists the functions that may be called."""
-        probe = {
-            "type": "function",
-            "function": {"name": _PROBE, "description": _PROBE, "parameters": {"type": "object", "properties": {}}},
-        }
+        function = {"name": _PROBE, "description": _PROBE, "parameters": {"type": "object", "properties": {}}}
+        probe = {"type": "function", "function": function}
         try:
             return _PROBE in self._render([{"role": "user", "content": "?"}], [probe])
         except PromptError:

@@ -151,10 +151,9 @@ class _Reader:
         while self._peek() != closing:
             character = _CHARACTER.match(self._text, self._at)
             if not character:
-                self._fail(
-                    "unknown escape" if self._peek() == "\\" else f"{self._text[start]} is not closed",
-                    None if self._peek() == "\\" else start,
-                )
+                if self._peek() == "\\":
+                    self._fail("unknown escape")
+                self._fail(f"{self._text[start]} is not closed", start)
             *codes, escaped, plain = character.groups()
             code = next((int(digits, 16) for digits in codes if digits), None)
             code = ord(_ESCAPES.get(escaped, escaped) if escaped else plain) if code is None else code

@@ -29,14 +29,13 @@ KEPT_MASKS = 128
 class Grammar:
     """A compiled grammar over one reply: a :class:`~speccascade_local.tokens.shaping.Constraint`.
 
+    Raises SettingError where nothing satisfies the grammar, or it exceeds a limit of time or memory.
+
     Args:
         pool: As from ``Tokenizer.for_grammars``.
         source: As from :func:`gbnf.from_gbnf` or :func:`json_schema.from_json_schema`.
         n_vocab: The length of the masks.
         unwanted: Polled while waiting; True ends the work with an UnwantedError.
-
-    Raises:
-        SettingError: Nothing satisfies the grammar, or it exceeds a limit of time or memory.
     """
 
     def __init__(self, pool: MatcherPool, source: str, n_vocab: int, unwanted: Callable[[], bool] = lambda: False) -> None:

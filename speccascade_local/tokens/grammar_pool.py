@@ -24,17 +24,12 @@ IDLE_PROCESSES, IDLE_S, IDLE_GROWTH = 4, 3.0, 32_000_000
 class MatcherPool:
     """Processes that know one vocabulary and serve one grammar at a time. Thread-safe.
 
-    Args:
-        tokens: The bytes of each id; those of control tokens follow 0xff, a byte that no text has.
-        ends: The ids that end a text.
+    ``tokens``: the bytes of each id; those of control tokens follow 0xff, a byte that no text has. ``ends``: the ids that end a text.
     """
 
     def __init__(self, tokens: Sequence[bytes], ends: Sequence[int]) -> None:
-        self._vocabulary = {
-            "lengths": [len(token) for token in tokens],
-            "bytes": base64.b64encode(b"".join(tokens)).decode(),
-            "ends": list(ends),
-        }
+        joined = base64.b64encode(b"".join(tokens)).decode()
+        self._vocabulary = {"lengths": [len(token) for token in tokens], "bytes": joined, "ends": list(ends)}
         self._idle: deque[tuple[LimitedChild, float]] = deque()  # each with the time of its return
         self._fresh_bytes = 0  # the memory of a new process
         self._watching = False

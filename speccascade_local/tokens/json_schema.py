@@ -29,10 +29,7 @@ def from_json_schema(schema: str | Mapping[str, Any] | bool) -> str:
     """Return a JSON schema, given as text or as an object, in llguidance's form.
 
     llguidance's own options, such as ``whitespace_flexible``, are read from ``x-guidance``. Formats that it does not know are annotations
-    and left out.
-
-    Raises:
-        SettingError: The schema is not valid JSON or exceeds a limit.
+    and left out. Raises SettingError where the schema is not valid JSON or exceeds a limit.
     """
     if not isinstance(schema, (str, Mapping, bool)):
         raise SettingError(f'the JSON schema is {schema!r:.40}; it must be an object, such as {{"type": "object"}}')

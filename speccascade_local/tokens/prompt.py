@@ -30,18 +30,10 @@ class Tokenizer(Protocol):
 
 
 def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, *, n_vocab: int, n_ctx: int, n_ctx_trained: int) -> list[int]:
-    """Return the ids of a raw prompt.
+    """Return the ids of a raw prompt: a text, in which control tokens are read, or ids. ``n_vocab``: the ids that both models have.
 
-    Args:
-        prompt: A text, in which control tokens are read, or ids. A text gets the model's BOS unless it begins with it; ids stay as given.
-        tokenizer: The expert's.
-        n_vocab: The number of ids that both models have.
-        n_ctx: The tokens that the context holds.
-        n_ctx_trained: The tokens that the models were trained for.
-
-    Raises:
-        PromptError: The prompt is empty, no text or list of ids, or holds an unknown id.
-        ContextOverflowError: The prompt is longer than the context.
+    A text gets the model's BOS unless it begins with it; ids stay as given. Raises PromptError where the prompt is empty, no text or list
+    of ids, or holds an unknown id, and ContextOverflowError where it is longer than the context.
     """
     if isinstance(prompt, str):
         ids = tokenizer.tokenize(prompt, add_special=True, parse_special=True) if prompt else []

@@ -137,6 +137,5 @@ def total_variation(one: Float, other: Float) -> Float:
 
 def inner(one: Float, other: Float) -> Float:
     """Return the inner product of each row. [k, n_vocab] -> [k]"""
-    # Not by BLAS, which wakes threads that the models need.
-    product: Float = np.einsum("kv,kv->k", one, other)
+    product: Float = np.einsum("kv,kv->k", one, other)  # not by BLAS, which wakes threads that the models need
     return product

@@ -111,7 +111,7 @@ def _invert(cumulative: NDArray[np.float64], target: float) -> int:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Turns a row of logits into the distribution that tokens are drawn from.
+    """Turns a row of logits into the distribution that tokens are drawn from. Raises SettingError for a value outside its range.
 
     Args:
         temperature: 0 (greedy) or more.
@@ -120,9 +120,6 @@ class Sampler:
         min_p: Drops tokens below ``min_p`` times the largest probability; in [0, 1], 0 is off.
         top_n_sigma: Drops tokens whose logit is more than this many standard deviations below the largest (Tang et al. 2411.07641), the
             deviation being that of all finite logits of the row. Temperature does not change what it keeps. 0 is off.
-
-    Raises:
-        SettingError: A value is outside its range.
     """
 
     temperature: float = 1.0

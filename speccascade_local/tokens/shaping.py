@@ -43,7 +43,7 @@ class ForbiddenIds:
 
 @dataclass(frozen=True)
 class Penalties:
-    """Changes to logits that depend on the text so far.
+    """Changes to logits that depend on the text so far. Raises SettingError for a value outside its range.
 
     Args:
         logit_bias: The number added to the logit of each id, -100 to 100; -inf for never.
@@ -51,9 +51,6 @@ class Penalties:
         frequency: Subtracted for each occurrence of a token in the reply, as in the OpenAI API.
         repetition: Divides positive and multiplies negative logits of tokens in prompt or reply, before all others (Keskar et al.
             1909.05858); 1 is off.
-
-    Raises:
-        SettingError: A value is outside its range.
     """
 
     logit_bias: Mapping[int, float] = field(default_factory=dict)
@@ -87,8 +84,7 @@ class Penalties:
 class Shaper:
     """Penalties and a grammar for one reply.
 
-    Raises:
-        SettingError: A biased id is outside the vocabulary, or the grammar allows no token after some text.
+    Raises SettingError where a biased id is outside the vocabulary, or the grammar allows no token after some text.
     """
 
     def __init__(self, n_vocab: int, prompt: Sequence[int] = (), penalties: Penalties | None = None, grammar: Constraint | None = None):
@@ -127,10 +123,8 @@ class Shaper:
                 row[possible] = 0.0
                 return row
             cause = "grammar or schema" if self._grammar else "logit_bias"
-            raise SettingError(
-                f"after {len(reply)} tokens the {cause} allows nothing that this vocabulary can say; "
-                "make it wider, or check that it can be satisfied"
-            )
+            problem = f"after {len(reply)} tokens the {cause} allows nothing that this vocabulary can say"
+            raise SettingError(f"{problem}; make it wider, or check that it can be satisfied")
         return row
 
     def rows(self, logits: Array, reply: Sequence[int], drafted: Sequence[int]) -> Rows:

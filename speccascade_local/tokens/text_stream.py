@@ -66,8 +66,7 @@ class TextStream:
 
     def finish(self) -> None:
         """Add the text that is held back to the last piece. A broken last character becomes U+FFFD."""
-        rest = self._held + self._decoder.decode(b"", final=True)
-        if rest:
+        if rest := self._held + self._decoder.decode(b"", final=True):
             self.pieces[-1] += rest
 
     def _cut(self, shown: str, control: str) -> int | None:
@@ -83,8 +82,7 @@ class TextStream:
                 return min(length + 1 - in_shown, self._before[-in_spelled] if in_spelled else length)
         for character in control:
             self._before.append(self._length)
-            in_spelled = self._in_spelled.feed(character)
-            if in_spelled:
+            if in_spelled := self._in_spelled.feed(character):
                 return self._before[-in_spelled]
         return None
 
