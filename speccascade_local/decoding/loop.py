@@ -1,9 +1,9 @@
 """The decoding loop: draft, score, settle, commit.
 
 Expert-only decoding (block size 0), the drafter alone (rule ``never``), speculative decoding (rule ``strict``) and every cascade are this
-one loop. Between blocks each session holds a prefix of the committed tokens, at most all but the last one (the drafter also what it wrote
-ahead). So both caches stay true where a generator is dropped at a ``yield``. After a fully kept draft the drafter is one token behind,
-and reads that token together with the bonus token.
+one loop. Between blocks each session holds a prefix of the committed tokens and leaves at least the last one unread. The drafter may also
+hold what it wrote ahead. So both caches stay true where a generator is dropped at a ``yield``. After a fully kept draft the drafter is one
+token behind, and reads that token together with the bonus token.
 """
 
 from __future__ import annotations

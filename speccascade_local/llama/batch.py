@@ -136,7 +136,7 @@ def check_code(code: int, size: int, file: str) -> None:
     if code == -1:  # ids are checked, so it is the positions
         raise InconsistentError(
             f"{file}: llama_decode returned -1 (invalid batch) for {size} tokens: {complaint()}. "
-            "The KV cache is inconsistent; load the pair again"
+            "The KV cache is inconsistent. The text is read once more; if that fails too, load the pair again"
         )
     if code != 0:
         meaning = {1: "no room in the KV cache", 2: "aborted"}.get(code, "evaluation failed")

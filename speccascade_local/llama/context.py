@@ -196,7 +196,7 @@ class LlamaContext:
             try:
                 return self._evaluate(parts)
             except InconsistentError as error:
-                log.warning("%s; reading the text again", error)
+                log.warning("%s", error)
                 for part in parts:
                     self.rollback.clear(part.timeline)
                 return self._evaluate(parts)

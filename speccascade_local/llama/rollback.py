@@ -133,9 +133,10 @@ class Tail:
 class Checkpoints(Tail):
     """Restores a copy of the state, or one of llama.cpp's snapshots where these reach back far enough.
 
-    A copy is made where the text is committed. Before every draft a session rolls back to the committed text, even if it holds no more.
-    So of the first read after a rollback all is committed except the last ``keep - 1`` tokens, a draft to score. Raises SessionError where
-    llama.cpp can neither copy nor restore.
+    A copy is made where the text is committed. ``drop`` only notes the new length; ``settle`` restores the state before the next read.
+    A session rolls back to the committed text before every draft, even where it holds exactly that text. The first read after a rollback
+    therefore ends with a draft of ``keep - 1`` tokens, and all before it is committed. Raises SessionError where llama.cpp can neither
+    copy nor restore.
     """
 
     pads = False

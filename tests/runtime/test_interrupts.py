@@ -148,7 +148,7 @@ def test_sessions_are_true_wherever_they_were_interrupted(
 ) -> None:
     with closing(Sessions(written(KINDS[kind]), kind)) as sessions:
         assert broken_by(sessions, CACHES, by_bytecode=by_bytecode) == []
-    assert "reading the text again" not in caplog.text
+    assert "read once more" not in caplog.text
 
 
 class Interrupted:

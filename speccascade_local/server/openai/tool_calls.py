@@ -130,9 +130,9 @@ class CallReader:
 class _Block:
     """Finds the end of a call after its opening tag, piece by piece. ``size`` is the length of its JSON, once that is complete.
 
-    Outside of strings neither ``<`` nor a backslash is valid. So of two overlapping blocks one ends soon: both see the same quotes between
-    two places, hence one of them is outside of a string where the next tag begins. No character is read more than a few times, although the
-    text of an invalid call is read again from the next tag on.
+    Outside of strings neither ``<`` nor a backslash is valid. The text of an invalid call is read again from the next tag on, so two blocks
+    may overlap. From there on both see the same quotes: one of them is outside of a string at the tag after that, and ends there. So no
+    character is read more than a few times.
     """
 
     __slots__ = ("_depth", "_in_string", "_is_escaped", "_read", "_tail", "size", "state")
