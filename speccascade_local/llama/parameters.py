@@ -58,7 +58,7 @@ def context_parameters(placement: Placement, *, n_ctx: int, n_timelines: int = 1
     params.type_k = params.type_v = _GGML_TYPES[placement.cache_type]
     flash = placement.wants_flash_attention
     if flash is None and not has_gpu():
-        # On the CPU it rounds single tokens and batches differently, by enough to part strict from the expert alone in long texts.
+        # On a CPU flash attention rounds single tokens and batches differently, enough to part strict from the expert alone in long texts.
         flash = False
     if flash is not None:
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED

@@ -190,8 +190,9 @@ class _Child:
             if late.is_set():
                 raise ModelLoadError(f"{path}: not read within {timeout_s:g} seconds; the file is damaged, or this machine is very busy")
             end = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-            reason = f"llama.cpp aborted on this file ({end}): {stderr.last_lines()}"
-            raise ModelLoadError(f"{path}: {reason}. Fetch it again, or choose another")
+            raise ModelLoadError(
+                f"{path}: llama.cpp aborted on this file ({end}): {stderr.last_lines()}. Fetch it again, or choose another"
+            )
         return self.plans
 
     def _start(self, stdin: IO[bytes]) -> Any:

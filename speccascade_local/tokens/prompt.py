@@ -30,7 +30,7 @@ class Tokenizer(Protocol):
 
 
 def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, *, n_vocab: int, n_ctx: int, n_ctx_trained: int) -> list[int]:
-    """Return the ids of a raw prompt: a text, in which control tokens are read, or ids. ``n_vocab``: the ids that both models have.
+    """Return the ids of a raw prompt: a text, in which control tokens are read, or ids. ``n_vocab``: how many ids both models have.
 
     A text gets the model's BOS unless it begins with it; ids stay as given. Raises PromptError where the prompt is empty, no text or list
     of ids, or holds an unknown id, and ContextOverflowError where it is longer than the context.

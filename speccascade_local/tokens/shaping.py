@@ -123,8 +123,10 @@ class Shaper:
                 row[possible] = 0.0
                 return row
             cause = "grammar or schema" if self._grammar else "logit_bias"
-            problem = f"after {len(reply)} tokens the {cause} allows nothing that this vocabulary can say"
-            raise SettingError(f"{problem}; make it wider, or check that it can be satisfied")
+            raise SettingError(
+                f"after {len(reply)} tokens the {cause} allows nothing that this vocabulary can say; "
+                "make it wider, or check that it can be satisfied"
+            )
         return row
 
     def rows(self, logits: Array, reply: Sequence[int], drafted: Sequence[int]) -> Rows:
