@@ -29,18 +29,16 @@ from ..terminal import print_error
 _NO = EXIT_CODES["no"]
 
 Suggest = Annotated[
-    Path | None,
-    typer.Option("--suggest", metavar="EXPERT", help="GGUF file of an expert: rank the models on this machine as its drafters."),
+    Path | None, typer.Option(metavar="EXPERT", help="GGUF file of an expert: rank the models on this machine as its drafters.")
 ]
 Folders = Annotated[
     list[Path] | None,
     typer.Option(
-        "--folder",
         show_default="those of the Hugging Face hub, LM Studio, Ollama and llama.cpp",
         help="With --suggest: search this folder; may be repeated.",
     ),
 ]
-Best = Annotated[int, typer.Option("--best", min=1, help="With --suggest: number of drafters; each takes a second or two.")]
+Best = Annotated[int, typer.Option(min=1, help="With --suggest: number of drafters; each takes a second or two.")]
 Remote = Annotated[bool, typer.Option("--remote", help="Fetch only the headers of files that are not on this machine. Uses the network.")]
 
 

@@ -24,7 +24,6 @@ from ..terminal import stderr, write
 Revisions = Annotated[
     list[str] | None,
     typer.Option(
-        "--revision",
         metavar="[ROLE=]REVISION",
         show_default="that of models.yaml, else main",
         help="Branch, tag or commit of all models, or of one (drafter, expert); checks the hub again.",
