@@ -28,9 +28,7 @@ class ArmSummary:
     """One arm at one temperature, over the questions that every arm has answered.
 
     Args:
-        arm: Its name.
         about: Its rule and settings.
-        n: Number of questions.
         tokens_per_s: All tokens over all seconds.
         first_s: Mean seconds to the first text, including prefill.
         decode_tokens_per_s: Tokens per second after the first text.
@@ -44,8 +42,6 @@ class ArmSummary:
         logprob: The expert's log-probability per token, in nats; None like mean_tv.
         parted: Of strict at temperature 0, the share of answers that differ from the expert's; else None.
         parted_at: The median position, from 1, of the first different token; None without one.
-        expert_calls_per_token: Evaluations of the expert per token.
-        tokens_per_block: Tokens per block.
         acceptance_rate: Share of drafted tokens that are accepted; None without drafts.
         deferral_rate: Share of tested positions that are deferred; None without tests.
     """

@@ -33,8 +33,6 @@ class Trial:
     """An arm on the questions that confirm.
 
     Args:
-        arm: The arm.
-        result: Its measurement there.
         is_faster: Whether its whole interval is above the expert's speed.
         is_confirmed: Whether the whole interval of each figure keeps its limit.
         questions_needed: About how many such questions would confirm the limits; None if no number would.
@@ -54,7 +52,6 @@ class Choice:
     Args:
         arm: The best arm; None if none is confirmed to keep the limits and to be faster than the expert alone.
         reason: Why, in words.
-        trials: In their order.
         answers: Number of answers of the search.
         finalists: Number of arms in the race at its end.
     """
@@ -118,15 +115,9 @@ def tune(
     goal: Goal,
     on_step: Callable[[str, float], None] = lambda work, fraction: None,
 ) -> Choice:
-    """Return the best arm, chosen by some questions and confirmed by others.
+    """Return the best arm, chosen by some questions and confirmed by others, both given as indices.
 
-    Args:
-        arms: The candidates, and the expert alone.
-        choose_by: Indices of the questions to choose by.
-        confirm_by: Indices of the questions to confirm by.
-        ask: Answers a question in one way.
-        goal: The limits.
-        on_step: Called with the current work and the fraction of it that is done.
+    The arms include the expert alone. ``on_step`` is called with the current work and the fraction of it that is done.
     """
     base = next(arm for arm in arms if arm.name == BASE)
     racing = [arm for arm in arms if arm is not base]
@@ -164,19 +155,10 @@ def confirm(
 ) -> tuple[Arm | None, str, tuple[Trial, ...]]:
     """Return the best arm that is confirmed to keep the limits and to be faster than the expert alone, the reason, and all trials.
 
-    The arms are tested in the order given, which must not depend on these questions, until one fails to keep the limits. So each test has
-    the full level, and still the chance that an arm passes which breaks a limit is that of one test (fixed-sequence testing; Angelopoulos
-    et al. 2021, "Learn then Test", limit risks by it).
-
-    Args:
-        base: The expert alone.
-        order: The candidates. One with no more merit than an arm that has passed is skipped.
-        merits: Of each candidate by name.
-        indices: The questions to ask.
-        ask: Answers a question in one way.
-        goal: The limits.
-        farthest: The largest distance that an answer can have.
-        on_step: Called with the current work and the fraction of it that is done.
+    ``merits`` are by name; an arm with no more merit than one that has passed is skipped. ``farthest`` is the largest distance that an
+    answer can have. ``on_step`` is called as by :func:`tune`. The arms are tested in the order given, which must not depend on these
+    questions, until one fails to keep the limits. So each test has the full level, and still the chance that an arm passes which breaks a
+    limit is that of one test (fixed-sequence testing; Angelopoulos et al. 2021, "Learn then Test", limit risks by it).
     """
     best: Arm | None = None
     reason, trials = "", []

@@ -24,15 +24,7 @@ class LeaveError(Exception):
 
 @dataclass
 class Chat:
-    """A conversation with its settings.
-
-    Args:
-        conversation: The turns so far.
-        settings: How the next question is answered.
-        colored: Whether tokens are colored by their origin.
-        replies: All replies of this process.
-        retries: How often the last question was asked again.
-    """
+    """A conversation, the settings for the next question, all replies of this process, and how often the last question was retried."""
 
     conversation: Conversation
     settings: Settings

@@ -32,11 +32,8 @@ class Pair:
 
     Attributes:
         drafter: The file of the small model, or ``ngram``.
-        expert: The file of the large model.
-        rule: The rule that suits the pair.
         source: The ``models.yaml`` that defines it; None if the caller named two files.
         models: More about each model, by role.
-        family: The family of both models.
         context: Tokens that both were trained for.
         seen_in: The source of these facts.
         rpc: Machines that share the expert, ``host:port`` each.
@@ -86,10 +83,7 @@ class Pair:
         return {name: f"{self.source}, line {line}: pair {self.name!r} {what}" for name, (line, what) in demands.items() if line}
 
     def check_files(self) -> None:
-        """Refuse model files that cannot be used. A plain path without a file passes: opening it gives a better reason.
-
-        Raises CatalogError.
-        """
+        """Raise CatalogError for files that cannot be used. A plain path without a file passes: opening it gives a better reason."""
         for role, model in self.models.items():
             for source in model.sources:
                 problem = source.problem()

@@ -47,7 +47,6 @@ class Header:
         weights: The size of all tensors.
         token_bytes: What one token reads: all weights but the input embedding and the experts of a mixture that are not used.
         cache_bytes: What each token of a context takes. It is too much for memories that do not grow with the text.
-        n_vocab: The number of token ids.
         n_ctx_train: The context in tokens that the model was trained for.
     """
 
@@ -167,10 +166,7 @@ def _per_layer(counts: int | list[int], layers: int) -> list[int]:
 
 
 def check_gguf(path: Path) -> list[Layout]:
-    """Return the layouts of all shards of a model; refuse what is not GGUF with a better reason than llama.cpp gives.
-
-    Raises ModelLoadError.
-    """
+    """Return the layouts of all shards of a model. Raises ModelLoadError for what is not GGUF, with a better reason than llama.cpp's."""
     try:
         if os.path.exists(path) and not (path.is_file() or path.is_dir()):
             raise ModelLoadError(f"{path}: neither a file nor a folder; name a .gguf file")  # opening a pipe would wait

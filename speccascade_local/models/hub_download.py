@@ -40,7 +40,6 @@ class RemoteFile:
         revision: The branch, tag or commit that was requested.
         commit: The commit that it stands for.
         name: The file's path in the repository.
-        size: Bytes.
         digest: SHA-256 of a large file, git's SHA-1 of a small one, as hex.
     """
 
@@ -48,7 +47,7 @@ class RemoteFile:
     revision: str
     commit: str
     name: str
-    size: int
+    size: int  # bytes
     digest: str
 
     @property
@@ -107,12 +106,8 @@ def check_space(files: Sequence[RemoteFile]) -> None:
 def fetch(file: RemoteFile, on_progress: Callable[[str, int], None]) -> None:
     """Fetch one file, or the rest of it, check it, put it in its place, and note its commit as that of the branch or tag.
 
-    Args:
-        file: The file as the hub describes it.
-        on_progress: Called with "fetching" or "checking", and the bytes done.
-
-    Raises:
-        FetchError: It cannot be fetched, and the partial file stays for the next run; or its hash is wrong, and it is removed.
+    ``on_progress`` is called with "fetching" or "checking", and the bytes done. Raises FetchError if the file cannot be fetched, and the
+    partial file stays for the next run; or if its hash is wrong, and it is removed.
     """
     library = hub()
     with _explain_errors(file):

@@ -93,8 +93,7 @@ class FileSource:
     Attributes:
         path: Its path, or that of the first shard, whether it is there or not.
         file: The name in ``models.yaml``.
-        hub: The repository on the hub.
-        revision: The branch, tag or commit of the repository.
+        revision: The branch, tag or commit of the repository on the hub.
         trouble: Why the name stands for no single file; "" if it does.
     """
 
@@ -135,16 +134,7 @@ class FileSource:
 
 @dataclass(frozen=True)
 class ModelSource(FileSource):
-    """A model, and what ``models.yaml`` says about it; None for what it does not say.
-
-    Attributes:
-        size: Bytes, as its source says.
-        licence: As the repository's card names it.
-        adapters: LoRA files with their scales.
-        gpu_layers: -1 for all.
-        device: llama.cpp's name of the device.
-        cache_type: The type of the KV cache.
-    """
+    """A model, and what ``models.yaml`` says about it (see :class:`ModelEntry`); None for what it does not say."""
 
     size: int | None = None
     licence: str | None = None

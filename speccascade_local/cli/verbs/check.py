@@ -76,9 +76,6 @@ def run(
     raise typer.Exit(EXIT_CODES[report.answer])
 
 
-# --------------------------------------------------------------------------- one pair
-
-
 def _check(pair: Pair, chosen: options.ModelOptions, remote: bool, verbose: int) -> PairReport:
     """Return the report on a pair. Raises SettingError, CatalogError and FetchError."""
     placements = {role: replace(each, rpc=()) for role, each in placements_of(pair, chosen.placements()).items()}
@@ -124,9 +121,6 @@ def _with_names(checked: PairReport, pair: Pair, temporary: str) -> PairReport:
     findings = tuple(replace(finding, text=told(finding.text)) for finding in checked.findings)
     models = {role: replace(model, path=Path(told(str(model.path)))) for role, model in (checked.models or {}).items()}
     return replace(checked, findings=findings, models=models or None)
-
-
-# --------------------------------------------------------------------------- drafters for an expert
 
 
 def _suggest(expert: Path, folders: list[Path], best: int, as_json: bool, verbose: int) -> int:
