@@ -52,10 +52,7 @@ def require_ready(answers: int, target: float | None, out: Path, picture: Path |
 def judge(
     runtime: Runtime, questions: Sequence[Question], *, max_tokens: int, on_step: Callable[[float], None] = lambda fraction: None
 ) -> list[Outcome]:
-    """Ask both models every question, greedily, and return the outcomes.
-
-    Raises PromptError for a question that cannot be asked, before any is.
-    """
+    """Ask both models every question, greedily, and return the outcomes. Raises PromptError first if one of them cannot be asked."""
     outcomes = []
     for i, (question, prompt) in enumerate(zip(questions, prompts_of(runtime, questions))):
         drafted = runtime.generate(prompt, rule=Margin(0.0), max_tokens=max_tokens, fidelity=False)
@@ -69,17 +66,9 @@ def judge(
 def fit(outcomes: Sequence[Outcome], *, drafter: Path, expert: Path, target: float | None = None, seed: int = 0) -> Calibration:
     """Fit on one third of the answers, choose the threshold on the next, and measure on the last.
 
-    The threshold is the largest whose accuracy on the second third reaches the target.
-
-    Args:
-        outcomes: The judged answers.
-        drafter: The drafter's file.
-        expert: The expert's file.
-        target: The accuracy to reach; None for the expert's own on the second third.
-        seed: Of the split.
-
-    Raises:
-        SettingError: For too few answers, for a target that even the expert alone does not reach, or without scikit-learn.
+    The threshold is the largest whose accuracy on the second third reaches the target; None stands for the expert's own there. The seed
+    is that of the split. Raises SettingError for too few answers, for a target that even the expert alone does not reach, or without
+    scikit-learn.
     """
     isotonic_regression = _regression_class(len(outcomes), target)
     order = np.random.default_rng(seed).permutation(len(outcomes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -145,37 +146,27 @@ def spec_bench(rows: Sequence[Row], arm: str, temperature: float) -> str:
     for row in rows:
         if (row["arm"], row["temperature"]) == (arm, temperature):
             by_question.setdefault(row["question"], []).append(row)
-    return "".join(
-        json.dumps(
+    lines = []
+    for question, answers in by_question.items():
+        choices = [
             {
-                "question_id": question,
-                "category": answers[0]["family"],
-                "model_id": arm,
-                "choices": [
-                    {
-                        "index": i,
-                        "turns": [row["text"]],
-                        "decoding_steps": [row["expert_calls"]],
-                        "new_tokens": [row["tokens"]],
-                        "wall_time": [row["wall_s"]],
-                        "accept_lengths": row["yields"],
-                    }
-                    for i, row in enumerate(answers)
-                ],
+                "index": i,
+                "turns": [row["text"]],
+                "decoding_steps": [row["expert_calls"]],
+                "new_tokens": [row["tokens"]],
+                "wall_time": [row["wall_s"]],
+                "accept_lengths": row["yields"],
             }
-        )
-        + "\n"
-        for question, answers in by_question.items()
-    )
+            for i, row in enumerate(answers)
+        ]
+        lines.append({"question_id": question, "category": answers[0]["family"], "model_id": arm, "choices": choices})
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def histogram(rows: Iterable[Row]) -> list[int]:
     """Return the number of blocks with 0, 1, 2, ... tokens."""
-    counts: dict[int, int] = {}
-    for row in rows:
-        for tokens in row["yields"]:
-            counts[tokens] = counts.get(tokens, 0) + 1
-    return [counts.get(tokens, 0) for tokens in range(max(counts, default=0) + 1)]
+    counts = Counter(tokens for row in rows for tokens in row["yields"])
+    return [counts[tokens] for tokens in range(max(counts, default=0) + 1)]
 
 
 def reach(counts: Sequence[int]) -> list[float]:

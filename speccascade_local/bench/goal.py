@@ -32,13 +32,7 @@ class Measurement:
 
     @classmethod
     def of(cls, rows: Sequence[Row], arm: str, farthest: float = 1.0) -> Measurement:
-        """Return the measurement of an arm.
-
-        Args:
-            rows: Rows of the arm and of the expert alone, one of each question.
-            arm: Name of the arm.
-            farthest: The largest distance that an answer can have.
-        """
+        """Return it from rows of the arm and of the expert alone, one of each question; ``farthest`` is the largest possible distance."""
         here = [row for row in rows if row["arm"] in (BASE, arm)]
         (summaries,) = summarize(here).by_temperature.values()
         summary = next(each for each in summaries if each.arm == arm)
@@ -58,7 +52,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Goal:
-    """What matters to the user, as limits.
+    """What matters to the user, as limits. Raises SettingError for none, or for one that makes no sense.
 
     With one of the first two the fastest arm within the limits wins, else the arm with the best answers.
 

@@ -42,10 +42,7 @@ def grid(
 
     Controls at each temperature are the expert alone, the drafter alone, and strict at each block size. Above temperature 0 the expert
     under min-p, at 1 - alpha of the first token_v3, is one too: truncation alone sharpens a text and can look like the gain of a lossy rule
-    (arXiv 2607.26627).
-
-    Raises:
-        SettingError: For a rule that has no meaning under these settings.
+    (arXiv 2607.26627). Raises SettingError for a rule that has no meaning under these settings.
     """
     min_p = 1 - max(next((rule.alpha for rule in rules if isinstance(rule, TokenV3)), registry.DEFAULT.alpha), 0.0)
     arms: dict[tuple[str, float, BlockSize, float], Arm] = {}
@@ -75,8 +72,7 @@ def _arms(
 
 def parse_list(text: str, kind: Callable[[str], T], option: str, example: str) -> list[T]:
     """Return [3, 5] for ``"3,5"``. Raises SettingError."""
-    parts = [part.strip() for part in text.split(",")]
-    values = []
+    parts, values = [part.strip() for part in text.split(",")], []
     for part in parts:
         try:
             values.append(kind(part))

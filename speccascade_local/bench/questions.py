@@ -103,10 +103,7 @@ def built_in_questions() -> list[Question]:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """Return the questions of a JSONL file, without empty lines; of a question of Spec-Bench's the first turn.
-
-    Raises CatalogError with the number of the wrong line.
-    """
+    """Return the questions of a JSONL file; of Spec-Bench's the first turns. Raises CatalogError with the number of the wrong line."""
     questions: dict[str, Question] = {}
     for number, data in _lines(path):
         try:
@@ -126,15 +123,11 @@ def read_questions(path: Path) -> list[Question]:
 
 
 def choose_questions(path: Path | None, per_family: int | None) -> list[Question]:
-    """Return the questions to ask, with the families in turns.
+    """Return the user's questions, or for None the built-in ones, with the families in turns.
 
-    Args:
-        path: The user's file; None for the built-in questions.
-        per_family: Maximum number per family; None for all of the user's, or PER_FAMILY of the built-in ones.
+    Without a maximum per family these are all of the user's, or PER_FAMILY of the built-in ones.
     """
-    if path is None:
-        return in_turns(built_in_questions(), per_family or PER_FAMILY)
-    return in_turns(read_questions(path), per_family)
+    return in_turns(built_in_questions(), per_family or PER_FAMILY) if path is None else in_turns(read_questions(path), per_family)
 
 
 def in_turns(questions: Sequence[Question], per_family: int | None = None) -> list[Question]:

@@ -31,18 +31,16 @@ def write_report(path: Path, summary: Summary, rows: Sequence[Row], setup: Mappi
         profile = read_profile(setup["profile"]) if "profile" in setup else None
     except ValueError as error:
         raise CatalogError(f"the profile in the first line of the results is not valid ({error!s:.200}); remove it there") from error
-    page = (
-        _environment()
-        .get_template("report.html")
-        .render(
-            pair=setup.get("pair", "a pair"),
-            parts=parts,
-            notes=notes(summary, setup),
-            batch_times=_draw(figure, "staircase", lambda each: charts.draw_batch_times(each, profile)) if profile else None,
-            command=setup.get("command"),
-            origins=list(ORIGINS),
-            questions=setup.get("asked", {}),
-        )
+    loader = PackageLoader("speccascade_local.bench", ".")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = environment.get_template("report.html").render(
+        pair=setup.get("pair", "a pair"),
+        parts=parts,
+        notes=notes(summary, setup),
+        batch_times=_draw(figure, "staircase", lambda each: charts.draw_batch_times(each, profile)) if profile else None,
+        command=setup.get("command"),
+        origins=list(ORIGINS),
+        questions=setup.get("asked", {}),
     )
     try:
         path.write_text(page, encoding="utf-8")
@@ -114,8 +112,3 @@ def _draw(figure: Callable[..., Any], name: str, draw: Callable[[Any], None]) ->
     canvas = figure(figsize=(6.6, 4.4), layout="constrained")
     draw(canvas)
     return svg_text(canvas, name)
-
-
-def _environment() -> Environment:
-    loader = PackageLoader("speccascade_local.bench", ".")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

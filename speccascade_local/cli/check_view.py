@@ -79,14 +79,7 @@ def _memory_table(report: PairReport) -> Table:
 
 
 def show_suggestions(suggestions: Suggestions, found: LocalModels, places: dict[str, Path], measured: bool) -> None:
-    """Print the ranking, and why the other models are not in it.
-
-    Args:
-        suggestions: The ranked drafters and the others.
-        found: All models on this machine, and the files that cannot be read.
-        places: The folders searched, by name.
-        measured: Whether speeds rest on measurements on this machine.
-    """
+    """Print the ranking, and why the other models are not in it; ``measured`` says whether speeds rest on measurements here."""
     console = for_tables()
     if not suggestions.ranked:
         folders = [name if name == str(folder) else f"{name} ({folder})" for name, folder in places.items()]

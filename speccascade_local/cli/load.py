@@ -25,9 +25,7 @@ from .terminal import stderr
 def pair_and_prompt(words: list[str] | None, chosen: ModelOptions) -> tuple[str | None, str]:
     """Return the name of the pair, if any, and the prompt, which comes from stdin if it is ``-`` or missing.
 
-    Raises:
-        SettingError: For too many words.
-        PromptError: For a prompt that is missing, empty or not UTF-8.
+    Raises SettingError for too many words, and PromptError for a prompt that is missing, empty or not UTF-8.
     """
     asked_for_stdin = words is not None and words[-1:] == ["-"]
     words = words or ["-"]

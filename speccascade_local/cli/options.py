@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -18,7 +18,11 @@ from ..models.catalog import Pair
 from ..runtime.compare import BLOCK_SIZE
 from ..runtime.load import choose
 from ..runtime.settings import DEFAULTS, BlockSize, Settings
-from .placement_options import PlacementOptions
+from .placement_options import PlacementOptions, in_models
+
+in_cascade = partial(typer.Option, rich_help_panel="Cascade")
+in_sampling = partial(typer.Option, rich_help_panel="Sampling")
+in_output = partial(typer.Option, rich_help_panel="Output")
 
 Words = Annotated[
     list[str] | None,
@@ -29,29 +33,20 @@ Words = Annotated[
     ),
 ]
 PairName = Annotated[str | None, typer.Argument(metavar="[PAIR]", show_default="the bundled one", help="A pair from models.yaml.")]
-Raw = Annotated[bool, typer.Option("--raw", rich_help_panel="Output", help="Continue the prompt without the chat template.")]
-Json = Annotated[bool, typer.Option("--json", rich_help_panel="Output", help="Print one JSON object instead of text.")]
-Verbose = Annotated[
-    int,
-    typer.Option(
-        "--verbose", "-v", count=True, show_default=False, rich_help_panel="Output", help="Show more; -vv adds llama.cpp's own log."
-    ),
-]
-MaxTokens = Annotated[int, typer.Option(rich_help_panel="Sampling", help="Maximum number of tokens in a reply.")]
-BlockLength = Annotated[
-    str,
-    typer.Option(rich_help_panel="Cascade", help="Drafted tokens per block; 0: the expert alone; auto: as many as pay on this machine."),
-]
+Raw = Annotated[bool, in_output("--raw", help="Continue the prompt without the chat template.")]
+Json = Annotated[bool, in_output("--json", help="Print one JSON object instead of text.")]
+Verbose = Annotated[int, in_output("--verbose", "-v", count=True, show_default=False, help="Show more; -vv adds llama.cpp's own log.")]
+MaxTokens = Annotated[int, in_sampling(help="Maximum number of tokens in a reply.")]
+BlockLength = Annotated[str, in_cascade(help="Drafted tokens per block; 0: the expert alone; auto: as many as pay on this machine.")]
 QuestionsFile = Annotated[
-    Path | None,
-    typer.Option("--questions", help="JSONL with prompt or messages, reference and metric; Spec-Bench's file works too."),
+    Path | None, typer.Option("--questions", help="JSONL with prompt or messages, reference and metric; Spec-Bench's file works too.")
 ]
 PerFamily = Annotated[
     int | None,
     typer.Option(min=1, show_default=f"all of yours; {PER_FAMILY} of the built-in ones", help="Maximum number of questions per family."),
 ]
-Temperature = Annotated[float, typer.Option(rich_help_panel="Sampling", help="Sampling temperature; 0 is greedy.")]
-Models = Annotated[Path | None, typer.Option(rich_help_panel="Models", help="A models.yaml to look in first.")]
+Temperature = Annotated[float, in_sampling(help="Sampling temperature; 0 is greedy.")]
+Models = Annotated[Path | None, in_models(help="A models.yaml to look in first.")]
 
 #: Bytes of a file with a grammar or a schema.
 _LONGEST_SCHEMA = 4 << 20
@@ -61,31 +56,13 @@ _LONGEST_SCHEMA = 4 << 20
 class FileOptions:
     """The models, their context and threads."""
 
-    ctx: Annotated[
-        int | None,
-        typer.Option(
-            "--ctx", show_default="4096, or what both were trained for", rich_help_panel="Models", help="Size of the context, in tokens."
-        ),
-    ] = None
-    threads: Annotated[
-        int | None,
-        typer.Option(show_default="measured", rich_help_panel="Models", help="Number of threads; use fewer on a busy machine."),
-    ] = None
-    drafter: Annotated[
-        Path | None,
-        typer.Option("--drafter", rich_help_panel="Models", help="GGUF file of the small model, instead of a pair; ngram: no model."),
-    ] = None
-    expert: Annotated[
-        Path | None, typer.Option("--expert", rich_help_panel="Models", help="GGUF file of the large model, instead of a pair.")
-    ] = None
+    ctx: Annotated[int | None, in_models(show_default="4096, or what both were trained for", help="Size of the context, in tokens.")] = None
+    threads: Annotated[int | None, in_models(show_default="measured", help="Number of threads; use fewer on a busy machine.")] = None
+    drafter: Annotated[Path | None, in_models(help="GGUF file of the small model, instead of a pair; ngram: no model.")] = None
+    expert: Annotated[Path | None, in_models(help="GGUF file of the large model, instead of a pair.")] = None
     models: Models = None
     allow_code: Annotated[
-        bool,
-        typer.Option(
-            "--allow-code",
-            rich_help_panel="Models",
-            help="Allow a models.yaml that is not your own to run code and use other machines.",
-        ),
+        bool, in_models("--allow-code", help="Allow a models.yaml that is not your own to run code and use other machines.")
     ] = False
 
 
@@ -104,66 +81,31 @@ class AnswerOptions:
     """How a question is answered."""
 
     rule: Annotated[
-        str | None,
-        typer.Option(
-            "--rule",
-            show_default="the pair's own",
-            rich_help_panel="Cascade",
-            help="Deferral rule, such as token_v3:0.3, opt:0.2, strict or never.",
-        ),
+        str | None, in_cascade(show_default="the pair's own", help="Deferral rule, such as token_v3:0.3, opt:0.2, strict or never.")
     ] = None
     temperature: Temperature = DEFAULTS.temperature
-    top_k: Annotated[int, typer.Option(rich_help_panel="Sampling", help="Keep the k most probable tokens; 0 is off.")] = DEFAULTS.top_k
-    top_p: Annotated[
-        float, typer.Option(rich_help_panel="Sampling", help="Keep the most probable tokens up to this total probability; 1 is off.")
-    ] = DEFAULTS.top_p
-    min_p: Annotated[
-        float, typer.Option(rich_help_panel="Sampling", help="Drop tokens below this share of the most probable one; 0 is off.")
-    ] = DEFAULTS.min_p
+    top_k: Annotated[int, in_sampling(help="Keep the k most probable tokens; 0 is off.")] = DEFAULTS.top_k
+    top_p: Annotated[float, in_sampling(help="Keep the most probable tokens up to this total probability; 1 is off.")] = DEFAULTS.top_p
+    min_p: Annotated[float, in_sampling(help="Drop tokens below this share of the most probable one; 0 is off.")] = DEFAULTS.min_p
     block_size: BlockLength = str(DEFAULTS.block_size)
     max_tokens: MaxTokens = DEFAULTS.max_tokens
     seed: Annotated[
-        int | None,
-        typer.Option(
-            show_default="a new one, shown by --json and -v", rich_help_panel="Sampling", help="Seed; the same seed repeats a reply."
-        ),
+        int | None, in_sampling(show_default="a new one, shown by --json and -v", help="Seed; the same seed repeats a reply.")
     ] = None
-    strict_first: Annotated[int, typer.Option(rich_help_panel="Cascade", help="Number of first tokens that are always the expert's.")] = (
-        DEFAULTS.strict_first
+    strict_first: Annotated[int, in_cascade(help="Number of first tokens that are always the expert's.")] = DEFAULTS.strict_first
+    thinking_rule: Annotated[str | None, in_cascade(show_default="the same", help="Deferral rule between <think> and </think>.")] = None
+    presence_penalty: Annotated[float, in_sampling(help="Lower the logits of tokens that the reply contains.")] = DEFAULTS.presence_penalty
+    frequency_penalty: Annotated[float, in_sampling(help="Lower the logits of tokens by their count in the reply.")] = (
+        DEFAULTS.frequency_penalty
     )
-    thinking_rule: Annotated[
-        str | None,
-        typer.Option(
-            "--thinking-rule", show_default="the same", rich_help_panel="Cascade", help="Deferral rule between <think> and </think>."
-        ),
-    ] = None
-    presence_penalty: Annotated[
-        float, typer.Option(rich_help_panel="Sampling", help="Lower the logits of tokens that the reply contains.")
-    ] = DEFAULTS.presence_penalty
-    frequency_penalty: Annotated[
-        float, typer.Option(rich_help_panel="Sampling", help="Lower the logits of tokens by their count in the reply.")
-    ] = DEFAULTS.frequency_penalty
-    repetition_penalty: Annotated[
-        float, typer.Option(rich_help_panel="Sampling", help="Divide the logits of tokens in prompt or reply; 1 is off.")
-    ] = DEFAULTS.repetition_penalty
-    logit_bias: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--logit-bias", metavar="ID=BIAS", rich_help_panel="Sampling", help="Bias to add to a token's logit; may be repeated."
-        ),
-    ] = None
-    grammar: Annotated[Path | None, typer.Option("--grammar", rich_help_panel="Sampling", help="GBNF file that the reply must follow.")] = (
-        None
+    repetition_penalty: Annotated[float, in_sampling(help="Divide the logits of tokens in prompt or reply; 1 is off.")] = (
+        DEFAULTS.repetition_penalty
     )
-    json_schema: Annotated[
-        Path | None, typer.Option("--json-schema", rich_help_panel="Sampling", help="JSON schema file that the reply must follow.")
-    ] = None
-
+    logit_bias: Annotated[list[str] | None, in_sampling(metavar="ID=BIAS", help="Bias to add to a token's logit; may be repeated.")] = None
+    grammar: Annotated[Path | None, in_sampling(help="GBNF file that the reply must follow.")] = None
+    json_schema: Annotated[Path | None, in_sampling(help="JSON schema file that the reply must follow.")] = None
     audit: Annotated[
-        bool,
-        typer.Option(
-            "--audit", rich_help_panel="Output", help="Let the expert judge the other tokens afterwards, so that TV covers the whole reply."
-        ),
+        bool, in_output("--audit", help="Let the expert judge the other tokens afterwards, so that TV covers the whole reply.")
     ] = DEFAULTS.audit
 
     def settings(self) -> Settings:
@@ -178,35 +120,17 @@ class AnswerOptions:
 class RunOptions(AnswerOptions):
     """How one prompt is answered."""
 
-    verification: Annotated[
-        str,
-        typer.Option("--verification", rich_help_panel="Cascade", help="token, or block: test whole blocks, which accepts longer drafts."),
-    ] = DEFAULTS.verification
+    verification: Annotated[str, in_cascade(help="token, or block: test whole blocks, which accepts longer drafts.")] = (
+        DEFAULTS.verification
+    )
     bonus: Annotated[
-        str,
-        typer.Option(
-            "--bonus",
-            rich_help_panel="Cascade",
-            help="After an accepted draft: expert, for a token of its own, or cascade, for one more drafted token.",
-        ),
+        str, in_cascade(help="After an accepted draft: expert, for a token of its own, or cascade, for one more drafted token.")
     ] = DEFAULTS.bonus
-    logprobs: Annotated[
-        int | None,
-        typer.Option(
-            "--logprobs", show_default="none", rich_help_panel="Output", help="With --json: number of log-probabilities per token."
-        ),
-    ] = None
+    logprobs: Annotated[int | None, in_output(show_default="none", help="With --json: number of log-probabilities per token.")] = None
     logprobs_of: Annotated[
-        str,
-        typer.Option(
-            "--logprobs-of",
-            rich_help_panel="Output",
-            help="With --logprobs: drawn, for the distribution of the token, or raw, for the model's own at temperature 1.",
-        ),
+        str, in_output(help="With --logprobs: drawn, for the distribution of the token, or raw, for the model's own at temperature 1.")
     ] = DEFAULTS.logprobs_of
-    model_logprobs: Annotated[
-        bool, typer.Option("--model-logprobs", rich_help_panel="Output", help="With --logprobs: add those of both models.")
-    ] = False
+    model_logprobs: Annotated[bool, in_output("--model-logprobs", help="With --logprobs: add those of both models.")] = False
 
 
 @dataclass(frozen=True)
@@ -224,9 +148,8 @@ class CompareOptions(AnswerOptions):
     seed: Annotated[int, typer.Option(help="Seed; the same for every arm.")] = 0
     audit: Annotated[
         bool,
-        typer.Option(
+        in_output(
             "--audit/--no-audit",
-            rich_help_panel="Output",
             help="Let the expert judge the other tokens afterwards, so that TV covers the whole reply; not part of the times.",
         ),
     ] = True

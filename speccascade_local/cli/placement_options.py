@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,59 +13,38 @@ import typer
 from ..common.errors import SettingError
 from ..models.placement import CACHE_TYPES, Placement
 
+#: Options under the headings of --help.
+in_models = partial(typer.Option, rich_help_panel="Models")
+in_memory = partial(typer.Option, rich_help_panel="Memory")
+
 
 @dataclass(frozen=True)
 class PlacementOptions:
     """How each model is loaded. None stands for the placement's own default."""
 
     gpu_layers: Annotated[
-        str | None,
-        typer.Option(
-            show_default="auto", rich_help_panel="Memory", help="Layers on the GPU: a number, -1 for all, auto for as many as fit."
-        ),
+        str | None, in_memory(show_default="auto", help="Layers on the GPU: a number, -1 for all, auto for as many as fit.")
     ] = None
-    drafter_gpu_layers: Annotated[
-        str | None, typer.Option(show_default="the same", rich_help_panel="Memory", help="Layers of the drafter on the GPU.")
-    ] = None
+    drafter_gpu_layers: Annotated[str | None, in_memory(show_default="the same", help="Layers of the drafter on the GPU.")] = None
     expert_device: Annotated[
-        str | None,
-        typer.Option(show_default="llama.cpp's choice", rich_help_panel="Memory", help="Device for the expert's layers, such as CUDA0."),
+        str | None, in_memory(show_default="llama.cpp's choice", help="Device for the expert's layers, such as CUDA0.")
     ] = None
-    drafter_device: Annotated[
-        str | None, typer.Option(show_default="llama.cpp's choice", rich_help_panel="Memory", help="Device for the drafter's layers.")
-    ] = None
-    cache_type: Annotated[
-        str | None, typer.Option(show_default="f16", rich_help_panel="Memory", help=f"Type of the KV caches: {', '.join(CACHE_TYPES)}.")
-    ] = None
-    drafter_cache_type: Annotated[
-        str | None, typer.Option(show_default="the same", rich_help_panel="Memory", help="Type of the drafter's KV cache.")
-    ] = None
-    flash_attention: Annotated[
-        str | None, typer.Option(show_default="auto", rich_help_panel="Memory", help="on, off, or auto: on where it costs no accuracy.")
-    ] = None
-    expert_lora: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE[=SCALE]", rich_help_panel="Models", help="LoRA adapter for the expert; may be repeated."),
-    ] = None
-    drafter_lora: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE[=SCALE]", rich_help_panel="Models", help="LoRA adapter for the drafter; may be repeated."),
-    ] = None
-    rpc: Annotated[
-        list[str] | None,
-        typer.Option(metavar="HOST:PORT", rich_help_panel="Memory", help="Another machine for layers of the expert; may be repeated."),
-    ] = None
+    drafter_device: Annotated[str | None, in_memory(show_default="llama.cpp's choice", help="Device for the drafter's layers.")] = None
+    cache_type: Annotated[str | None, in_memory(show_default="f16", help=f"Type of the KV caches: {', '.join(CACHE_TYPES)}.")] = None
+    drafter_cache_type: Annotated[str | None, in_memory(show_default="the same", help="Type of the drafter's KV cache.")] = None
+    flash_attention: Annotated[str | None, in_memory(show_default="auto", help="on, off, or auto: on where it costs no accuracy.")] = None
+    expert_lora: Annotated[list[str] | None, in_models(metavar="FILE[=SCALE]", help="LoRA adapter for the expert; may be repeated.")] = None
+    drafter_lora: Annotated[list[str] | None, in_models(metavar="FILE[=SCALE]", help="LoRA adapter for the drafter; may be repeated.")] = (
+        None
+    )
+    rpc: Annotated[list[str] | None, in_memory(metavar="HOST:PORT", help="Another machine for layers of the expert; may be repeated.")] = (
+        None
+    )
     exact: Annotated[
-        bool,
-        typer.Option(
-            "--exact", rich_help_panel="Memory", help="Make strict at temperature 0 equal to the expert's own text; batches are slower."
-        ),
+        bool, in_memory("--exact", help="Make strict at temperature 0 equal to the expert's own text; batches are slower.")
     ] = False
     check_memory: Annotated[
-        bool,
-        typer.Option(
-            "--check-memory/--no-check-memory", rich_help_panel="Memory", help="Refuse to load what does not fit the free memory."
-        ),
+        bool, in_memory("--check-memory/--no-check-memory", help="Refuse to load what does not fit the free memory.")
     ] = True
 
     def placements(self) -> dict[str, Placement]:

@@ -100,10 +100,7 @@ def color_tokens(tokens: Sequence[Token]) -> Text:
 
 def legend() -> Text:
     """Return one line for each color."""
-    lines = [
-        *((str(origin), style, meaning) for origin, (style, meaning) in ORIGINS.items()),
-        ("dropped", DROPPED_STYLE, "rejected draft"),
-    ]
+    lines = [*((str(origin), style, meaning) for origin, (style, meaning) in ORIGINS.items()), ("dropped", DROPPED_STYLE, "rejected draft")]
     return Text("\n").join(Text.assemble((name, style), (f"{'':{11 - len(name)}}{meaning}", "dim")) for name, style, meaning in lines)
 
 

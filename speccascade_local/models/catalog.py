@@ -72,10 +72,7 @@ class Pair:
         return {name: f"{self.source}, line {line}: pair {self.name!r} {what}" for name, (line, what) in demands.items() if line}
 
     def check_files(self) -> None:
-        """Refuse model files that cannot be used. A plain path without a file passes: opening it gives a better reason.
-
-        Raises CatalogError.
-        """
+        """Raise CatalogError for files that cannot be used. A plain path without a file passes: opening it gives a better reason."""
         for role, model in self.models.items():
             for source in model.sources:
                 problem = source.problem()

@@ -156,10 +156,7 @@ def _per_layer(counts: int | list[int], layers: int) -> list[int]:
 
 
 def check_gguf(path: Path) -> list[Layout]:
-    """Return the layouts of all shards of a model; refuse what is not GGUF with a better reason than llama.cpp gives.
-
-    Raises ModelLoadError.
-    """
+    """Return the layouts of all shards of a model. Raises ModelLoadError for what is not GGUF, with a better reason than llama.cpp's."""
     try:
         if os.path.exists(path) and not (path.is_file() or path.is_dir()):
             raise ModelLoadError(f"{path}: neither a file nor a folder; name a .gguf file")  # opening a pipe would wait

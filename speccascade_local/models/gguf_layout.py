@@ -25,7 +25,6 @@ _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _SHARD = re.compile(r"(?P<stem>.*-)(?P<number>\d{5})(?P<end>-of-(?P<count>\d{5})\.gguf)", re.IGNORECASE)
 
-
 #: ggml's types of tensors by number: name, values in a block, bytes of a block. A test compares them with the ``gguf`` package, which
 #: brings too much to be needed by every installation.
 # fmt: off
@@ -84,9 +83,7 @@ class Layout:
 def layout_of(path: Path, until: str | None = None) -> Layout:
     """Return the header of a file, without its tensors if ``until`` names the list at which reading stops.
 
-    Raises:
-        ModelLoadError: It is not a whole GGUF file.
-        OSError: It cannot be read.
+    Raises ModelLoadError if it is not a whole GGUF file, and OSError if it cannot be read.
     """
     with path.open("rb", buffering=1 << 20 if until is None else 1 << 14) as file:
         return layout_in(file, os.fstat(file.fileno()).st_size, path, until)
@@ -143,7 +140,12 @@ class _HeaderReader:
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise self._error(f"general.alignment is {alignment!r:.40}; it must be a power of two")
         data_start = math.ceil((self.size - self.left) / alignment) * alignment
-        self._check_ends(tensors, data_start)
+        for tensor in tensors:
+            end = data_start + tensor.offset + tensor.size
+            if end > self.size:
+                raise ModelLoadError(
+                    f"{self.path}: cut off: tensor {tensor.name!r} ends at byte {end}, the file at {self.size}; fetch it again"
+                )
         return Layout(self.path, values, self.lists, n_tensors, tuple(tensors), data_start)
 
     def _value(self, key: str, until: str | None) -> Any:
@@ -184,14 +186,6 @@ class _HeaderReader:
         _, block_values, block_bytes = TENSOR_TYPES.get(kind, ("", 1, 0))
         return Tensor(name, shape, kind, offset, math.prod(shape) // block_values * block_bytes)
 
-    def _check_ends(self, tensors: list[Tensor], data_start: int) -> None:
-        for tensor in tensors:
-            end = data_start + tensor.offset + tensor.size
-            if end > self.size:
-                raise ModelLoadError(
-                    f"{self.path}: cut off: tensor {tensor.name!r} ends at byte {end}, the file at {self.size}; fetch it again"
-                )
-
     def _format(self, key: str, kind: int) -> str:
         if kind not in _FORMATS:
             raise self._error(f"{key!r:.80} is of type {kind}, which is unknown; allowed are 0 to 12")
@@ -203,17 +197,14 @@ class _HeaderReader:
             raise self._error(f"it claims {count} {what:.80}, with {self.left} bytes left in the file; allowed are {limit} at most")
         return count
 
-    def _length(self, what: str, limit: int) -> int:
-        length: int = self._number("Q")
-        if length > limit or length > self.left:
-            raise self._too_long(what, length, limit)
-        return length
-
     def _too_long(self, what: str, length: int, limit: int) -> ModelLoadError:
         return self._error(f"{what:.80} claims {length} bytes, with {self.left} left in the file; allowed are {limit} at most")
 
     def _text(self, what: str, limit: int) -> str:
-        return self._take(self._length(what, limit)).decode(errors="replace")
+        length = self._number("Q")
+        if length > limit or length > self.left:
+            raise self._too_long(what, length, limit)
+        return self._take(length).decode(errors="replace")
 
     def _number(self, code: str) -> Any:
         size = struct.calcsize(f"<{code}")
@@ -236,7 +227,7 @@ class _HeaderReader:
         self.left -= n
 
     def _skip_texts(self, key: str, count: int) -> None:
-        """Do what ``_length`` and ``_skip`` do, in one loop: a vocabulary has hundreds of thousands of texts."""
+        """Do what ``_text`` does but for the text, in one loop: a vocabulary has hundreds of thousands of texts."""
         read, seek, left = self.file.read, self.file.seek, self.left
         for _ in range(count):
             length = int.from_bytes(read(8), "little")

@@ -38,10 +38,7 @@ def repository_folder(repository: str) -> Path:
 def cached_file(repository: str, revision: str | None, name: str) -> Path:
     """Return the path of a repository's file in the cache, whether it is there or not.
 
-    Args:
-        repository: ``owner/name``.
-        revision: A branch, tag or commit. None: the main branch as last fetched or, if that lacks the file, the only commit that has it.
-        name: The file's path in the repository.
+    No revision stands for the main branch as last fetched or, if that lacks the file, the only commit that has it.
     """
     folder = repository_folder(repository)
     path = folder / "snapshots" / _commit(folder, revision or MAIN) / name

@@ -99,12 +99,8 @@ def check_space(files: Sequence[RemoteFile]) -> None:
 def fetch(file: RemoteFile, on_progress: Callable[[str, int], None]) -> None:
     """Fetch one file, or the rest of it, check it, put it in its place, and note its commit as that of the branch or tag.
 
-    Args:
-        file: The file as the hub describes it.
-        on_progress: Called with "fetching" or "checking", and the bytes done.
-
-    Raises:
-        FetchError: It cannot be fetched, and the partial file stays for the next run; or its hash is wrong, and it is removed.
+    ``on_progress`` is called with "fetching" or "checking", and the bytes done. Raises FetchError if the file cannot be fetched, and the
+    partial file stays for the next run; or if its hash is wrong, and it is removed.
     """
     library = hub()
     with _explain_errors(file):

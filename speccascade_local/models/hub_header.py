@@ -26,17 +26,10 @@ _PARTIAL_CONTENT, _WHOLE = 206, 200
 def fetch_headers(source: FileSource, folder: Path, on_bytes: Callable[[int], None] = lambda _: None) -> Path:
     """Write the headers of a model's shards into ``folder``, each in a file of the right size, and return the first one's path.
 
-    Args:
-        source: The file, or one of its shards, on the hub.
-        folder: Where to write.
-        on_bytes: Called with the number of bytes fetched of the present shard.
-
-    Raises:
-        FetchError: A header cannot be fetched or written.
-        ModelLoadError: It is not GGUF.
+    ``on_bytes`` is called with the number of bytes fetched of the present shard. Raises FetchError if a header cannot be fetched or
+    written, and ModelLoadError if it is not GGUF.
     """
-    files = describe_files([source])
-    paths = [_fetch_header(file, folder / file.name.rpartition("/")[2], on_bytes) for file in files]
+    paths = [_fetch_header(file, folder / file.name.rpartition("/")[2], on_bytes) for file in describe_files([source])]
     return paths[0]
 
 

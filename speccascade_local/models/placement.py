@@ -29,7 +29,7 @@ _MAX_LAYERS = 2**31 - 1
 
 @dataclass(frozen=True)
 class Placement:
-    """How one model is loaded.
+    """How one model is loaded. Raises SettingError if a value is not allowed, or if two of them do not go together.
 
     Args:
         gpu_layers: The number of layers on the GPU; -1 for all, ``"auto"`` for as many as fit. Without a GPU it has no effect.
@@ -39,11 +39,7 @@ class Placement:
         lora: LoRA adapters, each with its scale.
         rpc: Other machines that hold layers, ``"host:port"`` each.
         mapped: Use the pages of the mapped file as the weights. False where weights are repacked, to avoid a second copy.
-        exact: Never repack weights, and compute every row as for a single token, whatever else the batch holds
-            (llama/exactness.py).
-
-    Raises:
-        SettingError: A value is not allowed, or two of them do not go together.
+        exact: Never repack weights, and compute every row as for a single token, whatever else the batch holds (llama/exactness.py).
     """
 
     gpu_layers: int | Literal["auto"] = "auto"

@@ -32,10 +32,9 @@ def run(
     asking: options.ChatOptions,
     chosen: options.ModelOptions,
     pair: options.PairName = None,
-    system: Annotated[str | None, typer.Option("--system", metavar="TEXT|@FILE", help="The system prompt.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT|@FILE", help="The system prompt.")] = None,
     session: Annotated[
-        Path | None,
-        typer.Option("--session", metavar="FILE", help="Resume this session file if it exists, and write it when the chat ends."),
+        Path | None, typer.Option(metavar="FILE", help="Resume this session file if it exists, and write it when the chat ends.")
     ] = None,
     show_origin: Annotated[bool, typer.Option("--show-origin", help="Color each token by its origin.")] = False,
     verbose: options.Verbose = 0,

@@ -28,18 +28,16 @@ from ..terminal import print_error
 _NO = EXIT_CODES["no"]
 
 Suggest = Annotated[
-    Path | None,
-    typer.Option("--suggest", metavar="EXPERT", help="GGUF file of an expert: rank the models on this machine as its drafters."),
+    Path | None, typer.Option(metavar="EXPERT", help="GGUF file of an expert: rank the models on this machine as its drafters.")
 ]
 Folders = Annotated[
     list[Path] | None,
     typer.Option(
-        "--folder",
         show_default="those of the Hugging Face hub, LM Studio, Ollama and llama.cpp",
         help="With --suggest: search this folder; may be repeated.",
     ),
 ]
-Best = Annotated[int, typer.Option("--best", min=1, help="With --suggest: number of drafters; each takes a second or two.")]
+Best = Annotated[int, typer.Option(min=1, help="With --suggest: number of drafters; each takes a second or two.")]
 Remote = Annotated[bool, typer.Option("--remote", help="Fetch only the headers of files that are not on this machine. Uses the network.")]
 
 
@@ -77,9 +75,6 @@ def run(
     raise typer.Exit(EXIT_CODES[report.answer])
 
 
-# --------------------------------------------------------------------------- one pair
-
-
 def _check(pair: Pair, chosen: options.ModelOptions, remote: bool, verbose: int) -> PairReport:
     """Return the report on a pair. Raises SettingError, CatalogError and FetchError."""
     placements = {role: replace(each, rpc=()) for role, each in placements_of(pair, chosen.placements()).items()}
@@ -111,9 +106,6 @@ def _file(pair: Pair, role: str, source: ModelSource, temporary: Path, remote: b
         hint = f"; fetch it with 'speccascade pull {pair.name}', or read only its header with --remote" if source.hub else ""
         raise ModelLoadError(f"{problem}{hint}")
     return NamedFile(source.path, str(source.path))
-
-
-# --------------------------------------------------------------------------- drafters for an expert
 
 
 def _suggest(expert: Path, folders: list[Path], best: int, as_json: bool, verbose: int) -> int:

@@ -48,10 +48,7 @@ def _rows(found: Inspection) -> Iterator[tuple[str, str]]:
     yield "llama.cpp", f"commit {build.commit or 'unknown'}; {', '.join(build.features)}"
     yield "", ", ".join(_with(name, there) for name, there in (("GPU", build.gpu), ("RPC", build.rpc), ("mmap", build.mmap)))
     yield "repacking", "on" if build.repacking else "off: this build has AMX, which crashes on batches (llama.cpp issue 20824)"
-    yield (
-        "flash attention",
-        "llama.cpp decides" if build.gpu else "off: on the CPU it rounds single tokens and batches differently",
-    )
+    yield "flash attention", "llama.cpp decides" if build.gpu else "off: on the CPU it rounds single tokens and batches differently"
     for device in found.devices:
         yield "device", f"{device.name} ({device.kind}): {device.description}, {_gb(device.total)}, {_gb(device.free)} free"
     yield "GPUs", ", ".join(found.graphics_cards) or "none found"

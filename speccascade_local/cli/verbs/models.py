@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ...models import catalog
 from ...models.catalog import Pair
-from ...models.source import NGRAM, FileSource, ModelSource
+from ...models.source import NGRAM, FileSource
 from ...rules import registry
 from .. import options
 from ..terminal import for_tables, stdout
@@ -120,13 +120,9 @@ def _file(pair: Pair, role: str) -> str:
 
 
 def _size(pair: Pair) -> str:
-    sizes = [_bytes(model) for model in pair.models.values()]
+    # Those on disk, else as the catalog says.
+    sizes = [model.size if model.missing else sum(path.stat().st_size for path in model.parts) for model in pair.models.values()]
     return decimal(sum(filter(None, sizes))) if all(sizes) else "–"
-
-
-def _bytes(model: ModelSource) -> int | None:
-    """Return the size of the files on disk, else the one in the catalog."""
-    return model.size if model.missing else sum(path.stat().st_size for path in model.parts)
 
 
 def _rule(pair: Pair) -> str:

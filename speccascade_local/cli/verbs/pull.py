@@ -24,7 +24,6 @@ from ..terminal import stderr, write
 Revisions = Annotated[
     list[str] | None,
     typer.Option(
-        "--revision",
         metavar="[ROLE=]REVISION",
         show_default="that of models.yaml, else main",
         help="Branch, tag or commit of all models, or of one (drafter, expert); checks the hub again.",
@@ -111,10 +110,7 @@ def _warn_of_the_rest(pair: Pair, paths: list[Path]) -> None:
 
 
 def _sources(pair: Pair, revisions: list[str]) -> tuple[list[FileSource], list[FileSource]]:
-    """Return the pair's sources on the hub at these revisions, and those among them that must be fetched.
-
-    Raises CatalogError and SettingError.
-    """
+    """Return the pair's sources on the hub at these revisions, and those to fetch. Raises CatalogError and SettingError."""
     by_role = {role: [source for source in model.sources if source.hub] for role, model in pair.models.items()}
     if not any(by_role.values()):
         if not pair.missing:
@@ -131,10 +127,9 @@ def _sources(pair: Pair, revisions: list[str]) -> tuple[list[FileSource], list[F
     to_fetch: list[FileSource] = []
     for role, sources in by_role.items():
         may_have_moved = role in chosen and not is_commit(chosen[role])
-        for source in (_at_revision(source, chosen.get(role)) for source in sources):
-            every.append(source)
-            if may_have_moved or source.missing:
-                to_fetch.append(source)
+        here = [_at_revision(source, chosen.get(role)) for source in sources]
+        every += here
+        to_fetch += [source for source in here if may_have_moved or source.missing]
     return every, to_fetch
 
 

@@ -51,19 +51,13 @@ def run(
     cache = platformdirs.user_cache_path("speccascade") / "rpc" if keep_weights else None
     if cache:
         cache.mkdir(parents=True, exist_ok=True)
-
-    def show(line: str) -> None:
-        stderr.print(f"llama.cpp: {line}", markup=False, soft_wrap=True)
-
-    listener = {"on_line": show} if verbose else {}
+    listener = {"on_line": lambda line: stderr.print(f"llama.cpp: {line}", soft_wrap=True)} if verbose else {}
     with stderr.status("starting llama.cpp's RPC server"):
         server = Server(endpoint, [each.name for each in served], threads=count, cache=cache, **listener)
     with server:
         stdout.print(f"serving at {endpoint}; end with Ctrl-C", soft_wrap=True)
         for each in served:
-            stdout.print(
-                f"  {each.name}: {each.description}, {each.total / 1e9:.1f} GB, {each.free / 1e9:.1f} GB free", markup=False, soft_wrap=True
-            )
+            stdout.print(f"  {each.name}: {each.description}, {each.total / 1e9:.1f} GB, {each.free / 1e9:.1f} GB free", soft_wrap=True)
         server.wait()
 
 

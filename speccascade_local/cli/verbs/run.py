@@ -39,12 +39,8 @@ def run(
                 print_tokens(chunk.tokens, colored=show_origin)
     reply = Reply.of(chunks)
     if as_json:
-        request = {
-            "pair": runtime.pair.name,
-            "prompt": prompt,
-            "settings": {**settings.as_dict(), "rule": str(reply.rule), "seed": reply.seed},
-        }
-        write(json.dumps({**request, **reply.as_dict()}, ensure_ascii=False))
+        used = {**settings.as_dict(), "rule": str(reply.rule), "seed": reply.seed}
+        write(json.dumps({"pair": runtime.pair.name, "prompt": prompt, "settings": used, **reply.as_dict()}, ensure_ascii=False))
     else:
         write("")
         if show_origin and shows_styles():

@@ -46,9 +46,7 @@ def run(
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME",
-            show_default="none",
-            help="Another host name of this server, such as host.docker.internal; may be repeated.",
+            metavar="NAME", show_default="none", help="Another host name of this server, such as host.docker.internal; may be repeated."
         ),
     ] = None,
     private: Annotated[
@@ -111,11 +109,7 @@ def run(
         engine = stack.enter_context(Engine(runtimes, slots=slots, queue=max_queue))
         hint = " (API key needed)" if keys else ""
         app = make_app(engine, policy=allowed, rules=rules, timeout_s=timeout, aliases=aliases, any_model=any_model)
-        stdout.print(
-            f"serving {', '.join(runtimes)} at {listen.address_of(socket)}{hint}; end with Ctrl-C",
-            markup=False,
-            soft_wrap=True,
-        )
+        stdout.print(f"serving {', '.join(runtimes)} at {listen.address_of(socket)}{hint}; end with Ctrl-C", markup=False, soft_wrap=True)
         listen.Server(app, engine, owns_process=True).run(sockets=[socket])
     stderr.print("stopped")
 

@@ -53,12 +53,8 @@ def run(
     stands for quality.
     """
     set_log_level(verbose)
-    goal = Goal(
-        max_quality_loss=_share("--max-quality-loss", max_quality_loss),
-        expert_share=_share("--expert-share", expert_share),
-        budget=budget,
-        min_speedup=min_speedup,
-    )
+    loss, share = _share("--max-quality-loss", max_quality_loss), _share("--expert-share", expert_share)
+    goal = Goal(max_quality_loss=loss, expert_share=share, budget=budget, min_speedup=min_speedup)
     candidates = grid.parse_rules(rules, grid.parse_list(alphas, float, "--alphas", "0.2,0.4"))
     settings = replace(DEFAULTS, max_tokens=max_tokens)
     grid.grid(candidates, ["auto"], [temperature], settings)  # raises before anything is loaded
@@ -72,7 +68,7 @@ def run(
             hint = "--per-family asks more of the built-in questions; " if questions_file is None else ""
             raise SettingError(f"{error}; {hint}--dry-run only looks") from None
         _print_line(f"({error})")
-    target = None if dry_run else _target(named)
+    target = None if dry_run else _target(named)  # before hours of asking
     with load_with_progress(pair, chosen, verbose) as runtime:
         arms = grid.grid([runtime.rule, *candidates], ["auto"], [temperature], settings)
         arms = [arm for arm in arms if arm.settings.min_p == 0]
@@ -159,10 +155,7 @@ def _share(option: str, text: str | None) -> float | None:
 
 
 def _target(pair: Pair) -> Path:
-    """Return the file to write into, checked before hours of asking; a pair of the package goes into the user's own file.
-
-    Raises SettingError and CatalogError.
-    """
+    """Return the file to write into: the user's own for a pair of the package. Raises SettingError and CatalogError."""
     if pair.source is None:
         raise SettingError("two files have no entry in a models.yaml to write into; add one and name the pair, or only look with --dry-run")
     target = catalog.user_file() if pair.source == catalog.packaged_file() else pair.source
