@@ -69,7 +69,6 @@ class Audit:
         Raises:
             SessionError: an evaluation fails.
             SettingError: the grammar fails.
-
         """
         text, begin = [*self._prompt, *self._reply], len(self._prompt)
         first, last = min(self._rows), max(self._rows)

@@ -49,7 +49,6 @@ class AutoLength(LengthPolicy):
         has_drafter: False where there is no second model, so that only guesses can be submitted.
         prompt: tokens of the prompt that count as unread whatever the caches hold, so that the same call decides alike; None: those that
             are unread.
-
     """
 
     def __init__(self, profile: Profile, history: AcceptanceHistory, *, has_drafter: bool = True, prompt: int | None = None) -> None:
@@ -210,7 +209,6 @@ class BlockPlan:
         chances: P(kept) of tokens that the drafter is as sure of as it was lately.
         probing: whether the first token is drafted only to see whether the rule keeps it.
         bonus: whether a fully kept draft brings one more token; without it each block has a draft and no guess follows it.
-
     """
 
     def __init__(

@@ -86,7 +86,6 @@ def propose(
         written: what the drafter has written ahead, after the text.
         index: guesses for the drafter to review. What it submits follows its own rows all the same: it settles guesses by the strict test
             (a vertical cascade, Chen et al. 2312.11462).
-
     """
     text, lengths = len(generation.tokens), lengths or FixedLength(length)
     lengths.begin(length, text, first=not generation.reply, bonus=bonus)

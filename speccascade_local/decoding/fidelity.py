@@ -30,7 +30,6 @@ class Recording:
             the vocabulary per token.
         models: whether to record those of p and q too.
         of: "raw" takes the expert's row wherever it was evaluated, else the drafter's.
-
     """
 
     top: int | None = None
@@ -55,7 +54,6 @@ class Entry(NamedTuple):
         logprobs: of π, or of the raw row.
         expert: of p.
         drafter: of q.
-
     """
 
     tv: float | None
@@ -120,7 +118,6 @@ class Fidelity:
         judged: tokens that the expert was evaluated for.
         drafted: tokens that the drafter was evaluated for.
         tokens: all tokens.
-
     """
 
     mean_tv: float | None

@@ -23,7 +23,6 @@ class Generation:
         is_end: whether an id ends a text.
         shaper: penalties, biases and the grammar.
         reply: the end of ``tokens`` that was generated.
-
     """
 
     tokens: list[int]

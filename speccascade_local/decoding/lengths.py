@@ -33,7 +33,6 @@ class LengthPolicy(Protocol):
                 caches hold is left out on purpose: it must not change an answer.)
             bonus: whether the expert adds a token of its own to a draft that is kept whole. Without it the block's first ``wants_row``
                 and ``wants_token`` are True, unless no draft can change the text.
-
         """
 
     def wants_row(self, guess: Guess) -> bool:

@@ -69,7 +69,6 @@ class BlockLoop:
         vocabulary: for rules that look at the texts of tokens.
         lengths: decides how long each draft is, up to ``block_size``; None: always that long.
         index: guesses from the text, which the drafter reviews, and which may follow a draft.
-
     """
 
     generation: Generation

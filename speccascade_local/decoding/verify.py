@@ -40,7 +40,6 @@ class Draft:
         guesses: tokens after the draft that no model wrote, copied from the text. Each counts as drafted from a one-hot row. The expert
             settles them by the strict test whatever the rule is: a rule weighs two models, and here only one speaks.
         calls: batches of the drafter that the draft took.
-
     """
 
     token_ids: list[int]
@@ -72,7 +71,6 @@ class Verdict:
         dropped_ids: the rest of the draft, from the rejected token on, which the corrected token replaces.
         trace: what the rule remembers, one value per tested position; empty for rules that remember nothing.
         entries: one per emitted token, if recorded.
-
     """
 
     token_ids: tuple[int, ...]
@@ -130,7 +128,6 @@ def verify(
         verification: see :data:`Verification`.
         place: where the block begins.
         recording: what to record of each token; None for nothing.
-
     """
     drafted = draft.token_ids
     if not rule.asks_expert:
