@@ -116,12 +116,7 @@ def _by(settings: Settings, method: Method, **changes: Any) -> Settings:
 
 
 def compare(
-    runtime: Runtime,
-    prompt: Prompt,
-    arms: dict[str, Settings],
-    *,
-    repeat: int,
-    on_step: Callable[[float], None] = lambda fraction: None,
+    runtime: Runtime, prompt: Prompt, arms: dict[str, Settings], *, repeat: int, on_step: Callable[[float], None] = lambda fraction: None
 ) -> list[Row]:
     """Answer ``prompt`` in every way of ``arms``, and return a row for each.
 

@@ -121,12 +121,7 @@ def load(
 
 
 def _plan(
-    pair: Pair,
-    n_ctx: int | None,
-    placement: Placement | Mapping[str, Placement] | None,
-    check_memory: bool,
-    timelines: int,
-    exact: bool,
+    pair: Pair, n_ctx: int | None, placement: Placement | Mapping[str, Placement] | None, check_memory: bool, timelines: int, exact: bool
 ) -> tuple[dict[str, Placement], int]:
     """Return how each model is loaded, and the size of the contexts. A dry run without weights refuses here what cannot work.
 
@@ -224,10 +219,7 @@ def choose(
 
 
 def _choose_pair(
-    pair: str | None,
-    drafter: str | os.PathLike[str] | None,
-    expert: str | os.PathLike[str] | None,
-    models: str | os.PathLike[str] | None,
+    pair: str | None, drafter: str | os.PathLike[str] | None, expert: str | os.PathLike[str] | None, models: str | os.PathLike[str] | None
 ) -> Pair:
     if drafter is None and expert is None:
         if pair is None and models is None:
