@@ -41,7 +41,7 @@ class Question(BaseModel):
         messages: A conversation that ends with the question.
         reference: Texts (or patterns) that count as right; without one an answer cannot be graded.
         metric: How the reference is compared with an answer; None for the same text.
-        family: Any text; questions of one kind share it.
+        family: The kind of question, a free text.
         id: Unique in a set of questions.
     """
 
