@@ -32,7 +32,7 @@ class Measurement:
 
     @classmethod
     def of(cls, rows: Sequence[Row], arm: str, farthest: float = 1.0) -> Measurement:
-        """Return it from rows of the arm and of the expert alone, one of each question; ``farthest`` is the largest possible distance."""
+        """Measure an arm by rows of it and of the expert alone, one of each question; no answer can be farther than ``farthest``."""
         here = [row for row in rows if row["arm"] in (BASE, arm)]
         (summaries,) = summarize(here).by_temperature.values()
         summary = next(each for each in summaries if each.arm == arm)

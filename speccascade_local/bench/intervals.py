@@ -39,7 +39,7 @@ class Estimate:
 
 
 def speed_ratio(base_seconds: Sequence[float], seconds: Sequence[float], draws: int = DRAWS) -> Estimate:
-    """Return the speed relative to the base: the geometric mean of ``base_seconds / seconds``, pair by pair. All are above 0.
+    """Return the speed relative to the base: the geometric mean of ``base_seconds / seconds``, pair by pair. Seconds are above 0.
 
     The interval is a bootstrap of the logarithms of the ratios, with the same draws for every call of the same size. Exchanging the sides
     therefore gives the reciprocal of each figure, and of two equal sides neither comes out ahead, unlike with a mean of ratios. The
