@@ -23,18 +23,13 @@ LOGPROBS_OF: tuple[LogprobsOf, ...] = get_args(LogprobsOf)
 
 @dataclass(frozen=True)
 class Recording:
-    """What to record of each token.
+    """What to record of each token."""
 
-    Attributes:
-        top: number of the most probable tokens, each with its log-probability; None for no log-probabilities. Costs a pass or two over
-            the vocabulary per token.
-        models: whether to record those of p and q too.
-        of: "raw" takes the expert's row wherever it was evaluated, else the drafter's.
-    """
-
+    #: Number of the most probable tokens, each with its log-probability; None for no log-probabilities. Costs a pass or two over the
+    #: vocabulary per token.
     top: int | None = None
-    models: bool = False
-    of: LogprobsOf = "drawn"
+    models: bool = False  # whether to record those of p and q too
+    of: LogprobsOf = "drawn"  # "raw" takes the expert's row wherever it was evaluated, else the drafter's
 
 
 class Distribution(NamedTuple):
@@ -45,23 +40,14 @@ class Distribution(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What was recorded of one token. None where a model was not evaluated at that position.
+    """What was recorded of one token. None where a model was not evaluated at that position."""
 
-    Attributes:
-        tv: total variation of π and p.
-        expert_logprob: the token's plain log-probability under the expert, in nats.
-        drafter_logprob: the same under the drafter.
-        logprobs: of π, or of the raw row.
-        expert: of p.
-        drafter: of q.
-    """
-
-    tv: float | None
-    expert_logprob: float | None
-    drafter_logprob: float | None
-    logprobs: Distribution | None = None
-    expert: Distribution | None = None
-    drafter: Distribution | None = None
+    tv: float | None  # total variation of π and p
+    expert_logprob: float | None  # the token's plain log-probability under the expert, in nats
+    drafter_logprob: float | None  # the same under the drafter
+    logprobs: Distribution | None = None  # of π, or of the raw row
+    expert: Distribution | None = None  # of p
+    drafter: Distribution | None = None  # of q
 
 
 def make_entry(

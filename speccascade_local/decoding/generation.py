@@ -14,26 +14,16 @@ from ..tokens.shaping import UNSHAPED, Shaper
 
 @dataclass(eq=False)
 class Generation:
-    """A prompt and the reply to it so far.
+    """A prompt and the reply to it so far."""
 
-    Args:
-        tokens: both together; grows in place.
-        sampler: temperature and filters.
-        rng: where every random number of the reply comes from.
-        is_end: whether an id ends a text.
-        shaper: penalties, biases and the grammar.
-        reply: the end of ``tokens`` that was generated.
-    """
-
-    tokens: list[int]
+    tokens: list[int]  # both together; grows in place
     sampler: Sampler
-    rng: np.random.Generator
-    is_end: Callable[[int], bool]
-    shaper: Shaper = UNSHAPED
-    reply: list[int] = field(default_factory=list)
+    rng: np.random.Generator  # where every random number of the reply comes from
+    is_end: Callable[[int], bool]  # whether an id ends a text
+    shaper: Shaper = UNSHAPED  # penalties, biases and the grammar
+    reply: list[int] = field(default_factory=list)  # the end of ``tokens`` that was generated
 
     def grow(self, tokens: Sequence[int]) -> None:
-        """Append emitted tokens."""
         self.tokens += tokens
         self.reply += tokens
 

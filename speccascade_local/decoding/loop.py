@@ -52,40 +52,25 @@ class BlockLoop:
 
     Both sessions must hold prefixes of the generation's tokens that leave at least the last one unread. A full context ends the text with
     ``"length"``. The last predicted token needs no room, so a prompt that fills the context still gets one token.
-
-    Args:
-        generation: the text, which grows in place.
-        drafter: writes the drafts.
-        expert: scores them.
-        rule: decides token by token who speaks.
-        block_size: drafted tokens per block; at least 1 where the rule never asks the expert.
-        max_tokens: emitted tokens, at least 1.
-        stops: called once with each emitted token, in order; True ends the text after that token (end of text, stop strings).
-        stats: counts what the reply costs.
-        verification: "token" settles each position on its own, "block" the whole block.
-        bonus: "expert" adds the expert's own token to a fully kept draft, and a place without a draft is the expert's own. "cascade"
-            drafts one more token instead and settles it like the others, so every block drafts and every token follows the rule's target.
-        recording: what to record of each token.
-        vocabulary: for rules that look at the texts of tokens.
-        lengths: decides how long each draft is, up to ``block_size``; None: always that long.
-        index: guesses from the text, which the drafter reviews, and which may follow a draft.
     """
 
-    generation: Generation
+    generation: Generation  # the text, which grows in place
     drafter: Session
     expert: Session
     _: KW_ONLY
-    rule: Rule
-    block_size: int
-    max_tokens: int
-    stops: Callable[[int], bool]
-    stats: Stats
+    rule: Rule  # decides token by token who speaks
+    block_size: int  # drafted tokens per block; at least 1 where the rule never asks the expert
+    max_tokens: int  # emitted tokens, at least 1
+    stops: Callable[[int], bool]  # called once with each emitted token, in order; True ends the text after it (end of text, stop strings)
+    stats: Stats  # counts what the reply costs
     verification: Verification = "token"
+    #: "expert" adds the expert's own token to a fully kept draft, and a place without a draft is the expert's own. "cascade" drafts one
+    #: more token instead and settles it like the others, so every block drafts and every token follows the rule's target.
     bonus: Bonus = "expert"
     recording: Recording | None = None
-    vocabulary: Vocabulary | None = None
-    lengths: LengthPolicy | None = None
-    index: NgramIndex | None = None
+    vocabulary: Vocabulary | None = None  # for rules that look at the texts of tokens
+    lengths: LengthPolicy | None = None  # decides how long each draft is, up to ``block_size``; None: always that long
+    index: NgramIndex | None = None  # guesses from the text, which the drafter reviews, and which may follow a draft
 
     def __post_init__(self) -> None:
         self._drafts_bonus = self.bonus == "cascade" and self.rule.asks_expert and self.block_size > 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
@@ -111,13 +111,7 @@ class Profile:
     def as_dict(self) -> dict[str, Any]:
         """What JSON can hold, and ``from_dict`` reads."""
         speeds = {
-            role: {
-                "threads": speed.threads,
-                "batch_threads": speed.batch_threads,
-                "depths": list(speed.depths),
-                "seconds": [list(row) for row in speed.seconds],
-                "prompt_s": speed.prompt_s,
-            }
+            role: {**asdict(speed), "depths": list(speed.depths), "seconds": [list(row) for row in speed.seconds]}
             for role, speed in (("expert", self.expert), ("drafter", self.drafter))
         }
         return {**speeds, "overlap": self.overlap, "key": dict(self.key), "block_s": self.block_s, "draft_s": self.draft_s}

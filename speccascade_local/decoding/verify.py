@@ -31,25 +31,18 @@ VERIFICATIONS: tuple[Verification, ...] = get_args(Verification)
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """γ drafted tokens and the rows that they were drawn from, copied out of the drafter's buffer.
-
-    Attributes:
-        token_ids: the γ drafted tokens.
-        rows: γ or γ + 1 rows, each [1, n_vocab]; the last of γ + 1 is what the drafter says after its own draft, for the fidelity of a
-            bonus token.
-        guesses: tokens after the draft that no model wrote, copied from the text. Each counts as drafted from a one-hot row. The expert
-            settles them by the strict test whatever the rule is: a rule weighs two models, and here only one speaks.
-        calls: batches of the drafter that the draft took.
-    """
+    """γ drafted tokens and the rows that they were drawn from, copied out of the drafter's buffer."""
 
     token_ids: list[int]
+    #: γ or γ + 1, each [1, n_vocab]; the last of γ + 1 is what the drafter says after its own draft, for the fidelity of a bonus token.
     rows: Sequence[Rows] = ()
+    #: Tokens after the draft that no model wrote, copied from the text. Each counts as drafted from a one-hot row. The expert settles them
+    #: by the strict test whatever the rule is: a rule weighs two models, and here only one speaks.
     guesses: list[int] = field(default_factory=list)
-    calls: int = 0
+    calls: int = 0  # batches of the drafter that the draft took
 
     @property
     def submitted(self) -> list[int]:
-        """Draft and guesses."""
         return self.token_ids + self.guesses
 
 
@@ -63,22 +56,15 @@ class Verdict:
         corrected: drawn in place of a rejected token, from the residual, or from the expert's own row in place of a guess.
         bonus: the expert's own token after a fully kept draft.
         expert: the expert's own token where there was no draft.
-
-    Attributes:
-        token_ids: the emitted tokens.
-        origins: one per emitted token.
-        deferred: one per tested position: whether the token was the expert's to decide, by the rule or as a guess. It may be kept.
-        dropped_ids: the rest of the draft, from the rejected token on, which the corrected token replaces.
-        trace: what the rule remembers, one value per tested position; empty for rules that remember nothing.
-        entries: one per emitted token, if recorded.
     """
 
-    token_ids: tuple[int, ...]
-    origins: tuple[Origin, ...]
+    token_ids: tuple[int, ...]  # the emitted tokens
+    origins: tuple[Origin, ...]  # one per emitted token
+    #: One per tested position: whether the token was the expert's to decide, by the rule or as a guess. It may be kept.
     deferred: tuple[bool, ...] = ()
-    dropped_ids: tuple[int, ...] = ()
-    trace: tuple[float, ...] = ()
-    entries: tuple[Entry, ...] = ()
+    dropped_ids: tuple[int, ...] = ()  # the rest of the draft, from the rejected token on, which the corrected token replaces
+    trace: tuple[float, ...] = ()  # what the rule remembers, one value per tested position; empty for rules that remember nothing
+    entries: tuple[Entry, ...] = ()  # one per emitted token, if recorded
 
     @property
     def kept(self) -> int:
@@ -115,19 +101,10 @@ def verify(
     place: Place = Place(),  # noqa: B008  # a frozen value
     recording: Recording | None = None,
 ) -> Verdict:
-    """Settle a block.
+    """Settle a block of γ drafted and guessed tokens, which begins at ``place``.
 
-    A rule that never asks the expert keeps the draft as it is and adds nothing; the expert's rows are then not read.
-
-    Args:
-        draft: γ drafted and guessed tokens.
-        expert: γ or γ + 1 rows, [.., n_vocab]; the last of γ + 1 is for the bonus token.
-        rule: decides which tokens the expert decides.
-        sampler: temperature and filters of both models.
-        rng: where the coins and tokens come from.
-        verification: see :data:`Verification`.
-        place: where the block begins.
-        recording: what to record of each token; None for nothing.
+    ``expert``: γ or γ + 1 rows, [.., n_vocab]; the last of γ + 1 is for the bonus token. A rule that never asks the expert keeps the draft
+    as it is and adds nothing; the expert's rows are then not read.
     """
     drafted = draft.token_ids
     if not rule.asks_expert:

@@ -47,26 +47,15 @@ UNCHECKED_BLOCK = 5
 
 @dataclass(eq=False)
 class LoadedPair:
-    """What a reply is made with.
-
-    Attributes:
-        drafter: its session.
-        expert: its session.
-        tokenizer: the expert's, which serves both.
-        vocabulary: the texts of the ids.
-        profile: seconds of both models; None until a call asks for automatic lengths.
-        start: the histories of acceptance when the pair was loaded, by rule and temperature.
-        learnt: the same histories as they are now.
-        index: guesses from the text.
-    """
+    """What a reply is made with."""
 
     drafter: Session
     expert: Session
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer  # the expert's, which serves both
     vocabulary: Vocabulary
-    profile: Profile | None = None
-    start: dict[str, AcceptanceHistory] = field(default_factory=dict)
-    learnt: dict[str, AcceptanceHistory] = field(init=False)
+    profile: Profile | None = None  # None until a call asks for automatic lengths
+    start: dict[str, AcceptanceHistory] = field(default_factory=dict)  # when the pair was loaded, by rule and temperature
+    learnt: dict[str, AcceptanceHistory] = field(init=False)  # the same histories as they are now
     index: NgramIndex = field(default_factory=NgramIndex)
 
     def __post_init__(self) -> None:
@@ -79,7 +68,6 @@ class LoadedPair:
 
     @property
     def sessions(self) -> list[Session]:
-        """Both timelines."""
         return [self.drafter, self.expert]
 
     @property
@@ -102,7 +90,8 @@ def answer(
 ) -> Iterator[Chunk | None]:
     """Continue ``ids``, chunk by chunk; None for a block that shows nothing yet, because it is undecided who answers.
 
-    The grammar is compiled before this returns; the rest is done when the first chunk is asked for.
+    The grammar is compiled before this returns; the rest is done when the first chunk is asked for. Raises SettingError where the grammar
+    or an id is wrong, and UnwantedError where the caller has given up.
 
     Args:
         pair: the loaded pair.
@@ -113,10 +102,6 @@ def answer(
         grammar: the settings' own, where it is compiled already.
         unwanted: asked, while a grammar compiles, whether the caller has given up.
         cold: use of the caches only what a cold prefill would have written; None: where the settings name a seed.
-
-    Raises:
-        SettingError: the grammar or an id is wrong.
-        UnwantedError: the caller has given up.
     """
     constraint = grammar or compile_grammar(settings, pair.tokenizer, pair.expert.n_vocab, unwanted) or _forbid_end(pair, settings)
     shaper = Shaper(pair.expert.n_vocab, ids, settings.penalties, constraint)

@@ -40,22 +40,12 @@ _ALIAS = re.compile(r"[^@\s\x00-\x1f\x7f]{1,200}")
 
 @dataclass(frozen=True)
 class ServedPairs:
-    """The pairs and the user's rules, by the names that requests give.
-
-    Args:
-        pairs: Loaded pairs by name.
-        rules: The user's rules by name.
-        aliases: More names, each with the pair's own.
-        any_model: Answer every name, or none, with the only pair.
-
-    Raises:
-        SettingError: Names that cannot be served together.
-    """
+    """The pairs and the user's rules, by the names that requests give. Raises SettingError for names that cannot be served together."""
 
     pairs: Mapping[str, Runtime]
     rules: Mapping[str, Method]
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    any_model: bool = False
+    aliases: Mapping[str, str] = field(default_factory=dict)  # more names, each with the pair's own
+    any_model: bool = False  # answer every name, or none, with the only pair
 
     def __post_init__(self) -> None:
         check_names(list(self.pairs), self.aliases, self.any_model)
@@ -65,14 +55,9 @@ class ServedPairs:
         return [*self.pairs, *self.aliases]
 
     def choose(self, model: str | None, *, required: bool = False) -> tuple[str, Runtime, str | None]:
-        """Return the pair's name, the pair, and the rule if the model's name has one.
+        """Return the pair's name, the pair, and the rule if the model's name has one; None is the first pair.
 
-        Args:
-            model: The model's name; None for the first pair.
-            required: Refuse a request without a name, unless every name is answered.
-
-        Raises:
-            RefusedError: The name is missing (400) or unknown (404).
+        With ``required`` a name is needed unless every name is answered. Raises RefusedError for a missing (400) or unknown name (404).
         """
         names, first = ", ".join(self.names), next(iter(self.pairs))
         if required and not model:

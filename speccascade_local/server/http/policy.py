@@ -35,24 +35,13 @@ ANY, OPAQUE = "*", "null"
 
 @dataclass(frozen=True)
 class Policy:
-    """Who may ask.
+    """Who may ask. Raises SettingError where a setting is unsafe, or not an origin or host name."""
 
-    Args:
-        host: The address that the server is bound to.
-        api_keys: Requests must send one of these; empty if no key is needed.
-        origins: Other sites and applications whose pages may ask.
-        names: More host names of the server.
-        private: Share KV caches only within one ``prompt_cache_key``.
-
-    Raises:
-        SettingError: A setting is unsafe, or not an origin or host name.
-    """
-
-    host: str = "127.0.0.1"
-    api_keys: tuple[str, ...] = ()
-    origins: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-    private: bool = False
+    host: str = "127.0.0.1"  # the address that the server is bound to
+    api_keys: tuple[str, ...] = ()  # requests must send one of these; empty if no key is needed
+    origins: tuple[str, ...] = ()  # other sites and applications whose pages may ask
+    names: tuple[str, ...] = ()  # more host names of the server
+    private: bool = False  # share KV caches only within one ``prompt_cache_key``
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.api_keys:
@@ -91,10 +80,8 @@ class Policy:
     def owner(self, key_number: int | None, salt: str | None, conversation: str | None) -> Hashable:
         """Return whose KV caches a request may use: equal for requests that may share a cache.
 
-        Args:
-            key_number: Index of the request's key.
-            salt: Its ``cache_salt``, which separates requests of one key.
-            conversation: Its ``prompt_cache_key``, which does the same on a private server. There a request with neither shares nothing.
+        ``salt``, its ``cache_salt``, separates requests of one key. ``conversation``, its ``prompt_cache_key``, does the same on a private
+        server. There a request with neither shares nothing.
         """
         key = key_number if len(self.api_keys) > 1 else None
         if salt:

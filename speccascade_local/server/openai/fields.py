@@ -17,28 +17,16 @@ Ours = Literal["honoured", "mapped", "refused", "ignored"]
 
 @dataclass(frozen=True)
 class RequestField:
-    """One field of a request.
-
-    Args:
-        name: Its name.
-        ours: What this server does with it.
-        servers: Servers that have it.
-        meaning: What it asks for.
-        to: The field that a mapped one is read as.
-        neutral: Values that change nothing and are accepted, as null always is.
-        beside: A refused field is accepted without any of these.
-        instead: What a client can do.
-        routes: Routes that have it.
-    """
+    """One field of a request."""
 
     name: str
     ours: Ours
-    servers: str
-    meaning: str
-    to: str = ""
-    neutral: tuple[Any, ...] = ()
-    beside: tuple[str, ...] = ()
-    instead: str = "leave it out"
+    servers: str  # those that have it
+    meaning: str  # what it asks for
+    to: str = ""  # the field that a mapped one is read as
+    neutral: tuple[Any, ...] = ()  # values that change nothing and are accepted, as null always is
+    beside: tuple[str, ...] = ()  # a refused field is accepted without any of these
+    instead: str = "leave it out"  # what a client can do
     routes: tuple[Route, ...] = ROUTES
 
 
@@ -59,12 +47,7 @@ def _ignore(servers: str, meaning: str, *names: str) -> list[RequestField]:
 
 
 _ALL = "OpenAI, llama.cpp, vLLM"
-_OPENAI = "OpenAI"
-_LLAMA = "llama.cpp"
-_VLLM = "vLLM"
-_OLLAMA = "Ollama"
-_KOBOLD = "koboldcpp"
-_WEBUI = "text-generation-webui"
+_OPENAI, _LLAMA, _VLLM, _OLLAMA, _KOBOLD, _WEBUI = "OpenAI", "llama.cpp", "vLLM", "Ollama", "koboldcpp", "text-generation-webui"
 _LOCAL = "llama.cpp, vLLM, LM Studio"
 _CHAT: dict[str, Any] = {"routes": ("chat",)}
 _PENALTIES: dict[str, Any] = {"beside": ("repetition_penalty", "presence_penalty", "frequency_penalty")}
