@@ -26,14 +26,9 @@ def expand_user(path: str | os.PathLike[str]) -> Path:
 
 
 def replace_file(path: Path, content: str | Iterable[bytes]) -> None:
-    """Write a file whole or not at all, also while others read or write it; its permissions and a link to it stay.
+    """Write text, or bytes in pieces, to a file: whole or not at all, also while others read or write it. Raises OSError.
 
-    Args:
-        path: The file, or a link to it. Its folder is created if needed.
-        content: Text, or bytes in pieces.
-
-    Raises:
-        OSError: It cannot be written.
+    Its folder is created if needed; its permissions and a link to it stay.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)

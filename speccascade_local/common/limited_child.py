@@ -32,16 +32,10 @@ class ChildError(Exception):
 
 
 class LimitedChild:
-    """A running program that answers requests, for one thread at a time.
+    """A running program that answers requests, for one thread at a time. Raises ChildError where it cannot be started.
 
-    After any exception of :meth:`ask` it cannot be used again, because a late answer would belong to no request.
-
-    Args:
-        command: What starts it.
-        memory_bytes: The limit of its resident memory.
-
-    Raises:
-        ChildError: It cannot be started.
+    ``memory_bytes`` limits its resident memory. After any exception of :meth:`ask` it cannot be used again, because a late answer would
+    belong to no request.
     """
 
     def __init__(self, command: Sequence[str], memory_bytes: int) -> None:
@@ -74,16 +68,9 @@ class LimitedChild:
             return 0
 
     def ask(self, request: Mapping[str, Any], seconds: float, unwanted: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-        """Return the answer to a request.
+        """Return the answer to a request. Raises ChildError where a limit is exceeded or the child ends.
 
-        Args:
-            request: What is sent, as JSON.
-            seconds: The time limit.
-            unwanted: Called now and then; True stops the work.
-
-        Raises:
-            ChildError: A limit is exceeded, or the child ends.
-            UnwantedError: ``unwanted`` returned True.
+        ``unwanted`` is called now and then; True stops the work and raises UnwantedError.
         """
         try:
             self._unanswered = True

@@ -44,9 +44,7 @@ def short_repr(value: object, most: int = 100) -> str:
 def printable(text: str, limit: int | None = None) -> str:
     """Return the text with its control characters as four-digit escapes, so that no terminal obeys them. Newline and tab stay.
 
-    Args:
-        text: The text.
-        limit: The maximum number of characters; the middle of a longer text is left out.
+    Of a text of more than ``limit`` characters the middle is left out.
     """
     return _shorten(_CONTROL.sub(lambda match: f"\\u{ord(match.group()):04x}", _shorten(text, limit)), limit)
 

@@ -64,11 +64,8 @@ class Audit:
     def entries(self, expert: Session, stats: Stats) -> Iterator[Mapping[int, Entry]]:
         """Yield, batch after batch, the entries of the tokens to judge, by their places in the answer; ``stats`` counts the cost.
 
-        The expert then holds all of the text except its last token, and after an interruption a prefix of the text.
-
-        Raises:
-            SessionError: an evaluation fails.
-            SettingError: the grammar fails.
+        The expert then holds all of the text except its last token, and after an interruption a prefix of the text. Raises SessionError
+        where an evaluation fails, and SettingError where the grammar does.
         """
         text, begin = [*self._prompt, *self._reply], len(self._prompt)
         first, last = min(self._rows), max(self._rows)

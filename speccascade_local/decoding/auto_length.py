@@ -43,12 +43,8 @@ DOUBT, DRIFT, MOODIEST = 6.0, 0.05, 6.0
 class AutoLength(LengthPolicy):
     """Chooses lengths from the profile and from the history of acceptance, which it extends.
 
-    Args:
-        profile: seconds of both models.
-        history: what this rule has shown on this pair.
-        has_drafter: False where there is no second model, so that only guesses can be submitted.
-        prompt: tokens of the prompt that count as unread whatever the caches hold, so that the same call decides alike; None: those that
-            are unread.
+    Without a drafter only guesses can be submitted. ``prompt`` tokens of the prompt count as unread whatever the caches hold, so that the
+    same call decides alike; None: those that are unread.
     """
 
     def __init__(self, profile: Profile, history: AcceptanceHistory, *, has_drafter: bool = True, prompt: int | None = None) -> None:
@@ -232,7 +228,6 @@ class BlockPlan:
 
     @property
     def drafted(self) -> int:
-        """Number of drafted tokens."""
         return len(self.log_odds)
 
     @property

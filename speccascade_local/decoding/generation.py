@@ -24,7 +24,6 @@ class Generation:
     reply: list[int] = field(default_factory=list)  # the end of ``tokens`` that was generated
 
     def grow(self, tokens: Sequence[int]) -> None:
-        """Append emitted tokens."""
         self.tokens += tokens
         self.reply += tokens
 

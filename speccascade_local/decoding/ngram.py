@@ -57,7 +57,6 @@ class NgramIndex:
         self.append(tokens[shared:])
 
     def append(self, tokens: Sequence[int]) -> None:
-        """Append tokens to the text."""
         self.text += tokens
         for end in range(self._entered, len(self.text)):
             keys = self._ending(end)
@@ -111,7 +110,6 @@ class NgramSession:
 
     @property
     def tokens(self) -> list[int]:
-        """The text. The caller must not change it."""
         return self._index.text
 
     def extend(self, tokens: list[int], keep: int) -> NDArray[np.float32]:
@@ -126,5 +124,4 @@ class NgramSession:
         return rows
 
     def roll_back(self, length: int) -> None:
-        """Forget everything after the first ``length`` tokens."""
         self._index.roll_back(length)

@@ -43,7 +43,6 @@ class Draft:
 
     @property
     def submitted(self) -> list[int]:
-        """Draft and guesses."""
         return self.token_ids + self.guesses
 
 
@@ -102,19 +101,10 @@ def verify(
     place: Place = Place(),  # noqa: B008  # a frozen value
     recording: Recording | None = None,
 ) -> Verdict:
-    """Settle a block.
+    """Settle a block of γ drafted and guessed tokens, which begins at ``place``.
 
-    A rule that never asks the expert keeps the draft as it is and adds nothing; the expert's rows are then not read.
-
-    Args:
-        draft: γ drafted and guessed tokens.
-        expert: γ or γ + 1 rows, [.., n_vocab]; the last of γ + 1 is for the bonus token.
-        rule: decides which tokens the expert decides.
-        sampler: temperature and filters of both models.
-        rng: where the coins and tokens come from.
-        verification: see :data:`Verification`.
-        place: where the block begins.
-        recording: what to record of each token; None for nothing.
+    ``expert``: γ or γ + 1 rows, [.., n_vocab]; the last of γ + 1 is for the bonus token. A rule that never asks the expert keeps the draft
+    as it is and adds nothing; the expert's rows are then not read.
     """
     drafted = draft.token_ids
     if not rule.asks_expert:

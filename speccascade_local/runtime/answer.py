@@ -69,7 +69,6 @@ class LoadedPair:
 
     @property
     def sessions(self) -> list[Session]:
-        """Both timelines."""
         return [self.drafter, self.expert]
 
     @property
@@ -92,7 +91,8 @@ def answer(
 ) -> Iterator[Chunk | None]:
     """Continue ``ids``, chunk by chunk; None for a block that shows nothing yet, because it is undecided who answers.
 
-    The grammar is compiled before this returns; the rest is done when the first chunk is asked for.
+    The grammar is compiled before this returns; the rest is done when the first chunk is asked for. Raises SettingError where the grammar
+    or an id is wrong, and UnwantedError where the caller has given up.
 
     Args:
         pair: the loaded pair.
@@ -103,10 +103,6 @@ def answer(
         grammar: the settings' own, where it is compiled already.
         unwanted: asked, while a grammar compiles, whether the caller has given up.
         cold: use of the caches only what a cold prefill would have written; None: where the settings name a seed.
-
-    Raises:
-        SettingError: the grammar or an id is wrong.
-        UnwantedError: the caller has given up.
     """
     constraint = grammar or compile_grammar(settings, pair.tokenizer, pair.expert.n_vocab, unwanted) or _forbid_end(pair, settings)
     shaper = Shaper(pair.expert.n_vocab, ids, settings.penalties, constraint)

@@ -51,8 +51,6 @@ class Conversation:
         self._said = Transcript()
         self._answer: Generator[Chunk] | None = None
 
-    # ------------------------------------------------------------------ the verbs
-
     def ask(
         self, text: str, settings: Settings | None = None, *, cancel: Cancel | None = None, on_chunk: OnChunk = None, **overrides: Any
     ) -> Reply:
@@ -133,8 +131,6 @@ class Conversation:
             except SessionError as error:
                 return str(error)
         return None
-
-    # ------------------------------------------------------------------ how
 
     def _answer_to(self, text: str, settings: Settings, watch: Watch, before: list[dict[str, str]] | None = None) -> Generator[Chunk]:
         """Answer a question that follows the messages ``before``; None: all of them."""

@@ -58,6 +58,8 @@ def load(
 ) -> Runtime:
     """Load a pair: by name from ``models.yaml`` (None: the bundled one), or by the paths of two GGUF files.
 
+    Raises CatalogError, ModelLoadError, PairError, SettingError and SessionError; what was loaded until then is freed.
+
     Args:
         pair: a name; None for the bundled pair, unless two files are given.
         drafter: a file, or ``"ngram"``: no second model, drafts are copied from the text.
@@ -77,9 +79,6 @@ def load(
             the user's own.
         exact: make the expert's rows equal to the bit in batches and alone, so that under ``strict`` at temperature 0 drafts change no
             token of its text. Batches are slower, and loading takes longer.
-
-    Raises:
-        CatalogError, ModelLoadError, PairError, SettingError, SessionError: what was loaded until then is freed.
     """
     chosen = choose(pair, drafter, expert, models)
     require_allowed(chosen, allow_code, rule, placement)
@@ -212,23 +211,17 @@ def choose(
 
     With ``complete`` all its files must exist.
     """
-    chosen = _choose_pair(pair, drafter, expert, models)
+    if drafter is None and expert is None:
+        named = catalog.BUNDLED_PAIR if pair is None else pair
+        chosen = catalog.default() if pair is None and models is None else catalog.find(named, models)
+    elif drafter is None or expert is None:
+        raise SettingError("a drafter file needs an expert file, and vice versa; name both, or a pair")
+    elif pair is not None or models is not None:
+        raise SettingError("two files were named, and a pair or a models.yaml as well; name one or the other")
+    elif str(expert) == NGRAM:
+        raise SettingError("the expert is 'ngram', which only copies; only the drafter may be")
+    else:
+        chosen = Pair("custom", expand_user(drafter), expand_user(expert))
     if complete:
         chosen.check_files()
     return chosen
-
-
-def _choose_pair(
-    pair: str | None, drafter: str | os.PathLike[str] | None, expert: str | os.PathLike[str] | None, models: str | os.PathLike[str] | None
-) -> Pair:
-    if drafter is None and expert is None:
-        if pair is None and models is None:
-            return catalog.default()
-        return catalog.find(catalog.BUNDLED_PAIR if pair is None else pair, models)
-    if drafter is None or expert is None:
-        raise SettingError("a drafter file needs an expert file, and vice versa; name both, or a pair")
-    if pair is not None or models is not None:
-        raise SettingError("two files were named, and a pair or a models.yaml as well; name one or the other")
-    if str(expert) == NGRAM:
-        raise SettingError("the expert is 'ngram', which only copies; only the drafter may be")
-    return Pair("custom", expand_user(drafter), expand_user(expert))

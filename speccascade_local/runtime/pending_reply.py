@@ -20,11 +20,8 @@ from .reply import Chunk, Reply
 class PendingReply:
     """A reply in progress. Iterate over it, with ``for`` in a thread or ``async for`` in an event loop, for the chunks as they come.
 
-    An iteration ends after the last chunk, raises what went wrong, and simply ends after :meth:`cancel`.
-
-    Args:
-        timeout_s: seconds from now until it fails with EngineTimeoutError.
-        on_chunk: called with each chunk by the thread that makes it.
+    An iteration ends after the last chunk, raises what went wrong, and simply ends after :meth:`cancel`. The reply fails with
+    EngineTimeoutError ``timeout_s`` seconds from now. The thread that makes it calls ``on_chunk`` with each chunk.
     """
 
     def __init__(self, *, timeout_s: float | None = None, on_chunk: Callable[[Chunk], None] | None = None) -> None:
@@ -46,7 +43,6 @@ class PendingReply:
 
     @property
     def cancelled(self) -> bool:
-        """Whether it was cancelled."""
         return self._cancelled
 
     def cancel(self) -> None:
@@ -117,7 +113,6 @@ class PendingReply:
         return self._cancelled or self._ended
 
     def put(self, chunk: Chunk) -> None:
-        """Add a chunk."""
         self._chunks.append(chunk)
         if self._on_chunk is not None:
             self._on_chunk(chunk)
@@ -149,8 +144,6 @@ class PendingReply:
         if not self._is_whole:
             self.error = self.error or error
             self.cancel()
-
-    # ------------------------------------------------------------------ how
 
     @property
     def _is_whole(self) -> bool:

@@ -35,7 +35,7 @@ class Logprobs(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for JSON; -inf (the model rules the token out) becomes None."""
         top = [{"id": c.id, "text": c.text, "bytes": list(c.bytes), "logprob": c.logprob} for c in self.top]
-        return {"logprob": _json(self.logprob), "top": top}
+        return {"logprob": finite_or_none(self.logprob), "top": top}
 
 
 class Token(NamedTuple):
@@ -121,9 +121,10 @@ class Chunk:
         fidelity = self.fidelity
         recorded: dict[str, Any] = {"fidelity": None}
         if fidelity:
-            recorded = {"fidelity": {name: _json(value) for name, value in fidelity.as_dict().items()}}
+            recorded = {"fidelity": {name: finite_or_none(value) for name, value in fidelity.as_dict().items()}}
             recorded |= {
-                name: [_json(getattr(token, name)) for token in self.tokens] for name in ("tv", "expert_logprob", "drafter_logprob")
+                name: [finite_or_none(getattr(token, name)) for token in self.tokens]
+                for name in ("tv", "expert_logprob", "drafter_logprob")
             }
         for name in ("logprobs", "expert_logprobs", "drafter_logprobs"):
             logprobs: list[Logprobs | None] = [getattr(token, name) for token in self.tokens]
@@ -160,6 +161,6 @@ class Reply(Chunk):
         return cls(tokens, last.finish_reason, last.stats, last.rule, last.seed, last.confidence)
 
 
-def _json(value: float | None) -> float | None:
+def finite_or_none(value: float | None) -> float | None:
     """Return None for an infinity, which JSON does not have."""
     return None if value is None or math.isinf(value) else value

@@ -77,8 +77,6 @@ class Runtime:
         self._resources = resources
         self._turns = Turns()
 
-    # ------------------------------------------------------------------ the verbs
-
     def generate(
         self, prompt: Prompt, settings: Settings | None = None, *, cancel: Cancel | None = None, on_chunk: OnChunk = None, **overrides: Any
     ) -> Reply:
@@ -183,11 +181,8 @@ class Runtime:
     def profile(self, *, refresh: bool = False, on_step: Callable[[float], None] = lambda _: None) -> Profile:
         """Return how long both models take for batches of each size; measured once per machine, then read from the user's cache folder.
 
-        From then on this runtime uses the thread counts and the padding that were fastest. Both caches are empty afterwards.
-
-        Args:
-            refresh: measure again.
-            on_step: called with the progress, 0..1.
+        From then on this runtime uses the thread counts and the padding that were fastest. Both caches are empty afterwards. With
+        ``refresh`` it measures again. ``on_step`` is called with the progress, 0..1.
         """
         with self._turns.whole_call(), self._turns.exclusive():
             self._turns.begin()
@@ -267,8 +262,6 @@ class Runtime:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-    # ------------------------------------------------------------------ how
 
     @cached_property
     def _template(self) -> ChatTemplate:

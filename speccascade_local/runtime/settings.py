@@ -31,7 +31,7 @@ class Settings:
     """How one reply is made: what generate, stream and chat take, as an object or as keywords.
 
     Penalties, logit_bias, grammar and json_schema hold for both models, along the draft. Rules judge how sure a model is among what these
-    leave.
+    leave. Raises SettingError for a value outside its range, or for two that exclude each other.
 
     Attributes:
         rule: a rule, or its name; None for the pair's own.
@@ -67,9 +67,6 @@ class Settings:
         json_schema: a JSON schema that the answer follows: text, mapping or bool.
         audit: let the expert read the finished answer and judge every token that it was not asked about, so that ``mean_tv`` covers
             sequential cascades and the drafter alone. The last chunk waits for it; ``Stats.audit_s`` reports how long.
-
-    Raises:
-        SettingError: a value outside its range, or two that exclude each other.
     """
 
     rule: str | Method | None = None
@@ -207,12 +204,7 @@ DEFAULTS = Settings()
 
 
 def settings_with(settings: Settings | None, overrides: Mapping[str, Any]) -> Settings:
-    """Return the settings, or the defaults, with ``overrides`` in place of their fields.
-
-    Raises:
-        TypeError: an unknown name.
-        SettingError: a value outside its range.
-    """
+    """Return the settings, or the defaults, with ``overrides`` in place of their fields. Raises TypeError and SettingError."""
     unknown = overrides.keys() - {each.name for each in fields(Settings)}
     if unknown:
         raise TypeError(f"unknown setting {min(unknown)!r:.40}; the settings are {', '.join(each.name for each in fields(Settings))}")
@@ -231,7 +223,7 @@ OnChunk = Callable[[Chunk], object] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """How the caller of one reply watches over it.
+    """How the caller of one reply watches over it. Raises SettingError where ``cancel`` or ``on_chunk`` is of another kind.
 
     Raises:
         SettingError: ``cancel`` has no ``is_set``, or ``on_chunk`` cannot be called.

@@ -76,10 +76,8 @@ class SharedBatches:
     A thread that is interrupted anywhere removes its own request and nothing else: a request stays in the list until its own thread leaves,
     and an evaluation counts only as long as the request of the thread that evaluates is in the list.
 
-    Args:
-        seconds: for each context, the seconds of a batch. The first context goes first: a drafter's, so that the expert then finds all
-            drafts ready.
-        one_at_a_time: whether the contexts compete for the same processor.
+    ``seconds`` of a batch, for each context. The first goes first: a drafter's, so that the expert then finds all drafts ready.
+    ``one_at_a_time``: whether the contexts compete for the same processor.
     """
 
     def __init__(self, seconds: Mapping[LlamaContext, Seconds], *, one_at_a_time: bool = True) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from ..decoding.profile import Speed
 from ..llama.session import LlamaSession
 from .answer import LoadedPair
 from .shared_batches import Participant, SharedBatches, SharedSession
@@ -17,18 +16,13 @@ _COMPETING = 0.5
 class SharedPair:
     """Room for ``count`` replies, each with a participant and a pair of its own for :func:`~speccascade_local.runtime.answer.answer`.
 
-    Args:
-        pair: the loaded pair; its profile must be known.
-        sessions: its sessions by role, which the first reply uses.
-        count: number of replies at once.
-
-    Raises:
-        SessionError: a context has too few timelines.
+    The profile of ``pair`` must be known. The first reply uses ``sessions``, the pair's own by role. Raises SessionError where a context
+    has too few timelines.
     """
 
     def __init__(self, pair: LoadedPair, sessions: Mapping[str, LlamaSession], count: int) -> None:
         assert pair.profile is not None
-        speeds = _speeds(pair)
+        speeds = {"drafter": pair.profile.drafter, "expert": pair.profile.expert}
         seconds = {session.context: speeds[role].batch_s for role, session in sessions.items()}
         self.batches = SharedBatches(seconds, one_at_a_time=pair.profile.overlap > _COMPETING)
         self.pairs: dict[Participant, LoadedPair] = {}
@@ -49,9 +43,3 @@ class SharedPair:
     def close(self) -> None:
         """Free all timelines except the pair's own."""
         self._opened.close()
-
-
-def _speeds(pair: LoadedPair) -> dict[str, Speed]:
-    """Return the speeds of the profile, by role."""
-    assert pair.profile is not None
-    return {"drafter": pair.profile.drafter, "expert": pair.profile.expert}

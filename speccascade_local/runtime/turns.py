@@ -12,13 +12,10 @@ from ..llama.backend import require_own_process
 
 
 class Turns:
-    """Lets calls take turns: one lock for each block, one for each whole call, and the number of the latest call.
-
-    Attributes:
-        shared_by: returns what answers with the models at present, such as an engine; None where nothing does.
-    """
+    """Lets calls take turns: one lock for each block, one for each whole call, and the number of the latest call."""
 
     def __init__(self) -> None:
+        #: Returns what answers with the models at present, such as an engine; None where nothing does.
         self.shared_by: Callable[[], object | None] = lambda: None
         self._whole_calls = threading.RLock()
         self._block: Any = threading.RLock()

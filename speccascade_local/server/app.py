@@ -42,7 +42,7 @@ def make_app(
     aliases: Mapping[str, str] | None = None,
     any_model: bool = False,
 ) -> ASGIApp:
-    """Return the application over an engine, which the caller closes.
+    """Return the application over an engine, which the caller closes. Raises SettingError for names that cannot be served together.
 
     Args:
         engine: Answers the requests.
@@ -51,9 +51,6 @@ def make_app(
         timeout_s: Limit for each request in seconds, waiting included.
         aliases: More names of pairs, each with the pair's own name.
         any_model: Answer every model name with the only pair.
-
-    Raises:
-        SettingError: Names that cannot be served together.
     """
     policy = policy or Policy()
     models, metrics, large = ServedPairs(engine.pairs, rules or {}, aliases or {}, any_model), Metrics(engine), LargeRequests()

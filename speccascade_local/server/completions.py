@@ -102,8 +102,6 @@ class Completions:
     async def complete(self, http: Request) -> Response:
         return await self._answer(http, await read_request(http, CompletionRequest, self._read_completion, self._large))
 
-    # ------------------------------------------------------------------ requests
-
     def _read_chat(self, body: ChatRequest) -> QueuedRequest:
         name, runtime, rule = self._models.choose(body.model, required=True)
         question: Question = messages_of(body.messages)
@@ -144,8 +142,6 @@ class Completions:
             streams_usage=bool(body.stream_options and body.stream_options.include_usage),
             cache_salt=body.cache_salt,
         )
-
-    # ------------------------------------------------------------------ replies
 
     async def _answer(self, http: Request, request: QueuedRequest) -> Response:
         request = replace(request, owner=http.state.owner(request.cache_salt, request.conversation), client=http.state.client)

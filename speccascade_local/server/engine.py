@@ -90,15 +90,12 @@ class Job(PendingReply):
 class Engine:
     """Answers requests to several loaded pairs: conversations take turns, and each keeps its order.
 
-    Use it as a context manager, or close it.
+    Use it as a context manager, or close it. Raises SettingError and SessionError.
 
     Args:
         pairs: Loaded pairs by the names that requests use. The caller closes them, after the engine.
         slots: Requests that each pair answers at once. The pairs must be loaded with ``timelines=slots``.
         queue: Maximum number of requests that wait for each pair.
-
-    Raises:
-        SettingError, SessionError: Wrong values, or pairs that cannot answer that many at once.
     """
 
     def __init__(self, pairs: Mapping[str, Runtime], *, slots: int = 1, queue: int = 64) -> None:
@@ -127,6 +124,8 @@ class Engine:
     ) -> Job:
         """Put a request into the queue and return its job. Takes a while for long texts, so call it outside an event loop.
 
+        Raises EngineBusyError where the queue is full, EngineError where the engine is closing, CatalogError, PromptError and SettingError.
+
         Args:
             pair: The pair's name.
             question: A text, a list of ids, or a list of messages for the chat template.
@@ -135,12 +134,6 @@ class Engine:
             timeout_s: Limit in seconds for waiting and answering together.
             owner: KV caches and conversations of one owner are never used for another.
             client: Different clients take turns in the queue; None if clients cannot be distinguished.
-
-        Raises:
-            CatalogError: Unknown pair.
-            EngineBusyError: The queue is full.
-            EngineError: The engine is closing.
-            PromptError, SettingError: The request is wrong.
         """
         if pair not in self._lanes:
             raise CatalogError(f"unknown pair {pair!r:.80}; the pairs here are {', '.join(sorted(self._lanes))}")

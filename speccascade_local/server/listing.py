@@ -153,22 +153,8 @@ _ERRORS = {
     503: "The server is closing, has too many connections, or llama.cpp failed.",
     504: "The reply took too long.",
 }
-_ERROR_SCHEMA = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-        }
-    },
-}
+_TEXT, _TEXT_OR_NULL = {"type": "string"}, {"type": ["string", "null"]}
+_ERROR = {"message": _TEXT, "type": _TEXT, "param": _TEXT_OR_NULL, "code": _TEXT_OR_NULL}
 
 
 @lru_cache(maxsize=1)
@@ -184,7 +170,7 @@ def description() -> dict[str, Any]:
         "security": [{}, {"key": []}],
         "paths": {path: {endpoint.method.lower(): _operation(path, endpoint)} for path, endpoint in ENDPOINTS.items()},
         "components": {
-            "schemas": {**schemas["$defs"], "Error": _ERROR_SCHEMA},
+            "schemas": {**schemas["$defs"], "Error": _object({"error": _object(_ERROR)})},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
@@ -212,6 +198,10 @@ def _operation(path: str, endpoint: Endpoint) -> dict[str, Any]:
     if "{model}" in path:
         operation["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}]
     return operation
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "required": list(properties), "properties": properties}
 
 
 def _json(schema: dict[str, Any]) -> dict[str, Any]:

@@ -51,11 +51,8 @@ class FairQueue(Generic[Item]):
     """A queue that is fair to conversations and clients.
 
     Heavy items leave one of several servers to others. So does each client, which also takes at most half of the queue. Only as many items
-    are prepared in advance as can be answered soon, because a prepared one takes memory.
-
-    Args:
-        bound: Maximum number of waiting items.
-        servers: Number of items that are answered at once.
+    are prepared in advance as can be answered soon, because a prepared one takes memory. At most ``bound`` items wait, and ``servers`` are
+    answered at once.
     """
 
     def __init__(self, bound: int, servers: int = 1) -> None:

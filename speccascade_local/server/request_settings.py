@@ -59,14 +59,9 @@ class ServedPairs:
         return [*self.pairs, *self.aliases]
 
     def choose(self, model: str | None, *, required: bool = False) -> tuple[str, Runtime, str | None]:
-        """Return the pair's name, the pair, and the rule if the model's name has one.
+        """Return the pair's name, the pair, and the rule if the model's name has one; None is the first pair.
 
-        Args:
-            model: The model's name; None for the first pair.
-            required: Refuse a request without a name, unless every name is answered.
-
-        Raises:
-            RefusedError: The name is missing (400) or unknown (404).
+        With ``required`` a name is needed unless every name is answered. Raises RefusedError for a missing (400) or unknown name (404).
         """
         names, first = ", ".join(self.names), next(iter(self.pairs))
         if required and not model:

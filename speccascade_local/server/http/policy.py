@@ -35,7 +35,7 @@ ANY, OPAQUE = "*", "null"
 
 @dataclass(frozen=True)
 class Policy:
-    """Who may ask.
+    """Who may ask. Raises SettingError where a setting is unsafe, or not an origin or host name."""
 
     Raises:
         SettingError: A setting is unsafe, or not an origin or host name.
@@ -84,10 +84,8 @@ class Policy:
     def owner(self, key_number: int | None, salt: str | None, conversation: str | None) -> Hashable:
         """Return whose KV caches a request may use: equal for requests that may share a cache.
 
-        Args:
-            key_number: Index of the request's key.
-            salt: Its ``cache_salt``, which separates requests of one key.
-            conversation: Its ``prompt_cache_key``, which does the same on a private server. There a request with neither shares nothing.
+        ``salt``, its ``cache_salt``, separates requests of one key. ``conversation``, its ``prompt_cache_key``, does the same on a private
+        server. There a request with neither shares nothing.
         """
         key = key_number if len(self.api_keys) > 1 else None
         if salt:

@@ -47,12 +47,7 @@ def _ignore(servers: str, meaning: str, *names: str) -> list[RequestField]:
 
 
 _ALL = "OpenAI, llama.cpp, vLLM"
-_OPENAI = "OpenAI"
-_LLAMA = "llama.cpp"
-_VLLM = "vLLM"
-_OLLAMA = "Ollama"
-_KOBOLD = "koboldcpp"
-_WEBUI = "text-generation-webui"
+_OPENAI, _LLAMA, _VLLM, _OLLAMA, _KOBOLD, _WEBUI = "OpenAI", "llama.cpp", "vLLM", "Ollama", "koboldcpp", "text-generation-webui"
 _LOCAL = "llama.cpp, vLLM, LM Studio"
 _CHAT: dict[str, Any] = {"routes": ("chat",)}
 _PENALTIES: dict[str, Any] = {"beside": ("repetition_penalty", "presence_penalty", "frequency_penalty")}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ...decoding.stats import Stats
-from ...runtime.reply import Chunk, Logprobs, Reply, Token
+from ...runtime.reply import Chunk, Logprobs, Reply, Token, finite_or_none
 from ...runtime.settings import BlockSize
 from .requests import CascadeOptions
 from .tool_calls import CallReader, calls_in
@@ -41,8 +41,6 @@ class ResponseForm:
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", _OBJECTS[self.kind][2] + secrets.token_hex(12))
 
-    # ------------------------------------------------------------------ one response
-
     def response(self, replies: Sequence[Reply]) -> dict[str, Any]:
         """Return all choices in one object."""
         last = replies[-1]
@@ -60,8 +58,6 @@ class ResponseForm:
         content = {"message": message | ({"tool_calls": calls} if calls else {})} if self.kind == "chat" else {"text": text}
         logprobs = self._logprobs(reply.tokens, 0)
         return {"index": index, **content, "logprobs": logprobs, "finish_reason": _finish_reason(reply.finish_reason, len(calls))}
-
-    # ------------------------------------------------------------------ streams
 
     def first_event(self, index: int) -> dict[str, Any]:
         """Return the event that begins a choice of a chat's stream."""
@@ -95,8 +91,6 @@ class ResponseForm:
         choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
         return {**self._head(streamed=True), "choices": [choice]}
 
-    # ------------------------------------------------------------------ both
-
     def _head(self, *, streamed: bool) -> dict[str, Any]:
         name = _OBJECTS[self.kind][streamed]
         return {"id": self.id, "object": name, "created": self.created, "model": self.model, "system_fingerprint": None}
@@ -111,7 +105,7 @@ class ResponseForm:
             "rule": str(reply.rule),
             "block_size": self.block_size,
             "seed": reply.seed,
-            "fidelity": {name: _finite(value) for name, value in fidelity.as_dict().items()} if fidelity else None,
+            "fidelity": {name: finite_or_none(value) for name, value in fidelity.as_dict().items()} if fidelity else None,
             "stats": reply.stats.counts() | reply.stats.clocks(),
         }
 
@@ -144,7 +138,7 @@ class ResponseForm:
 def describe_token(token: Token) -> dict[str, Any]:
     """Return what is known of a token."""
     known = {"dropped": token.dropped, "tv": token.tv}
-    known |= {name: _finite(getattr(token, name)) for name in ("expert_logprob", "drafter_logprob")}
+    known |= {name: finite_or_none(getattr(token, name)) for name in ("expert_logprob", "drafter_logprob")}
     models = {"expert": token.expert_logprobs, "drafter": token.drafter_logprobs}
     top = {name: [[c.text, c.logprob] for c in logprobs.top] for name, logprobs in models.items() if logprobs is not None}
     description = {"text": token.text, "origin": str(token.origin)} | {name: value for name, value in known.items() if value is not None}
@@ -187,7 +181,3 @@ def _key(piece: bytes) -> str:
 
 def _logprob(value: float) -> float:
     return max(value, NEVER)
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or value in (float("inf"), float("-inf")) else value
