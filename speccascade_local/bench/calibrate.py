@@ -66,9 +66,17 @@ def judge(
 def fit(outcomes: Sequence[Outcome], *, drafter: Path, expert: Path, target: float | None = None, seed: int = 0) -> Calibration:
     """Fit on one third of the answers, choose the threshold on the next, and measure on the last.
 
-    The threshold is the largest whose accuracy on the second third reaches the target; None stands for the expert's own there. The seed
-    is that of the split. Raises SettingError for too few answers, for a target that even the expert alone does not reach, or without
-    scikit-learn.
+    The threshold is the largest whose accuracy on the second third reaches the target.
+
+    Args:
+        outcomes: The judged answers.
+        drafter: The drafter's file.
+        expert: The expert's file.
+        target: The accuracy to reach; None for the expert's own on the second third.
+        seed: Of the split.
+
+    Raises:
+        SettingError: For too few answers, for a target that even the expert alone does not reach, or without scikit-learn.
     """
     isotonic_regression = _regression_class(len(outcomes), target)
     order = np.random.default_rng(seed).permutation(len(outcomes))

@@ -39,12 +39,17 @@ class Estimate:
 
 
 def speed_ratio(base_seconds: Sequence[float], seconds: Sequence[float], draws: int = DRAWS) -> Estimate:
-    """Return the speed relative to the base: the geometric mean of ``base_seconds / seconds``, pair by pair. Seconds are above 0.
+    """Return the speed relative to the base: the geometric mean of ``base_seconds / seconds``, pair by pair.
 
     The interval is a bootstrap of the logarithms of the ratios, with the same draws for every call of the same size. Exchanging the sides
     therefore gives the reciprocal of each figure, and of two equal sides neither comes out ahead, unlike with a mean of ratios. The
     percentiles lie a little further out than 2.5 and 97.5, because means of few values vary too little (the expanded percentile interval,
     Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 4.3). The interval of one pair is 0 to infinity.
+
+    Args:
+        base_seconds: Seconds of the base, above 0.
+        seconds: Seconds of the other side, above 0, in the same order.
+        draws: Number of bootstrap draws.
     """
     logs = np.log([base / mine for base, mine in zip(base_seconds, seconds, strict=True)])
     n, mean = len(logs), float(logs.mean())
@@ -59,11 +64,16 @@ def speed_ratio(base_seconds: Sequence[float], seconds: Sequence[float], draws: 
 def quality_change(mine: Sequence[float], theirs: Sequence[float], draws: int = DRAWS) -> Estimate:
     """Return the mean of ``mine - theirs``, pair by pair. Its interval always has a width, because finitely many ties prove no equality.
 
-    Grades are from 0 to 1. Right and wrong answers (0 and 1) have the score interval of Tango (1998, "Equivalence test and confidence
-    interval for the difference in proportions for the paired-sample design", Statistics in Medicine 17). Grades between have the interval
-    of Gaffke (2005, "Three test statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative variable", Mathematical
-    Methods of Statistics 14): a Bayesian bootstrap of all differences and one more, the worst possible for the lower end and the best
-    possible for the upper one. For a proportion that is the interval of Clopper and Pearson.
+    Right and wrong answers (0 and 1) have the score interval of Tango (1998, "Equivalence test and confidence interval for the difference
+    in proportions for the paired-sample design", Statistics in Medicine 17). Grades between have the interval of Gaffke (2005, "Three test
+    statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative variable", Mathematical Methods of Statistics 14): a
+    Bayesian bootstrap of all differences and one more, the worst possible for the lower end and the best possible for the upper one. For a
+    proportion that is the interval of Clopper and Pearson.
+
+    Args:
+        mine: Grades from 0 to 1.
+        theirs: Grades to compare with, in the same order.
+        draws: Number of bootstrap draws.
     """
     change = np.array([a - b for a, b in zip(mine, theirs, strict=True)])
     n, value, middle = len(change), float(change.mean()), float(np.median(change))

@@ -36,8 +36,13 @@ TAKEN_FROM_FILE = {"profile", "learnt", "command", "asked"}
 class Store:
     """A growing file of rows, as a context manager; ``setup`` and ``rows`` are its content.
 
-    With ``resume`` an existing file continues without an incomplete last line. Raises CatalogError if the file cannot be read or written,
-    or has another setup.
+    Args:
+        path: The file.
+        setup: The first line of a new file; that of an existing file must be the same.
+        resume: Whether to continue an existing file; an incomplete last line is dropped.
+
+    Raises:
+        CatalogError: If the file cannot be read or written, or its setup differs.
     """
 
     def __init__(self, path: Path, setup: Mapping[str, Any], *, resume: bool) -> None:

@@ -84,10 +84,19 @@ def measure(
     audit: bool = False,
     on_step: Callable[[str, float], None] = lambda arm, fraction: None,
 ) -> None:
-    """Measure the answers that are not among ``done``, the rows of an earlier run, and pass each row to ``write``.
+    """Measure the answers that are not done yet.
 
-    ``prompts`` are as :func:`prompts_of` returns them, ``seed`` is that of the first question, and with ``audit`` the expert judges all
-    tokens afterwards. ``on_step`` is called with the name of the next arm and the fraction that is done.
+    Args:
+        runtime: The loaded pair.
+        questions: The questions.
+        prompts: Their prompts, as :func:`prompts_of` returns them.
+        arms: The ways of answering.
+        done: Rows of an earlier run.
+        write: Called with each row.
+        repetitions: How often each question is asked.
+        seed: Of the first question.
+        audit: Whether the expert judges all tokens afterwards.
+        on_step: Called with the name of the next arm and the fraction that is done.
     """
     seen = {key(row) for row in done}
     total = repetitions * len(questions) * len(arms)

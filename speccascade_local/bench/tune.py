@@ -102,9 +102,15 @@ def tune(
     goal: Goal,
     on_step: Callable[[str, float], None] = lambda work, fraction: None,
 ) -> Choice:
-    """Return the best arm, chosen by some questions and confirmed by others, both given as indices.
+    """Return the best arm, chosen by some questions and confirmed by others.
 
-    The arms include the expert alone. ``on_step`` is called with the current work and the fraction of it that is done.
+    Args:
+        arms: The candidates, and the expert alone.
+        choose_by: Indices of the questions to choose by.
+        confirm_by: Indices of the questions to confirm by.
+        ask: Answers a question in one way.
+        goal: The limits.
+        on_step: Called with the current work and the fraction of it that is done.
     """
     base = next(arm for arm in arms if arm.name == BASE)
     racing = [arm for arm in arms if arm is not base]
@@ -142,10 +148,19 @@ def confirm(
 ) -> tuple[Arm | None, str, tuple[Trial, ...]]:
     """Return the best arm that is confirmed to keep the limits and to be faster than the expert alone, the reason, and all trials.
 
-    ``merits`` are by name; an arm with no more merit than one that has passed is skipped. ``farthest`` is the largest distance that an
-    answer can have. ``on_step`` is called as by :func:`tune`. The arms are tested in the order given, which must not depend on these
-    questions, until one fails to keep the limits. So each test has the full level, and still the chance that an arm passes which breaks a
-    limit is that of one test (fixed-sequence testing; Angelopoulos et al. 2021, "Learn then Test", limit risks by it).
+    The arms are tested in the order given, which must not depend on these questions, until one fails to keep the limits. So each test has
+    the full level, and still the chance that an arm passes which breaks a limit is that of one test (fixed-sequence testing; Angelopoulos
+    et al. 2021, "Learn then Test", limit risks by it).
+
+    Args:
+        base: The expert alone.
+        order: The candidates. One with no more merit than an arm that has passed is skipped.
+        merits: Of each candidate by name.
+        indices: The questions to ask.
+        ask: Answers a question in one way.
+        goal: The limits.
+        farthest: The largest distance that an answer can have.
+        on_step: Called with the current work and the fraction of it that is done.
     """
     best: Arm | None = None
     reason, trials = "", []

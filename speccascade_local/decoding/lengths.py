@@ -24,11 +24,15 @@ class LengthPolicy(Protocol):
         return False
 
     def begin(self, room: int, depth: int, *, first: bool, bonus: bool = True) -> None:
-        """Begin a block that drafts at most ``room`` tokens after a text of ``depth`` tokens.
+        """Begin a block.
 
-        ``first``: whether nothing was emitted yet, so that the expert reads the prompt together with the draft. (How much of it the caches
-        hold is left out on purpose: it must not change an answer.) ``bonus``: whether the expert adds a token of its own to a draft that is
-        kept whole. Without it the block's first ``wants_row`` and ``wants_token`` are True, unless no draft can change the text.
+        Args:
+            room: the most tokens to draft.
+            depth: length of the text.
+            first: whether nothing was emitted yet, so that the expert reads the prompt together with the draft. (How much of it the
+                caches hold is left out on purpose: it must not change an answer.)
+            bonus: whether the expert adds a token of its own to a draft that is kept whole. Without it the block's first ``wants_row``
+                and ``wants_token`` are True, unless no draft can change the text.
         """
 
     def wants_row(self, guess: Guess) -> bool:

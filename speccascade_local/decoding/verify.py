@@ -101,10 +101,19 @@ def verify(
     place: Place = Place(),  # noqa: B008  # a frozen value
     recording: Recording | None = None,
 ) -> Verdict:
-    """Settle a block of γ drafted and guessed tokens, which begins at ``place``.
+    """Settle a block.
 
-    ``expert``: γ or γ + 1 rows, [.., n_vocab]; the last of γ + 1 is for the bonus token. A rule that never asks the expert keeps the draft
-    as it is and adds nothing; the expert's rows are then not read.
+    A rule that never asks the expert keeps the draft as it is and adds nothing; the expert's rows are then not read.
+
+    Args:
+        draft: γ drafted and guessed tokens.
+        expert: γ or γ + 1 rows, [.., n_vocab]; the last of γ + 1 is for the bonus token.
+        rule: decides which tokens the expert decides.
+        sampler: temperature and filters of both models.
+        rng: where the coins and tokens come from.
+        verification: see :data:`Verification`.
+        place: where the block begins.
+        recording: what to record of each token; None for nothing.
     """
     drafted = draft.token_ids
     if not rule.asks_expert:

@@ -44,14 +44,18 @@ class AsyncRuntime:
         timeout_s: float | None = None,
         **overrides: Any,
     ) -> PendingReply:
-        """Ask, and return at once. Raises SettingError, and SessionError where this object is closed; a bad prompt is raised to the reader.
+        """Ask, and return at once.
 
         Args:
             prompt: a text or ids to continue, or a list of messages to answer.
-            settings: None for the defaults.
+            settings: how the reply is made; None for the defaults.
             on_chunk: called with each chunk, in the thread that makes it.
             timeout_s: seconds, waiting included.
             overrides: fields of :class:`~speccascade_local.Settings`, in place of those of ``settings``.
+
+        Raises:
+            SettingError: a wrong setting. A bad prompt is raised to the reader instead.
+            SessionError: this object is closed.
         """
         settings, pending = settings_with(settings, overrides), PendingReply(timeout_s=timeout_s, on_chunk=on_chunk)
         if self._closed:

@@ -120,8 +120,14 @@ def compare(
 ) -> list[Row]:
     """Answer ``prompt`` in every way of ``arms``, and return a row for each.
 
-    The arms include "drafter alone" and "expert alone". They take turns, ``repeat`` times, so that a slow moment of the machine does not
-    hit only one of them. ``on_step`` is called with the progress, 0..1.
+    The arms take turns, so that a slow moment of the machine does not hit only one of them.
+
+    Args:
+        runtime: the pair.
+        prompt: a text or ids.
+        arms: settings by name; must include "drafter alone" and "expert alone".
+        repeat: answers per arm.
+        on_step: called with the progress, 0..1.
     """
     for warm_up in ("drafter alone", "expert alone"):  # the first evaluations of a process are slow, so they do not count
         runtime.generate(prompt, replace(arms[warm_up], max_tokens=2))

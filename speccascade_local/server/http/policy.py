@@ -37,10 +37,6 @@ ANY, OPAQUE = "*", "null"
 class Policy:
     """Who may ask. Raises SettingError where a setting is unsafe, or not an origin or host name."""
 
-    Raises:
-        SettingError: A setting is unsafe, or not an origin or host name.
-    """
-
     host: str = "127.0.0.1"  # the address that the server is bound to
     api_keys: tuple[str, ...] = ()  # requests must send one of these; empty if no key is needed
     origins: tuple[str, ...] = ()  # other sites and applications whose pages may ask
