@@ -11,6 +11,7 @@ from speccascade_local.bench.questions import Question, built_in_questions
 from speccascade_local.common.errors import CatalogError, ContextOverflowError
 
 
+@pytest.mark.slow
 def test_each_question_is_judged_by_what_both_models_write_alone(demo):
     questions = built_in_questions()[::40]
     steps: list[float] = []

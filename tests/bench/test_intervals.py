@@ -86,6 +86,7 @@ def test_what_stands_beside_itself_is_exact_and_shown_without_an_interval():
 # --------------------------------------------------------------------------- quality
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", intervals.QUALITY_SIZES)
 @pytest.mark.parametrize("discordance", intervals.DISCORDANCE)
 def test_intervals_of_right_and_wrong_hold_the_truth_in_93_percent_where_nearly_all_answers_tie(discordance, n):

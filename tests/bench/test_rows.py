@@ -94,6 +94,7 @@ with Store(Path(sys.argv[1]), {}, resume=True) as store:
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_loses_nothing_that_was_there(tmp_path):
     path, known = tmp_path / "r.jsonl", 0
     for pause in (0.05, 0.11, 0.02):

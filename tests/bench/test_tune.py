@@ -124,6 +124,7 @@ def test_ways_that_lose_a_little_more_than_the_limit_pass_in_at_most_5_percent_o
     assert passing(67, 0.08, 0.08, 0.0, candidates, trials=600) <= 0.05
 
 
+@pytest.mark.slow
 def test_arms_that_lose_nothing_pass_if_there_are_enough_questions():
     assert passing(394, 0.01, 0.0, trials=10) == 1
     assert passing(67, 0.01, 0.0, trials=10) == 0
@@ -227,6 +228,7 @@ def test_the_documents_say_how_many_questions_a_limit_takes(limit):
     assert f"| {limit} % | {enough} | {total_questions(enough)} |" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lost", "won"), [(0, 0), (1, 0), (1, 1), (2, 2)])
 def test_the_number_of_questions_needed_confirms_the_limit(lost, won):
     """100 questions, and the same shares of the number needed."""
@@ -254,6 +256,7 @@ def test_the_number_of_questions_needed_confirms_a_distance_and_a_speed():
     assert goal.is_confirmed(measured(2 * enough, wall=walls[: 2 * enough]))
 
 
+@pytest.mark.slow
 def test_too_few_questions_for_a_limit_are_refused_before_anything_is_asked():
     for n in (20, 67, 380):
         with pytest.raises(

@@ -37,6 +37,7 @@ def asked(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_bench_writes_every_row_once_and_prints_the_table(asked, tmp_path):
     shown = output_of("bench", "--questions", asked, *GRID, cwd=tmp_path)
     first, *measured = [json.loads(line) for line in (tmp_path / "bench-demo.jsonl").read_text().splitlines()]
@@ -49,6 +50,7 @@ def test_bench_writes_every_row_once_and_prints_the_table(asked, tmp_path):
     assert "only 2 questions: too few for reliable figures" in shown
 
 
+@pytest.mark.slow
 def test_results_can_be_shown_in_every_form(asked, tmp_path):
     output_of("bench", "--questions", asked, *GRID, "--out", "rows.jsonl", cwd=tmp_path)
     table = list(csv.DictReader(io.StringIO(output_of("bench", "--from", "rows.jsonl", "-o", "csv", cwd=tmp_path))))
@@ -71,6 +73,7 @@ def test_results_can_be_shown_in_every_form(asked, tmp_path):
     assert {json.loads(line)["category"] for path in answers for line in path.read_text().splitlines()} == {"qa"}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_and_resumed_gives_the_rows_of_one_without_a_break(asked, tmp_path):
     command = ("bench", "--questions", str(asked), *GRID, "-r", "4", "--out")
     output_of(*command, "whole.jsonl", cwd=tmp_path)
@@ -95,6 +98,7 @@ def test_a_run_that_is_killed_and_resumed_gives_the_rows_of_one_without_a_break(
     assert len(whole) == 2 * 4 * len(ARMS)
 
 
+@pytest.mark.slow
 def test_tune_writes_what_it_chose_under_the_pair_and_says_on_what_grounds(tmp_path):
     (tmp_path / "models.yaml").write_text(
         "pairs:\n  mine:  # my own\n    drafter: bundled:drafter.gguf\n    expert: bundled:expert.gguf\n", encoding="utf-8"
@@ -112,6 +116,7 @@ def test_tune_writes_what_it_chose_under_the_pair_and_says_on_what_grounds(tmp_p
     assert json.loads(output_of("run", "--json", "mine", "Hi", cwd=tmp_path))["settings"]["rule"] == rule
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_nothing(tmp_path):
     (tmp_path / "models.yaml").write_text("pairs:\n  mine: {drafter: bundled:drafter.gguf, expert: bundled:expert.gguf}\n")
     before = (tmp_path / "models.yaml").read_text()
@@ -123,12 +128,14 @@ def test_a_dry_run_writes_nothing(tmp_path):
 TOKEN_BY_TOKEN = ("--alphas", "0.5,0.9", "--per-family", "8", "--max-tokens", "12")
 
 
+@pytest.mark.slow
 def test_tune_never_keeps_a_budget_by_a_way_that_did_not_look_at_the_expert(tmp_path):
     (tmp_path / "models.yaml").write_text("pairs:\n  mine: {drafter: bundled:drafter.gguf, expert: bundled:expert.gguf}\n")
     shown = output_of("tune", "mine", "--budget", "0.9", "--rules", "token_cascade", *TOKEN_BY_TOKEN, cwd=tmp_path)
     assert "token_cascade" not in shown + (tmp_path / "models.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_tune_says_what_loss_it_cannot_exclude_also_where_no_answer_is_lost(tmp_path):
     shown = output_of("tune", "--max-quality-loss", "1%", "--rules", "never", *TOKEN_BY_TOKEN, "--dry-run", cwd=tmp_path)
     assert "(a loss of at most 1% cannot be shown with 20 questions to confirm by" in shown
@@ -138,6 +145,7 @@ def test_tune_says_what_loss_it_cannot_exclude_also_where_no_answer_is_lost(tmp_
     assert "strict, which is lossless" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -190,6 +198,7 @@ def test_bad_input_is_one_clear_error(tmp_path, arguments, said):
     assert said in error
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_and_measured_rows_are_safe(asked, tmp_path):
     out = tmp_path / "rows.jsonl"
     speccascade("profile", cwd=tmp_path)  # kept, so that nothing else is written
@@ -212,6 +221,7 @@ def test_a_device_cannot_hold_rows(asked, tmp_path):
     assert f"error: {os.devnull}: not a regular file" in done.stderr.decode()
 
 
+@pytest.mark.slow
 def test_plan_needs_one_measurement_and_then_estimates_any_pair(tmp_path):
     apart = {"XDG_CACHE_HOME": str(tmp_path)}
     done = speccascade("plan", **apart)
@@ -227,6 +237,7 @@ def test_plan_needs_one_measurement_and_then_estimates_any_pair(tmp_path):
     assert "each of these estimated from the others" in shown
 
 
+@pytest.mark.slow
 def test_a_read_only_models_yaml_is_refused_before_anything_is_measured(tmp_path):
     """Root may write to every file, so the test replaces the answer of the system."""
     (tmp_path / "models.yaml").write_text("pairs: {sealed: {drafter: bundled:drafter.gguf, expert: bundled:expert.gguf}}\n")

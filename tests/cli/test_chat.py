@@ -76,6 +76,7 @@ def test_stats_print_counts_and_fidelity_separately(tmp_path: Path) -> None:
     assert int(re.search(r"\n *drafted +(\d+)", counts)[1]) > 40 >= int(re.search(r"\n *drafted +(\d+)", fidelity)[1])
 
 
+@pytest.mark.slow
 def test_a_distance_is_a_dash_unless_the_expert_has_judged_all_tokens(tmp_path: Path) -> None:
     for more, shown in (((), "–"), (("--audit",), r"0\.\d+")):
         output = chat(BUZZ, "/stats", arguments=("--rule", "never", "--max-tokens", 40, *more)).stderr
@@ -83,6 +84,7 @@ def test_a_distance_is_a_dash_unless_the_expert_has_judged_all_tokens(tmp_path: 
         assert re.search(r"\n *audited +(\d+)", output)[1] == ("40" if more else "0")
 
 
+@pytest.mark.slow
 def test_a_session_option_reads_and_writes_the_file(answers: list[str], tmp_path: Path) -> None:
     arguments = ("--session", tmp_path / "new" / "a.chat")
     assert chat(ADA, arguments=(*arguments, "--rule", "opt:0.2")).returncode == 0
@@ -156,6 +158,7 @@ def test_errors_in_options_come_before_anything_is_loaded(arguments: tuple[str, 
     assert message in error
 
 
+@pytest.mark.slow
 def test_a_model_without_a_template_cannot_chat(tmp_path: Path) -> None:
     path = text_model(tmp_path / "m.gguf")
     done = chat(ADA, arguments=("--drafter", path, "--expert", path))
@@ -163,6 +166,7 @@ def test_a_model_without_a_template_cannot_chat(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: the expert has no chat template")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [
@@ -183,6 +187,7 @@ def test_a_hostile_template_is_one_line_for_each_question(source: str, tmp_path:
     assert len(lines) == 3
 
 
+@pytest.mark.slow
 def test_a_context_that_overflows_is_a_line_on_stderr(tmp_path: Path) -> None:
     path = text_model(tmp_path / "m.gguf", chat_template=CHATML)
     done = chat(*["a question"] * 4, arguments=("--drafter", path, "--expert", path, "--ctx", "128", "--max-tokens", "20"))
@@ -193,6 +198,7 @@ def test_a_context_that_overflows_is_a_line_on_stderr(tmp_path: Path) -> None:
     assert done.stderr == "(cut off because the context of 64 tokens is full)\n"
 
 
+@pytest.mark.slow
 def test_retry_asks_again_with_another_seed(tmp_path: Path) -> None:
     path = text_model(tmp_path / "m.gguf", chat_template=CHATML)
     models = ("--drafter", path, "--expert", path, "--max-tokens", "20", "--temperature", "1", "--seed", "5")
@@ -208,6 +214,7 @@ def test_retry_asks_again_with_another_seed(tmp_path: Path) -> None:
 PAGE = (Path(__file__).parents[2] / "docs" / "chat.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_transcript_of_the_page_is_what_a_chat_says(tmp_path: Path) -> None:
     first, second = re.findall(r"```\n\$ speccascade (chat .*\n[^`]*)```", PAGE)
     for transcript in (first, second):
@@ -223,6 +230,7 @@ def test_the_transcript_of_the_page_is_what_a_chat_says(tmp_path: Path) -> None:
     assert f": {held} of the prompt's " in PAGE
 
 
+@pytest.mark.slow
 def test_the_python_block_of_the_page_runs(tmp_path: Path) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, cwd=tmp_path, timeout=120)
@@ -283,6 +291,7 @@ def keyboard(tmp_path: Path):
     process.close(force=True)
 
 
+@pytest.mark.slow
 @at_a_keyboard
 def test_ctrl_c_stops_the_answer_and_not_the_chat(keyboard, tmp_path: Path) -> None:
     keyboard.sendline("Hi")
@@ -304,6 +313,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(keyboard, tmp_path: Path) -> N
     assert messages[1]["content"]
 
 
+@pytest.mark.slow
 @at_a_keyboard
 def test_ctrl_c_where_nothing_is_being_written_leaves_and_loses_nothing(keyboard, tmp_path: Path) -> None:
     keyboard.sendline("/system Be odd.")
@@ -316,6 +326,7 @@ def test_ctrl_c_where_nothing_is_being_written_leaves_and_loses_nothing(keyboard
     assert session_file.read(tmp_path / "a.chat").system == "Be odd."
 
 
+@pytest.mark.slow
 @at_a_keyboard
 def test_control_characters_of_an_answer_are_shown_in_a_chat_too(tmp_path: Path) -> None:
     (tmp_path / "g.gbnf").write_text(r'root ::= "A\x1b[2JB"')
@@ -326,6 +337,7 @@ def test_control_characters_of_an_answer_are_shown_in_a_chat_too(tmp_path: Path)
     process.close(force=True)
 
 
+@pytest.mark.slow
 @at_a_keyboard
 def test_a_line_can_be_edited_and_an_earlier_one_called_back(keyboard) -> None:
     keyboard.sendline("/temperature 0.5")

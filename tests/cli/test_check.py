@@ -41,6 +41,7 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
     return lambda *arguments: CliRunner().invoke(cli_app.app, ["check", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_the_bundled_pair_is_a_yes_and_the_verdict_stands_first(check):
     done = check()
     assert done.exit_code == 0
@@ -51,6 +52,7 @@ def test_the_bundled_pair_is_a_yes_and_the_verdict_stands_first(check):
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_what_is_to_be_known_comes_before_what_is_well(check, tmp_path):
     files = ("--drafter", textless_model(tmp_path / "d.gguf"), "--expert", recurrent_model(tmp_path / "e.gguf"))
     done = check(*files)
@@ -62,6 +64,7 @@ def test_what_is_to_be_known_comes_before_what_is_well(check, tmp_path):
     assert f"with {marks.count('but')} warnings" in first
 
 
+@pytest.mark.slow
 def test_a_no_has_the_reason_and_exit_code_2(check, tmp_path):
     files = ("--drafter", text_model(tmp_path / "d.gguf", texts={9: "<x>"}), "--expert", text_model(tmp_path / "e.gguf"))
     done = check(*files)
@@ -70,6 +73,7 @@ def test_a_no_has_the_reason_and_exit_code_2(check, tmp_path):
     assert "token id 9 is '<x>' for the drafter" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -104,6 +108,7 @@ def test_files_that_are_missing_or_damaged_are_a_no(check, tmp_path, damage):
     assert "e.gguf" in done.stdout.splitlines()[1]
 
 
+@pytest.mark.slow
 def test_json_has_it_all_whatever_the_answer(check, tmp_path):
     done = check("--json", "--ctx", "256")
     found = json.loads(done.stdout)
@@ -113,6 +118,7 @@ def test_json_has_it_all_whatever_the_answer(check, tmp_path):
     assert (done.exit_code, found["answer"], found["exit_code"]) == (2, "no", 2)
 
 
+@pytest.mark.slow
 def test_facts_in_models_yaml_count_unless_an_option_overrides_them(check, tmp_path):
     (tmp_path / "models.yaml").write_text(
         f"pairs: {{p: {{drafter: {{file: {DEMO / 'drafter.gguf'}, cache_type: q8_0}}, expert: {DEMO / 'expert.gguf'}}}}}"
@@ -123,6 +129,7 @@ def test_facts_in_models_yaml_count_unless_an_option_overrides_them(check, tmp_p
     assert "held as q4_0" in next(each["text"] for each in found["findings"] if each["about"] == "cache")
 
 
+@pytest.mark.slow
 def test_machines_that_share_the_expert_are_not_asked_and_its_size_is_then_no_error(check, tmp_path, monkeypatch):
     monkeypatch.setattr("speccascade_local.machine.check.free_memory", lambda: 1000)
     shared = f"{{drafter: {DEMO / 'drafter.gguf'}, expert: {DEMO / 'expert.gguf'}, rpc: ['10.0.0.9:50052']}}"
@@ -141,6 +148,7 @@ def test_a_missing_adapter_is_a_no(check, tmp_path):
     assert "the expert's LoRA adapter gone.gguf is not on this machine" in " ".join(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_as_a_process_the_exit_code_is_the_answer(tmp_path):
     command = [sys.executable, "-m", "speccascade_local", "check", "--drafter", DEMO / "drafter.gguf", "--expert", DEMO / "expert.gguf"]
     done = subprocess.run(command, capture_output=True, timeout=120, check=False)
@@ -150,6 +158,7 @@ def test_as_a_process_the_exit_code_is_the_answer(tmp_path):
 # --------------------------------------------------------------------------- drafters on this machine
 
 
+@pytest.mark.slow
 def test_drafters_are_searched_where_other_programs_store_models(check, tmp_path):
     home = tmp_path / "home"
     store = home / ".lmstudio" / "models" / "me" / "demo-GGUF"
@@ -195,6 +204,7 @@ def test_without_remote_nothing_is_fetched(check, remote):
     assert "speccascade pull far" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("without_range", [False, True])
 def test_with_remote_the_headers_are_fetched_and_nothing_stays(tmp_path, remote, without_range):
     data = {

@@ -73,6 +73,7 @@ def offline(folder: Path, *arguments: str, fresh: bool = False) -> subprocess.Co
     return as_text(*arguments, stdin=b"Hi\n", cwd=folder, fresh=fresh, **environment)
 
 
+@pytest.mark.slow
 def test_the_package_is_loaded_without_the_network(folder):
     done = offline(folder, "run", "demo", "Hi", *SHORT, fresh=True)
     assert "network:" not in done.stdout + done.stderr
@@ -83,6 +84,7 @@ def test_every_verb_is_covered():
     assert RUNS.keys() | NEEDS_THE_NETWORK == VERBS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("verb", "arguments"), [(verb, arguments) for verb, runs in RUNS.items() for arguments in runs])
 def test_no_other_verb_uses_the_network(folder, verb, arguments):
     done = offline(folder, verb, *arguments)

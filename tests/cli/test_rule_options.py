@@ -50,6 +50,7 @@ def test_rules_shows_every_method_with_every_field_and_each_example_can_be_run()
 # --------------------------------------------------------------------------- the options of run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "settings"),
     [
@@ -75,6 +76,7 @@ def test_each_option_does_what_the_setting_of_its_name_does(demo, options, setti
     assert {name: by_option[name] for name in reply.as_dict()} == json.loads(json.dumps(reply.as_dict()))
 
 
+@pytest.mark.slow
 def test_each_option_changes_the_reply():
     """Each changes what is written, or by whom."""
     usual = ["--rule", "chow:0.3", "--temperature", "1.5", "--seed", "0", "--block-size", "5"]
@@ -102,6 +104,7 @@ def test_log_probabilities_are_per_token_and_those_of_both_models_optional():
     assert "logprobs" in replied("--max-tokens", "1", "--logprobs", "0")
 
 
+@pytest.mark.slow
 def test_an_answer_follows_the_grammar_in_a_file(tmp_path):
     path = tmp_path / "years.gbnf"
     path.write_text('root ::= "In " [0-9] [0-9] [0-9] [0-9] "."\n', encoding="utf-8")
@@ -120,6 +123,7 @@ def test_an_answer_follows_the_json_schema_in_a_file(tmp_path):
         assert isinstance(found["known"], bool)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -184,6 +188,7 @@ def calibrated(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_calibrate_writes_what_it_says(calibrated):
     found, text = Calibration.load(calibrated / "cal.json"), (calibrated / "output.txt").read_text(encoding="utf-8")
     n = len(read_questions(calibrated / "asked.jsonl"))
@@ -206,6 +211,7 @@ def test_calibrate_writes_what_it_says(calibrated):
         assert image.format == "PNG"
 
 
+@pytest.mark.slow
 def test_a_calibration_routes_the_answers_of_run_as_it_says(calibrated, demo):
     rule, settings = registry.parse(f"calibrated:{calibrated / 'cal.json'}"), {"max_tokens": 256}
     decided = set()
@@ -219,6 +225,7 @@ def test_a_calibration_routes_the_answers_of_run_as_it_says(calibrated, demo):
     assert decided == {"accepted", "expert"}
 
 
+@pytest.mark.slow
 def test_compare_shows_a_calibration_beside_the_other_ways(calibrated):
     rows = json.loads(output_of("compare", "--json", "--rule", "calibrated:cal.json", QUESTION, cwd=calibrated))["rows"]
     (row,) = [row for row in rows if "calibrated" in row["arm"]]
@@ -239,6 +246,7 @@ def test_a_pair_may_have_a_calibration_of_its_own_beside_its_models_yaml(calibra
     assert f"calibrated:{calibrated / 'cal.json'}" in output_of("models", "--models", calibrated / "models.yaml", cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_pair_that_names_a_calibration_which_is_not_there_yet_can_be_calibrated(calibrated, tmp_path):
     pair = "pairs:\n  mine:\n    drafter: bundled:drafter.gguf\n    expert: bundled:expert.gguf\n    rule: calibrated:mine.json\n"
     (tmp_path / "models.yaml").write_text(pair, encoding="utf-8")
@@ -247,12 +255,14 @@ def test_a_pair_that_names_a_calibration_which_is_not_there_yet_can_be_calibrate
     assert output_of("run", "mine", QUESTION, cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_compare_leaves_out_what_does_not_go_with_the_settings():
     table = output_of("compare", "--all", "--thinking-rule", "decision_tokens:1", QUESTION)
     assert "chow:0.2" in table
     assert "decision_tokens" not in table
 
 
+@pytest.mark.slow
 def test_a_calibration_of_other_files_is_refused(calibrated):
     done = speccascade(
         "run", "--drafter", DEMO / "expert.gguf", "--expert", DEMO / "expert.gguf", "--rule", "calibrated:cal.json", "Hi", cwd=calibrated
@@ -261,6 +271,7 @@ def test_a_calibration_of_other_files_is_refused(calibrated):
     assert "cal.json: this calibration is for another pair: its drafter is not expert.gguf" in done.stderr.decode()
 
 
+@pytest.mark.slow
 def test_a_target_that_no_threshold_reaches_is_refused_and_nothing_is_written(calibrated):
     lines = [json.dumps({"prompt": task.prompt, "reference": ["never said"]}) for task in read_questions(calibrated / "asked.jsonl")[:60]]
     (calibrated / "hard.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -287,6 +298,7 @@ class Sure:
 """
 
 
+@pytest.mark.slow
 def test_listing_pairs_runs_no_code_and_answering_with_one_does(tmp_path):
     (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
     rule = "mine:Sure(0.3)"
@@ -309,6 +321,7 @@ def test_listing_pairs_runs_no_code_and_answering_with_one_does(tmp_path):
 # --------------------------------------------------------------------------- compare --all
 
 
+@pytest.mark.slow
 def test_compare_all_has_one_row_for_every_method_and_the_control():
     rows = json.loads(output_of("compare", "--all", "--json", QUESTION))["rows"]
     arms = {row["arm"]: row for row in rows}
@@ -320,6 +333,7 @@ def test_compare_all_has_one_row_for_every_method_and_the_control():
     assert all((row["confidence"] is None) == (row["rule"].split(":")[0] not in registry.ROUTES) for row in rows)
 
 
+@pytest.mark.slow
 def test_compare_all_shows_each_text_once_under_all_that_wrote_it():
     text = output_of("compare", "--all", QUESTION, COLUMNS="120")
     table = text[text.rindex("speed-up") :]
@@ -329,6 +343,7 @@ def test_compare_all_shows_each_text_once_under_all_that_wrote_it():
         assert spec in re.sub(r"\n *", "", table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--temperature", "1"], ["--block-size", "0", "--max-tokens", "1"]], ids=" ".join)
 def test_compare_all_leaves_out_what_means_nothing_under_the_settings(options):
     rows = json.loads(output_of("compare", "--all", "--json", *options, QUESTION))["rows"]

@@ -63,6 +63,7 @@ def test_the_prompt_may_come_from_stdin_and_the_pair_may_be_named(answer):
     assert speccascade("run", "demo", QUESTION, *FIXED).stdout.decode() == answer + "\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piped", [b"\xef\xbb\xbf%s\n", b"%s\r\n", b"\xef\xbb\xbf%s\r\n", b"%s"])
 def test_a_byte_order_mark_and_one_line_end_of_what_is_piped_are_no_part_of_the_prompt(piped):
     done = speccascade("run", "--json", "--max-tokens", "1", *FIXED, stdin=piped % QUESTION.encode())
@@ -71,6 +72,7 @@ def test_a_byte_order_mark_and_one_line_end_of_what_is_piped_are_no_part_of_the_
     assert json.loads(done.stdout)["prompt"] == "two\r\nlines" + "\n" * (not piped.endswith(b"s"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_a_grammar_or_schema_from_windows_is_read_like_any_other(tmp_path, mark):
     (tmp_path / "g.gbnf").write_bytes(mark + b'root ::= yes |\r\n  "no"\r\nyes ::= "yes"\r\n')
@@ -95,12 +97,14 @@ def hostile(tmp_path: Path) -> tuple[str, str]:
     return "--grammar", str(tmp_path / "g.gbnf")
 
 
+@pytest.mark.slow
 def test_control_characters_of_an_answer_are_shown_in_a_terminal_and_stay_as_they_are_in_a_pipe(hostile):
     assert speccascade("run", *hostile, "Hi").stdout.decode() == f"{RAW}\t[bold]\n:smile:\n"
     for kind in ("xterm-256color", "dumb"):
         assert in_terminal("run", *hostile, "Hi", TERM=kind).endswith(f"{SHOWN}\t[bold]\r\n:smile:\r\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [(["run", "--show-origin"], SHOWN), (["compare"], SHOWN), (["run", "--json"], SHOWN.replace(r"\u000d", r"\r"))],
@@ -115,6 +119,7 @@ def test_no_view_of_a_reply_in_a_terminal_obeys_it(hostile, arguments, found):
     assert "[bold]" in plain
 
 
+@pytest.mark.slow
 def test_control_characters_of_a_catalog_are_escaped(tmp_path):
     (tmp_path / "m.yaml").write_text(
         'pairs:\n  "a[red]b":\n    drafter: ngram\n    expert: bundled:demo-expert.gguf\n    description: "\\e[2J\\a[bold]x"\n'
@@ -148,6 +153,7 @@ def test_an_error_of_any_length_is_cut_in_its_middle(capsys):
     assert len(text) < terminal.LONGEST_ERROR + 20
 
 
+@pytest.mark.slow
 def test_a_dash_reads_what_is_typed_in_a_terminal_and_nothing_at_all_does_not_wait_for_it(answer):
     assert answer in in_terminal("run", "-", *FIXED, typed=f"{QUESTION}\n\x04".encode())
     assert "no prompt; give one in quotes" in in_terminal("run", COLUMNS="200")
@@ -165,6 +171,7 @@ def test_raw_leaves_the_template_out(demo):
     assert speccascade("run", "--raw", "--max-tokens", "8", QUESTION, *FIXED).stdout.decode() == expected + "\n"
 
 
+@pytest.mark.slow
 def test_json_with_a_seed_is_identical_twice_and_says_all_that_repeats_it():
     arguments = ["run", "--json", "--rule", "opt:0.2", "--temperature", "1", "--seed", "7", QUESTION]
     first, second = speccascade(*arguments), speccascade(*arguments)
@@ -219,6 +226,7 @@ def test_compare_json_has_what_the_table_shows():
     assert text["repeat"] == 2
 
 
+@pytest.mark.slow
 def test_colours_appear_in_a_terminal_only():
     shown = in_terminal("run", "--show-origin", QUESTION)
     assert "\x1b[3" in shown
@@ -245,6 +253,7 @@ def test_models_lists_family_size_license_and_what_to_pull(tmp_path):
     assert re.search(r"^demo .* 4\.8 MB ", text, re.MULTILINE)  # of files that are here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", ["80", "140"])
 def test_in_a_terminal_models_fits_its_width(tmp_path, columns):
     shown = re.sub(r"\x1b\[[0-9;]*m", "", in_terminal("models", COLUMNS=columns, HF_HOME=str(tmp_path)))
@@ -385,6 +394,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
     assert "not a GGUF file" in done.stderr.decode()
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_generating_is_exit_130_without_a_traceback(tmp_path):
     path = text_model(tmp_path / "endless.gguf", n_ctx_train=100_000)  # its greedy text goes in circles
     pair = ["--drafter", path, "--expert", path, "--ctx", "100000", "--max-tokens", "100000"]
@@ -405,6 +415,7 @@ def test_ctrl_c_while_starting_ends_the_process():
     assert process.returncode in (0, 1, 130, -signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_stdout_on_a_full_disk_is_an_error_without_a_traceback():
     for verb in (["run", QUESTION], ["compare"], ["models"]):
         with open("/dev/full", "wb") as full:
@@ -444,6 +455,7 @@ def test_a_reader_that_closes_the_pipe_is_no_error():
     assert b"Exception ignored" not in done.stderr
 
 
+@pytest.mark.slow
 def test_profile_prints_a_table_keeps_it_and_draws_it(tmp_path):
     cache = {"XDG_CACHE_HOME": str(tmp_path)}
     done = speccascade("profile", "--ctx", "64", "--picture", tmp_path / "speed.svg", **cache)

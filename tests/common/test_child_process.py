@@ -39,6 +39,7 @@ def ran(*words: object, **more: object) -> subprocess.CompletedProcess[str]:
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a script is no program here")
 
 
+@pytest.mark.slow
 def test_a_frozen_application_rehearses_renders_and_answers_by_its_own_children_and_begins_once(tmp_path):
     body = """
 from speccascade_local.machine.trial import try_bundled_pair
@@ -61,6 +62,7 @@ def test_a_child_is_nothing_but_its_program(tmp_path):
     assert (done.returncode, done.stdout) == (0, '{"text": "42"}\n'), done.stderr
 
 
+@pytest.mark.slow
 def test_no_other_module_is_run_by_that_word(tmp_path):
     for words in (["cli.app"], ["os"], []):
         done = ran(application(tmp_path), child_process._WORD, *words)

@@ -66,6 +66,7 @@ def test_who_gives_up_waits_no_longer_and_the_work_ends(child: LimitedChild) -> 
     assert not child.alive
 
 
+@pytest.mark.slow
 def test_an_interruption_at_any_line_leaves_no_answer_for_the_next_request_and_no_process(child: LimitedChild) -> None:
     """Interrupt each line of asking and ending once. A child that still runs owes an answer: it is not asked again, and ends if dropped."""
     command, hit = child.process.args, set[tuple[str, int]]()

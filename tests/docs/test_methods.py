@@ -37,6 +37,7 @@ def test_a_method_is_described_in_five_points_with_a_picture(name):
     assert (DOCS / "methods" / f"{name}.svg").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", registry.METHODS)
 def test_a_picture_can_be_made_from_the_code(name, tmp_path):
     path = tmp_path / f"{name}.svg"

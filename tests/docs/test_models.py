@@ -141,6 +141,7 @@ def test_the_table_is_what_the_packaged_file_says():
     assert all(f"| `{name}` |" in table() for name in OF_THE_HUB)
 
 
+@pytest.mark.slow
 def test_the_transcript_is_what_the_commands_say(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert [line for line in section("pull").splitlines() if line.startswith("$ spec")] == [f"$ speccascade {each}" for each in COMMANDS]

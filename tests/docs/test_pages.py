@@ -30,6 +30,7 @@ def test_the_version_of_llama_cpp_is_the_one_that_is_asked_for(page):
     assert f'"{wanted}"' in PROJECT
 
 
+@pytest.mark.slow
 def test_the_verbs_and_their_options_exist():
     text = "".join(PAGES.values())
     assert set(re.findall(r"speccascade ([a-z][a-z-]+)", text)) <= set(VERBS)
@@ -47,12 +48,14 @@ def python_in(page: str) -> str:
     return block
 
 
+@pytest.mark.slow
 def test_the_first_lines_of_python_run_as_they_stand():
     done = subprocess.run([sys.executable, "-c", python_in("index.md")], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert "Lovelace" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_openai_client_talks_to_the_server_as_its_page_says():
     address = "http://127.0.0.1:8080"
     assert address in python_in("http.md")

@@ -29,6 +29,7 @@ def test_the_readme_is_short():
     assert len(README.splitlines()) <= MOST_LINES
 
 
+@pytest.mark.slow
 def test_the_python_block_runs_as_it_stands():
     (block,) = blocks("python")
     done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=120)

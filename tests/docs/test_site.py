@@ -67,6 +67,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_document_has_its_page_and_its_place_in_the_menu(site):
     home = (site / "index.html").read_text(encoding="utf-8")
     for document in (ROOT / "docs").glob("*.md"):
@@ -114,6 +115,7 @@ def asked(address: str, folder: Path) -> set[str]:
     return {url for url in by_pages if urlsplit(url).scheme not in ("file", "data", "blob")}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 def test_a_browser_asks_no_other_host_either(site, tmp_path):
     """Scripts could ask too, which no reading of the pages shows."""

@@ -403,6 +403,7 @@ def test_a_context_that_cannot_be_made_is_a_session_error_with_its_size(model: L
         LlamaSession(LlamaContext(model, n_ctx=32, n_threads=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_call", [1, 2])
 def test_loading_a_pair_that_fails_half_way_frees_contexts_before_their_models(
     files: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, made: list[tuple[str, int]], freed: list[tuple[str, int]], at_call: int

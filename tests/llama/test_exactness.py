@@ -72,6 +72,7 @@ def test_a_named_seed_repeats_fifty_answers_whatever_the_caches_hold(pair, block
     assert len({tuple(first) for first, _, _ in replies}) == len(replies)
 
 
+@pytest.mark.slow
 def test_a_long_prompt_that_is_asked_again_with_a_seed_is_not_read_again_as_a_whole(pair):
     prompt = prompts(1)[0] * 3
     assert len(prompt) > 256
@@ -81,6 +82,7 @@ def test_a_long_prompt_that_is_asked_again_with_a_seed_is_not_read_again_as_a_wh
     assert len(prompt) - 128 - 1 <= asked[1].stats.cached_tokens < len(prompt)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_what_is_aligned_is_followed_by_the_rows_of_a_cold_reading(contexts, data):
@@ -147,6 +149,7 @@ def test_exact_strict_at_temperature_0_is_the_experts_own_text_to_the_last_token
     assert drafted > 330  # drafts were kept, so batches were read
 
 
+@pytest.mark.slow
 def test_exact_works_up_to_the_last_token_of_a_context(exact):
     prompt = prompts(1)[0]
     texts = [exact.generate(prompt, rule="strict", block_size=size, max_tokens=512).token_ids for size in (0, 5)]
@@ -154,6 +157,7 @@ def test_exact_works_up_to_the_last_token_of_a_context(exact):
     assert len(prompt) + len(texts[0]) == 513
 
 
+@pytest.mark.slow
 def test_exact_answers_at_once_are_those_made_one_after_the_other(files):
     asked = prompts(3, longest=60)
     with sc.load(drafter=files.drafter, expert=files.expert, n_ctx=256, n_threads=1, exact=True, timelines=2) as runtime:
@@ -163,6 +167,7 @@ def test_exact_answers_at_once_are_those_made_one_after_the_other(files):
             assert [job.reply().token_ids for job in jobs] == alone
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(sizes=st.lists(st.integers(1, 14), min_size=1, max_size=12), dropped=st.integers(0, 9))
 def test_exact_rows_do_not_depend_on_how_many_are_read_at_once(exact_contexts, sizes, dropped):
@@ -205,6 +210,7 @@ def test_exact_is_refused_where_no_batch_agrees_with_single_tokens(files, monkey
         sc.load(drafter=files.drafter, expert=files.expert, n_ctx=64, n_threads=1, exact=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have other kernels")
 @pytest.mark.parametrize("bits", ["F16", "F32"])
 def test_exact_is_refused_for_weights_of_16_and_32_bits(files, tmp_path, bits):

@@ -44,6 +44,7 @@ def output_of(program: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "act", ["ask(runtime)", "runtime.reset()", "next(stream)", "sc.load(n_threads=2, profile=False)", "sc.Conversation(runtime).ask('Hi')"]
 )
@@ -99,6 +100,7 @@ print("parent:", load_and_ask())
     assert lines[1] == "status 0"
 
 
+@pytest.mark.slow
 def test_a_spawned_process_loads_for_itself(tmp_path):
     program = tmp_path / "spawning.py"
     program.write_text(

@@ -39,6 +39,7 @@ def test_several_adapters_add_up(tmp_path):
     np.testing.assert_allclose(rows(plain, (lora, 0.5), (lora, 0.5)), rows(plain, (lora, 1.0)), atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -86,6 +86,7 @@ def test_a_closed_model_says_so_and_may_be_closed_again(files: SimpleNamespace, 
             use()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", ["llama_model_get_vocab", "llama_vocab_n_tokens", "llama_model_n_ctx_train"])
 def test_a_model_that_fails_half_way_frees_its_weights_once(
     files: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, made: list[tuple[str, int]], freed: list[tuple[str, int]], fails: str
@@ -183,6 +184,7 @@ def test_progress_runs_from_0_to_1_and_never_back(files: SimpleNamespace) -> Non
     assert seen[-1] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("mine")])
 @pytest.mark.parametrize("when", ["first", "last"])
 def test_an_exception_while_loading_reaches_the_caller_and_leaves_nothing_loaded(

@@ -78,6 +78,7 @@ def test_each_architecture_goes_back_in_the_way_that_it_has(opened: Callable[...
     assert opened(name, n_snapshots=0).context.rollback.name == ("checkpoints" if way == "snapshots" else way)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma3-dense", "lfm2-dense", "falcon-h1-dense", "mamba2-dense"])
 def test_a_dry_run_predicts_the_rollback_of_the_real_load(written: Callable[..., Path], name: str) -> None:
     plans = dry_run_models({"drafter": written(name, OFF), "expert": written(name)}, n_ctx=512)
@@ -279,6 +280,7 @@ def pair_of(written: Callable[..., Path], name: str) -> sc.Runtime:
 PROMPT = [*range(1, 60)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE_OF_EACH_WAY)
 def test_strict_is_the_expert_alone_at_temperature_0(written: Callable[..., Path], name: str) -> None:
     with pair_of(written, name) as runtime:

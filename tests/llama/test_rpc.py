@@ -56,6 +56,7 @@ def servers() -> Iterator[tuple[Server, Server]]:
 # ---------------------------------------------------------------- any build
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", [["run", "--rpc", "127.0.0.1:50052", "Hello"], ["rpc-serve"]])
 @lacks_rpc
 def test_a_build_without_rpc_is_refused_with_the_command_that_builds_it(verb):
@@ -115,6 +116,7 @@ def test_memory_of_other_machines_is_the_experts_alone():
     require_fit(needs, placements, 512, 10**9, with_free(10**9, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

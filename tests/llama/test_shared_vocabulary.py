@@ -188,6 +188,7 @@ def upstream_pairs(target: LlamaModel, draft: LlamaModel) -> bool:
     return all(text(ours, token) == text(theirs, token) for token in range(5, min(sizes)))
 
 
+@pytest.mark.slow
 @given(one=differences, other=differences, same=st.sampled_from(["add_bos", "add_eos", "bos_id", "eos_id", "n_vocab", "texts", "kind", ""]))
 @settings(max_examples=150)
 def test_every_verdict_is_llama_cpps(tmp_path_factory: pytest.TempPathFactory, one: dict, other: dict, same: str) -> None:
@@ -270,6 +271,7 @@ def test_the_wide_model_alone_leaves_the_shared_vocabulary(widths: dict[str, Pat
     model.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(("rule", "block_size"), [("strict", 5), ("never", 5), ("strict", 0), ("token_v3:0.5", 3)])
 def test_a_pair_of_different_widths_emits_shared_ids_only(pair: sc.Runtime, rule: str, block_size: int, temperature: float) -> None:

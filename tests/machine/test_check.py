@@ -133,6 +133,7 @@ def test_a_drafter_that_copies_from_the_text_has_nothing_to_fit():
 # --------------------------------------------------------------------------- context and memory
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_dry_run_at_the_context_that_would_be_used():
     checked = check("demo", PAIR, n_ctx=256)
     assert checked.n_ctx == 256
@@ -162,6 +163,7 @@ def test_models_that_do_not_fit_are_a_no_unless_memory_is_not_checked(monkeypatc
     assert "What would fit" in text_of(checked, "memory")
 
 
+@pytest.mark.slow
 def test_a_quantized_cache_is_smaller_and_warned_of_for_the_drafter_only():
     usual = check("demo", PAIR)
     expert = check("demo", PAIR, placements={"expert": Placement(cache_type="q8_0")})

@@ -32,6 +32,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_report_says_what_other_sources_say(report):
     assert report["broken"] is False
     assert report["trial"]["works"] is True
@@ -61,6 +62,7 @@ def test_every_fact_has_its_line_at_80_columns(report):
     assert "answers" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_is_a_hint(tmp_path):
     (tmp_path / "cache").write_text("")
     done = doctor(XDG_CACHE_HOME=str(tmp_path / "cache"))

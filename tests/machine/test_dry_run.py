@@ -63,6 +63,7 @@ def test_neither_weights_nor_a_whole_file_are_needed(tmp_path):
     assert both[0].weights == both[1].weights > 0
 
 
+@pytest.mark.slow
 def test_no_context_is_planned_beyond_what_a_model_was_trained_for(tmp_path):
     path = textless_model(tmp_path / "m.gguf", n_ctx_train=300)
     assert dry_run_models({"expert": path}, n_ctx=10**9)["expert"].n_ctx == 300
@@ -70,6 +71,7 @@ def test_no_context_is_planned_beyond_what_a_model_was_trained_for(tmp_path):
     assert dry_run_models({"expert": DEMO / "expert.gguf"})["expert"].n_ctx == 512
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("write", "rollback", "refused"),
     [
@@ -95,6 +97,7 @@ def test_a_pair_is_compared_as_when_it_is_loaded(tmp_path):
     assert (found["drafter"].n_shared, found["drafter"].difference) == (None, str(error.value))
 
 
+@pytest.mark.slow
 def test_the_type_of_a_cache_changes_its_size(tmp_path):
     path = text_model(tmp_path / "m.gguf", heads=1)
     sizes = {

@@ -50,6 +50,7 @@ def test_the_cache_returns_what_the_dry_run_found(tmp_path, tried):
     assert plans(b, a)["expert"].path == b
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["context", "placement", "file", "version", "adapter"])
 def test_a_change_of_anything_that_matters_is_tried_again(tmp_path, tried, monkeypatch, change):
     path, lora = textless_model(tmp_path / "a.gguf"), adapter(tmp_path / "lora.gguf")
@@ -69,6 +70,7 @@ def test_a_change_of_anything_that_matters_is_tried_again(tmp_path, tried, monke
     assert len(tried) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["written over", "put in its place"])
 def test_a_file_that_is_replaced_is_tried_again_though_its_size_and_its_time_stay(tmp_path, tried, how):
     path = textless_model(tmp_path / "a.gguf")
@@ -84,6 +86,7 @@ def test_a_file_that_is_replaced_is_tried_again_though_its_size_and_its_time_sta
     assert len(tried) == 2
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_file_is_ignored(tmp_path, tried):
     path = textless_model(tmp_path / "a.gguf")
     first = plans(path)
@@ -102,6 +105,7 @@ def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, tried, monkey
     assert len(tried) == 2
 
 
+@pytest.mark.slow
 def test_a_refused_file_is_not_cached(tmp_path, tried):
     path = textless_model(tmp_path / "a.gguf")
     whole = path.read_bytes()

@@ -234,6 +234,7 @@ def test_a_containers_limit_counts(tmp_path):
     assert hardware.memory(tmp_path).available > 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "n_ctx"),
     [

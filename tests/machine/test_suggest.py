@@ -127,6 +127,7 @@ def test_a_model_that_was_deleted_stops_nothing(tmp_path):
     assert steps[-1] == 1
 
 
+@pytest.mark.slow
 def test_as_many_are_dry_run_as_were_asked_for_and_failures_do_not_count(tmp_path, monkeypatch):
     for name in "abcde":
         text_model(tmp_path / f"{name}.gguf", add_bos=name in "ab")
@@ -143,6 +144,7 @@ def test_as_many_are_dry_run_as_were_asked_for_and_failures_do_not_count(tmp_pat
 # --------------------------------------------------------------------------- the order
 
 
+@pytest.mark.slow
 def test_the_fastest_beside_the_expert_comes_first(tmp_path, monkeypatch):
     sizes = {"b": 4 * 10**8, "a": 10**8, "c": 5 * 10**7, "expert": 10**9}
     for name in sizes:

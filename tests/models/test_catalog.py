@@ -325,6 +325,7 @@ def laughs(merged: bool) -> str:
     return "\n".join([*lines, "pairs: *a10\n"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "said"),
     [

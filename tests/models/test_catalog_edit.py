@@ -89,6 +89,7 @@ def test_a_new_pair_goes_to_the_end_of_a_file_or_begins_one(path, tmp_path):
         add_pair(fresh, "one", {"drafter": "a.gguf", "expert": "b.gguf"})
 
 
+@pytest.mark.slow
 def test_every_packaged_pair_can_be_copied_whole_with_another_rule(tmp_path):
     mine = tmp_path / "models.yaml"
     for name, pair in read_file(packaged_file()).items():
@@ -100,6 +101,7 @@ def test_every_packaged_pair_can_be_copied_whole_with_another_rule(tmp_path):
         assert dict(copy.models) == dict(pair.models)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", read_file(packaged_file()))
 def test_the_rule_of_a_packaged_pair_can_be_changed_in_its_place(tmp_path, name):
     mine = tmp_path / "models.yaml"

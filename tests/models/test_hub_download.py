@@ -351,6 +351,7 @@ def test_two_at_once_do_not_write_into_one_file(here, hub):
     assert hub.sent == len(DATA["sub/small-Q8_0.gguf"])
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_has_come_for_the_next_run(here, hub):
     hub.repositories["me/models"]["sub/small-Q8_0.gguf"] = data = random.Random(5).randbytes(25_000_000)
     hub.stand_still_after = 22_000_000
@@ -469,6 +470,7 @@ def test_what_is_still_missing_is_reported(here, capsys):
 # --------------------------------------------------------------------------- any course of events
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 600_000), max_size=12), st.booleans())
 @settings(max_examples=15, deadline=None)
 def test_whatever_is_dropped_the_file_is_whole_or_absent(tmp_path_factory, drops, ranges):

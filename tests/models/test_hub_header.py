@@ -66,6 +66,7 @@ def source(name: str) -> FileSource:
     return FileSource(Path("not/here"), name, "me/models")
 
 
+@pytest.mark.slow
 def test_a_header_is_enough_for_a_dry_run_and_the_rest_stays_where_it_is(hub, data, tmp_path):
     path = fetch_headers(source("sub/m.gguf"), tmp_path)
     whole = tmp_path / "whole.gguf"
@@ -79,6 +80,7 @@ def test_a_header_is_enough_for_a_dry_run_and_the_rest_stays_where_it_is(hub, da
     assert (facts.weights, facts.cache, facts.rollback, facts.chat_template) == (others.weights, others.cache, others.rollback, CHATML)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [1 << 10, 1 << 16, 1 << 20])
 def test_ranges_grow_until_the_header_is_whole_and_no_byte_comes_twice(hub, data, tmp_path, monkeypatch, first):
     monkeypatch.setattr(hub_header, "_FIRST_RANGE", first)

@@ -78,6 +78,7 @@ def test_the_window_is_a_page_or_two_of_code():
     assert len(SCRIPT.read_text().splitlines()) <= 150
 
 
+@pytest.mark.slow
 def test_an_answer_comes_in_colours_and_a_second_one_follows_the_first(screen):
     lines = said(
         screen,
@@ -97,6 +98,7 @@ window.close()
     assert lines[3].endswith("(stop)")
 
 
+@pytest.mark.slow
 def test_dropped_drafts_are_shown_when_asked_for(screen):
     lines = said(
         screen,
@@ -113,6 +115,7 @@ window.close()
     assert lines == ["True 1", "0 1"]
 
 
+@pytest.mark.slow
 def test_stop_ends_an_answer_and_the_next_one_is_whole(screen):
     lines = said(
         screen,
@@ -143,6 +146,7 @@ window.close()
     assert lines[-1].endswith("(stop)")
 
 
+@pytest.mark.slow
 def test_a_new_conversation_begins_empty(screen):
     lines = said(
         screen,
@@ -159,6 +163,7 @@ window.close()
     assert lines == ["'' [] disabled", "True disabled"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["at once", "while it loads", "while it answers"])
 def test_it_can_be_closed_at_any_time(screen, moment):
     begin = {

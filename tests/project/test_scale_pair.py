@@ -62,6 +62,7 @@ def test_the_script_writes_other_quantizations_and_tells_how_far_they_are(tmp_pa
     model.close()
 
 
+@pytest.mark.slow
 def test_a_random_pair_agrees_in_part_and_has_as_many_ids_as_asked_for(tmp_path):
     ran = script("--random", "2048", str(tmp_path))
     assert ran.returncode == 0, ran.stderr
@@ -71,6 +72,7 @@ def test_a_random_pair_agrees_in_part_and_has_as_many_ids_as_asked_for(tmp_path)
     assert 0.1 < stats.accepted / stats.tested < 0.98
 
 
+@pytest.mark.slow
 def test_the_script_makes_a_drafter_whose_drafts_nobody_wants(tmp_path):
     ran = script("--hopeless", str(tmp_path))
     assert ran.returncode == 0, ran.stderr
@@ -79,6 +81,7 @@ def test_the_script_makes_a_drafter_whose_drafts_nobody_wants(tmp_path):
     assert stats.accepted < 0.1 * stats.drafted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [(["--expert-width", "100"], "must be a multiple of"), (["--expert-layers", "2"], "is smaller than")],

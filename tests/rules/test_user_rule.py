@@ -56,6 +56,7 @@ def ask(demo: sc.Runtime, prompt: str, rule, **settings) -> sc.Reply:
 # ---------------------------------------------------------------------------------------------- the worked example
 
 
+@pytest.mark.slow
 def test_the_example_keeps_every_drafted_digit_where_strict_drops_some(demo, examples):
     from my_rules import TrustDigits, is_number
 

@@ -45,6 +45,7 @@ def test_the_few_arms_ask_the_paper_rule_once_also_where_it_is_the_pairs_own():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @TEMPERATURES
 def test_every_arm_answers_on_the_real_pair_and_can_be_written_to_a_file(demo, temperature):
     arms = all_arms(Settings(temperature=temperature, seed=1, max_tokens=12), demo.rule)

@@ -73,6 +73,7 @@ def test_each_turn_answers_as_the_whole_history_asked_at_once_would(demo: sc.Run
     assert reply.token_ids == alone(demo, conversation).token_ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", [0, 4])
 def test_the_expert_reads_in_each_turn_only_what_is_new(demo: sc.Runtime, read: dict[int, list[int]], block_size: int) -> None:
     demo.reset()
@@ -103,6 +104,7 @@ def test_the_drafter_reads_only_what_is_new_too(demo: sc.Runtime, read: dict[int
     assert set(read[context][1:]) == {1}
 
 
+@pytest.mark.slow
 def test_ids_that_were_generated_stay_in_the_next_prompt(pair: sc.Runtime) -> None:
     """Random models write texts that nobody would tokenize as they did."""
     conversation, differed = sc.Conversation(pair), False
@@ -118,6 +120,7 @@ def test_ids_that_were_generated_stay_in_the_next_prompt(pair: sc.Runtime) -> No
     assert differed
 
 
+@pytest.mark.slow
 def test_a_template_that_writes_answers_otherwise_gets_the_prompt_that_it_asks_for(tmp_path: Path) -> None:
     path = text_model(tmp_path / "m.gguf", chat_template=NO_THOUGHTS, seed=3)
     with sc.load(drafter=path, expert=path, n_ctx=512, n_threads=1, profile=False) as runtime:
@@ -338,6 +341,7 @@ def test_a_cache_that_llama_cpp_does_not_take_is_read_again(pair: sc.Runtime) ->
         conversation.restore(saved)
 
 
+@pytest.mark.slow
 def test_a_smaller_context_takes_the_messages_and_no_cache(pair: sc.Runtime, tmp_path: Path) -> None:
     conversation = sc.Conversation(pair)
     conversation.ask("word " * 12, max_tokens=60, temperature=1.0, seed=1, block_size=2)

@@ -106,6 +106,7 @@ def test_code_answers_are_programs_that_run():
         assert function(numbers) == reference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["expert", "drafter"])
 def test_each_model_is_as_good_as_its_card_says(demo, arm):
     """A tenth of the held-out questions, graded anew, against the committed figure: within four standard errors."""
@@ -307,6 +308,7 @@ def test_the_other_end_of_each_dial_keeps_every_draft_on_the_real_pair(demo, rul
         assert reply.stats.rejected == reply.stats.deferred == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["strict", "token_v3:0.5", "never"])
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_between_blocks_both_real_caches_hold_the_text_and_not_its_last_token(demo, rule, temperature):

@@ -32,6 +32,7 @@ def set_event() -> threading.Event:
     return event
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(blocks=st.integers(0, 9), rule=st.sampled_from(["strict", "token_v3:0.3", "never"]), seed=st.integers(0, 9))
 def test_a_reply_that_is_cancelled_after_some_blocks_is_what_a_stream_has_said_by_then(demo, blocks, rule, seed):
@@ -170,6 +171,7 @@ def test_closing_while_another_thread_generates_ends_that_reply_with_an_error():
     assert len(outcomes) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [text_model, recurrent_model])
 def test_the_reading_of_a_long_prompt_is_cancelled_between_batches(write, tmp_path, monkeypatch):
     drafter, expert = write(tmp_path / "drafter.gguf"), write(tmp_path / "expert.gguf")

@@ -141,6 +141,7 @@ def broken_by(subject: Subject, modules: tuple[str, ...], *, by_bytecode: bool =
     return broken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_bytecode", [False, BY_BYTECODE])
 @pytest.mark.parametrize("kind", KINDS)
 def test_sessions_are_true_wherever_they_were_interrupted(
@@ -171,6 +172,7 @@ class Interrupted:
             self._use()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_call", [2, 7])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_second_interruption_while_the_first_is_handled_changes_nothing(written: Callable[..., Path], kind: str, at_call: int) -> None:
@@ -217,6 +219,7 @@ class Calls:
         assert not thread.is_alive()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("overlap", "modules"), [(1.0, CALLS), (0.0, THREADED)])
 def test_a_pair_answers_as_before_wherever_it_was_interrupted(overlap: float, modules: tuple[str, ...]) -> None:
     """overlap 0: both models work at the same time, in threads."""
@@ -293,6 +296,7 @@ class Readers:
             assert np.abs(rows - expected).max() <= 0.01 * expected.std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_bytecode", [False, BY_BYTECODE])
 def test_an_interrupted_reader_of_common_batches_hurts_no_other(written: Callable[..., Path], by_bytecode: bool) -> None:
     with closing(Readers(written(KINDS["tail"]))) as readers:

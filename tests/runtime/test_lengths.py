@@ -40,6 +40,7 @@ def ngram():
         yield runtime
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", ["auto", 4])
 @pytest.mark.parametrize("pair", ["demo", "ngram"])
 def test_strict_writes_the_experts_greedy_text_whoever_drafts(request, pair, block_size):

@@ -127,6 +127,7 @@ def spelled(pair: sc.Runtime) -> dict[bytes, int]:
     return ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shaped", SHAPED.values(), ids=SHAPED)
 @pytest.mark.parametrize("temperature", [0, pytest.param(0.7, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow)])
 def test_a_chats_log_probabilities_are_those_of_a_fresh_raw_row_at_every_origin(toys, temperature, shaped):
@@ -146,6 +147,7 @@ def test_a_chats_log_probabilities_are_those_of_a_fresh_raw_row_at_every_origin(
     assert origins == {("drafter", "accepted"), *(("expert", origin) for origin in get_args(Origin))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_a_stream_has_the_places_of_the_whole_answer(toys, temperature):
     for rule, options, _ in WAYS:
@@ -209,6 +211,7 @@ def test_a_classification_reads_the_same_shares_at_every_temperature(toys):
         assert [each.logprob for each in place.top_logprobs] == pytest.approx(np.sort(row)[::-1][:K].tolist(), abs=CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0, 0.7])
 def test_a_copied_drafts_tokens_have_the_experts_raw_row(toys, tmp_path, temperature):
     """Drafts that no model has drawn, only copied from the text."""
@@ -244,6 +247,7 @@ def test_a_meaning_that_does_not_exist_is_refused(toys):
     assert refused.value.param == "speccascade.logprobs_of"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["strict", "token_v3:0.5", "never", "token_cascade:0.4", "margin:0.5"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_in_python_the_raw_row_is_one_setting_and_changes_no_text(demo, rule, temperature):

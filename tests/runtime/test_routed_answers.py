@@ -66,6 +66,7 @@ def text_and_cost(reply: sc.Reply) -> dict:
 # --------------------------------------------------------------------------- whole answers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "top_k": 4}], ids=["greedy", "sampled"])
 def test_the_confidence_of_a_reply_is_the_formula_over_rows_of_a_fresh_drafter(demo, prompt, settings):
     answer = cold(demo, prompt, rule="never", **settings).token_ids
@@ -99,6 +100,7 @@ def test_a_kept_answer_is_the_drafters_reply_and_the_expert_sleeps(demo, rule, s
     assert set(reply.origins) == {"accepted"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.2}, {"max_tokens": 7}, {"stop": ["is", "."]}, {"block_size": 2}], ids=str)
 @pytest.mark.parametrize("rule", REJECTS)
 def test_a_rejected_answer_is_the_experts_reply_and_the_cost_is_that_of_both(demo, rule, settings):
@@ -114,6 +116,7 @@ def test_a_rejected_answer_is_the_experts_reply_and_the_cost_is_that_of_both(dem
     assert reply.stats.wall_s >= reply.stats.ttft_s > reply.stats.draft_s > 0, "the first text comes after the drafter's whole answer"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", [ChowSum, ChowAverage, ChowQuantile, Margin], ids=lambda route: route.name)
 def test_a_threshold_at_the_score_keeps_the_answer_and_the_next_one_above_does_not(demo, prompt, route):
     score = cold(demo, prompt, rule=route(0)).confidence
@@ -206,6 +209,7 @@ def test_a_later_call_may_come_in_the_middle_of_the_drafters_unseen_answer(demo,
     assert_caches_are_true(demo, other + expected)
 
 
+@pytest.mark.slow
 def test_a_stream_dropped_after_its_first_chunk_leaves_a_usable_runtime(demo, prompt):
     for rule in (KEEPS[3], REJECTS[3], "token_cascade:0.1"):
         whole = cold(demo, prompt, rule=rule)
@@ -242,6 +246,7 @@ def test_a_whole_answer_cascade_is_no_thinking_rule(demo):
 # --------------------------------------------------------------------------- token by token
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.2, "min_p": 0.02}], ids=["greedy", "sampled"])
 def test_the_ends_of_the_token_cascade_are_the_two_models_alone(demo, prompt, settings):
     expert = cold(demo, prompt, block_size=0, **settings)
@@ -253,6 +258,7 @@ def test_the_ends_of_the_token_cascade_are_the_two_models_alone(demo, prompt, se
     assert (lenient.stats.expert_calls, demo._expert.tokens) == (0, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.02, 0.1, 0.3])
 def test_each_token_comes_from_whom_recomputed_rows_say_it_must(demo, prompt, alpha):
     reply = cold(demo, prompt, rule=f"token_cascade:{alpha}", max_tokens=60)

@@ -31,6 +31,7 @@ def test_generate_stream_and_chat_tell_the_same_story(demo):
     assert chunks[0].stats.tokens == len(chunks[0].tokens) < chunks[-1].stats.tokens, "each chunk has a copy of its own"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["strict", "never", "chow:0.3", "diff:0.1", "opt:0.2", "token_v1:0.2", "token_v2:0.2", "token_v3:0.3"])
 def test_the_same_seed_gives_the_same_reply_and_another_seed_another_one(demo, rule):
     def ask(seed: int) -> list[int]:
@@ -183,6 +184,7 @@ def talks_in_control_tokens(tmp_path_factory: pytest.TempPathFactory):
         yield runtime
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", [0, 4])
 def test_a_stop_string_that_spells_control_tokens_ends_the_text_streamed_and_whole(talks_in_control_tokens, block_size):
     runtime = talks_in_control_tokens
@@ -247,6 +249,7 @@ def test_a_role_cannot_smuggle_control_tokens_either(demo):
     assert ids.count(control) == demo.chat_ids(QUESTION).count(control)
 
 
+@pytest.mark.slow
 def test_a_prompt_as_long_as_the_context_is_answered_and_a_longer_one_refused_with_both_numbers():
     with sc.load(n_ctx=40) as runtime:
         ids = [300 + i for i in range(40)]
@@ -308,6 +311,7 @@ def test_stop_strings_may_come_from_any_iterable(demo):
     assert demo.chat(QUESTION, max_tokens=60, seed=0, stop=(s for s in [text[5:9]])).text == text[: text.find(text[5:9])]
 
 
+@pytest.mark.slow
 def test_a_pair_whose_own_rule_is_never_needs_a_block_size_too(tmp_path):
     demo = catalog.bundled_pair()
     yaml = f"pairs: {{mine: {{drafter: '{demo.drafter}', expert: '{demo.expert}', rule: never}}}}"

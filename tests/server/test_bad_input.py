@@ -36,6 +36,7 @@ def require_error(response, status=400):
     return error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"nonsense", b"[]", b'"text"', b"null", b'{"a": 1,}', b"\xff\xfe", b"[" * 100_000, b'{"a":' * 5000, b'{"a": "\\ud800"}',
@@ -174,6 +175,7 @@ def test_arguments_of_earlier_calls_that_are_no_object(served, arguments, what):
         assert len(error["message"]) < 600
 
 
+@pytest.mark.slow
 def test_deep_nesting_is_never_a_server_error(served):
     """Everything that the JSON parser accepts is accepted or refused later."""
     for depth in range(0, 220, 20):

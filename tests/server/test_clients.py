@@ -72,6 +72,7 @@ def running(served):
     return served.engine.counts()["demo"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("rude", [True, False], ids=["reset", "closed"])
 def test_a_client_that_goes_away_ends_the_decoding_within_a_block(slow, stream, rude):
@@ -166,6 +167,7 @@ def test_two_requests_of_one_conversation_are_both_answered():
     assert together == alone
 
 
+@pytest.mark.slow
 def test_concurrent_requests_get_the_same_replies_as_alone():
     questions = ["Who is Ada Lovelace?", "Who is Alan Turing?", "Who is Marie Curie?", "What is 3 plus 4?"] * 4
 
@@ -203,6 +205,7 @@ def is_closed(connection):
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begun", [b"", b"G", b"GET /health HTT"])
 @pytest.mark.parametrize("first", [True, False])
 def test_a_head_that_does_not_come_whole_closes_the_connection(monkeypatch, begun, first):
@@ -255,6 +258,7 @@ def half_open(served, begun):
     return connection
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begun", [b"", b"G", request()[:-1]], ids=["idle", "a byte", "no whole body"])
 def test_clients_that_only_hold_connections_keep_none_out(begun):
     """More connections than one client may have."""
@@ -335,6 +339,7 @@ def read_after_half_close(served, sent):
         return b"".join(iter(lambda: connection.recv(4096), b""))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_half_closed_client_gets_its_response(slow, stream):
     with serving(slots=1) as served, ThreadPoolExecutor(1) as pool:
@@ -415,6 +420,7 @@ def start_server(*options, path=""):
     return process, address[0]
 
 
+@pytest.mark.slow
 def test_a_server_uses_no_network(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
     process, url = start_server(path=tmp_path)
@@ -425,6 +431,7 @@ def test_a_server_uses_no_network(tmp_path):
         assert process.stderr.read() == "stopped\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_server_and_a_stream_that_runs(sent):
     process, url = start_server()
@@ -477,6 +484,7 @@ def has_ended(process):
         return True
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_process_whatever_a_rule_does(stuck):
     process, answered, child = stuck
     process.send_signal(signal.SIGTERM)
@@ -488,6 +496,7 @@ def test_a_signal_ends_the_process_whatever_a_rule_does(stuck):
     assert has_ended(child)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_the_process_at_once(stuck):
     process, _, child = stuck
     for _ in range(2):  # a signal that repeats before it is handled counts once
@@ -498,6 +507,7 @@ def test_a_second_ctrl_c_ends_the_process_at_once(stuck):
     assert has_ended(child)
 
 
+@pytest.mark.slow
 def test_a_killed_server_frees_its_port():
     process, url = start_server()
     with process:

@@ -257,6 +257,7 @@ def test_closing_does_not_wait_for_grammars(pair: sc.Runtime) -> None:
         job.reply()
 
 
+@pytest.mark.slow
 def test_a_grammar_that_cannot_be_used_fails_its_job_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar, "COMPILE_S", 3.0)
     jobs = [engine.submit("demo", QUESTION, constrained(schema)) for schema in (ENDLESS, {"type": "text"}, COLOUR)]
@@ -378,6 +379,7 @@ def test_a_real_pair_gives_the_same_texts_too(pair: sc.Runtime) -> None:
         assert all(is_equal_up_to_ties(one, job.reply(), 0.3) for one, job in zip(alone, jobs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mamba2-dense", "falcon-h1-dense"])
 def test_a_recurrent_pair_answers_several_at_once(tmp_path: Path, name: str) -> None:
     """Their states roll back in another way, timeline by timeline."""

@@ -105,6 +105,7 @@ def test_page_files_load_nothing_from_elsewhere_and_build_no_markup(name):
     )
 
 
+@pytest.mark.slow
 @needs_browser
 def test_an_answer_streams_in_and_every_token_tells_who_wrote_it(page, server, runtime):
     server.pause_s = 0.05
@@ -157,6 +158,7 @@ def test_dropped_drafts_can_be_hidden(page, server):
     assert page.locator(".tokens .dropped").is_hidden()
 
 
+@pytest.mark.slow
 @needs_browser
 def test_the_page_works_with_the_keyboard_alone(page, server):
     server.scripted.append([block({"text": "one", "origin": "accepted", "tv": 0.0}, {"text": " two", "origin": "bonus"}, finish="stop")])
@@ -180,6 +182,7 @@ def test_the_page_works_with_the_keyboard_alone(page, server):
     assert outline == "solid", "the focus is visible"
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("how", ["button", "Escape"])
 def test_stop_ends_the_reply_and_the_request(page, server, how):
@@ -199,6 +202,7 @@ def test_stop_ends_the_reply_and_the_request(page, server, how):
     assert [each["role"] for each in server.requests[1]["messages"]] == ["user", "assistant", "user"]
 
 
+@pytest.mark.slow
 @needs_browser
 def test_side_by_side_compares_three_ways_with_the_expert(page, server):
     page.check("#side-by-side")
@@ -214,6 +218,7 @@ def test_side_by_side_compares_three_ways_with_the_expert(page, server):
     assert all("expert calls" in each and "tokens/s" in each for each in figures)
 
 
+@pytest.mark.slow
 @needs_browser
 def test_the_dial_has_the_range_of_its_rule_and_changes_the_request(page, server):
     def dial() -> list[str]:
@@ -236,6 +241,7 @@ def test_the_dial_has_the_range_of_its_rule_and_changes_the_request(page, server
     assert server.requests[0]["temperature"] == 0
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize(
     ("own", "shown", "asked"),
@@ -258,6 +264,7 @@ def test_a_rule_of_the_pair_is_kept_as_it_is_written(page, server, own, shown, a
     assert page.locator(".answer h3").inner_text() == f"Cascade, {asked or own}"
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_live_dial_asks_the_last_question_again(page, server):
     ask(page)
@@ -270,6 +277,7 @@ def test_a_live_dial_asks_the_last_question_again(page, server):
     assert page.locator(".turn").count() == 1
 
 
+@pytest.mark.slow
 @needs_browser
 def test_system_prompt_limits_and_a_new_conversation(page, server):
     page.click("summary")
@@ -292,6 +300,7 @@ def test_system_prompt_limits_and_a_new_conversation(page, server):
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script></div>&amp;"
 
 
+@pytest.mark.slow
 @needs_browser
 def test_no_text_becomes_markup(browser, runtime):
     served = PageServer(runtime)
@@ -318,6 +327,7 @@ def test_no_text_becomes_markup(browser, runtime):
     served.close()
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize(
     ("status", "advice"),
@@ -333,6 +343,7 @@ def test_refusals_are_shown_with_advice(page, server, status, advice):
     assert page.locator("#notice").is_hidden(), "the next question works"
 
 
+@pytest.mark.slow
 @needs_browser
 def test_the_key_is_sent_to_the_server_only(browser, runtime):
     key = "k" * 32
@@ -366,6 +377,7 @@ def test_an_interrupted_reply_stays_visible(page, server):
     assert page.locator("#health").inner_text() == "ready", "the server is still alive"
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_server_that_goes_away_and_comes_back(page, server):
     server.close()
@@ -379,6 +391,7 @@ def test_a_server_that_goes_away_and_comes_back(page, server):
     page.wait_for_selector(".tokens .token")
 
 
+@pytest.mark.slow
 @needs_browser
 def test_copied_snippets_send_the_same_request(page, server):
     question = 'It\'s "so" – $HOME `ls` \\n'
@@ -421,6 +434,7 @@ CONTRAST = """() => {
 }"""
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_every_text_has_contrast_and_every_control_a_name(page, server, theme):
@@ -439,6 +453,7 @@ def test_every_text_has_contrast_and_every_control_a_name(page, server, theme):
     assert page.evaluate(nameless) == []
 
 
+@pytest.mark.slow
 @needs_browser
 def test_the_switch_between_light_and_dark(page):
     ground = "getComputedStyle(document.body).backgroundColor"
@@ -450,6 +465,7 @@ def test_the_switch_between_light_and_dark(page):
     assert page.evaluate(ground) == before
 
 
+@pytest.mark.slow
 @needs_browser
 def test_on_a_phone_nothing_overflows_and_the_settings_open_and_close(page, server):
     page.set_viewport_size({"width": 390, "height": 844})

@@ -54,6 +54,7 @@ def test_this_machine_needs_none(host):
 # ---------------------------------------------------------------- the key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("header", [None, "", KEY, "Bearer", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", f"Basic {KEY}", "Bearer \xe4"])
 @pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/api/pairs", "/openapi.json", "/nothing"])
 def test_without_the_key_nothing_is_told(guarded, header, path):
@@ -378,6 +379,7 @@ def test_the_page_is_served_without_a_key_and_loads_nothing_from_elsewhere(page)
     assert page.get("/static/app.js").text == "// its program"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     ["../secret.txt", "%2e%2e/secret.txt", "..%2fsecret.txt", "%2fetc/passwd", "/etc/passwd", "%00", "", ".", "link.txt", "a" * 5000],

@@ -453,6 +453,7 @@ def new_process() -> Iterator[None]:
     template_process.renderer.close()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("new_process")
 @pytest.mark.parametrize("source", TOO_LONG.values(), ids=TOO_LONG)
 def test_a_template_without_an_end_is_an_error_and_the_next_honest_one_renders(source: str, monkeypatch: pytest.MonkeyPatch) -> None:

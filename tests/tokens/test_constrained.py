@@ -121,6 +121,7 @@ def test_under_a_schema_answers_vary_and_drafts_are_still_accepted(runs):
     assert origins == {"accepted", "matched", "corrected", "bonus", "expert"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", EVERY_METHOD)
 def test_under_a_grammar_every_answer_matches_it_and_both_caches_stay_true(demo, spec):
     for settings in settings_of(spec, 4):
@@ -176,6 +177,7 @@ def test_at_temperature_0_strict_says_what_the_expert_alone_says_under_the_same_
     assert_caches_are_true(demo)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constraint", [c for c in CONSTRAINTS if not {"grammar", "json_schema"} & c.keys()], ids=lambda c: " ".join(c))
 def test_penalties_change_what_is_said(demo, constraint):
     free, shaped = (
@@ -203,6 +205,7 @@ def test_a_bias_of_minus_100_bans_a_token_and_one_of_plus_100_forces_it(demo, sp
     assert_caches_are_true(demo)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", EVERY_METHOD)
 def test_the_finish_reason_shows_that_max_tokens_cut_a_schema_short(demo, spec):
     for settings in settings_of(spec, 4):
@@ -212,6 +215,7 @@ def test_the_finish_reason_shows_that_max_tokens_cut_a_schema_short(demo, spec):
     assert_caches_are_true(demo)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["strict", "token_v3:0.3", "never", "token_cascade:0.2", "chow_sum:-2.0"])
 def test_a_stop_string_ends_a_constrained_answer_before_it(demo, spec):
     for settings in settings_of(spec, 6):
@@ -270,6 +274,7 @@ def literal(text: str) -> str:
     return json.dumps(text)  # GBNF escapes quotes and backslashes as JSON does
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=40)
 @hypothesis.given(
     texts=st.lists(closed, min_size=1, max_size=3),

@@ -214,6 +214,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     source=st.sampled_from(sorted(SOURCES)), moves=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), max_size=8), data=st.data()
@@ -466,6 +467,7 @@ def test_rules_that_ask_for_one_another_too_long_are_refused_and_fewer_are_not(w
     assert words.accepts(words.gbnf(chain(900, backwards=backwards)), "a")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", LINKS.values(), ids=LINKS)
 def test_references_that_follow_one_another_too_long_are_refused_and_fewer_are_not(words, link):
     assert "schemas deep" in refusal(lambda: from_json_schema(referring(3_000, link)))
@@ -481,6 +483,7 @@ def test_a_grammar_whose_process_dies_is_refused_and_the_next_one_compiles(words
     assert words.accepts(words.gbnf('root ::= "a"'), "a")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schema",
     [
@@ -523,6 +526,7 @@ def test_a_caller_that_gives_up_does_not_wait_for_a_grammar(words):
         Grammar(words.tokenizer, slow, words.n_vocab, gone.is_set)
 
 
+@pytest.mark.slow
 def test_a_process_serves_one_grammar_after_the_other_and_waits_only_for_a_while(monkeypatch):
     vocabulary = few_words(b"a", b"b")
     pool, children = vocabulary["pool"], []

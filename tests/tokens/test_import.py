@@ -33,6 +33,7 @@ print(json.dumps({"calls": calls, "peak": tracemalloc.get_traced_memory()[1]}))
 """
 
 
+@pytest.mark.slow
 def test_an_import_starts_no_process_registers_no_hook_and_allocates_no_buffers():
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
