@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 #: Imports the package twice: the second time, with all other modules loaded, the memory is that of its own.
 PROGRAM = """
 import atexit, json, os, subprocess, sys, tracemalloc
