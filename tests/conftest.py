@@ -29,7 +29,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("patient", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("patient")
 # Without the slow tests the others take fewer examples too, unless --hypothesis-profile asks for all.
-settings.register_profile("quick", settings.get_profile("patient"), max_examples=25)
+settings.register_profile("quick", settings.get_profile("patient"), max_examples=10)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -26,6 +26,7 @@ def test_each_question_is_judged_by_what_both_models_write_alone(demo):
     assert not any(outcome.drafter_right for outcome in judge(demo, questions, max_tokens=1))
 
 
+@pytest.mark.slow
 def test_a_question_that_is_too_long_is_named_before_any_is_asked(demo):
     questions = [Question(prompt="Who is Ada Lovelace?", reference=("x",)), Question(prompt="word " * 600, reference=("x",), id="long")]
     demo.reset()
@@ -34,6 +35,7 @@ def test_a_question_that_is_too_long_is_named_before_any_is_asked(demo):
     assert demo._drafter.tokens == demo._expert.tokens == []
 
 
+@pytest.mark.slow
 def test_without_a_chat_template_the_question_is_continued_as_it_is(tmp_path):
     path = text_model(tmp_path / "plain.gguf")
     with sc.load(drafter=path, expert=path, n_ctx=64) as runtime:

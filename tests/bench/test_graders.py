@@ -84,6 +84,7 @@ def test_repeated_text_is_graded_fast(text):
         assert time.perf_counter() - begun < 10
 
 
+@pytest.mark.slow
 def test_a_pattern_that_would_search_forever_is_an_error(monkeypatch):
     monkeypatch.setattr(graders, "SEARCH_S", 1.0)
     with pytest.raises(CatalogError, match=r"'\(a\+\)\+b' in an answer of 60 characters does not finish within 1 s"):

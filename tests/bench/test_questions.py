@@ -116,6 +116,7 @@ BAD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("line", "said"), BAD)
 def test_an_invalid_question_is_refused_with_its_line(tmp_path, line, said):
     path = written(tmp_path, {"prompt": "fine"}, line)

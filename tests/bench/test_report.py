@@ -97,6 +97,7 @@ def test_a_path_that_cannot_be_written_is_an_error(tmp_path):
         write_report(tmp_path / "none" / "out.html", summarize(fake_rows()), fake_rows(), SETUP)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: install one (Debian: apt install chromium) to see the page in a browser")
 def test_a_browser_opens_the_page_without_a_complaint(page, tmp_path):
     done = subprocess.run(

@@ -32,6 +32,7 @@ def repeatable(rows):
     return {key(row): {name: value for name, value in row.items() if name not in CLOCKS} for row in rows}
 
 
+@pytest.mark.slow
 def test_a_run_that_was_broken_off_gives_the_rows_of_one_that_was_not(demo):
     whole = measured(demo)
     assert len(whole) == len(repeatable(whole)) == len(QUESTIONS) * len(ARMS)

@@ -68,6 +68,7 @@ def test_the_fastest_that_loses_no_quality_is_found_and_confirmed_on_other_quest
     assert not later & set(choose_by)
 
 
+@pytest.mark.slow
 def test_each_goal_has_its_own_best():
     assert choice(Goal(budget=0.02))[0].arm.method.alpha == 0.2
     assert choice(Goal(max_quality_loss=0.5))[0].arm.method.alpha == 0.6
@@ -75,6 +76,7 @@ def test_each_goal_has_its_own_best():
     assert choice(Goal(min_speedup=2.7))[0].arm.method.alpha == 0.8
 
 
+@pytest.mark.slow
 def test_with_limits_on_the_cost_only_the_best_answers_win():
     assert choice(Goal(expert_share=0.15))[0].arm.method.alpha == 0.6, "0.8 asks still less, and is wrong more often"
     assert choice(Goal(min_speedup=1.2))[0].arm.method.alpha == 0.4, "as right as 0.2, and faster"

@@ -215,6 +215,7 @@ def test_a_full_disk_is_an_error_and_measured_rows_are_safe(asked, tmp_path):
     assert [row["text"] for row in rows.read(out)[1][:safe]] == [row["text"] for row in rows.read(out)[1]][:safe]
 
 
+@pytest.mark.slow
 def test_a_device_cannot_hold_rows(asked, tmp_path):
     done = speccascade("bench", "--questions", asked, *GRID, "--out", os.devnull, "--resume", cwd=tmp_path)
     assert done.returncode == 1

@@ -89,6 +89,7 @@ def test_each_option_changes_the_reply():
         assert (changed["token_ids"], changed["origins"]) != (plain["token_ids"], plain["origins"]), options
 
 
+@pytest.mark.slow
 def test_log_probabilities_are_per_token_and_those_of_both_models_optional():
     reply = replied("--logprobs", "3", "--model-logprobs", "--temperature", "1", "--seed", "1", "--rule", "strict")
     for name in ("logprobs", "expert_logprobs", "drafter_logprobs"):
@@ -237,6 +238,7 @@ def test_compare_shows_a_calibration_beside_the_other_ways(calibrated):
     assert re.search(r"drafter's confidence [\d.]+, threshold [\d.]+: (keeps the drafter's answer|discards it)", shown)
 
 
+@pytest.mark.slow
 def test_a_pair_may_have_a_calibration_of_its_own_beside_its_models_yaml(calibrated, tmp_path):
     pair = "pairs:\n  mine:\n    drafter: bundled:drafter.gguf\n    expert: bundled:expert.gguf\n    rule: calibrated:cal.json\n"
     (calibrated / "models.yaml").write_text(pair, encoding="utf-8")

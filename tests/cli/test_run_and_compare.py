@@ -57,6 +57,7 @@ def test_the_text_and_nothing_else_goes_to_stdout(answer):
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, answer + "\n", b"")
 
 
+@pytest.mark.slow
 def test_the_prompt_may_come_from_stdin_and_the_pair_may_be_named(answer):
     for arguments in (["run"], ["run", "-"], ["run", "demo", "-"], ["run", "demo"]):
         assert speccascade(*arguments, *FIXED, stdin=QUESTION.encode() + b"\n").stdout.decode() == answer + "\n"
@@ -132,6 +133,7 @@ def test_control_characters_of_a_catalog_are_escaped(tmp_path):
     assert "a[red]b" in text
 
 
+@pytest.mark.slow
 def test_the_error_of_a_template_is_short_and_has_no_control_characters(tmp_path):
     source = "{{ raise_exception('\x1b[2J\x1b]0;pwn\x07' ~ 'a' * 9000000) }}"
     path = text_model(tmp_path / "m.gguf", chat_template=source)
@@ -192,6 +194,7 @@ def test_a_generated_seed_repeats_the_reply():
     assert again == first
 
 
+@pytest.mark.slow
 def test_verbose_names_the_rule_its_trade_and_the_repacking_decision_on_stderr(answer):
     done = speccascade("run", "-v", "--rule", "token_v3:0.6", QUESTION)
     text = done.stderr.decode()
@@ -277,6 +280,7 @@ def test_models_shows_all_facts_of_one_pair(tmp_path):
     assert re.search(r"to pull: gemma-3-12b-it-Q4_K_M\.gguf", text)
 
 
+@pytest.mark.slow
 def test_a_verb_works_in_a_folder_that_is_gone(tmp_path):
     gone = tmp_path / "gone"
     gone.mkdir()
@@ -291,6 +295,7 @@ def test_a_reply_that_is_cut_off_is_reported_on_stderr():
     assert done.stderr.decode() == "(cut off after 3 tokens: --max-tokens 3)\n"
 
 
+@pytest.mark.slow
 def test_an_expert_without_a_chat_template_is_named(tmp_path):
     path = text_model(tmp_path / "plain.gguf")
     done = speccascade("run", "--drafter", path, "--expert", path, "--max-tokens", "2", "Hi")
@@ -298,6 +303,7 @@ def test_an_expert_without_a_chat_template_is_named(tmp_path):
     assert "the expert has no chat template" in done.stderr.decode()
 
 
+@pytest.mark.slow
 def test_two_vocabularies_are_refused_before_anything_is_generated(tmp_path):
     pair = catalog.find("demo")
     done = speccascade("run", "--drafter", text_model(tmp_path / "other.gguf", n_vocab=1024), "--expert", pair.expert, "Hi")
@@ -305,11 +311,13 @@ def test_two_vocabularies_are_refused_before_anything_is_generated(tmp_path):
     assert re.match(r"error: token id \d+ is '.+' for the drafter and '.+' for the expert", done.stderr.decode())
 
 
+@pytest.mark.slow
 def test_a_terminal_without_styles_shows_no_rejected_drafts(answer):
     shown = in_terminal("run", "--show-origin", "--rule", "strict", "Who is Buzz Aldrin?", TERM="dumb")
     assert 'Edwin "Buzz" Aldrin, a pivotal figure' in shown
 
 
+@pytest.mark.slow
 def test_a_narrow_terminal_still_shows_a_table_that_can_be_read():
     shown = in_terminal("compare", QUESTION, COLUMNS="60")
     assert re.search(r"speculative decoding +\d+ +\d+ +[\d.]+ +[\d.]+ +[\d.]+×", shown)
@@ -424,6 +432,7 @@ def test_stdout_on_a_full_disk_is_an_error_without_a_traceback():
         assert done.stderr == b"error: stdout: No space left on device\n"
 
 
+@pytest.mark.slow
 def test_a_closed_stdin_is_no_prompt():
     done = subprocess.run(f"{sys.executable} -m speccascade_local run <&-", shell=True, capture_output=True, timeout=120)
     assert (done.returncode, done.stderr) == (1, b"error: no prompt; give one in quotes, or pipe it in\n")
@@ -446,6 +455,7 @@ def test_without_a_pair_the_users_own_file_may_set_the_rule_of_the_bundled_one(t
     assert reply["rule"] == "token_v3:0.8"
 
 
+@pytest.mark.slow
 def test_a_reader_that_closes_the_pipe_is_no_error():
     done = subprocess.run(
         f"{sys.executable} -m speccascade_local run --raw --temperature 3 --max-tokens 400 Once | head -c 1",

@@ -75,6 +75,7 @@ def test_every_document_has_its_page_and_its_place_in_the_menu(site):
         assert document.stem == "index" or f'href="{document.stem}.html"' in home, document.name
 
 
+@pytest.mark.slow
 def test_what_documents_link_to_outside_their_folder_is_part_of_it(site):
     assert "CONTRIBUTING" in (site / "architecture.html").read_text(encoding="utf-8")
     assert (site / "repository" / "CONTRIBUTING.html").exists()

@@ -53,6 +53,7 @@ def test_threads_stay_within_physical_cores_and_within_what_the_process_may_use(
     assert physical_cores() == expected
 
 
+@pytest.mark.slow
 def test_a_vocabulary_of_odd_tokens_fills_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """llama.cpp writes a line for each: a million of them took a minute and more to go through Python's log."""
     count = 30_000

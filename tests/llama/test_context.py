@@ -275,6 +275,7 @@ def test_a_closed_session_refuses_to_work_and_may_be_closed_again(model: LlamaMo
             step()
 
 
+@pytest.mark.slow
 def test_an_unreachable_session_is_freed_context_before_model(files: SimpleNamespace, freed: list[tuple[str, int]]) -> None:
     session = LlamaSession(LlamaContext(LlamaModel(files.ids), n_ctx=32, n_threads=1))
     del session
@@ -383,6 +384,7 @@ def test_a_rollback_that_llama_cpp_refuses_is_an_error_and_forgets_nothing(sessi
     assert_untouched(session, [5, 60, 70], monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_session_that_fails_half_way_frees_its_context_once(
     model: LlamaModel, monkeypatch: pytest.MonkeyPatch, made: list[tuple[str, int]], freed: list[tuple[str, int]]
 ) -> None:

@@ -100,6 +100,7 @@ def test_what_is_aligned_is_followed_by_the_rows_of_a_cold_reading(contexts, dat
         used.context.evaluate([Part(timeline, [token], 1)])
 
 
+@pytest.mark.slow
 def test_of_a_cache_whole_pieces_are_kept_and_of_a_recurrent_state_nothing(files, tmp_path):
     for path, placement, aligned in (
         (files.expert, None, 384),  # in pieces of 128

@@ -61,6 +61,7 @@ with sc.load(n_threads=2, profile=False) as runtime:
     assert lines[1:] == ["status 0", "True"]
 
 
+@pytest.mark.slow
 def test_a_fork_while_another_thread_generates_is_refused_though_that_thread_held_the_locks():
     lines = output_of("""
 with sc.load(n_threads=2, profile=False) as runtime:
@@ -77,6 +78,7 @@ with sc.load(n_threads=2, profile=False) as runtime:
     assert lines[1] == "status 0"
 
 
+@pytest.mark.slow
 def test_a_fork_may_close_and_drop_what_it_cannot_use():
     lines = output_of("""
 with sc.load(n_threads=2, profile=False) as runtime:
@@ -88,6 +90,7 @@ with sc.load(n_threads=2, profile=False) as runtime:
     assert lines == ["child: closed", "status 0", "True"]
 
 
+@pytest.mark.slow
 def test_a_fork_from_before_anything_was_loaded_loads_for_itself():
     lines = output_of("""
 def load_and_ask():

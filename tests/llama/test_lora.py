@@ -69,6 +69,7 @@ def test_a_return_code_is_not_lost(tmp_path, monkeypatch):
         rows(plain, (lora, 1.0))
 
 
+@pytest.mark.slow
 def test_either_model_of_a_pair_may_have_one(tmp_path):
     model, lora = text_model(tmp_path / "model.gguf", heads=1), adapter(tmp_path / "lora.gguf")
     asked = {"drafter": model, "expert": model, "n_ctx": 64, "profile": False}

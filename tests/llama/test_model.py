@@ -160,6 +160,7 @@ def test_a_file_cut_off_anywhere_is_a_load_error_that_names_it(
     assert "cut off" in str(error.value)
 
 
+@pytest.mark.slow
 def test_an_embedding_model_is_refused(tmp_path: Path, made: list[tuple[str, int]], freed: list[tuple[str, int]]) -> None:
     path = embedding_model(tmp_path / "unusable.gguf")
     with pytest.raises((ModelLoadError, SessionError), match=r"unusable\.gguf: "):
@@ -212,6 +213,7 @@ def test_on_progress_is_not_asked_again_after_it_raised(files: SimpleNamespace) 
     assert len(calls) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["first", "last"])
 def test_ctrl_c_while_loading_interrupts_and_leaves_nothing_loaded(
     files: SimpleNamespace, made: list[tuple[str, int]], freed: list[tuple[str, int]], when: str

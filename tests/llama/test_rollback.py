@@ -71,6 +71,7 @@ def assert_same(row: np.ndarray, expected: np.ndarray) -> None:
     assert np.abs(row - expected).max() <= TOLERANCE * expected.std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORKING)
 def test_each_architecture_goes_back_in_the_way_that_it_has(opened: Callable[..., LlamaSession], name: str) -> None:
     way = "snapshots" if name in SNAPSHOTTED else "checkpoints" if name in COPIED else "tail"
@@ -338,6 +339,7 @@ def counted(patch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
+@pytest.mark.slow
 def test_what_is_read_again_is_counted_and_nothing_else_is(written: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("llama-dense", "falcon-h1-dense"):
         with pair_of(written, name) as runtime:

@@ -153,6 +153,7 @@ def test_the_first_id_of_a_different_text_is_named_with_both_texts(tmp_path_fact
     changed.close()
 
 
+@pytest.mark.slow
 def test_a_refused_pair_is_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, freed = llama_cpp.llama_model_free, []
 
@@ -285,11 +286,13 @@ def test_a_pair_of_different_widths_emits_shared_ids_only(pair: sc.Runtime, rule
     assert max(emitted) < SMALL
 
 
+@pytest.mark.slow
 def test_a_prompt_may_hold_shared_ids_only(pair: sc.Runtime) -> None:
     with pytest.raises(PromptError, match=rf"token id {SMALL}; the ids that both models have are 0 to {SMALL - 1}"):
         pair.generate([5, SMALL])
 
 
+@pytest.mark.slow
 def test_models_without_text_answer_ids_with_ids(tmp_path: Path) -> None:
     paths = [textless_model(tmp_path / f"{seed}.gguf", seed=seed) for seed in range(2)]
     with sc.load(drafter=paths[0], expert=paths[1], n_ctx=64, n_threads=1) as runtime:

@@ -83,6 +83,7 @@ def test_the_first_difference_is_what_loading_the_pair_would_say(tmp_path):
     assert "token id 77 is" in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "answer", "grade", "said"),
     [(recurrent_model, "yes, but", "warning", "checkpoint"), (embedding_model, "no", "no", "encoder|embedding")],
@@ -154,6 +155,7 @@ def test_a_context_beyond_what_was_trained_is_a_no_and_one_that_is_none_an_error
             check("demo", PAIR, n_ctx=wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("must_fit", "answer", "grade"), [(True, "no", "no"), (False, "yes, but", "warning")])
 def test_models_that_do_not_fit_are_a_no_unless_memory_is_not_checked(monkeypatch, must_fit, answer, grade):
     monkeypatch.setattr("speccascade_local.machine.check.free_memory", lambda: 1_000_000)

@@ -53,6 +53,7 @@ def test_what_is_off_in_a_build_is_no_feature_of_it(monkeypatch):
     assert inspection.read_build().repacking is False
 
 
+@pytest.mark.slow
 def test_every_fact_has_its_line_at_80_columns(report):
     done = doctor(COLUMNS="80")
     assert done.returncode == 0
@@ -84,6 +85,7 @@ def test_a_child_that_crashes_is_reported_and_does_not_take_the_doctor_with_it(t
     assert "nothing is broken" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_models_yaml_that_cannot_be_read_is_broken(tmp_path):
     (tmp_path / "models.yaml").write_text("pairs: {a: {drafter: x}}\n")
     done = doctor("--json", cwd=tmp_path)

@@ -51,6 +51,7 @@ def test_sizes_are_those_of_the_loaded_model(caplog):
     assert found.recurrent == 0
 
 
+@pytest.mark.slow
 def test_neither_weights_nor_a_whole_file_are_needed(tmp_path):
     """A header that was fetched alone, stretched to the size of its file, shows all but the weights."""
     path = text_model(tmp_path / "whole.gguf")
@@ -85,6 +86,7 @@ def test_the_kind_of_rollback_is_that_of_the_memory(tmp_path, write, rollback, r
     assert (found.rollback, found.refused) == (rollback, refused)
 
 
+@pytest.mark.slow
 def test_a_pair_is_compared_as_when_it_is_loaded(tmp_path):
     large, small = text_model(tmp_path / "l.gguf", n_vocab=280), text_model(tmp_path / "s.gguf", n_vocab=270)
     found = dry_run_models({"drafter": small, "expert": large}, n_ctx=64)
@@ -116,6 +118,7 @@ def test_an_error_of_llama_cpp_is_shown_in_its_words(tmp_path):
         dry_run_models({"drafter": path, "expert": tmp_path / "odd.gguf"}, n_ctx=64)
 
 
+@pytest.mark.slow
 def test_devices_and_adapters_are_tried_too(tmp_path):
     path = textless_model(tmp_path / "m.gguf")
     with pytest.raises(SettingError, match=r"device is 'XPU7'; llama\.cpp has CPU"):
@@ -155,6 +158,7 @@ def test_an_error_names_the_file_that_was_being_loaded(monkeypatch):
         dry_run_models({"drafter": DEMO / "drafter.gguf", "expert": DEMO / "expert.gguf"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("child", ["import time; time.sleep(600)", "import os, time; os.close(1); os.close(2); time.sleep(600)"])
 def test_a_child_that_hangs_is_given_up(monkeypatch, child):
     monkeypatch.setattr(dry_run, "CHILD", (sys.executable, "-c", child))

@@ -40,6 +40,7 @@ def same(one, other):
     return [replace(each, other=0) for each in one.values()] == [replace(each, other=0) for each in other.values()]
 
 
+@pytest.mark.slow
 def test_the_cache_returns_what_the_dry_run_found(tmp_path, tried):
     a, b = textless_model(tmp_path / "a.gguf"), textless_model(tmp_path / "b.gguf", seed=1)
     first = plans(a)
@@ -97,6 +98,7 @@ def test_a_damaged_cache_file_is_ignored(tmp_path, tried):
         assert len(tried) == times
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, tried, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

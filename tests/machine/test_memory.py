@@ -197,6 +197,7 @@ def test_a_model_of_nearly_a_terabyte_is_refused_at_once(tmp_path, made):
     assert not made
 
 
+@pytest.mark.slow
 def test_a_context_that_does_not_fit_names_one_that_does(tmp_path, monkeypatch):
     path = hollow_model(tmp_path / "large.gguf", width=4096, layers=8, ffn=4096)
     monkeypatch.setattr(load, "free_memory", lambda: 2_600_000_000)
@@ -209,6 +210,7 @@ def test_a_context_that_does_not_fit_names_one_that_does(tmp_path, monkeypatch):
         sc.load(drafter="ngram", expert=path, n_ctx=largest)
 
 
+@pytest.mark.slow
 def test_more_context_than_a_model_was_trained_for_is_refused_with_the_size(tmp_path, made):
     large, small = textless_model(tmp_path / "l.gguf", n_ctx_train=512), textless_model(tmp_path / "s.gguf", n_ctx_train=300)
     with pytest.raises(sc.SettingError, match=r"n_ctx \(--ctx\) is 301; .* from 1 to 300, which is what the models were trained for"):

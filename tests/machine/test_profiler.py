@@ -259,6 +259,7 @@ def test_what_was_found_is_applied_to_both_sessions(open_pair, cache):
         assert session.context._padding == {2: 4, 3: 4}
 
 
+@pytest.mark.slow
 def test_a_runtime_is_profiled_and_answers_as_before(cache, measured):
     with sc.load(n_threads=1) as runtime:
         before = runtime.generate("Who is", max_tokens=12, temperature=0).text

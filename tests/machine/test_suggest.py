@@ -45,6 +45,7 @@ def suggested(folder: Path, expert: Path, known: tuple[MeasuredModel, ...] = ())
 # --------------------------------------------------------------------------- the verdict
 
 
+@pytest.mark.slow
 @given(one=differences, other=differences)
 @settings(max_examples=80)
 def test_a_look_at_the_files_never_rules_out_what_pairs(tmp_path_factory, one, other):
@@ -87,6 +88,7 @@ def test_each_model_that_does_not_pair_has_its_reason(tmp_path, large):
     assert "cut off" in others["cut.gguf"]
 
 
+@pytest.mark.slow
 def test_models_without_text_pair_by_their_number_of_ids(tmp_path, large):
     expert = textless_model(tmp_path / "expert.gguf")
     recurrent_model(tmp_path / "mamba.gguf")

@@ -14,6 +14,7 @@ def child(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
+@pytest.mark.slow
 def test_the_bundled_pair_answers(demo):
     found = try_bundled_pair()
     assert (found.works, found.reason, found.crash) == (True, "", "")

@@ -119,6 +119,7 @@ def test_no_prefix_of_a_header_is_taken_for_a_file(tmp_path):
             check_gguf(tmp_path / "cut.gguf")
 
 
+@pytest.mark.slow
 def test_a_divided_model_is_the_whole_one(tmp_path):
     whole = textless_model(tmp_path / "m.gguf")
     shaped = {"width": 64, "layers": 2, "ffn": 64, "vocab": 96}

@@ -313,6 +313,7 @@ def test_what_has_come_already_needs_no_room_again(here, hub, monkeypatch):
     pull(here)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_on_the_way_is_reported_and_what_has_come_stays(here, hub):
     limited = (
         f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); sys.argv = {[*PULL[2:], 'p']!r}; "
@@ -421,12 +422,14 @@ def test_no_network_is_reported(here, hub, monkeypatch):
     assert re.search(r"me/models: no connection to http://127\.0\.0\.1:9 \(.*\); check the network", refused(here))
 
 
+@pytest.mark.slow
 def test_offline_mode_is_respected(here):
     done = run([*PULL, "p"], here, HF_HUB_OFFLINE="1")
     assert done.returncode == 1
     assert "HF_HUB_OFFLINE is set, so nothing is fetched; unset it first" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_address_that_is_no_hub_is_reported(here, hub):
     done = run([*PULL, "p"], here, HF_ENDPOINT=hub.address + "/storage")
     assert done.returncode == 1

@@ -96,6 +96,7 @@ def test_ranges_grow_until_the_header_is_whole_and_no_byte_comes_twice(hub, data
     assert len(come) <= 16
 
 
+@pytest.mark.slow
 def test_a_header_longer_than_the_first_range_by_far_is_asked_for_at_once(hub, data, tmp_path):
     come: list[int] = []
     path = fetch_headers(source("big.gguf"), tmp_path, come.append)
@@ -119,6 +120,7 @@ def test_a_server_without_ranges_is_refused_before_the_file_comes(hub, tmp_path)
     assert hub.sent < PADDING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

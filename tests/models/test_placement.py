@@ -177,6 +177,7 @@ def test_parameters_have_the_ggml_type_of_each_cache_type():
     }
 
 
+@pytest.mark.slow
 def test_what_models_yaml_says_of_a_model_holds_where_the_caller_says_nothing(tmp_path):
     for name in ("small", "large"):
         text_model(tmp_path / f"{name}.gguf", heads=1)

@@ -257,6 +257,7 @@ def test_rows_of_another_setup_are_refused_but_for_the_commit():
         peers.same_setup(rows, {"threads": 4, "commit": "b"}, Path("f"))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_asks_only_what_is_missing(tmp_path, monkeypatch, demo):
     asked: list[tuple[str, int]] = []
 

@@ -176,6 +176,7 @@ def test_it_can_be_closed_at_any_time(screen, moment):
     assert said(screen, f"{begin}\nwindow.close()\nroot.mainloop()\nprint('ended')") == ["ended"]
 
 
+@pytest.mark.slow
 def test_a_pair_that_cannot_be_loaded_is_told_once_and_nothing_can_be_sent(screen):
     lines = said(
         screen,

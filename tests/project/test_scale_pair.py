@@ -38,6 +38,7 @@ def test_a_scaled_model_has_the_logits_of_the_small_one_and_the_size_of_a_large_
     model.close()
 
 
+@pytest.mark.slow
 def test_a_scaled_pair_answers_as_the_bundled_one(folder, demo):
     messages = [{"role": "user", "content": "What is 17 plus 25?"}]
     with sc.load(drafter=folder / "drafter.gguf", expert=folder / "expert.gguf", n_threads=1, profile=False) as scaled:
@@ -52,6 +53,7 @@ def script(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_the_script_writes_other_quantizations_and_tells_how_far_they_are(tmp_path):
     ran = script("--quantization", "Q4_0", str(tmp_path))
     assert ran.returncode == 0, ran.stderr

@@ -106,6 +106,7 @@ def test_system_packages_can_be_declined(checkout, stubs):
     assert finished.stdout.splitlines() == ["setup test,dev", "test ", "check "]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["setup", "demo", "test", "check"])
 def test_without_a_compiler_nothing_begins_and_the_error_names_one(checkout, script):
     finished = run(checkout, f"scripts/{script}", CXX="no-such-compiler")

@@ -73,6 +73,7 @@ def test_the_example_keeps_every_drafted_digit_where_strict_drops_some(demo, exa
     assert dropped["strict"] > 10
 
 
+@pytest.mark.slow
 def test_the_example_leaves_names_to_the_expert_and_judges_the_rest_as_token_v3_does(demo, examples):
     from my_rules import TrustDigits, is_name, is_number
 

@@ -136,6 +136,7 @@ def test_a_template_that_writes_answers_otherwise_gets_the_prompt_that_it_asks_f
 # --------------------------------------------------------------------------- a full context
 
 
+@pytest.mark.slow
 def test_a_full_context_drops_the_oldest_turns_keeps_the_system_prompt_and_says_so(pair: sc.Runtime, caplog) -> None:
     conversation, dropped = sc.Conversation(pair, system="Be the one."), 0
     for number in range(12):

@@ -64,6 +64,7 @@ def test_two_devices_write_the_experts_greedy_text_too(demo, monkeypatch):
     assert nearly_equal(demo, ids, reply.token_ids, alone.token_ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["strict", "token_v3:0.5", "chow:0.3", "opt:0.2", "mentored:0.1", "typical", "budget:0.05"])
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_guesses_alone_go_with_every_kind_of_rule(ngram, rule, temperature):

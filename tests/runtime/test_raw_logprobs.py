@@ -167,6 +167,7 @@ def key(piece: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("temperature", [0, 0.7, 1])
 def test_a_completions_log_probabilities_are_k_of_a_fresh_raw_row_and_the_tokens_own(toys, temperature, stream):

@@ -288,6 +288,7 @@ def test_between_tokens_both_caches_hold_the_text_and_the_expert_catches_up_wher
     assert_caches_are_true(demo, text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"rule": "strict"}, {"rule": "token_v3:0.8", "block_size": 4}, {"block_size": 0}], ids=str)
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_no_end_is_written_before_the_least_length_along_the_draft(demo, settings, temperature):

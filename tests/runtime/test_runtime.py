@@ -217,6 +217,7 @@ def test_a_stop_string_that_spells_control_tokens_ends_the_text_streamed_and_who
     assert stopped > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", ["<|im_start|>", ""])
 def test_a_raw_prompt_has_one_bos_whether_or_not_it_begins_with_it(talks_in_control_tokens, written):
     runtime = talks_in_control_tokens
@@ -328,6 +329,7 @@ def test_malformed_messages_are_refused(demo, messages):
         demo.chat(messages)
 
 
+@pytest.mark.slow
 def test_a_closed_runtime_says_so_and_closing_twice_is_harmless():
     with sc.load() as runtime:
         stream = runtime.stream("Hello")
@@ -364,6 +366,7 @@ def test_the_models_are_not_freed_while_another_thread_reads_their_vocabulary(mo
         runtime.chat_ids(QUESTION)
 
 
+@pytest.mark.slow
 def test_a_failed_load_frees_what_was_loaded(monkeypatch, tmp_path):
     closed = []
     monkeypatch.setattr(LlamaModel, "close", lambda self: closed.append(self.path.name))

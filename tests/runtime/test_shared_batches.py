@@ -96,6 +96,7 @@ def test_an_interruption_is_its_own_threads_and_the_others_get_their_rows(monkey
             np.testing.assert_array_equal(rows, np.float32([context.row_of(text)]))
 
 
+@pytest.mark.slow
 def test_the_cheaper_model_goes_first_but_not_for_ever() -> None:
     drafter, expert = context_of(1), context_of(2)
     gathering = SharedBatches({drafter: flat, expert: flat})

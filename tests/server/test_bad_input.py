@@ -58,6 +58,7 @@ def test_a_number_that_is_too_large_is_refused(served):
     assert require_error(served.post("/v1/chat/completions", body))["param"] == "temperature"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value", "param"),
     [
@@ -144,6 +145,7 @@ def test_content_other_than_text_is_refused(served, content, param, what):
 DEEP = '{"a":' * 150 + "1" + "}" * 150
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
@@ -204,6 +206,7 @@ def test_the_error_for_an_unknown_model_lists_the_models(served, model):
     assert "models are demo" in error["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
     ["calibrated:/etc/passwd", "calibrated:models.json", "budget:0.1,calibrated:x", "os:system('id')", "os:abort()", "tests.my:Rule()",
@@ -235,6 +238,7 @@ def test_rules_by_name_alpha_and_registration(served):
     require_error(served.chat(speccascade={"alpha": 5}))
 
 
+@pytest.mark.slow
 def test_the_expert_alone_drafts_nothing(served):
     alone = served.chat(speccascade={"rule": "expert"}).json()
     assert alone["timings"]["draft_n"] == alone["speccascade"]["block_size"] == 0

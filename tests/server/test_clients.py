@@ -125,6 +125,7 @@ def test_a_full_queue_says_when_to_retry(slow):
         assert served.chat().status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_request_that_takes_too_long_gets_a_timeout_error(slow, stream):
     with serving(slots=1, timeout_s=0.3) as served:
@@ -156,6 +157,7 @@ def test_a_client_that_never_reads_is_dropped(monkeypatch):
         wait_until(lambda: running(served) == (0, 0), "it is given up")
 
 
+@pytest.mark.slow
 def test_two_requests_of_one_conversation_are_both_answered():
     def ask(served, question):
         return served.chat(messages=[{"role": "user", "content": question}], prompt_cache_key="one", max_tokens=30)
@@ -219,6 +221,7 @@ def test_a_head_that_does_not_come_whole_closes_the_connection(monkeypatch, begu
         assert is_closed(connection)
 
 
+@pytest.mark.slow
 def test_single_bytes_do_not_keep_a_connection_open(monkeypatch):
     monkeypatch.setattr(connections, "HEAD_WITHIN_S", 0.3)
     with serving() as served, served.connect() as connection:
@@ -300,6 +303,7 @@ async def large(scope, receive, send):
     await send({"type": "http.response.body", "body": bytes(30_000_000)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [HEALTH, HEALTH.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")], ids=["kept", "closed"])
 def test_an_unread_response_is_dropped(monkeypatch, head):
     monkeypatch.setattr(connections, "UNREAD_WITHIN_S", 0.2)
@@ -538,6 +542,7 @@ def talks_in_control_tokens(tmp_path_factory: pytest.TempPathFactory):
         yield served
 
 
+@pytest.mark.slow
 def test_a_stop_string_that_is_a_control_token_stops_over_http(talks_in_control_tokens):
     asked = {"model": "m", "prompt": "ab", "temperature": 0, "max_tokens": 4, "logit_bias": {str(IM_START): 100}}
     whole = talks_in_control_tokens.post("/v1/completions", asked).json()

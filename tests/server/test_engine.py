@@ -437,6 +437,7 @@ def test_owners_share_neither_caches_nor_conversations(demo: sc.Runtime) -> None
         assert prompts["b"] == runtime.chat_ids(said)[: len(spoken)]
 
 
+@pytest.mark.slow
 def test_owners_do_not_wait_for_each_other_s_conversations(pair: sc.Runtime) -> None:
     gate = Gate()
     with Engine({"demo": pair}, slots=2) as engine:
@@ -447,6 +448,7 @@ def test_owners_do_not_wait_for_each_other_s_conversations(pair: sc.Runtime) -> 
         assert running.reply().finish_reason
 
 
+@pytest.mark.slow
 def test_a_slow_rule_blocks_no_other_slot(pair: sc.Runtime) -> None:
     gate = Gate()
     with Engine({"demo": pair}, slots=2) as engine:
@@ -456,6 +458,7 @@ def test_a_slow_rule_blocks_no_other_slot(pair: sc.Runtime) -> None:
         assert running.reply().finish_reason
 
 
+@pytest.mark.slow
 def test_a_client_that_asks_a_lot_leaves_a_slot_and_a_place_to_others(pair: sc.Runtime) -> None:
     with Engine({"demo": pair}, slots=2, queue=4) as engine:
         gate = Gate()

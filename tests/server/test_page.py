@@ -134,6 +134,7 @@ def test_an_answer_streams_in_and_every_token_tells_who_wrote_it(page, server, r
     assert figures[figures.index("expert calls") + 1] == str(reply.stats.expert_calls)
 
 
+@pytest.mark.slow
 @needs_browser
 def test_pointing_at_a_token_shows_both_models_the_decision_and_the_distance(page, server):
     top = {"expert": [["Edwin", -0.5], ["Buzz", -1.0]], "drafter": [["Buzz", -0.1]]}
@@ -149,6 +150,7 @@ def test_pointing_at_a_token_shows_both_models_the_decision_and_the_distance(pag
     assert page.locator("#inspector").is_hidden()
 
 
+@pytest.mark.slow
 @needs_browser
 def test_dropped_drafts_can_be_hidden(page, server):
     server.scripted.append([block({"text": "a", "origin": "corrected", "dropped": "b"}, finish="stop")])
@@ -368,6 +370,7 @@ def test_the_key_is_sent_to_the_server_only(browser, runtime):
     served.close()
 
 
+@pytest.mark.slow
 @needs_browser
 def test_an_interrupted_reply_stays_visible(page, server):
     server.scripted.append([block({"text": "half", "origin": "accepted"}), {"error": {"message": "out of memory"}}])

@@ -183,6 +183,7 @@ def test_beside_calls_only_separate_white_space_is_lost(pieces):
     assert shown == (text if len(runs) == 1 else "".join(run for run in runs if run.strip()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece",
     [CALL, "<tool_call>{}</tool_call>", block('"other"'), block("1"), '<tool_call>{"a":', '<tool_call>{"a":"', '<tool_call>{"a',
@@ -202,6 +203,7 @@ def test_repeated_pieces_are_read_in_linear_time(piece):
         assert (parts[0], summary(parts[1])) == (whole[0], summary(whole[1]))
 
 
+@pytest.mark.slow
 def test_single_characters_are_read_in_linear_time():
     for text in (CALL * 1500, block(arguments='{"a": "%s"}' % ("x" * 100_000)), " " * 100_000, '<tool_call>{"a":"' * 6000):
         begun = time.perf_counter()

@@ -294,6 +294,7 @@ def test_a_mask_cannot_be_changed_by_who_asked_for_it(words):
 # ---------------------------------------------------------------------- schemas
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(seed=st.integers(0, 9999))
 def test_the_end_of_a_json_text_is_allowed_exactly_where_it_is_valid(words, seed):

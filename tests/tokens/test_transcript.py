@@ -58,6 +58,7 @@ texts = st.text("the <>/|_endim\n", max_size=8) | st.sampled_from(["<|im_end|>",
 answers = st.lists(st.integers(0, 262), max_size=8)
 
 
+@pytest.mark.slow
 @given(st.sampled_from(list(TEMPLATES)), st.integers(0, 1), st.lists(st.tuples(texts, answers, st.booleans()), min_size=1, max_size=3))
 @settings(max_examples=150, deadline=None)
 def test_every_prompt_spells_what_the_template_wrote(tokenizers, name: str, which: int, turns) -> None:
