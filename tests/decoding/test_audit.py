@@ -185,7 +185,6 @@ def fresh(demo: sc.Runtime) -> Reply:
     return demo.generate(ids(demo, PROMPTS[1]), rule="token_v3:0.5", seed=1, max_tokens=30, block_size=4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rule", UNASKED)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("batch", [0, 1])

@@ -105,7 +105,6 @@ def ways_to_draft() -> dict[str, dict]:
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", ways_to_draft())
 def test_summed_over_every_course_of_events_a_strict_text_has_exactly_the_experts_probability(way):
     rows = [session.row_of for session in sometimes_accepts(3)]
