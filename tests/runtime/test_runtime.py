@@ -399,7 +399,7 @@ def test_load_refuses_what_it_cannot_do(arguments, error, said):
 
 def test_progress_is_told_for_both_models():
     seen: list[tuple[str, float]] = []
-    sc.load(on_progress=lambda role, fraction: seen.append((role, fraction))).close()
+    sc.load(profile=False, on_progress=lambda role, fraction: seen.append((role, fraction))).close()
     assert {role for role, _ in seen} == {"drafter", "expert"}
     assert max(fraction for _, fraction in seen) == 1.0
 
